@@ -1,0 +1,37 @@
+# make demo    set everything up and run the demo
+# make test    set everything up and run the tests
+# make check   format, lint, types, import contract, tests: what CI runs
+# make venv    only set up
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: venv demo test check lint slow clean
+
+venv: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,parquet]' --group dev
+	touch .venv/ready
+
+demo: venv
+	$(BIN)/liftplus demo
+
+test: venv
+	$(BIN)/python -m pytest -m 'not slow'
+
+slow: venv
+	$(BIN)/python -m pytest -m slow
+
+lint: venv
+	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

@@ -1,0 +1,3 @@
+from liftplus.cli import main
+
+main()

@@ -1,0 +1,283 @@
+"""The command line. Heavy imports wait inside the commands, so that help comes at once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from liftplus.errors import UserError
+
+if TYPE_CHECKING:
+    from liftplus.config import RunConfig
+    from liftplus.data.dataset import DataSet
+    from liftplus.runs import Guess
+
+app = typer.Typer(
+    help="Fine-tune CLIP and other vision foundation models on long-tailed image data (LIFT, LIFT+).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Look at data before training.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Data = Annotated[
+    str, typer.Option("--data", "-d", help="Folder, .zip, .tar, .csv, .parquet, list file, or a known name.")
+]
+BackboneName = Annotated[str, typer.Option("--backbone", "-b", help="Pretrained model; `liftplus info` lists them.")]
+Method = Annotated[str, typer.Option("--method", "-m", help="lift+, lift, linear_probe, full or zeroshot.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; it must not exist yet.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value for anything else, e.g. epochs=10 lr=0.01.", metavar="[KEY=VALUE]..."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+
+
+@app.command()
+def train(
+    data: Data,
+    backbone: BackboneName = "mini_clip",
+    method: Method = "lift+",
+    out: Out = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Fine-tune on a data set, test the result, and write a run folder."""
+    from liftplus import config
+
+    _train(config.resolve(data=data, backbone=backbone, method=method, overrides=overrides or ()), out, as_json)
+
+
+@app.command()
+def zeroshot(
+    data: Data,
+    backbone: BackboneName = "mini_clip",
+    out: Out = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Test the backbone as it is, from the class names alone."""
+    from liftplus import config
+
+    _train(config.resolve(data=data, backbone=backbone, method="zeroshot", overrides=overrides or ()), out, as_json)
+
+
+def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
+    from liftplus import console, results, runs, runtime
+
+    chosen = runtime.choose(config.device, config.precision)
+    folder = results.new_folder(out or Path("runs") / _run_name(config))
+    bars = console.Bars()
+    dataset, model = runs.start(config, chosen, bars)
+    for note in runs.notes(config, dataset, model):
+        console.err.print(f"Note: {note}", highlight=False)
+    _describe_data(dataset)
+    outcome = runs.train_run(config, dataset, model, chosen, folder, bars)
+    if as_json:
+        print(
+            json.dumps(
+                {"folder": str(folder), "seconds": outcome.seconds, "parameters": outcome.parameters}
+                | outcome.metrics.summary()
+            )
+        )
+        return
+    counts = outcome.parameters
+    title = f"{config.method} on {dataset.name} with {config.backbone.name}: accuracy in percent on the test split"
+    console.accuracy_table(title, [("five crops" if config.evaluation.tte else "one crop", outcome.metrics.summary())])
+    console.out.print(
+        f"{counts['tuned']:,} tuned and {counts['head']:,} head parameters, {outcome.seconds:.0f} s of training. "
+        f"Files are in {folder}",
+        highlight=False,
+    )
+
+
+def _run_name(config: RunConfig) -> str:
+    words = Path(config.data.source).name.split(".")[0] or "data"
+    return f"{words}-{config.backbone.name}-{config.method}-seed{config.seed}"
+
+
+def _describe_data(dataset: DataSet) -> None:
+    from liftplus import console
+
+    counts = dataset.counts()
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    console.err.print(
+        f"{dataset.name}: {dataset.num_classes} classes, {sizes} images, "
+        f"{max(counts)} to {min(counts)} training images a class.",
+        highlight=False,
+    )
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Other data than the run's.")] = None,
+    split: Annotated[str, typer.Option(help="Split to test on: test, val or train.")] = "test",
+    out: Out = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Test a finished run again: on its own data or other data, with other test options."""
+    from liftplus import checkpoint, console, runs, runtime
+
+    settings = _run_config(run, data, overrides)
+    chosen = runtime.choose(settings.device, settings.precision)
+    trained = checkpoint.load_model(run, chosen)
+    if settings.head != trained.config.head or settings.tuner != trained.config.tuner:
+        raise UserError(
+            "head and tuner belong to the trained run and cannot be changed by eval; change data.* or evaluation.*."
+        )
+    folder = out or run / "eval"
+    metrics = runs.evaluate_run(trained, settings, chosen, folder, split, console.Bars())
+    if as_json:
+        print(json.dumps(metrics.summary()))
+        return
+    label = "five crops" if settings.evaluation.tte else "one crop"
+    console.accuracy_table(f"{run} on {settings.data.source} ({split})", [(label, metrics.summary())])
+    console.out.print(f"Files are in {folder}", highlight=False)
+
+
+def _run_config(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
+    from liftplus import checkpoint, config
+
+    values = checkpoint.read_about(run)["config"]
+    if data is not None:
+        values["data"] |= {"source": data, "root": None, "train_list": None, "val_list": None, "test_list": None}
+    return config.changed(values, overrides or ())
+
+
+@app.command()
+def predict(
+    run: Run,
+    inputs: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=".csv or .json; stdout as CSV if not given.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes for each image.")] = 5,
+    unreadable: Annotated[str, typer.Option(help="stop or skip at a broken image.")] = "stop",
+    tte: Annotated[
+        bool | None, typer.Option("--tte/--one-crop", help="Five crops or one; as in training if not given.")
+    ] = None,
+) -> None:
+    """Classify image files with a finished run."""
+    from liftplus import checkpoint, console, runs, runtime
+
+    if unreadable not in ("stop", "skip"):
+        raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
+    if out is not None and out.suffix not in (".csv", ".json"):
+        raise UserError(f"--out is {str(out)!r}; its name must end in .csv or .json.")
+    files = runs.image_files(inputs)
+    settings = _run_config(run, None, None)
+    chosen = runtime.choose(settings.device, settings.precision)
+    change: dict[str, Any] = {"top_k": top_k} | ({} if tte is None else {"tte": tte})
+    guesses = runs.predict_files(
+        checkpoint.load_model(run, chosen),
+        files,
+        settings.evaluation.model_copy(update=change),
+        chosen,
+        skip_unreadable=unreadable == "skip",
+        progress=console.Bars(),
+    )
+    _write_guesses(guesses, out)
+
+
+def _write_guesses(guesses: list[Guess], out: Path | None) -> None:
+    from liftplus import console, results
+
+    if out is not None and out.suffix == ".json":
+        results.write_json(
+            out,
+            [
+                {
+                    "path": g.path,
+                    "error": g.error,
+                    "top": [
+                        {"class": name, "probability": round(p, 6)}
+                        for name, p in zip(g.classes, g.probabilities, strict=True)
+                    ],
+                }
+                for g in guesses
+            ],
+        )
+    else:
+        count = max((len(g.classes) for g in guesses), default=0)
+        header = ["path", *(f"{what}_{k + 1}" for k in range(count) for what in ("class", "probability")), "error"]
+        rows = [
+            [
+                g.path,
+                *(cell for name, p in zip(g.classes, g.probabilities, strict=True) for cell in (name, f"{p:.6f}")),
+                *[""] * (2 * (count - len(g.classes))),
+                g.error or "",
+            ]
+            for g in guesses
+        ]
+        if out is None:
+            csv.writer(sys.stdout).writerows([header, *rows])
+        else:
+            results.write_csv(out, header, rows)
+    if out is not None:
+        console.out.print(f"{len(guesses)} predictions are in {out}", highlight=False)
+
+
+@app.command()
+def info(
+    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="Show this backbone's parameters.")] = None,
+    method: Method = "lift+",
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Take the classes from here.")] = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """List what there is, or count a model's parameters without loading weights."""
+    from liftplus import describe
+
+    if backbone is None and data is None and not overrides:
+        describe.parts(as_json)
+    else:
+        describe.model(backbone or "mini_clip", method, data, overrides or [], as_json)
+
+
+@data_app.command("inspect")
+def inspect(
+    data: Data,
+    as_json: AsJson = False,
+    files: Annotated[bool, typer.Option("--files/--no-files", help="Also read and decode every file.")] = True,
+    overrides: Overrides = None,
+) -> None:
+    """Counts, imbalance ratio, groups, duplicate or empty classes, unreadable files."""
+    from liftplus import describe
+
+    describe.data(data, files, overrides or [], as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the results; an earlier demo's is replaced.")
+    ] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different seeds.")] = 1,
+) -> None:
+    """Zero-shot, linear probe, full fine-tuning and LIFT+ on the bundled model and a drawn long-tailed data set."""
+    from liftplus import demo as script
+
+    script.run(out, seeds)
+
+
+def main() -> None:
+    """Entry point: what a user can put right ends in one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What a person sees in a terminal: progress bars, tables, sentences. Only the command line uses it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from liftplus.runtime import Advance
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+class Bars:
+    """Progress bars with time left and running figures, on stderr so that stdout stays clean.
+
+    Where stderr is no terminal, each task reports a line now and then instead.
+    """
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        if not sys.stderr.isatty():
+            yield _Lines(label, total)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with RichProgress(*columns, console=err, transient=True) as bar:
+            number = bar.add_task(label, total=total, figures="")
+
+            def advance(**figures: float) -> None:
+                text = {"figures": "  ".join(f"{key} {value:.4g}" for key, value in figures.items())} if figures else {}
+                bar.update(number, advance=1, **text)  # type: ignore[arg-type]
+
+            yield advance
+
+
+class _Lines:
+    """A line at every fifth of a task."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+
+    def __call__(self, **figures: float) -> None:
+        self.done += 1
+        if self.done * 5 // self.total > (self.done - 1) * 5 // self.total:
+            text = "".join(f"  {key} {value:.4g}" for key, value in figures.items())
+            print(f"{self.label}: {self.done} of {self.total}{text}", file=sys.stderr, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table with text on the left and numbers on the right."""
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        shown.add_row(*(figure(value) for value in row))
+    out.print(shown)
+
+
+def figure(value: Any) -> str:
+    """One cell: percentages to a tenth, large counts with separators, a dash for no value."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def accuracy_table(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Overall, many, medium, few of several results, in percent."""
+    keys = ("overall", "many", "medium", "few", "mean_class")
+    table(
+        title, ("", *(key.replace("_", " ") for key in keys)), [(name, *(m[key] for key in keys)) for name, m in rows]
+    )

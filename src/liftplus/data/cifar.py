@@ -1,0 +1,137 @@
+"""CIFAR-10 and CIFAR-100 from their published files, cut to a long tail."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from liftplus.data.dataset import Table
+from liftplus.data.stores import ArrayStore
+from liftplus.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Files:
+    folder: str
+    archive: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    labels: str
+    names: str
+
+
+_CIFAR = {
+    10: _Files(
+        "cifar-10-batches-py",
+        "cifar-10-python.tar.gz",
+        tuple(f"data_batch_{i}" for i in range(1, 6)),
+        "test_batch",
+        "batches.meta",
+        "labels",
+        "label_names",
+    ),
+    100: _Files(
+        "cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta", "fine_labels", "fine_label_names"
+    ),
+}
+
+
+def long_tailed_indices(labels: ArrayLike, imbalance_ratio: float, seed: int = 0) -> NDArray[np.int64]:
+    """Which images of a balanced set remain when class sizes fall exponentially.
+
+    n_k = int(n_max · (1/IR)^(k/(C-1))); for each class in label order its indices are shuffled by one legacy
+    NumPy generator and the first n_k kept, as the published CIFAR-LT splits were made.
+    """
+    array = np.asarray(labels, dtype=np.int64)
+    counts = np.bincount(array)
+    rng = np.random.RandomState(seed)
+    kept = []
+    for k in range(len(counts)):
+        members = np.flatnonzero(array == k)
+        rng.shuffle(members)
+        exponent = k / max(len(counts) - 1, 1)
+        kept.append(members[: int(int(counts.max()) * (1 / imbalance_ratio) ** exponent)])
+    return np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
+
+
+def read(root: Path, classes: int, imbalance_ratio: float) -> tuple[Table, ArrayStore]:
+    """The long-tailed training split and the full test split; test keys follow on all training images."""
+    files = _CIFAR[classes]
+    folder = root if root.name == files.folder else root / files.folder
+    absent = [name for name in (*files.train, files.test, files.meta) if not (folder / name).is_file()]
+    if absent:
+        raise UserError(
+            f"CIFAR-{classes} is not complete at {folder} ({', '.join(absent)} missing); unpack {files.archive} from "
+            f"https://www.cs.toronto.edu/~kriz/cifar.html so that {folder / files.test} exists, and set data.root "
+            f"to the folder that holds {files.folder}."
+        )
+    parts = [_batch(folder / name, files.labels) for name in (*files.train, files.test)]
+    images = np.concatenate([part[0] for part in parts])
+    train_labels = [label for part in parts[:-1] for label in part[1]]
+    ids = _names(folder / files.meta, files.names, classes)
+    kept = long_tailed_indices(train_labels, imbalance_ratio).tolist()
+    start = len(train_labels)
+    rows = {
+        "train": [(str(i), ids[train_labels[i]]) for i in kept],
+        "test": [(str(start + i), ids[label]) for i, label in enumerate(parts[-1][1])],
+    }
+    names = {label: label.replace("_", " ") for label in ids}
+    note = f"The training split was cut to imbalance ratio {imbalance_ratio:g}: {len(kept):,} of {start:,} images."
+    return Table(rows, tuple(ids), names, (note,)), ArrayStore(images, f"cifar{classes}")
+
+
+def _batch(path: Path, key: str) -> tuple[NDArray[np.uint8], list[int]]:
+    content = _load(path)
+    try:
+        pixels = np.asarray(content["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        labels = [int(label) for label in content[key]]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} does not hold CIFAR images and {key}; fetch it again.") from error
+    if len(labels) != len(pixels):
+        raise UserError(f"{path} holds {len(pixels)} images but {len(labels)} labels; fetch it again.")
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
+
+
+def _names(path: Path, key: str, classes: int) -> Sequence[str]:
+    names = _load(path).get(key)
+    if not isinstance(names, list) or len(names) != classes:
+        raise UserError(f"{path} does not hold the {classes} class names; fetch it again.")
+    return [str(name) for name in names]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UserError(f"{path} cannot be read as a CIFAR file: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} cannot be read as a CIFAR file: it holds no dictionary.")
+    return content
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles NumPy arrays and plain values; a pickle may otherwise run any code."""
+
+    _ALLOWED: ClassVar = {
+        ("numpy", "ndarray"): ("numpy", "ndarray"),
+        ("numpy", "dtype"): ("numpy", "dtype"),
+        ("numpy.core.multiarray", "_reconstruct"): ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"): ("numpy._core.multiarray", "_reconstruct"),
+        ("_codecs", "encode"): ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few callables that arrays need."""
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed")
+        place, attribute = self._ALLOWED[module, name]
+        return getattr(import_module(place), attribute)

@@ -1,0 +1,40 @@
+"""Which data, and how it is read: the `data.*` keys."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DataConfig(BaseModel):
+    """One data set as the user names it. Paths are strings as given; nothing is opened here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
+
+    source: str = ""
+    """Folder, .zip, .tar, .csv, .parquet, .txt list, iNaturalist .json, or a known name such as openmoji_lt."""
+    root: str | None = None
+    """Folder (or .zip/.tar) that relative paths of a manifest, list or named data set start from."""
+    train_list: str | None = None
+    """List of "path label" lines for training; `source` may then be left to name the root."""
+    val_list: str | None = None
+    """List for validation."""
+    test_list: str | None = None
+    """List for testing."""
+    class_names: str | None = None
+    """File of class names: one per line in label order, or a CSV / JSON / TOML mapping from class id to name."""
+    level: Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"] | None = None
+    """Taxonomy level that serves as the class, for iNaturalist's annotations; None: its categories."""
+    imbalance_ratio: float | None = Field(default=None, ge=1)
+    """Largest over smallest class size to cut an artificial long tail to (CIFAR-LT, openmoji_lt)."""
+    val_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training pictures set aside for validation where there is no such split."""
+    test_share: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the pictures set aside for testing where there is neither a test nor a val split."""
+    split_seed: int = 0
+    """Seed of the splits made here."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What to do at a picture that cannot be decoded: stop and name it, or leave it out and say so."""
+    num_classes: int | None = Field(default=None, ge=2)
+    """For `info` without data: the number of classes to plan for."""

@@ -1,0 +1,114 @@
+"""What every data source becomes: splits of (key, label) over a store that decodes pictures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from PIL.Image import Image
+
+
+class Store(Protocol):
+    """Where pictures come from. Stores travel to loader workers, so they pickle and open files lazily."""
+
+    def image(self, key: str) -> Image:
+        """The decoded picture in RGB, upright. Raises `UnreadableImage`, which names the file."""
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures of one split: `keys[i]` is understood by the store, `labels[i]` is a class index."""
+
+    keys: Sequence[str]
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A named collection of splits.
+
+    Attributes:
+        name: what the user called it.
+        class_names: words for each class index; these reach the text encoder.
+        class_ids: the source's own identifiers (folder names, list ids), in class-index order.
+        splits: some of "train", "val", "test".
+        store: decodes keys.
+        notes: what was decided for the user, one sentence each, shown before training.
+        named: False where the names are only numbers, so that text features of them mean nothing.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    class_ids: tuple[str, ...]
+    splits: dict[str, Split]
+    store: Store
+    notes: tuple[str, ...] = field(default=())
+    named: bool = True
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def counts(self, split: str = "train") -> tuple[int, ...]:
+        """Pictures a class in one split, in class-index order."""
+        tally = Counter(self.splits[split].labels) if split in self.splits else Counter()
+        return tuple(tally[label] for label in range(self.num_classes))
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a source says, before class ids become class indices and missing splits are made.
+
+    Attributes:
+        rows: (key, class id) pairs of each split.
+        class_ids: the classes in label order where the source declares them, else None.
+        names: words for class ids; an id that is not in it is its own name.
+        notes: what the reader decided or left out, one sentence each.
+    """
+
+    rows: Mapping[str, Sequence[tuple[str, str]]]
+    class_ids: tuple[str, ...] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def ids(self, *splits: str) -> set[str]:
+        """The class ids that occur in the given splits, or in all of them."""
+        return {label for split in splits or self.rows for _, label in self.rows.get(split, ())}
+
+
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+"""The split that a folder, file or cell of this (lower-case) name means."""
+
+
+def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key that puts "class10" after "class9"."""
+    parts = re.split(r"(\d+)", text.casefold())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], text
+
+
+def sorted_ids(ids: Iterable[str]) -> tuple[str, ...]:
+    """Class ids in the order labels get when the source gives none: numbers by value, words naturally."""
+    return tuple(sorted(ids, key=natural_key))
+
+
+def are_numbers(ids: Iterable[str]) -> bool:
+    """True where every id is a whole number, so that it carries no meaning of its own."""
+    return all(label.isascii() and label.isdecimal() for label in ids)
+
+
+def listing(items: Sequence[str], limit: int = 5) -> str:
+    """The first few items for a sentence, and how many more there are."""
+    more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
+    return ", ".join(repr(item) for item in items[:limit]) + more

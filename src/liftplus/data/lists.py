@@ -1,0 +1,79 @@
+"""Lists of "path label" lines, as ImageNet-LT, Places-LT and others publish their splits."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from liftplus.data.dataset import SPLIT_OF, Table
+from liftplus.errors import UserError
+
+_WORDS = "|".join(sorted(SPLIT_OF, key=len, reverse=True))
+_NAME = re.compile(rf"(?P<start>|.*[_.-])(?P<split>{_WORDS})(?P<end>\d*)\.(?P<suffix>txt|json)", re.IGNORECASE)
+
+
+def read(paths: Mapping[str, Path]) -> Table:
+    """The table of one list a split."""
+    return Table({split: read_list(path) for split, path in paths.items()})
+
+
+def read_list(path: Path) -> list[tuple[str, str]]:
+    """(path, label) of every line; the label is the last field, so paths may hold spaces."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save the list as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"The list {path} cannot be read: {error.strerror}.") from error
+    rows = [_row(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not rows:
+        raise UserError(f'{path} is empty; write one "path label" line an image.')
+    return rows
+
+
+def normal(path: str) -> str:
+    """A listed path as stores know it: no "./" at the start."""
+    return posixpath.normpath(path)
+
+
+def find(folder: Path) -> dict[str, dict[str, Path]]:
+    """Lists in a folder by what their names share: {"ImageNet_LT_": {"train": path, ...}}; train.txt has ""."""
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.glob("*.txt")):
+        match = _NAME.fullmatch(path.name)
+        if match and _is_list(path):
+            found.setdefault(match["start"], {})[SPLIT_OF[match["split"].lower()]] = path
+    return {start: paths for start, paths in found.items() if "train" in paths}
+
+
+def siblings(path: Path) -> dict[str, Path]:
+    """The files of the other splits beside a file that is named as training: train2018.json → val2018.json."""
+    match = _NAME.fullmatch(path.name)
+    if match is None or SPLIT_OF[match["split"].lower()] != "train":
+        return {"train": path}
+    paths = {"train": path}
+    for word, split in SPLIT_OF.items():
+        other = path.with_name(f"{match['start']}{word}{match['end']}.{match['suffix']}")
+        if split != "train" and other.is_file():
+            paths.setdefault(split, other)
+    return paths
+
+
+def _row(line: str, path: Path, number: int) -> tuple[str, str]:
+    fields = line.strip().rsplit(None, 1)
+    if len(fields) < 2 or re.fullmatch(r"[+-]?\d+", fields[1], re.ASCII) is None:
+        raise UserError(
+            f'{path}, line {number} has no label: {line.strip()!r}; write "path label", the label a whole number.'
+        )
+    if int(fields[1]) < 0:
+        raise UserError(f"{path}, line {number} has the label {fields[1]}; labels are whole numbers from 0 up.")
+    return normal(fields[0]), str(int(fields[1]))
+
+
+def _is_list(path: Path) -> bool:
+    """A folder of images may hold a train.txt of another kind; the first line tells."""
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    return re.fullmatch(r"\S.*\s+\d+", first.strip(), re.ASCII) is not None

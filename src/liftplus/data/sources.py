@@ -1,0 +1,309 @@
+"""From `data.*` keys to a data set: which reader serves a source, and what every source must satisfy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from liftplus.data import cifar, class_names, inaturalist, lists, manifest, splits, tree
+from liftplus.data.config import DataConfig
+from liftplus.data.dataset import DataSet, Split, Store, Table, are_numbers, listing, sorted_ids
+from liftplus.data.inspection import unreadable
+from liftplus.data.stores import FileStore, FolderStore, is_tar, open_store
+from liftplus.errors import UserError
+
+_LISTS = {
+    "imagenet_lt": (
+        "ImageNet_LT_",
+        "ImageNet_LT_train.txt, ImageNet_LT_val.txt and ImageNet_LT_test.txt, and ImageNet's train/ and val/ folders",
+    ),
+    "places_lt": (
+        "Places_LT_",
+        "Places_LT_train.txt, Places_LT_val.txt and Places_LT_test.txt, and the image folders that they name",
+    ),
+    "inat2018": (
+        "iNaturalist18_",
+        "train2018.json and val2018.json (or iNaturalist18_train.txt and iNaturalist18_val.txt), and train_val2018/",
+    ),
+}
+_ORDER = ("train", "val", "test")
+_CIFAR = {"cifar10_lt": 10, "cifar100_lt": 100}
+
+KNOWN: tuple[str, ...] = ("openmoji_lt", *_CIFAR, *_LISTS)
+"""Names that `data.source` may have instead of a path."""
+
+_LISTED = (".txt", ".json", ".csv", ".parquet")
+_KINDS = "a folder, .zip, .tar, .csv, .parquet, .txt list or iNaturalist .json"
+_NAMELESS = (
+    "Class names are only numbers or codes, so starting the classifier from text would mean nothing; "
+    "give words with data.class_names."
+)
+_MEANINGLESS = re.compile(r"\d+|n\d{8}", re.ASCII)  # numbers and WordNet ids
+
+
+def load(config: DataConfig) -> DataSet:
+    """The data set that the configuration names, checked, with a test split wherever one can be made.
+
+    Raises:
+        UserError: it does not exist, is incomplete or contradicts itself.
+    """
+    _refuse_unused(config)
+    if config.source == "openmoji_lt":
+        # Imported here, because its art is an optional dependency.
+        return cast(DataSet, import_module("liftplus.data.openmoji").load(config))
+    if config.source in _CIFAR:
+        dataset = _from_cifar(config)
+    else:
+        table, store = _from_lists(config) if _uses_lists(config) else _from_path(config)
+        dataset = assemble(config.source or str(config.train_list), table, store, config)
+    return without_unreadable(dataset) if config.unreadable == "skip" else dataset
+
+
+def assemble(name: str, table: Table, store: Store, config: DataConfig) -> DataSet:
+    """Turn class ids into indices, make missing splits and refuse what cannot be trained on.
+
+    Args:
+        name: what the user called the data.
+        table: rows of at least the training split.
+        store: decodes the rows' keys.
+        config: class names and how to split.
+    """
+    if not table.rows.get("train"):
+        raise UserError(f"{name} has no training images; a train split, or images without a split, is needed.")
+    names = _names(table, config)
+    if len(names) < 2:
+        raise UserError(f"{name} has only one class ({next(iter(names))!r}); at least two are needed.")
+    _refuse_unknown(table, set(names), name)
+    class_names.check(names)
+    rows, split_notes = splits.complete(
+        table.rows, test_share=config.test_share, val_share=config.val_share, seed=config.split_seed
+    )
+    index = {label: i for i, label in enumerate(names)}
+    parts: dict[str, Split] = {
+        split: Split([key for key, _ in rows[split]], [index[label] for _, label in rows[split]])
+        for split in sorted(rows, key=_ORDER.index)
+    }
+    named = config.class_names is not None or not all(map(_MEANINGLESS.fullmatch, names.values()))
+    notes = (*table.notes, *_id_notes(tuple(names), named), *split_notes)
+    dataset = DataSet(name, tuple(names.values()), tuple(names), parts, store, notes, named)
+    return dataclasses.replace(dataset, notes=notes + _untrained(dataset))
+
+
+def without_unreadable(dataset: DataSet, progress: Callable[[int, int], None] | None = None) -> DataSet:
+    """The data set without the pictures that cannot be decoded; decodes all of them to find out."""
+    broken = unreadable(dataset, progress)
+    if not broken:
+        return dataset
+    parts = {}
+    for name, split in dataset.splits.items():
+        kept = [(key, label) for key, label in zip(split.keys, split.labels, strict=True) if key not in broken]
+        parts[name] = Split([key for key, _ in kept], [label for _, label in kept])
+    parts = {name: split for name, split in parts.items() if len(split) > 0}
+    if "train" not in parts:
+        raise UserError(f"{dataset.name} has no training images that can be read; {next(iter(broken.values()))}")
+    left_out = dataclasses.replace(dataset, splits=parts)
+    note = f"{len(broken):,} images that cannot be read were left out: {listing(list(broken), 3)}."
+    outdated = _untrained(dataset)
+    kept_notes = tuple(text for text in dataset.notes if text not in outdated)
+    return dataclasses.replace(left_out, notes=(*kept_notes, note, *_untrained(left_out)))
+
+
+def _refuse_unused(config: DataConfig) -> None:
+    """A key that the source cannot heed must not be passed over in silence."""
+    made = ("openmoji_lt", *_CIFAR)
+    if config.imbalance_ratio is not None and config.source not in made:
+        raise UserError(
+            f"data.imbalance_ratio={config.imbalance_ratio:g} was given with data.source={config.source!r}, but only "
+            f"{', '.join(made)} can be cut to a ratio; leave it out."
+        )
+    given = [config.train_list, config.val_list, config.test_list]
+    no_lists = config.source in made or (
+        config.train_list is None and Path(config.source).suffix.lower() not in _LISTED
+    )
+    if any(path is not None for path in given) and no_lists and config.source not in _LISTS:
+        raise UserError(
+            f"Lists were given with data.source={config.source!r}, which is not read by lists; leave them out, or "
+            "set data.train_list too and let data.source name the folder or archive that the paths start from."
+        )
+    named = [str(path).lower() for path in (config.source, *given)]
+    annotated = config.source == "inat2018" or any(name.endswith(".json") for name in named)
+    if config.level is not None and not annotated:
+        raise _no_levels(config)
+
+
+def _no_levels(config: DataConfig) -> UserError:
+    return UserError(
+        f"data.level={config.level!r} was given with data.source={config.source!r}, but only iNaturalist's "
+        "annotations (.json) have taxonomy levels; leave it out."
+    )
+
+
+def _uses_lists(config: DataConfig) -> bool:
+    return config.train_list is not None or config.source in _LISTS
+
+
+def _from_cifar(config: DataConfig) -> DataSet:
+    if config.root is None:
+        raise UserError(f"{config.source} needs data.root, the folder that holds CIFAR's unpacked files.")
+    ratio = 100.0 if config.imbalance_ratio is None else config.imbalance_ratio
+    table, store = cifar.read(Path(config.root).expanduser(), _CIFAR[config.source], ratio)
+    return assemble(config.source, table, store, config)
+
+
+def _from_lists(config: DataConfig) -> tuple[Table, FileStore]:
+    """Lists given one by one, or those of a benchmark."""
+    paths = _given_lists(config)
+    if config.source in _LISTS:
+        paths = paths if "train" in paths else _benchmark(config) | paths
+        root = config.root
+    else:
+        root = config.root or config.source or None
+    return _listed(_existing_lists(paths), root, config)
+
+
+def _given_lists(config: DataConfig) -> dict[str, Path]:
+    given = {"train": config.train_list, "val": config.val_list, "test": config.test_list}
+    return {split: Path(path).expanduser() for split, path in given.items() if path is not None}
+
+
+def _existing_lists(paths: dict[str, Path]) -> dict[str, Path]:
+    for path in paths.values():
+        if not path.is_file():
+            raise UserError(f"The list {path} does not exist; check data.train_list, val_list and test_list.")
+    return paths
+
+
+def _benchmark(config: DataConfig) -> dict[str, Path]:
+    start, wanted = _LISTS[config.source]
+    if config.root is None:
+        raise UserError(f"{config.source} needs data.root, a folder with {wanted}.")
+    root = Path(config.root).expanduser()
+    annotations = root / "train2018.json"
+    if config.source == "inat2018" and annotations.is_file():
+        return lists.siblings(annotations)
+    paths = lists.find(root).get(start)
+    if paths is None or not paths.keys() & {"val", "test"}:
+        raise UserError(f"{config.source} is not complete at {root}; data.root must be a folder with {wanted}.")
+    return paths
+
+
+def _from_path(config: DataConfig) -> tuple[Table, FileStore]:
+    path = _existing(config.source)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        found = lists.find(path)
+        if len(found) > 1:
+            raise UserError(
+                f"{path} holds the lists of several data sets ({listing(list(found))}); set data.train_list."
+            )
+        if found:
+            return _listed(next(iter(found.values())), config.root or str(path), config)
+    if path.is_dir() or suffix == ".zip" or is_tar(path):
+        store = open_store(path)
+        return tree.read(store), store
+    if suffix in _LISTED:
+        paths = lists.siblings(path) if suffix in (".txt", ".json") else {"train": path}
+        return _listed(_existing_lists(paths | _given_lists(config)), config.root, config)
+    raise UserError(f"{path} has the ending {suffix!r}; data.source must be {_KINDS}, or one of {', '.join(KNOWN)}.")
+
+
+def _existing(source: str) -> Path:
+    if not source:
+        raise UserError(f"No data were given; set data.source to {_KINDS}, or to one of {', '.join(KNOWN)}.")
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    near = difflib.get_close_matches(source.lower(), KNOWN, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"The path {source} does not exist, and it is no known data set.{hint} "
+        f"Known: {', '.join(KNOWN)}; or give {_KINDS}."
+    )
+
+
+def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> tuple[Table, FileStore]:
+    """Lists, annotations and manifests: files that name pictures which lie elsewhere."""
+    train = paths["train"]
+    kinds = {path.suffix.lower() for path in paths.values()}
+    if config.level is not None and kinds != {".json"}:
+        raise _no_levels(config)
+    if kinds == {".json"}:
+        table = inaturalist.read(paths, config.level)
+    elif kinds <= {".csv", ".parquet"}:
+        table = _manifests(paths)
+    elif kinds & {".csv", ".parquet", ".json"}:
+        raise UserError(f"The lists have different forms ({', '.join(sorted(kinds))}); give all of them in one.")
+    else:
+        table = lists.read(paths)
+    store = open_store(root) if root is not None else FolderStore(train.parent)
+    _refuse_missing(table, store, train)
+    if len(paths) > 1:
+        files = ", ".join(f"{split} from {path.name}" for split, path in paths.items())
+        table = dataclasses.replace(table, notes=(*table.notes, f"Splits were read as {files}."))
+    return table, store
+
+
+def _manifests(paths: Mapping[str, Path]) -> Table:
+    tables = [manifest.read(path, split) for split, path in paths.items()]
+    rows: dict[str, list[tuple[str, str]]] = {}
+    names: dict[str, str] = {}
+    for table in tables:
+        names.update(table.names)
+        for split, pairs in table.rows.items():
+            rows.setdefault(split, []).extend(pairs)
+    return Table(rows, None, names)
+
+
+def _refuse_missing(table: Table, store: FileStore, origin: Path) -> None:
+    missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
+    if missing:
+        total = sum(map(len, table.rows.values()))
+        raise UserError(
+            f"{len(missing):,} of the {total:,} images that {origin.name} names do not exist, first "
+            f"{store.where(missing[0])}; set data.root to the folder or archive that the paths start from."
+        )
+
+
+def _names(table: Table, config: DataConfig) -> dict[str, str]:
+    """Class id to name, in label order."""
+    ids = table.class_ids or sorted_ids(table.ids("train"))
+    if config.class_names is None:
+        return {label: table.names.get(label, label) for label in ids}
+    given = class_names.read(config.class_names)
+    if isinstance(given, list):
+        return class_names.from_lines(ids, given, config.class_names)
+    # A mapping declares the classes of other splits too, so that one without training images can be meant.
+    extra = sorted_ids(table.ids() - set(ids))
+    every = (*ids, *extra) if table.class_ids else sorted_ids({*ids, *extra})
+    return class_names.from_mapping(every, given, config.class_names)
+
+
+def _refuse_unknown(table: Table, known: set[str], name: str) -> None:
+    for split in table.rows:
+        unknown = sorted_ids(table.ids(split) - known)
+        if unknown:
+            raise UserError(
+                f"{name}: the {split} split has {len(unknown)} classes that training does not know, "
+                f"{listing(unknown)}; add training images, leave them out, or declare all with data.class_names."
+            )
+
+
+def _id_notes(ids: tuple[str, ...], named: bool) -> tuple[str, ...]:
+    notes: tuple[str, ...] = ()
+    if are_numbers(ids) and ids != tuple(map(str, range(len(ids)))):
+        notes += (f"Class ids are not 0 to {len(ids) - 1} in order; they were numbered anew, the originals are kept.",)
+    if not named:
+        notes += (_NAMELESS,)
+    return notes
+
+
+def _untrained(dataset: DataSet) -> tuple[str, ...]:
+    empty = [dataset.class_names[k] for k, count in enumerate(dataset.counts("train")) if count == 0]
+    if not empty:
+        return ()
+    return (f"{len(empty):,} of {dataset.num_classes:,} classes have no training images: {listing(empty)}.",)

@@ -1,0 +1,69 @@
+"""Stratified, seeded splits for data that come without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = Sequence[tuple[str, str]]
+
+
+def held_out(labels: Sequence[int], share: float, seed: int) -> NDArray[np.intp]:
+    """Indices to hold out of a training split, sorted: `share` of the whole, spread like the classes.
+
+    A class keeps at least one training image; quotas are rounded by largest remainder.
+    """
+    classes, members = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True)
+    counts = np.bincount(members, minlength=len(classes))
+    sizes = _quotas(counts, share)
+    rng = np.random.RandomState(seed)  # its streams are the same in every NumPy version
+    chosen = [rng.permutation(np.flatnonzero(members == k))[: sizes[k]] for k in range(len(classes))]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.intp)
+
+
+def complete(
+    rows: Mapping[str, Rows], *, test_share: float, val_share: float, seed: int
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """Add a test split where there is none and a val split where one is asked for.
+
+    A val split without a test split becomes the test split. Returns the splits and a note for each decision.
+    """
+    done, notes = dict(rows), []
+    if not done.get("test"):
+        done.pop("test", None)
+        if done.get("val"):
+            done["test"] = done.pop("val")
+            notes.append("There is no test split, so the validation split serves as the test split.")
+        else:
+            notes.append(_set_aside(done, "test", test_share, seed))
+    if not done.get("val"):
+        done.pop("val", None)
+        if val_share > 0:
+            # Another seed, or the classes' shuffles would repeat those of the test split.
+            notes.append(_set_aside(done, "val", val_share, seed + 1))
+    return done, tuple(notes)
+
+
+def _quotas(counts: NDArray[np.intp], share: float) -> NDArray[np.intp]:
+    exact = counts * share
+    sizes: NDArray[np.intp] = np.minimum(np.floor(exact).astype(np.intp), counts - 1)
+    room = counts - 1 - sizes
+    wanted = min(round(share * int(counts.sum())) - int(sizes.sum()), int(room.sum()))
+    order = np.argsort(-(exact - sizes), kind="stable")
+    for k in order[room[order] > 0][: max(wanted, 0)]:
+        sizes[k] += 1
+    return sizes
+
+
+def _set_aside(rows: dict[str, Rows], split: str, share: float, seed: int) -> str:
+    train = rows["train"]
+    index = {label: i for i, label in enumerate(dict.fromkeys(label for _, label in train))}
+    held = held_out([index[label] for _, label in train], share, seed)
+    if len(held) == 0:
+        return f"No {split} split could be made: a share of {share:g} leaves no image over, as every class keeps one."
+    away = set(held.tolist())
+    rows[split] = [train[i] for i in held]
+    rows["train"] = [row for i, row in enumerate(train) if i not in away]
+    return f"{len(held):,} of {len(train):,} training images were set aside as the {split} split (seed {seed})."

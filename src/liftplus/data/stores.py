@@ -1,0 +1,351 @@
+"""Where the bytes of pictures come from: a folder, a zip, a tar or an array.
+
+Every store pickles, opens its files in the process that reads them, and extracts nothing.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import threading
+import weakref
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from liftplus.data.dataset import listing
+from liftplus.data.images import UnreadableImage, decode
+from liftplus.errors import UserError
+
+_LARGEST = 1 << 30
+"""Bytes an archive member may unpack to; a picture is never larger, an archive bomb is."""
+
+_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})
+
+
+@dataclass(frozen=True)
+class Members:
+    """What a store holds: files in sorted order, folders without any file, and what was passed over."""
+
+    files: tuple[str, ...]
+    empty_folders: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class ByteStore(ABC):
+    """A store whose pictures exist as encoded files."""
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """The bytes of one image file. Raises `UnreadableImage` where there are none."""
+
+    @abstractmethod
+    def where(self, key: str) -> str:
+        """What a message calls the file."""
+
+    def image(self, key: str) -> Image.Image:
+        """The decoded picture in RGB, upright."""
+        return decode(self.read(key), self.where(key))
+
+
+class FileStore(ByteStore):
+    """A store with named members, whose keys are relative paths with forward slashes."""
+
+    path: str
+
+    @abstractmethod
+    def members(self) -> Members:
+        """All members, hidden files and system litter left out."""
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that the store does not hold."""
+        held = set(self.members().files)
+        return [key for key in keys if key not in held]
+
+    def where(self, key: str) -> str:
+        """The archive's path and the member's name."""
+        return f"{self.path}:{key}"
+
+
+class FolderStore(FileStore):
+    """Files below a folder; a key may also be an absolute path, as manifests sometimes hold."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(root)
+
+    def where(self, key: str) -> str:
+        """The file's path."""
+        return os.path.join(self.path, key)
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one file."""
+        try:
+            with open(self.where(key), "rb") as file:
+                return file.read()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UnreadableImage(f"{self.where(key)} cannot be read: {reason}.") from error
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that name no file; asks for each, as the folder may hold far more."""
+        return [key for key in keys if not os.path.exists(self.where(key))]
+
+    def members(self) -> Members:
+        """All files below the folder; links are followed, each linked folder once."""
+        files: list[str] = []
+        empty: list[str] = []
+        try:
+            self._walk("", files, empty, {os.path.realpath(self.path)})
+        except OSError as error:
+            raise UserError(f"{error.filename or self.path} cannot be listed: {error.strerror}.") from error
+        return Members(tuple(sorted(files)), tuple(sorted(empty)))
+
+    def _walk(self, folder: str, files: list[str], empty: list[str], seen: set[str]) -> None:
+        children = []
+        held = 0
+        with os.scandir(os.path.join(self.path, folder)) as entries:
+            for entry in entries:
+                held += 1
+                if _is_litter(entry.name):
+                    continue
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                # is_dir() comes with the listing; only links cost a look at the disk.
+                if not entry.is_dir():
+                    files.append(name)
+                elif not entry.is_symlink():
+                    children.append(name)
+                elif (real := os.path.realpath(entry.path)) not in seen:
+                    seen.add(real)
+                    children.append(name)
+        if held == 0 and folder:
+            empty.append(folder)
+        for child in children:
+            self._walk(child, files, empty, seen)
+
+
+class ZipStore(FileStore):
+    """Members of a zip, read in place."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._open: tuple[int, zipfile.ZipFile, threading.Lock] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_open": None}
+
+    def _handle(self) -> tuple[int, zipfile.ZipFile, threading.Lock]:
+        # A forked worker that shared the parent's file position would read the wrong bytes.
+        if self._open is None or self._open[0] != os.getpid():
+            try:
+                self._open = (os.getpid(), zipfile.ZipFile(self.path), threading.Lock())
+            except (OSError, zipfile.BadZipFile, ValueError) as error:
+                raise UserError(f"{self.path} cannot be opened as a zip archive: {error}.") from error
+        return self._open
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one member, its checksum verified."""
+        _, archive, lock = self._handle()
+        try:
+            with lock:
+                info = archive.getinfo(key)
+                if info.file_size > _LARGEST:
+                    raise UnreadableImage(f"{self.where(key)} cannot be read: it would unpack to over 1 GiB.")
+                return archive.read(info)
+        except KeyError as error:
+            raise UnreadableImage(f"{self.where(key)} cannot be read: the archive has no such member.") from error
+        except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+            raise UnreadableImage(f"{self.where(key)} cannot be read: {str(error) or 'damaged data'}.") from error
+
+    def members(self) -> Members:
+        """All members with safe names that are files and not encrypted."""
+        files: set[str] = set()
+        folders: set[str] = set()
+        refused: list[str] = []
+        for info in self._handle()[1].infolist():
+            link = stat.S_ISLNK(info.external_attr >> 16)
+            if link or info.flag_bits & 0x1 or not _is_safe(info.filename):
+                refused.append(info.filename)
+            elif info.is_dir():
+                folders.add(info.filename.rstrip("/"))
+            else:
+                files.add(info.filename)
+        return _archive_members(files, folders, refused)
+
+
+class TarStore(FileStore):
+    """Members of a tar, read in place; a compressed tar is unpacked once to a temporary plain tar.
+
+    It keeps no open file: opening costs little next to decoding, and nothing can be shared by mistake.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._plain: str | None = None
+        self._index: dict[str, tuple[int, int]] = {}
+        self._members: Members | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_members": None}  # workers need the index alone
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one member."""
+        if not self._index:
+            self.members()
+        if key not in self._index:
+            raise UnreadableImage(f"{self.where(key)} cannot be read: the archive has no such member.")
+        offset, size = self._index[key]
+        if size > _LARGEST:
+            raise UnreadableImage(f"{self.where(key)} cannot be read: it is over 1 GiB large.")
+        try:
+            with open(self._plain_path(), "rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise UnreadableImage(f"{self.where(key)} cannot be read: {error.strerror}.") from error
+        if len(data) < size:
+            raise UnreadableImage(f"{self.where(key)} cannot be read: the archive ends too early.")
+        return data
+
+    def members(self) -> Members:
+        """All regular files with safe names; the index found here travels to the workers."""
+        if self._members is None:
+            try:
+                self._members = self._scan()
+            except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, ValueError) as error:
+                raise UserError(f"{self.path} cannot be opened as a tar archive: {error}.") from error
+        return self._members
+
+    def _scan(self) -> Members:
+        files: dict[str, tuple[int, int]] = {}
+        folders: set[str] = set()
+        refused: list[str] = []
+        with tarfile.open(self._plain_path(), "r:") as archive:
+            for info in archive:
+                name = info.name.removeprefix("./")
+                if info.isdir():
+                    folders.add(name)
+                elif not info.isreg() or info.issparse() or not _is_safe(info.name):
+                    refused.append(info.name)
+                else:
+                    files[name] = (info.offset_data, info.size)
+        self._index = files
+        return _archive_members(set(files), folders, refused, self._unpacked_note())
+
+    def _unpacked_note(self) -> tuple[str, ...]:
+        if self._plain == self.path:
+            return ()
+        name = os.path.basename(self.path)
+        return (f"{name} is compressed and was unpacked to a temporary file; a plain .tar or .zip avoids that.",)
+
+    def _plain_path(self) -> str:
+        if self._plain is None or not os.path.exists(self._plain):
+            opener = _compression(self.path)
+            self._plain = self.path if opener is None else self._unpack(opener(self.path, "rb"))
+        return self._plain
+
+    def _unpack(self, packed: IO[bytes]) -> str:
+        with packed, tempfile.NamedTemporaryFile(prefix="liftplus-", suffix=".tar", delete=False) as plain:
+            weakref.finalize(self, _remove, plain.name, os.getpid())
+            shutil.copyfileobj(packed, plain, 1 << 20)
+        return plain.name
+
+
+class ArrayStore(ByteStore):
+    """Pictures of an array [N, H, W, 3] of uint8; keys are indices."""
+
+    def __init__(self, images: NDArray[np.uint8], name: str = "array") -> None:
+        self.images = images
+        self.name = name
+
+    def where(self, key: str) -> str:
+        """The array's name and the index."""
+        return f"{self.name}[{key}]"
+
+    def image(self, key: str) -> Image.Image:
+        """The picture at this index."""
+        try:
+            return Image.fromarray(self.images[int(key)])
+        except (ValueError, IndexError) as error:
+            raise UnreadableImage(f"{self.where(key)} cannot be read: {error}.") from error
+
+    def read(self, key: str) -> bytes:
+        """The picture as an uncompressed image file, so that equal pixels are equal bytes."""
+        buffer = io.BytesIO()
+        self.image(key).save(buffer, "BMP")
+        return buffer.getvalue()
+
+
+def open_store(path: str | os.PathLike[str]) -> FileStore:
+    """The store for a folder, a .zip or a .tar (also .tar.gz, .tgz, .tar.bz2, .tar.xz)."""
+    where = Path(path).expanduser()
+    if not where.exists():
+        raise UserError(f"{where} does not exist; give the path of a folder, .zip or .tar that holds the pictures.")
+    if where.is_dir():
+        return FolderStore(where)
+    if where.suffix.lower() == ".zip":
+        return ZipStore(where)
+    if is_tar(where):
+        return TarStore(where)
+    raise UserError(f"{where} is neither a folder nor a .zip or .tar archive; give one of these.")
+
+
+def is_tar(path: Path) -> bool:
+    """True for the file names that tar archives have."""
+    return re.search(r"\.(tar|tgz|tbz2|txz|tar\.(gz|bz2|xz))$", path.name.lower()) is not None
+
+
+def _compression(path: str) -> Any:
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    for start, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
+        if magic.startswith(start):
+            return opener
+    return None
+
+
+def _remove(path: str, owner: int) -> None:
+    # A forked worker inherits the finaliser, but the file still serves the process that made it.
+    if os.getpid() == owner and os.path.exists(path):
+        os.unlink(path)
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _JUNK
+
+
+def _is_safe(name: str) -> bool:
+    """False for names that would leave the folder if they were extracted."""
+    outside = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name) is not None
+    return not outside and ".." not in re.split(r"[\\/]", name) and "\0" not in name
+
+
+def _archive_members(files: set[str], folders: set[str], refused: list[str], notes: tuple[str, ...] = ()) -> Members:
+    kept = sorted(name for name in files if not any(map(_is_litter, name.split("/"))))
+    parents = set(_parents(kept)) | set(_parents(sorted(files))) | set(_parents(sorted(folders)))
+    empty = sorted(name for name in folders - parents if name and not any(map(_is_litter, name.split("/"))))
+    if refused:
+        notes += (f"Archive members with unsafe names, links or encryption were left out: {listing(refused, 3)}.",)
+    return Members(tuple(kept), tuple(empty), notes)
+
+
+def _parents(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        while "/" in name:
+            name = name.rpartition("/")[0]
+            yield name

@@ -1,0 +1,140 @@
+"""What `info` and `data inspect` tell: the parts there are, a model's parameters, a data set's shape."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from liftplus import config as configs
+from liftplus import console, registry
+from liftplus.backbones import catalogue
+from liftplus.backbones.base import Backbone
+from liftplus.data import inspection, sources
+from liftplus.data.dataset import DataSet
+from liftplus.errors import UserError
+from liftplus.metrics import FEW_UNDER, MANY_OVER
+from liftplus.model import Classifier
+from liftplus.tuners.base import Tuner
+
+
+def parts(as_json: bool) -> None:
+    """Methods, data sets, backbones and every registered part, one line each."""
+    groups: dict[str, dict[str, str]] = {
+        "method": {name: entry["summary"] for name, entry in configs.presets("methods").items()},
+        "backbone": {name: entry["summary"] for name, entry in catalogue.entries().items()},
+        "data": dict.fromkeys(sources.KNOWN, ""),
+    }
+    for kind in registry.HOMES:
+        groups[kind] = {
+            name: (part.__doc__ or "").strip().splitlines()[0] for name, part in registry.discover(kind).items()
+        }
+    if as_json:
+        print(json.dumps(groups, indent=2))
+        return
+    for kind, members in groups.items():
+        console.table(kind.replace("_", " "), ("name", "what it is"), list(members.items()))
+
+
+def planned(config: configs.RunConfig, classes: int) -> Classifier:
+    """The model with no weights behind it, to count parameters."""
+    with torch.device("meta"):
+        backbone = catalogue.load(config.backbone, weights=False)
+        head = config.head.build(backbone, classes)
+        model = Classifier(backbone, dict(config.tuner), head, classes)
+        if not model.reads_text:
+            backbone.text = None
+        return model
+
+
+def fitting(backbone: Backbone) -> list[str]:
+    """Names of the tuners whose sites the backbone has."""
+    tuners = registry.discover("tuner")
+    return [name for name, part in tuners.items() if issubclass(part, Tuner) and part().fits(backbone)]
+
+
+def model(backbone: str, method: str, data: str | None, overrides: list[str], as_json: bool) -> None:
+    """Parameters by part, shapes and the resolved configuration."""
+    config = configs.resolve(data=data, backbone=backbone, method=method, overrides=overrides)
+    classes = config.data.num_classes or (sources.load(config.data).num_classes if data else None)
+    if classes is None:
+        raise UserError("The number of classes is not known. Give num_classes=N or --data.")
+    built = planned(config, classes)
+    shapes = {name: list(p.shape) for part in ("tuned", "head") for name, p in built.partition()[part].items()}
+    about = {
+        "backbone": backbone,
+        "method": method,
+        "classes": classes,
+        "parameters": built.count(),
+        "image_size": built.backbone.facts.image_size,
+        "feature_width": built.backbone.dim,
+        "blocks": built.backbone.depth,
+        "tuners_that_fit": fitting(built.backbone),
+        "shapes": shapes,
+        "config": config.to_dict(),
+    }
+    if as_json:
+        print(json.dumps(about, indent=2))
+        return
+    _show_model(about)
+
+
+def _show_model(about: dict[str, Any]) -> None:
+    counts = about["parameters"]
+    console.out.print(
+        f"{about['backbone']} at {about['image_size']} px: {about['blocks']} blocks, features of width "
+        f"{about['feature_width']}. Method {about['method']}, {about['classes']:,} classes.",
+        highlight=False,
+    )
+    console.table(
+        "Parameters",
+        ("part", "number"),
+        [("frozen", counts["frozen"]), ("tuner", counts["tuned"]), ("head", counts["head"])],
+    )
+    first: dict[str, list[tuple[str, list[int]]]] = {}
+    for name, shape in about["shapes"].items():
+        pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        first.setdefault(pattern, []).append((name, shape))
+    console.table(
+        "Trained tensors",
+        ("name", "tensors", "shape"),
+        [(pattern, len(found), " x ".join(map(str, found[0][1]))) for pattern, found in first.items()],
+    )
+    console.out.print(f"Tuners that fit: {', '.join(about['tuners_that_fit'])}", highlight=False)
+    console.out.print("Configuration: " + json.dumps(about["config"]), highlight=False)
+
+
+def data(source: str, files: bool, overrides: list[str], as_json: bool) -> None:
+    """Counts, groups, doubtful classes and files of a data set."""
+    config = configs.resolve(data=source, overrides=overrides)
+    dataset = sources.load(config.data)
+    found = inspect_with_bar(dataset, files)
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
+        return
+    _show_data(found.to_dict(), dataset.notes)
+
+
+def inspect_with_bar(dataset: DataSet, files: bool) -> inspection.Inspection:
+    """Inspect with a progress bar over the files."""
+    total = sum(len(split) for split in dataset.splits.values()) if files else 0
+    with console.Bars().task("Reading files", max(1, total)) as advance:
+        return inspection.inspect(dataset, check_files=files, progress=lambda done, total: advance())
+
+
+def _show_data(found: dict[str, Any], notes: tuple[str, ...]) -> None:
+    for key, value in found.items():
+        if not isinstance(value, list | dict | tuple):
+            console.out.print(f"{key.replace('_', ' ')}: {console.figure(value)}", highlight=False)
+    console.out.print(f"groups: many over {MANY_OVER} training images, few under {FEW_UNDER}", highlight=False)
+    for key, value in found.items():
+        if isinstance(value, list | dict | tuple) and value:
+            console.out.print(f"[bold]{key.replace('_', ' ')}[/bold]")
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for name, item in list(items)[:20]:
+                console.out.print(
+                    f"  {name}: {json.dumps(item, ensure_ascii=False)[:160]}", highlight=False, markup=False
+                )
+    for note in notes:
+        console.out.print(f"Note: {note}", highlight=False)

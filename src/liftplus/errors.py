@@ -1,0 +1,21 @@
+"""The one exception for everything a user can put right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What was given, what is allowed and what to do next, in one or a few plain sentences.
+
+    The command line prints it without a traceback and ends with exit code 2.
+    """
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest one and the full list."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,126 @@
+"""Run a classifier over a split: one crop or five, probabilities, metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from liftplus.backbones.base import Facts
+from liftplus.data.dataset import Split, Store
+from liftplus.data.loader import FixedView, Loader
+from liftplus.data.transforms import CentreCrop, Evaluation, FiveCrops
+from liftplus.metrics import Metrics, accuracies
+from liftplus.runtime import Progress, Runtime, Silent
+
+
+class Normalise(nn.Module):
+    """uint8 pictures [B, 3, R, R] to the backbone's input: (x / 255 - mean) / std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(facts.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(facts.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Results for N images, in the split's order.
+
+    Attributes:
+        classes: the top-k class indices, best first, int64 [N, k].
+        probabilities: their softmax probabilities, fp32 [N, k].
+    """
+
+    classes: Tensor
+    probabilities: Tensor
+
+
+def crops(evaluation: Evaluation, facts: Facts) -> CentreCrop | FiveCrops:
+    """The test-time cut that the options ask for."""
+    if evaluation.tte:
+        return FiveCrops(facts.image_size, evaluation.expand, facts.interpolation)
+    return CentreCrop(facts.image_size, facts.interpolation)
+
+
+def coinciding_grids(evaluation: Evaluation, facts: Facts) -> str | None:
+    """A warning where the five crops would share one patch grid, which takes most of the gain away."""
+    patch = facts.patch_size
+    if not evaluation.tte or patch is None or evaluation.expand % patch:
+        return None
+    return (
+        f"evaluation.expand={evaluation.expand} is a multiple of the patch size {patch}: the patch grids of the five "
+        f"crops coincide and test-time ensembling gains little. Try expand={evaluation.expand + patch // 2}."
+    )
+
+
+@torch.inference_mode()
+def collect(
+    model: nn.Module,
+    store: Store,
+    split: Split,
+    view: CentreCrop | FiveCrops,
+    facts: Facts,
+    runtime: Runtime,
+    *,
+    batch_size: int = 128,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    label: str = "Testing",
+) -> Tensor:
+    """The model's outputs averaged over the crops, fp32 [N, ...], on the CPU, in the split's order."""
+    loader = Loader(
+        store, split, FixedView(view), batch_size=batch_size, workers=workers, pin=runtime.device.type == "cuda"
+    )
+    normalise = Normalise(facts).to(runtime.device)
+    parts: list[Tensor] = []
+    with (progress or Silent()).task(label, len(loader)) as advance:
+        for batch in loader.epoch():
+            images = batch.images.to(runtime.device, non_blocking=True)
+            with runtime.autocast():
+                out = model(normalise(images.flatten(0, 1)))
+            parts.append(out.float().unflatten(0, images.shape[:2]).mean(1).cpu())
+            advance()
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    store: Store,
+    split: Split,
+    evaluation: Evaluation,
+    facts: Facts,
+    runtime: Runtime,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    label: str = "Testing",
+) -> Predictions:
+    """Top-k classes and probabilities for every image of a split."""
+    logits = collect(
+        model,
+        store,
+        split,
+        crops(evaluation, facts),
+        facts,
+        runtime,
+        batch_size=evaluation.batch_size,
+        workers=workers,
+        progress=progress,
+        label=label,
+    )
+    top = logits.softmax(-1).topk(min(evaluation.top_k, logits.shape[1]), dim=-1)
+    return Predictions(top.indices, top.values)
+
+
+def score(predictions: Predictions, split: Split, train_counts: tuple[int, ...]) -> Metrics:
+    """Metrics of the best class of each image."""
+    return accuracies(predictions.classes[:, 0].numpy(), list(split.labels), train_counts)

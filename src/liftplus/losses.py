@@ -1,0 +1,223 @@
+"""Losses for long-tailed data, each a mean over the batch. z: logits [B, C]; n_k: training images of class k.
+
+A class without training images counts as one image wherever counts enter, so that every prior,
+margin and weight stays finite.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from liftplus.registry import Component, register
+
+
+def class_prior(counts: Tensor) -> Tensor:
+    """pi_k = n_k / N, fp64; a class without images counts as one image, so that its logarithm stays finite."""
+    smoothed = counts.double().clamp_min(1)
+    return smoothed / smoothed.sum()
+
+
+class LossModule(nn.Module):
+    """Maps logits [B, C] and labels [B] to a scalar in fp32."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return self.loss(logits if logits.dtype == torch.float64 else logits.float(), labels)
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss on logits of full precision."""
+
+
+class Loss(Component):
+    """Configuration of a loss."""
+
+    @abstractmethod
+    def build(self, counts: Tensor) -> LossModule:
+        """The loss for these training counts [C]."""
+
+
+class _CrossEntropy(LossModule):
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels)
+
+
+class _Adjusted(LossModule):
+    """Cross-entropy on z + shift."""
+
+    shift: Tensor
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("shift", shift, persistent=False)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits + self.shift.to(logits.dtype), labels)
+
+
+class _Focal(LossModule):
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        entropy = F.cross_entropy(logits, labels, reduction="none")
+        # 1 - p_y without cancellation; the floor keeps the slope of a power below 1 finite at p_y = 1.
+        missing = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
+        return (missing**self.gamma * entropy).mean()
+
+
+class _Margin(LossModule):
+    """Cross-entropy with `margin` [C] taken from the true class's logit."""
+
+    margin: Tensor
+
+    def __init__(self, margin: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("margin", margin, persistent=False)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        taken = self.margin.to(logits.dtype)[labels]
+        return F.cross_entropy(logits.scatter_add(1, labels[:, None], -taken[:, None]), labels)
+
+
+class _Weighted(LossModule):
+    """Weighted cross-entropy: sum_i w_yi CE_i / sum_i w_yi over the batch."""
+
+    weight: Tensor
+    single: Tensor
+
+    def __init__(self, weight: Tensor, single: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight / weight.mean(), persistent=False)
+        self.register_buffer("single", single / single.mean(), persistent=False)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, weight=self.weight if logits.dtype == torch.float64 else self.single)
+
+
+class _Lade(LossModule):
+    prior: Tensor
+
+    def __init__(self, prior: Tensor, strength: float, penalty: float) -> None:
+        super().__init__()
+        self.strength, self.penalty = strength, penalty
+        self.register_buffer("prior", prior, persistent=False)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        prior = self.prior.to(logits.dtype)
+        batch, classes = logits.shape
+        own = F.one_hot(labels, classes).to(logits.dtype)
+        inside = (logits * own).sum(0) / (own.sum(0) + 1e-8)
+        towards_uniform = math.log(1 / classes + 1e-9) - torch.log(prior + 1e-9)
+        outside = torch.logsumexp(logits + towards_uniform, dim=0) - math.log(batch)
+        gain = inside - outside - self.penalty * outside**2
+        return F.cross_entropy(logits + prior.log(), labels) - self.strength * (prior * gain).sum()
+
+
+@register("loss", "cross_entropy")
+class CrossEntropy(Loss):
+    """Plain cross-entropy, which the head classes dominate."""
+
+    def build(self, counts: Tensor) -> LossModule:
+        return _CrossEntropy()
+
+
+@register("loss", "focal")
+class Focal(Loss):
+    """(1 - p_y)^gamma CE: easy images count less (Lin et al. 2017, eq. 4)."""
+
+    gamma: float = Field(default=2.0, ge=0)
+    """Focusing power; 0 is plain cross-entropy."""
+
+    def build(self, counts: Tensor) -> LossModule:
+        return _Focal(self.gamma)
+
+
+@register("loss", "ldam")
+class LDAM(Loss):
+    """Cross-entropy with margins that grow as classes get rarer (Cao et al. 2019, eq. 13).
+
+    z_y <- z_y - s m_y with m_k = margin n_k^(-1/4) / max_j n_j^(-1/4).
+    """
+
+    margin: float = Field(default=0.5, ge=0)
+    """Margin of the rarest class, in units of the cosine."""
+
+    scale: float = Field(default=25.0, gt=0)
+    """Cosine scale s of the head; margins are multiplied by it. Give the head's own."""
+
+    def build(self, counts: Tensor) -> LossModule:
+        rarity = counts.double().clamp_min(1) ** -0.25
+        return _Margin(self.scale * self.margin * rarity / rarity.max())
+
+
+@register("loss", "class_balanced")
+class ClassBalanced(Loss):
+    """CE weighted by (1 - beta) / (1 - beta^n_k), weights of mean 1 (Cui et al. 2019, eq. 6)."""
+
+    beta: float = Field(default=0.9999, ge=0, lt=1)
+    """How fast further images of a class lose value; 0 is plain cross-entropy."""
+
+    def build(self, counts: Tensor) -> LossModule:
+        # The published figures took 1 - beta^n in fp32, which is off by some 1e-4 for n below 10: kept for fp32 logits.
+        return _Weighted(self._weights(counts.double()), self._weights(counts.float()))
+
+    def _weights(self, counts: Tensor) -> Tensor:
+        weights: Tensor = (1 - self.beta) / (1 - self.beta ** counts.clamp_min(1))
+        return weights
+
+
+@register("loss", "reweight")
+class Reweight(Loss):
+    """CE weighted by pi_k^(-rho), weights of mean 1: the generalised re-weighting of Zhang et al. 2021 (DisAlign)."""
+
+    rho: float = Field(default=1.0, ge=0)
+    """Strength; 0 is plain cross-entropy, 1 weighs classes by their inverse frequency."""
+
+    def build(self, counts: Tensor) -> LossModule:
+        weights = class_prior(counts) ** -self.rho
+        return _Weighted(weights, weights.float())
+
+
+@register("loss", "balanced_softmax")
+class BalancedSoftmax(Loss):
+    """Cross-entropy on z + log(pi) (Ren et al. 2020, eq. 4)."""
+
+    def build(self, counts: Tensor) -> LossModule:
+        return _Adjusted(class_prior(counts).log())
+
+
+@register("loss", "logit_adjusted")
+class LogitAdjusted(Loss):
+    """Cross-entropy on z + tau log(pi) (Menon et al. 2021, eq. 10), the default of LIFT and LIFT+."""
+
+    tau: float = Field(default=1.0, ge=0)
+    """Strength of the adjustment; 0 is plain cross-entropy."""
+
+    def build(self, counts: Tensor) -> LossModule:
+        return _Adjusted(self.tau * class_prior(counts).log())
+
+
+@register("loss", "lade")
+class LADE(Loss):
+    """Balanced softmax plus a regulariser that takes the training prior out of the logits (Hong et al. 2021, eq. 9).
+
+    CE(z + log pi) + strength E, E = -sum_k pi_k (A_k - S_k - penalty S_k^2): A_k is the mean logit of class k's own
+    images, S_k the log of the mean, over all images, of exp(z_k) re-weighted to a uniform prior.
+    """
+
+    strength: float = Field(default=0.1, ge=0)
+    """Weight of the regulariser; 0 is balanced softmax."""
+
+    penalty: float = Field(default=0.1, ge=0)
+    """Weight of S_k^2, which keeps the estimate stable."""
+
+    def build(self, counts: Tensor) -> LossModule:
+        return _Lade(class_prior(counts), self.strength, self.penalty)

@@ -1,0 +1,81 @@
+"""Accuracies on long-tailed data: overall, mean over classes, and by the classes' training counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MANY_OVER, FEW_UNDER = 100, 20
+
+
+def group_of(count: int) -> str:
+    """ "many" over 100 training images, "few" under 20, else "medium" (Liu et al. 2019)."""
+    return "many" if count > MANY_OVER else "few" if count < FEW_UNDER else "medium"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Accuracies in percent; None where no test image of any class of a group exists.
+
+    Attributes:
+        overall: share of test images that are right.
+        mean_class: mean of the classes' accuracies.
+        many, medium, few: the same over the classes of one group.
+        per_class: accuracy of each class, None for a class without test images.
+        images: number of test images.
+    """
+
+    overall: float
+    mean_class: float
+    many: float | None
+    medium: float | None
+    few: float | None
+    per_class: tuple[float | None, ...]
+    images: int
+
+    def summary(self) -> dict[str, float | int | None]:
+        """The figures without the per-class list."""
+        return {
+            "overall": self.overall,
+            "mean_class": self.mean_class,
+            "many": self.many,
+            "medium": self.medium,
+            "few": self.few,
+            "images": self.images,
+        }
+
+
+def accuracies(
+    predicted: Sequence[int] | NDArray[np.int64], labels: Sequence[int] | NDArray[np.int64], train_counts: Sequence[int]
+) -> Metrics:
+    """Metrics of predicted classes [N] against labels [N].
+
+    A class that has no test image has no accuracy and shifts no mean. Groups come from `train_counts`
+    [C] alone, so a class missing from the test split never moves another into a different group.
+    """
+    classes = len(train_counts)
+    truth = np.asarray(labels, dtype=np.int64)
+    guess = np.asarray(predicted, dtype=np.int64)
+    if truth.shape != guess.shape or truth.size == 0:
+        raise ValueError(f"need as many predictions as labels and at least one; got {guess.shape} and {truth.shape}")
+    total = np.bincount(truth, minlength=classes)
+    right = np.bincount(truth[truth == guess], minlength=classes)
+    per_class = [100 * float(right[k]) / float(total[k]) if total[k] else None for k in range(classes)]
+    groups: dict[str, list[float]] = {"many": [], "medium": [], "few": []}
+    for accuracy, count in zip(per_class, train_counts, strict=True):
+        if accuracy is not None:
+            groups[group_of(count)].append(accuracy)
+    present = [accuracy for accuracy in per_class if accuracy is not None]
+    means = {name: float(np.mean(values)) if values else None for name, values in groups.items()}
+    return Metrics(
+        overall=100 * float((truth == guess).mean()),
+        mean_class=float(np.mean(present)),
+        many=means["many"],
+        medium=means["medium"],
+        few=means["few"],
+        per_class=tuple(per_class),
+        images=int(truth.size),
+    )

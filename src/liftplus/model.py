@@ -1,0 +1,100 @@
+"""The classifier: backbone, tuners, head; every parameter is exactly one of frozen, tuned or head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from liftplus.backbones.base import Backbone
+from liftplus.errors import UserError
+from liftplus.heads import HeadModule, JointModule
+from liftplus.tuners.base import Tuner
+
+
+class Classifier(nn.Module):
+    """Images [B, 3, R, R] -> logits [B, C].
+
+    Attributes:
+        backbone: frozen but for what tuners set free in it.
+        tuners: added weights, by tuner name.
+        head: the classifier on the backbone's features.
+    """
+
+    def __init__(self, backbone: Backbone, tuners: dict[str, Tuner], head: HeadModule, num_classes: int) -> None:
+        super().__init__()
+        for tuner in tuners.values():
+            tuner.check(backbone)
+            if tuner.needs_joint_head and not isinstance(head, JointModule):
+                raise UserError(
+                    f"Tuner {tuner.name!r} with side={tuner.side} acts on CLIP's joint space or on the text "
+                    "side, which only the logits of head=joint depend on. Set head=joint."
+                )
+        self.backbone = backbone
+        self.tuners = nn.ModuleDict()
+        # What comes first in a block is attached first (LoRA before SSF), in whatever order the user gave them.
+        for name, tuner in sorted(tuners.items(), key=lambda item: (item[1].order, item[0])):
+            self.tuners[name] = tuner.place(backbone, num_classes)
+        self.head = head
+        self.reads_text = any(tuner.side != "image" for tuner in tuners.values())
+
+    @classmethod
+    def assemble(
+        cls, backbone: Backbone, tuners: dict[str, Tuner], head: HeadModule, class_texts: Sequence[str]
+    ) -> Classifier:
+        """A classifier that keeps the text encoder, told the class prompts [C], only where a tuner acts on it."""
+        reads_text = any(tuner.side != "image" for tuner in tuners.values())
+        if reads_text:
+            backbone.text_encoder("a tuner on the text side").read(class_texts)
+        model = cls(backbone, tuners, head, len(class_texts))
+        if not reads_text:
+            backbone.text = None
+        return model
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)
+        if not isinstance(self.head, JointModule):
+            logits: Tensor = self.head(features)
+            return logits
+        rows = self.backbone.text_encoder("a trained text side")() if self.reads_text else self.head.weight
+        return self.head.compare(self.backbone.joint(features), rows)
+
+    def partition(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Every parameter by its part: "frozen", "tuned" or "head"."""
+        parts: dict[str, dict[str, nn.Parameter]] = {"frozen": {}, "tuned": {}, "head": {}}
+        for name, parameter in self.named_parameters():
+            if name.startswith("head."):
+                part = "head"
+            elif parameter.requires_grad:
+                part = "tuned"
+            else:
+                part = "frozen"
+            parts[part][name] = parameter
+        stray = [name for name in parts["frozen"] if name.startswith("tuners.")]
+        if stray:
+            raise AssertionError(f"tuner weights that would never be trained: {stray}")
+        return parts
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """Tuned and head parameters, in a fixed order."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """What training changed or created: tuned and head weights, by name, on the CPU."""
+        parts = self.partition()
+        return {name: value.detach().cpu().contiguous() for name, value in (parts["tuned"] | parts["head"]).items()}
+
+    def load_learned(self, state: dict[str, Tensor]) -> None:
+        """Strictly load what `learned_state` gave; any name too many, missing or of another shape is refused."""
+        parts = self.partition()
+        own = parts["tuned"] | parts["head"]
+        if own.keys() != state.keys():
+            raise ValueError(f"weights do not belong to this model: {sorted(own.keys() ^ state.keys())[:4]}")
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise ValueError(f"{name} is {tuple(state[name].shape)}, the model has {tuple(parameter.shape)}")
+            parameter.data.copy_(state[name])
+
+    def count(self) -> dict[str, int]:
+        """Number of parameters of each part; "tuned" excludes the head."""
+        return {part: sum(p.numel() for p in values.values()) for part, values in self.partition().items()}

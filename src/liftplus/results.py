@@ -1,0 +1,104 @@
+"""Files of a run folder: written whole or not at all, readable by people and by tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from liftplus.data.dataset import DataSet, Split
+from liftplus.errors import UserError
+from liftplus.evaluate import Predictions
+from liftplus.metrics import Metrics, group_of
+
+
+def new_folder(path: Path) -> Path:
+    """Create the folder of a new run; one that already holds something is refused, so that nothing is lost."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"The run folder {str(path)!r} exists already. Choose another with --out, or remove it first.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The run folder {str(path)!r} cannot be made ({error.strerror}). Choose another with --out."
+        ) from error
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write beside and rename, so that a reader sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON in UTF-8."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """CSV in UTF-8 with quoting where needed."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_bytes(path, buffer.getvalue().encode())
+
+
+def append_json(path: Path, value: Any) -> None:
+    """One JSON line at the end of a log."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def write_evaluation(
+    folder: Path,
+    dataset: DataSet,
+    split: Split,
+    predictions: Predictions,
+    metrics: Metrics,
+    train_counts: Sequence[int],
+    about: dict[str, Any],
+) -> None:
+    """metrics.json, per_class.csv, confusion.csv and predictions.csv of one tested split."""
+    names = dataset.class_names
+    tested = Counter(split.labels)
+    best = predictions.classes[:, 0].tolist()
+    write_json(folder / "metrics.json", about | metrics.summary())
+    write_csv(
+        folder / "per_class.csv",
+        ("class", "id", "name", "group", "train_images", "test_images", "accuracy"),
+        (
+            (
+                k,
+                dataset.class_ids[k],
+                names[k],
+                group_of(train_counts[k]),
+                train_counts[k],
+                tested[k],
+                "" if metrics.per_class[k] is None else f"{metrics.per_class[k]:.2f}",
+            )
+            for k in range(len(names))
+        ),
+    )
+    pairs = sorted(Counter(zip(split.labels, best, strict=True)).items())
+    write_csv(folder / "confusion.csv", ("true", "predicted", "images"), ((t, p, n) for (t, p), n in pairs))
+    write_csv(
+        folder / "predictions.csv",
+        ("path", "true", "predicted", "probability", "correct"),
+        (
+            (key, names[label], names[guess], f"{probability:.4f}", int(label == guess))
+            for key, label, guess, probability in zip(
+                split.keys, split.labels, best, predictions.probabilities[:, 0].tolist(), strict=True
+            )
+        ),
+    )

@@ -1,0 +1,57 @@
+"""iNaturalist's annotations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from liftplus.data import inaturalist
+from liftplus.errors import UserError
+
+CATEGORIES = [
+    {"id": 7477, "name": "Rosa canina", "genus": "Rosa"},
+    {"id": 12, "name": "Rosa rugosa", "genus": "Rosa"},
+    {"id": 300, "name": "Apis mellifera", "genus": "Apis"},
+]
+
+
+def write(path: Path, rows: list[tuple[str, int]], categories: object = CATEGORIES) -> Path:
+    images = [{"id": 50 + i, "file_name": name} for i, (name, _) in enumerate(rows)]
+    notes = [{"id": i, "image_id": 50 + i, "category_id": label} for i, (_, label) in enumerate(rows)]
+    path.write_text(json.dumps({"images": images, "annotations": notes[::-1], "categories": categories}))
+    return path
+
+
+def test_original_ids_are_kept(tmp_path: Path) -> None:
+    train = write(tmp_path / "train2018.json", [("x/a 1.jpg", 7477), ("b.jpg", 12)])
+    val = write(tmp_path / "val2018.json", [("c.jpg", 300)])
+    table = inaturalist.read({"train": train, "val": val})
+    assert table.class_ids == ("12", "300", "7477")
+    assert table.names["7477"] == "Rosa canina"
+    assert table.rows == {"train": [("b.jpg", "12"), ("x/a 1.jpg", "7477")], "val": [("c.jpg", "300")]}
+
+
+def test_taxonomy_level(tmp_path: Path) -> None:
+    train = write(tmp_path / "train2018.json", [("a.jpg", 7477), ("b.jpg", 12), ("c.jpg", 300)])
+    assert inaturalist.read({"train": train}, "genus").class_ids == ("Apis", "Rosa")
+    assert inaturalist.read({"train": train}, "species").class_ids == ("Apis mellifera", "Rosa canina", "Rosa rugosa")
+    with pytest.raises(UserError, match="does not say the family"):
+        inaturalist.read({"train": train}, "family")
+    (tmp_path / "categories.json").write_text(json.dumps([{**entry, "family": "F"} for entry in CATEGORIES]))
+    assert inaturalist.read({"train": train}, "family").class_ids == ("F",)
+
+
+def test_faults(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="category '5'"):
+        inaturalist.read({"train": write(tmp_path / "a.json", [("a.jpg", 5)])})
+    for text, message in (
+        ("{", "not valid JSON"),
+        ("[]", "must hold images"),
+        ('{"images": []}', "not in iNaturalist's form"),
+        ('{"images": [], "annotations": [{"image_id": 1, "category_id": 2}]}', "KeyError at 1"),
+    ):
+        (tmp_path / "b.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            inaturalist.read({"train": tmp_path / "b.json"})

@@ -1,0 +1,113 @@
+"""Lists of "path label" lines and tables of path, label and split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from liftplus.data import lists, manifest
+from liftplus.errors import UserError
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+def test_spaces_crlf_and_marks(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "\ufeff./my cats/white one.jpg 0\r\n\r\nb.jpg\t007\r\n")
+    assert lists.read_list(path) == [("my cats/white one.jpg", "0"), ("b.jpg", "7")]
+
+
+@pytest.mark.parametrize("line", ["a.jpg", "my cat.jpg", "a.jpg,3", "a.jpg cat", "a.jpg 1.5"])
+def test_line_without_label(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path / "a.txt", f"ok.jpg 1\n{line}\n")
+    with pytest.raises(UserError, match=r"a\.txt, line 2 has no label"):
+        lists.read_list(path)
+
+
+def test_other_faults(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="line 1 has the label -1"):
+        lists.read_list(write(tmp_path / "a.txt", "a.jpg -1"))
+    with pytest.raises(UserError, match="is empty"):
+        lists.read_list(write(tmp_path / "a.txt", "\n\n"))
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xfa 1")
+    with pytest.raises(UserError, match="not UTF-8"):
+        lists.read_list(tmp_path / "b.txt")
+
+
+def test_find(tmp_path: Path) -> None:
+    for name in ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "train.txt", "valid.txt", "lonely_test.txt"):
+        write(tmp_path / name, "a.jpg 1\n")
+    write(tmp_path / "notes_train.txt", "this is prose\n")
+    write(tmp_path / "constrain.txt", "a.jpg 1\n")
+    found = lists.find(tmp_path)
+    assert set(found) == {"ImageNet_LT_", ""}
+    assert {split: path.name for split, path in found[""].items()} == {"train": "train.txt", "val": "valid.txt"}
+
+
+def test_siblings(tmp_path: Path) -> None:
+    for name in ("train2018.json", "val2018.json", "pets_train.txt", "pets_test.txt", "list.txt"):
+        write(tmp_path / name, "")
+    assert lists.siblings(tmp_path / "train2018.json")["val"].name == "val2018.json"
+    assert set(lists.siblings(tmp_path / "pets_train.txt")) == {"train", "test"}
+    assert set(lists.siblings(tmp_path / "pets_test.txt")) == {"train"}
+    assert set(lists.siblings(tmp_path / "list.txt")) == {"train"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label,split\na 1.jpg,big_cat,train\nb.jpg,dog,test\n",
+        "\ufeffFilename;Class;Set\r\na 1.jpg;big_cat;training\r\nb.jpg;dog;testing\r\n",
+        'extra\timage\tcategory\tsubset\n"x\ty"\ta 1.jpg\tbig_cat\tTrain\n2\tb.jpg\tdog\tTEST\n',
+    ],
+)
+def test_csv(tmp_path: Path, text: str) -> None:
+    table = manifest.read(write(tmp_path / "a.csv", text))
+    assert table.rows == {"train": [("a 1.jpg", "big_cat")], "test": [("b.jpg", "dog")]}
+    assert table.names == {"big_cat": "big cat", "dog": "dog"}
+
+
+def test_csv_with_ids_and_names(tmp_path: Path) -> None:
+    text = 'path,label,class_name\na.jpg,3.0,"crane, bird"\nb.jpg,5,crane (machine)\n'
+    table = manifest.read(write(tmp_path / "a.csv", text))
+    assert table.rows == {"train": [("a.jpg", "3"), ("b.jpg", "5")]}
+    assert table.names == {"3": "crane, bird", "5": "crane (machine)"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("path,label\n", "no rows"),
+        ("path,colour\na.jpg,red\n", "none for the label"),
+        ("x,label\na.jpg,red\n", "none for the path"),
+        ("path,label\na.jpg,\n", "line 2 has no label"),
+        ("path,label\na.jpg,x\n,y\n", "line 3 has no path"),
+        ("path,label,split\na.jpg,x,holdout\n", "the split 'holdout'"),
+        ("path,label\na.jpg,x,y\n", "line 2 has 3 fields"),
+        ("path,label\na.jpg,-1\nb.jpg,0\n", "the label -1"),
+        ("path,label,name\na.jpg,1,cat\nb.jpg,1,dog\n", "calls class '1' 'dog'"),
+        ('path,label\n"' + "x" * 200_000 + "\n", "stray quote"),
+    ],
+)
+def test_csv_faults(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        manifest.read(write(tmp_path / "a.csv", text))
+    assert "a.csv" in str(caught.value)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    table = pa.table({"file": ["a.jpg", "b.jpg"], "label": [2.0, 4.0], "bytes": [b"\xff", b"\0"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert manifest.read(tmp_path / "a.parquet").rows == {"train": [("a.jpg", "2"), ("b.jpg", "4")]}
+    pq.write_table(pa.table({"file": ["a.jpg", None], "label": ["x", "y"]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="line 2 has no path"):
+        manifest.read(tmp_path / "b.parquet")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        manifest.read(tmp_path / "c.parquet")

@@ -1,0 +1,293 @@
+"""The command line as a user meets it: the whole path, and every mistake in one sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from .conftest import Command, picture, write_folder
+
+QUICK = ("epochs=1", "workers=0", "train.batch_size=8")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_train_eval_predict(photos: Path, command: Command, tmp_path: Path) -> None:
+    ended = command("train", "--data", photos, "--out", "run", *QUICK)
+    assert ended.code == 0, ended.err
+    assert "overall" in ended.out and "Files are in run" in ended.out
+    run = tmp_path / "run"
+    written = {
+        "config.json",
+        "model.safetensors",
+        "metrics.json",
+        "per_class.csv",
+        "confusion.csv",
+        "predictions.csv",
+        "log.jsonl",
+    }
+    assert {file.name for file in run.iterdir()} == written
+    about = json.loads((run / "config.json").read_text())
+    assert about["config"]["seed"] == 0 and "torch" in about["versions"] and len(about["backbone_identity"]) == 64
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["images"] == 6 and metrics["many"] is None and metrics["few"] == pytest.approx(metrics["overall"])
+    assert [(r["name"], r["train_images"], r["group"]) for r in rows(run / "per_class.csv")] == [
+        ("blue sky", "2", "few"),
+        ("green hill", "5", "few"),
+        ("red square", "12", "few"),
+    ]
+    assert sum(int(r["images"]) for r in rows(run / "confusion.csv")) == 6
+    assert len((run / "log.jsonl").read_text().splitlines()) == 1
+
+    ended = command("eval", "run", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["overall"] == metrics["overall"]
+    assert rows(run / "eval" / "predictions.csv") == rows(run / "predictions.csv")
+
+    ended = command("predict", "run", photos / "test", "--out", "guesses.csv")
+    assert ended.code == 0, ended.err
+    guesses = {Path(r["path"]).relative_to(photos).as_posix(): r for r in rows(tmp_path / "guesses.csv")}
+    for row in rows(run / "predictions.csv"):
+        guess = guesses[row["path"]]
+        assert guess["class_1"] == row["predicted"]
+        assert float(guess["probability_1"]) == pytest.approx(float(row["probability"]), abs=2e-3)
+        assert sum(float(guess[f"probability_{k}"]) for k in (1, 2, 3)) == pytest.approx(1, abs=1e-3)
+
+    ended = command("predict", "run", str(photos / "test" / "*" / "0.png"), "--out", "guesses.json", "--top-k", 2)
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "guesses.json").read_text())
+    assert len(found) == 3 and all(len(entry["top"]) == 2 for entry in found)
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_archives_give_the_same_result_as_the_folder(photos: Path, command: Command, tmp_path: Path, form: str) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), form, photos))
+    results = []
+    for data in (photos, archive):
+        ended = command("train", "--data", data, "--out", f"run-{data.name}", "--json", *QUICK)
+        assert ended.code == 0, ended.err
+        results.append(json.loads(ended.out)["overall"])
+    assert results[0] == results[1]
+
+
+def test_zeroshot_and_other_methods(photos: Path, command: Command) -> None:
+    ended = command("zeroshot", "--data", photos, "--json", "--out", "zero")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["parameters"]["tuned"] == 0
+    assert command("eval", "zero", "--json").code == 0
+    for method in ("lift", "linear_probe", "full"):
+        assert command("train", "--data", photos, "--method", method, "--out", method, *QUICK).code == 0
+
+
+def test_manifest_and_lists(photos: Path, command: Command, tmp_path: Path) -> None:
+    files = sorted(path for path in photos.rglob("*.png"))
+    with (tmp_path / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "label", "split"])
+        writer.writerows([path.relative_to(photos).as_posix(), path.parent.name, path.parts[-3]] for path in files)
+    ended = command("train", "--data", "table.csv", "--out", "a", "--json", f"root={photos}", *QUICK)
+    assert ended.code == 0, ended.err
+    numbers = {"blue sky": 0, "green hill": 1, "red_square": 2}
+    for split in ("train", "test"):
+        lines = [f"{p.relative_to(photos).as_posix()} {numbers[p.parent.name]}" for p in files if p.parts[-3] == split]
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines))
+    (tmp_path / "names.txt").write_text("blue sky\ngreen hill\nred square\n")
+    listed = command(
+        "train",
+        "--data",
+        photos,
+        "--out",
+        "b",
+        "--json",
+        "train_list=train.txt",
+        "test_list=test.txt",
+        "class_names=names.txt",
+        *QUICK,
+    )
+    assert listed.code == 0, listed.err
+    assert json.loads(ended.out)["overall"] == json.loads(listed.out)["overall"]
+
+
+def test_eval_on_other_data_matches_classes_by_name(photos: Path, command: Command, tmp_path: Path) -> None:
+    assert command("train", "--data", photos, "--out", "run", *QUICK).code == 0
+    part = write_folder(tmp_path / "part", {"train": (1, 1), "test": (3, 3)})
+    ended = command("eval", "run", "--data", part, "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["images"] == 6
+    (part / "test" / "strange").mkdir()
+    (part / "train" / "strange").mkdir()
+    for split in ("train", "test"):
+        picture((1, 2, 3), 1).save(part / split / "strange" / "0.png")
+    ended = command("eval", "run", "--data", part)
+    assert ended.code == 2 and "not trained on: strange" in ended.err
+
+
+def refused(ended: object, *words: str) -> None:
+    code, err = ended.code, ended.err  # type: ignore[attr-defined]
+    assert code == 2, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_mistakes_in_names(photos: Path, command: Command) -> None:
+    refused(command("train", "--data", "openmoji_tl"), "openmoji_lt")
+    refused(command("train", "--data", "nowhere/at/all"), "nowhere/at/all", "does not exist")
+    refused(command("train", "--data", photos, "--backbone", "clip_vit_b61"), "Did you mean 'clip_vit_b16'")
+    refused(command("train", "--data", photos, "--method", "lft"), "Did you mean 'lift'")
+    refused(command("train", "--data", photos, "epoch=3"), "Did you mean 'epochs'")
+    refused(command("train", "--data", photos, "lr=fast"), "train.lr", "'fast'")
+    refused(command("train", "--data", photos, "device=quantum"), "quantum", "Allowed")
+
+
+def test_mistakes_in_data(photos: Path, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(command("train", "--data", "empty"), "empty")
+    refused(command("train", "--data", write_folder(tmp_path / "one", {"train": (4,)})), "one class")
+    twice = write_folder(tmp_path / "twice", {"train": (3, 3), "test": (1, 1)})
+    for split in ("train", "test"):
+        (twice / split / "green hill").rename(twice / split / "Red Square")
+    refused(command("train", "--data", twice), "Red Square", "data.class_names")
+    (photos / "test" / "newcomer").mkdir()
+    picture((9, 9, 9), 1).save(photos / "test" / "newcomer" / "0.png")
+    refused(command("train", "--data", photos), "newcomer")
+    assert not list(tmp_path.glob("runs/*/model.safetensors"))
+
+
+def test_class_without_training_images_is_said(photos: Path, command: Command) -> None:
+    for file in (photos / "train" / "blue sky").iterdir():
+        file.unlink()
+    ended = command("train", "--data", photos, "--out", "run", "--json", *QUICK)
+    assert ended.code == 0, ended.err
+    assert "blue sky" in ended.err
+
+
+def test_existing_run_folder_is_not_touched(photos: Path, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("precious")
+    refused(command("train", "--data", photos, "--out", "run", *QUICK), "exists already", "--out")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def faulty(photos: Path) -> None:
+    """Readable pictures of every odd kind, in the training split."""
+    folder = photos / "train" / "red_square"
+    base = picture((200, 30, 30), 99)
+    base.convert("L").save(folder / "grey.jpg")
+    base.convert("CMYK").save(folder / "cmyk.jpg")
+    base.convert("P").save(folder / "palette.png")
+    base.convert("RGBA").save(folder / "alpha.png")
+    Image.fromarray((np.arange(4900).reshape(70, 70) * 13).astype(np.uint16)).save(folder / "sixteen.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    base.save(folder / "turned.jpg", exif=exif)
+
+
+def test_odd_pictures_are_read_and_broken_ones_named(photos: Path, command: Command) -> None:
+    faulty(photos)
+    assert command("train", "--data", photos, "--out", "odd", *QUICK).code == 0
+    whole = (photos / "train" / "red_square" / "grey.jpg").read_bytes()
+    (photos / "train" / "red_square" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    refused(command("train", "--data", photos, "--out", "stop", *QUICK), "cut.jpg")
+    ended = command("train", "--data", photos, "--out", "skip", "unreadable=skip", *QUICK)
+    assert ended.code == 0, ended.err
+    assert "cut.jpg" in ended.err
+    refused(command("predict", "odd", photos / "train" / "red_square"), "cut.jpg")
+    ended = command("predict", "odd", photos / "train" / "red_square", "--unreadable", "skip")
+    assert ended.code == 0, ended.err
+    broken = [line for line in csv.DictReader(ended.out.splitlines()) if line["error"]]
+    assert len(broken) == 1 and broken[0]["path"].endswith("cut.jpg")
+
+
+def test_weights_that_do_not_fit(photos: Path, command: Command, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"visual.conv1.weight": torch.zeros(3, 3)}, tmp_path / "w.safetensors")
+    refused(command("train", "--data", photos, "--backbone", "clip_vit_b32", "weights=w.safetensors"), "do not fit")
+    (tmp_path / "junk.pt").write_bytes(b"no weights")
+    refused(command("train", "--data", photos, "--backbone", "clip_vit_b32", "weights=junk.pt"), "cannot be read")
+    refused(command("train", "--data", photos, "weights=gone.safetensors"), "gone.safetensors", "does not exist")
+
+
+def test_no_network_says_what_to_fetch(photos: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(photos / "weights"))
+
+    def offline(*_args: object, **_kwargs: object) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    refused(
+        command("train", "--data", photos, "--backbone", "clip_vit_b16"),
+        "open_clip_model.safetensors",
+        "huggingface.co/timm/vit_base_patch16_clip_224.openai",
+        "weights/clip_vit_b16.safetensors",
+    )
+
+
+def test_run_folder_without_model_and_damaged_model(photos: Path, command: Command, tmp_path: Path) -> None:
+    refused(command("eval", photos), "no trained model")
+    assert command("train", "--data", photos, "--out", "run", *QUICK).code == 0
+    file = tmp_path / "run" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    refused(command("predict", "run", photos), "damaged")
+
+
+@pytest.mark.parametrize(
+    ("classes", "tuner", "head"),
+    [(1000, 617_868, 768_000), (365, 175_212, 280_320), (100, 101_436, 76_800), (8142, 4_749_324, 6_253_056)],
+)
+def test_info_counts_parameters_without_weights(command: Command, classes: int, tuner: int, head: int) -> None:
+    ended = command("info", "--backbone", "clip_vit_b16", "--method", "lift+", "--json", f"num_classes={classes}")
+    assert ended.code == 0, ended.err
+    counts = json.loads(ended.out)["parameters"]
+    assert (counts["tuned"], counts["head"]) == (tuner, head)
+
+
+def test_info_lists_every_part(command: Command) -> None:
+    ended = command("info", "--json")
+    listed = json.loads(ended.out)
+    assert {"lift+", "lift", "linear_probe", "full", "zeroshot"} <= set(listed["method"])
+    assert {"mini_clip", "clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336"} <= set(listed["backbone"])
+    for kind in ("tuner", "loss", "head", "head_init", "augment", "backbone", "method"):
+        assert all(line for line in listed[kind].values()), kind
+    assert command("info").code == 0
+
+
+def test_inspect(photos: Path, command: Command) -> None:
+    shutil.copy(photos / "train" / "red_square" / "0.png", photos / "train" / "red_square" / "copy.png")
+    (photos / "train" / "red_square" / "bad.png").write_bytes(b"junk")
+    ended = command("data", "inspect", "--data", photos, "--json")
+    assert ended.code == 0, ended.err
+    text = ended.out
+    assert "bad.png" in text and "copy.png" in text
+    assert command("data", "inspect", "--data", photos).code == 0
+
+
+def test_help_and_bare_call(command: Command) -> None:
+    ended = command("--help")
+    assert ended.code == 0
+    for name in ("train", "eval", "predict", "zeroshot", "info", "data", "demo"):
+        assert name in ended.out
+
+
+def test_archive_in_a_zip_of_a_wrapper_folder(photos: Path, command: Command, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        for file in photos.rglob("*.png"):
+            archive.write(file, Path("wrapper") / file.relative_to(photos))
+    with tarfile.open(tmp_path / "w.tar.gz", "w:gz") as archive:
+        archive.add(photos, "wrapper")
+    for name in ("w.zip", "w.tar.gz"):
+        ended = command("data", "inspect", "--data", name, "--json", "--no-files")
+        assert ended.code == 0, ended.err

@@ -1,0 +1,104 @@
+"""Presets, key=value, and what a user is told about a mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from liftplus import config
+from liftplus.errors import UserError
+from liftplus.heads import Cosine
+from liftplus.losses import LogitAdjusted
+
+
+def test_default_is_lift_plus() -> None:
+    run = config.resolve(backbone="clip_vit_b16")
+    assert list(run.tuner) == ["adaptformer"]
+    assert (run.train.epochs, run.train.lr, run.train.batch_size) == (5, 0.02, 128)
+    assert (run.train.momentum, run.train.weight_decay, run.train.schedule) == (0.9, 5e-4, "epoch")
+    assert run.head == Cosine(scale=25) and run.loss == LogitAdjusted(tau=1)
+    assert (run.augment.name, run.head_init.name) == ("mda", "semantic")
+    assert run.evaluation.tte and run.evaluation.expand == 24
+
+
+def test_presets_follow_the_papers() -> None:
+    lift = config.resolve(method="lift")
+    assert (lift.train.epochs, lift.train.lr, lift.augment.name) == (10, 0.01, "lift")
+    probe = config.resolve(method="linear_probe")
+    assert probe.tuner == {} and (probe.train.epochs, probe.train.lr) == (5, 0.03)
+    assert list(config.resolve(method="full").tuner) == ["full"]
+    assert config.resolve(method="zeroshot").train.epochs == 0
+    assert config.resolve(data="inat2018").train.epochs == 15
+    assert config.resolve(data="inat2018", method="lift").train.epochs == 20
+
+
+def test_round_trip_through_plain_values() -> None:
+    run = config.resolve(data="x", overrides=["tuner.adaptformer.width=3", "loss.tau=0.5", "augment.schedule=linear"])
+    assert config.from_dict(run.to_dict()) == run
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "value"),
+    [
+        ("epochs=3", "train.epochs", 3),
+        ("train.lr=1e-3", "train.lr", 1e-3),
+        ("width=8", "tuner.adaptformer.width", 8),
+        ("layers=[0,2]", "tuner.adaptformer.layers", [0, 2]),
+        ("tte=false", "evaluation.tte", False),
+        ("root=2024", "data.root", "2024"),
+        ("template=a picture of {}", "head_init.template", "a picture of {}"),
+    ],
+)
+def test_overrides(given: str, key: str, value: object) -> None:
+    values = config.resolve(overrides=[given]).to_dict()
+    for part in key.split("."):
+        values = values[part]
+    assert values == value
+
+
+def test_a_swapped_part_starts_from_its_own_defaults() -> None:
+    run = config.resolve(overrides=["loss=cross_entropy", "head_init=class_mean", "shots=7"])
+    assert run.to_dict()["loss"] == {"name": "cross_entropy"}
+    assert run.to_dict()["head_init"] == {"name": "class_mean", "shots": 7}
+    assert config.resolve(overrides=["tuner=none"]).tuner == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["epoch=3"], "Did you mean 'epochs'"),
+        (["nonsense=1"], "Unknown key 'nonsense'"),
+        (["batch_size=4"], "ambiguous; write one of train.batch_size, evaluation.batch_size"),
+        (["loss=logit_ajusted"], "Did you mean 'logit_adjusted'"),
+        (["tuner=adaptfromer"], "Did you mean 'adaptformer'"),
+        (["head=cosin"], "Did you mean 'cosine'"),
+        (["train=5"], "is a section"),
+        (["epochs"], "key=value"),
+        (["lr=-1"], "train.lr = -1 is not allowed: input should be greater than 0"),
+        (["augment.schedule=convexe"], "augment.schedule"),
+    ],
+)
+def test_mistakes_are_explained(given: list[str], words: str) -> None:
+    with pytest.raises(UserError) as told:
+        config.resolve(overrides=given)
+    assert words in str(told.value)
+
+
+def test_all_mistakes_at_once() -> None:
+    values = config.resolve().to_dict()
+    values["train"] |= {"lr": -1, "epochs": "many"}
+    values["loss"]["tau"] = "x"
+    with pytest.raises(UserError) as told:
+        config.from_dict(values)
+    for key in ("train.lr", "train.epochs", "loss"):
+        assert key in str(told.value)
+
+
+def test_unknown_method_and_backbone() -> None:
+    with pytest.raises(UserError, match=r"Did you mean 'lift\+'"):
+        config.resolve(method="lift++")
+
+
+def test_every_preset_resolves() -> None:
+    for method in config.presets("methods"):
+        for backbone in config.presets("backbones"):
+            assert config.resolve(method=method, backbone=backbone).backbone.name == backbone

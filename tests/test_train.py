@@ -1,0 +1,125 @@
+"""Training: the same bits again, exact accumulation, frozen weights that stay, errors before harm."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from liftplus import checkpoint, config, runtime, train
+from liftplus.config import RunConfig
+from liftplus.data import sources
+from liftplus.data.dataset import DataSet, Split
+from liftplus.errors import UserError
+
+CPU = runtime.choose("cpu", "fp32")
+
+
+def run_config(photos: Path, *overrides: str, method: str = "lift+") -> RunConfig:
+    return config.resolve(data=str(photos), method=method, overrides=["epochs=2", "train.batch_size=8", *overrides])
+
+
+def trained(photos: Path, *overrides: str, method: str = "lift+") -> tuple[dict[str, torch.Tensor], train.Fit]:
+    run = run_config(photos, *overrides, method=method)
+    dataset = sources.load(run.data)
+    model = train.build(run, dataset, CPU)
+    fitted = train.fit(model, run, dataset, CPU)
+    return model.learned_state(), fitted
+
+
+def test_same_seed_same_bits_with_any_number_of_workers(photos: Path) -> None:
+    alone, one = trained(photos, "workers=0")
+    shared, two = trained(photos, "workers=2")
+    assert one.losses == two.losses
+    assert alone.keys() == shared.keys()
+    assert all(torch.equal(alone[name], shared[name]) for name in alone)
+    other, _ = trained(photos, "workers=0", "seed=1")
+    assert any(not torch.equal(alone[name], other[name]) for name in alone)
+
+
+def test_accumulation_is_exact_also_for_the_short_last_batch(photos: Path) -> None:
+    whole, one = trained(photos, "workers=0")
+    pieces, two = trained(photos, "workers=0", "micro_batch=3")
+    assert one.losses == pytest.approx(two.losses, rel=1e-5)
+    for name, value in whole.items():
+        assert torch.allclose(value, pieces[name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("given", [("lift+", "width=8"), ("lift", "width=8"), ("linear_probe",), ("full",)])
+def test_every_method_learns_and_leaves_frozen_weights_alone(photos: Path, given: tuple[str, ...]) -> None:
+    # Of a bottleneck of one unit, the default for three classes, the ReLU may never let a gradient through.
+    run = run_config(photos, "workers=0", "epochs=4", "lr=0.01", *given[1:], method=given[0])
+    dataset = sources.load(run.data)
+    model = train.build(run, dataset, CPU)
+    before = {part: {n: p.detach().clone() for n, p in values.items()} for part, values in model.partition().items()}
+    names = set(dict(model.named_parameters()))
+    assert set().union(*before.values()) == names
+    assert sum(len(values) for values in before.values()) == len(names)
+    fitted = train.fit(model, run, dataset, CPU)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(value, after[name]) for name, value in before["frozen"].items())
+    assert all(not torch.equal(value, after[name]) for name, value in (before["tuned"] | before["head"]).items())
+    assert fitted.losses[-1] < fitted.losses[0]
+
+
+def test_cosine_schedule() -> None:
+    by_epoch = config.resolve(overrides=["epochs=4", "lr=0.1"])
+    assert train.rate(by_epoch, 0, 0.5) == 0.1
+    assert train.rate(by_epoch, 2, 0.9) == pytest.approx(0.05)
+    assert train.rate(by_epoch, 3, 0.0) == pytest.approx(0.05 * (1 + math.cos(0.75 * math.pi)))
+    by_step = config.resolve(overrides=["epochs=4", "lr=0.1", "train.schedule=step"])
+    assert train.rate(by_step, 2, 0.5) == pytest.approx(0.05 * (1 + math.cos(math.pi * 2.5 / 4)))
+
+
+def test_a_broken_loss_stops_the_run(photos: Path) -> None:
+    with pytest.raises(UserError, match=r"loss became (nan|inf).*learning rate"):
+        trained(photos, "workers=0", "lr=1e30", "epochs=6", method="full")
+
+
+def test_class_without_training_images_is_trained_with_a_finite_prior(photos: Path) -> None:
+    run = run_config(photos, "workers=0")
+    dataset = sources.load(run.data)
+    kept = [i for i, label in enumerate(dataset.splits["train"].labels) if label != 2]
+    split = dataset.splits["train"]
+    thinned = DataSet(
+        "thin",
+        dataset.class_names,
+        dataset.class_ids,
+        {"train": Split([split.keys[i] for i in kept], [split.labels[i] for i in kept])},
+        dataset.store,
+    )
+    for init in ("semantic", "class_mean", "linear_probe", "random"):
+        changed = config.changed(run.to_dict(), [f"head_init={init}"])
+        model = train.build(changed, thinned, CPU)
+        assert torch.isfinite(model.head.weight).all()
+        assert torch.allclose(model.head.weight.norm(dim=1), torch.ones(3), atol=1e-5)
+        assert all(math.isfinite(loss) for loss in train.fit(model, changed, thinned, CPU).losses)
+
+
+def test_saved_model_gives_the_same_bits(photos: Path, tmp_path: Path) -> None:
+    run = run_config(photos, "workers=0")
+    dataset = sources.load(run.data)
+    model = train.build(run, dataset, CPU)
+    train.fit(model, run, dataset, CPU)
+    (tmp_path / "run").mkdir()
+    checkpoint.save_model(tmp_path / "run", model, run, dataset)
+    again = checkpoint.load_model(tmp_path / "run", CPU)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(model(images), again.model(images))
+    assert again.class_names == dataset.class_names
+    assert again.train_counts == dataset.counts()
+    assert again.config == run
+    assert (tmp_path / "run" / checkpoint.FILE).stat().st_size < 300_000
+
+
+def test_semantic_initialisation_needs_words(photos: Path) -> None:
+    for name, number in (("red_square", "0"), ("green hill", "1"), ("blue sky", "2")):
+        for split in ("train", "test"):
+            (photos / split / name).rename(photos / split / number)
+    with pytest.raises(UserError, match=r"only numbers.*data\.class_names=FILE, or choose head_init=class_mean"):
+        trained(photos)
+    _, fitted = trained(photos, "head_init=class_mean", "workers=0")
+    assert fitted.losses[-1] < 3
