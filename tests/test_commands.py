@@ -126,6 +126,7 @@ def test_eval_on_other_data_matches_classes_by_name(photos: Path, command: Comma
     ended = command("eval", "run", "--data", part, "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["images"] == 6
+    assert json.loads(command("eval", "run", "--data", part, "--json", "--split", "all").out)["images"] == 8
     (part / "test" / "strange").mkdir()
     (part / "train" / "strange").mkdir()
     for split in ("train", "test"):

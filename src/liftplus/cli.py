@@ -80,17 +80,16 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
         console.err.print(f"Note: {note}", highlight=False)
     _describe_data(dataset)
     outcome = runs.train_run(config, dataset, model, chosen, folder, bars)
+    measured = outcome.metrics.summary() if outcome.metrics else {}
     if as_json:
         print(
-            json.dumps(
-                {"folder": str(folder), "seconds": outcome.seconds, "parameters": outcome.parameters}
-                | outcome.metrics.summary()
-            )
+            json.dumps({"folder": str(folder), "seconds": outcome.seconds, "parameters": outcome.parameters} | measured)
         )
         return
     counts = outcome.parameters
-    title = f"{config.method} on {dataset.name} with {config.backbone.name}: accuracy in percent on the test split"
-    console.accuracy_table(title, [("five crops" if config.evaluation.tte else "one crop", outcome.metrics.summary())])
+    if measured:
+        title = f"{config.method} on {dataset.name} with {config.backbone.name}: accuracy in percent on the test split"
+        console.accuracy_table(title, [("five crops" if config.evaluation.tte else "one crop", measured)])
     console.out.print(
         f"{counts['tuned']:,} tuned and {counts['head']:,} head parameters, {outcome.seconds:.0f} s of training. "
         f"Files are in {folder}",
@@ -119,7 +118,7 @@ def _describe_data(dataset: DataSet) -> None:
 def evaluate(
     run: Run,
     data: Annotated[str | None, typer.Option("--data", "-d", help="Other data than the run's.")] = None,
-    split: Annotated[str, typer.Option(help="Split to test on: test, val or train.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to test on: test, val, train or all.")] = "test",
     out: Out = None,
     as_json: AsJson = False,
     overrides: Overrides = None,

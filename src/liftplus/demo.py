@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from liftplus import config as configs
 from liftplus import console, results, runs, runtime, train
@@ -57,17 +56,13 @@ def compare(method: str, seed: int, dataset: DataSet, chosen: Runtime, folder: P
     config = configs.resolve(data=DATA, backbone=BACKBONE, method=method, overrides=[f"seed={seed}", "tte=false"])
     model = train.build(config, dataset, chosen, bars)
     outcome = runs.train_run(config, dataset, model, chosen, results.new_folder(folder), bars)
-    tuned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    found = [(False, outcome.metrics)]
+    found = {False: outcome.metrics}
     if configs.resolve(method=method).evaluation.tte:
         five = config.evaluation.model_copy(update={"tte": True})
-        about: dict[str, Any] = {"seconds": round(outcome.seconds, 2)}
-        folder_tte = results.new_folder(folder / "tte")
-        metrics, _ = runs.test(model, five, dataset, "test", dataset.counts(), chosen, folder_tte, about, bars)
-        found.append((True, metrics))
-    return [
-        Row(method, tte, seed, m.overall, m.many, m.medium, m.few, round(outcome.seconds, 1), tuned) for tte, m in found
-    ]
+        inside = results.new_folder(folder / "tte")
+        found[True] = runs.test(model, five, dataset, "test", dataset.counts(), chosen, inside, {}, bars)
+    tuned, seconds = train.tuned_parameters(model), round(outcome.seconds, 1)
+    return [Row(method, tte, seed, m.overall, m.many, m.medium, m.few, seconds, tuned) for tte, m in found.items() if m]
 
 
 def show(rows: list[Row], out: Path) -> None:

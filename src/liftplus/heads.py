@@ -109,23 +109,18 @@ class LayerNorm(Head):
 
 
 class JointModule(HeadModule):
-    """CLIP's logits; `Classifier` hands it image and, where the text side is trained, text features of each step."""
-
-    projection: Tensor | None
+    """CLIP's logits. Its features are unit vectors in the joint space [B, joint], from `Backbone.joint`."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone.text_encoder("head=joint").projection.shape[1], num_classes)
         self.scale = math.exp(backbone.text_encoder("head=joint").logit_scale)
-        self.register_buffer("projection", backbone.image_projection, persistent=False)
         self.weight.requires_grad_(False)
 
     def logits(self, features: Tensor) -> Tensor:
-        if self.projection is not None:
-            features = features @ self.projection.float()
-        return self.compare(F.normalize(features, dim=-1), self.weight)
+        return self.compare(features, self.weight)
 
     def compare(self, image: Tensor, text: Tensor) -> Tensor:
-        """Unit vectors [B, joint] and [C, joint] to logits [B, C], fp32."""
+        """Unit vectors of images [B, joint] and of class prompts [C, joint] to logits [B, C], fp32."""
         with torch.autocast(image.device.type, enabled=False):
             return self.scale * F.linear(image.float(), text.float())
 

@@ -142,7 +142,7 @@ class Focal(Loss):
 
 @register("loss", "ldam")
 class LDAM(Loss):
-    """Cross-entropy with margins that grow as classes get rarer (Cao et al. 2019, eq. 13).
+    """Cross-entropy with margins that grow as classes get rarer (Cao et al. 2019).
 
     z_y <- z_y - s m_y with m_k = margin n_k^(-1/4) / max_j n_j^(-1/4).
     """
@@ -160,7 +160,7 @@ class LDAM(Loss):
 
 @register("loss", "class_balanced")
 class ClassBalanced(Loss):
-    """CE weighted by (1 - beta) / (1 - beta^n_k), weights of mean 1 (Cui et al. 2019, eq. 6)."""
+    """CE weighted by (1 - beta) / (1 - beta^n_k), weights of mean 1 (Cui et al. 2019)."""
 
     beta: float = Field(default=0.9999, ge=0, lt=1)
     """How fast further images of a class lose value; 0 is plain cross-entropy."""
@@ -188,7 +188,7 @@ class Reweight(Loss):
 
 @register("loss", "balanced_softmax")
 class BalancedSoftmax(Loss):
-    """Cross-entropy on z + log(pi) (Ren et al. 2020, eq. 4)."""
+    """Cross-entropy on z + log(pi) (Ren et al. 2020)."""
 
     def build(self, counts: Tensor) -> LossModule:
         return _Adjusted(class_prior(counts).log())
@@ -207,7 +207,7 @@ class LogitAdjusted(Loss):
 
 @register("loss", "lade")
 class LADE(Loss):
-    """Balanced softmax plus a regulariser that takes the training prior out of the logits (Hong et al. 2021, eq. 9).
+    """Balanced softmax plus a regulariser that takes the training prior out of the logits (Hong et al. 2021).
 
     CE(z + log pi) + strength E, E = -sum_k pi_k (A_k - S_k - penalty S_k^2): A_k is the mean logit of class k's own
     images, S_k the log of the mean, over all images, of exp(z_k) re-weighted to a uniform prior.

@@ -53,11 +53,12 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.backbone(images)
-        if not isinstance(self.head, JointModule):
-            logits: Tensor = self.head(features)
-            return logits
-        rows = self.backbone.text_encoder("a trained text side")() if self.reads_text else self.head.weight
-        return self.head.compare(self.backbone.joint(features), rows)
+        if isinstance(self.head, JointModule):
+            features = self.backbone.joint(features)
+            if self.reads_text:
+                return self.head.compare(features, self.backbone.text_encoder("a trained text side")())
+        logits: Tensor = self.head(features)
+        return logits
 
     def partition(self) -> dict[str, dict[str, nn.Parameter]]:
         """Every parameter by its part: "frozen", "tuned" or "head"."""

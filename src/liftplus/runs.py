@@ -18,22 +18,20 @@ from liftplus.data.images import IMAGE_SUFFIXES, UnreadableImage
 from liftplus.data.stores import FolderStore
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
-from liftplus.evaluate import Predictions, coinciding_grids, predict, score
+from liftplus.evaluate import coinciding_grids, predict, score
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
 from liftplus.runtime import Progress, Runtime, describe
-from liftplus.train import build, fit
+from liftplus.train import build, fit, tuned_parameters
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a run gave."""
 
-    metrics: Metrics
-    predictions: Predictions
+    metrics: Metrics | None  # None where the data has no test split
     seconds: float
     parameters: dict[str, int]
-    model: Classifier
 
 
 def load_data(config: RunConfig) -> DataSet:
@@ -44,7 +42,8 @@ def load_data(config: RunConfig) -> DataSet:
 def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
     """What a user should know before training starts, one sentence each."""
     grids = coinciding_grids(config.evaluation, model.backbone.facts)
-    return [*dataset.notes, *([grids] if grids else [])]
+    untested = None if "test" in dataset.splits else "There is no test split, so nothing will be measured."
+    return [*dataset.notes, *(note for note in (grids, untested) if note)]
 
 
 def train_run(
@@ -82,18 +81,11 @@ def train_run(
         )
         seconds = fitted.seconds
     checkpoint.save_model(folder, model, config, dataset)
-    metrics, predictions = test(
-        model,
-        config.evaluation,
-        dataset,
-        "test",
-        dataset.counts(),
-        runtime,
-        folder,
-        {"seconds": round(seconds, 2), "tuned_parameters": parameters["tuned"]},
-        progress,
-    )
-    return Outcome(metrics, predictions, seconds, parameters, model)
+    metrics = None
+    if "test" in dataset.splits:
+        figures = {"seconds": round(seconds, 2), "tuned_parameters": tuned_parameters(model)}
+        metrics = test(model, config.evaluation, dataset, "test", dataset.counts(), runtime, folder, figures, progress)
+    return Outcome(metrics, seconds, parameters)
 
 
 def start(config: RunConfig, runtime: Runtime, progress: Progress | None = None) -> tuple[DataSet, Classifier]:
@@ -112,7 +104,7 @@ def test(
     folder: Path,
     about: dict[str, Any],
     progress: Progress | None,
-) -> tuple[Metrics, Predictions]:
+) -> Metrics:
     """Metrics and tables of one split, written into a folder."""
     if split not in dataset.splits:
         raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
@@ -129,26 +121,31 @@ def test(
         train_counts,
         {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()} | about,
     )
-    return metrics, found
+    return metrics
 
 
 def evaluate_run(
     trained: Trained, config: RunConfig, runtime: Runtime, folder: Path, split: str, progress: Progress | None = None
 ) -> Metrics:
     """Test a trained run on a split of the data in `config`, whose classes are matched to the run's."""
-    dataset = aligned(load_data(config), trained)
+    dataset = aligned(load_data(config), trained, everything=split == "all")
     folder.mkdir(parents=True, exist_ok=True)
-    return test(trained.model, config.evaluation, dataset, split, trained.train_counts, runtime, folder, {}, progress)[
-        0
-    ]
+    return test(trained.model, config.evaluation, dataset, split, trained.train_counts, runtime, folder, {}, progress)
 
 
-def aligned(dataset: DataSet, trained: Trained) -> DataSet:
-    """The data set with its labels renumbered to the run's classes, by id, else by name."""
-    places = {name: k for k, name in enumerate(trained.class_names)} | {i: k for k, i in enumerate(trained.class_ids)}
-    moved = [places.get(i, places.get(name)) for i, name in zip(dataset.class_ids, dataset.class_names, strict=True)]
-    splits = {}
-    for name, split in dataset.splits.items():
+def aligned(dataset: DataSet, trained: Trained, everything: bool = False) -> DataSet:
+    """The data set with its labels renumbered to the run's classes, by id, else by name.
+
+    With `everything`, a further split "all" holds the images of all splits.
+    """
+    by_id = {class_id: k for k, class_id in enumerate(trained.class_ids)}
+    by_name = {name: k for k, name in enumerate(trained.class_names)}
+    moved = [by_id.get(i, by_name.get(name)) for i, name in zip(dataset.class_ids, dataset.class_names, strict=True)]
+    splits, given = {}, dict(dataset.splits)
+    if everything:
+        parts = list(given.values())
+        given["all"] = Split([key for part in parts for key in part.keys], [k for part in parts for k in part.labels])
+    for name, split in given.items():
         strange = sorted({dataset.class_names[label] for label in split.labels if moved[label] is None})
         if strange and name != "train":
             raise UserError(

@@ -178,7 +178,7 @@ class Step:
     def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
         self.model, self.runtime = model, runtime
         self.micro = config.train.micro_batch or config.train.batch_size
-        self.loss: LossModule = config.loss.build(torch.tensor(dataset.counts())).to(runtime.device)
+        self.loss: LossModule = config.loss.build(torch.tensor(dataset.counts())).to(runtime.device, torch.float32)
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.parameters = list(model.trainable())
         if not self.parameters:

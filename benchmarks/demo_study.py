@@ -1,0 +1,138 @@
+"""The demo's claim, with learning rates searched on validation and several seeds.
+
+    python benchmarks/demo_study.py search --out benchmarks/results/demo_search.json
+    python benchmarks/demo_study.py test --seeds 3 --out benchmarks/results/demo.json
+    python benchmarks/demo_study.py figure --out docs/images/demo.png
+
+`search` trains every method at several learning rates and measures the validation split only; the best go into
+presets/data.toml by hand. `test` runs the presets as the demo does, each method with one crop and with five.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from liftplus import config, demo, results, runs, runtime, train
+from liftplus.evaluate import predict, score
+
+RATES = {
+    "linear_probe": (0.03, 0.1, 0.3),
+    "full": (0.003, 0.01, 0.03),
+    "lift+": (0.02, 0.05, 0.15),
+}
+SEARCH_SEED = 1000
+GROUPS = ("overall", "many", "medium", "few")
+
+
+def about() -> dict[str, Any]:
+    return {"date": date.today().isoformat(), "versions": runtime.describe(runtime.choose())}
+
+
+def search(out: Path) -> None:
+    """Every method at every learning rate, one seed that `test` does not use, accuracies on validation."""
+    chosen = runtime.choose()
+    dataset = runs.load_data(config.resolve(data=demo.DATA, backbone=demo.BACKBONE))
+    rows: list[dict[str, Any]] = []
+    for method, rates in RATES.items():
+        for lr in rates:
+            given = [f"seed={SEARCH_SEED}", f"lr={lr}", "tte=false"]
+            settings = config.resolve(data=demo.DATA, backbone=demo.BACKBONE, method=method, overrides=given)
+            model = train.build(settings, dataset, chosen)
+            fitted = train.fit(model, settings, dataset, chosen)
+            split = dataset.splits["val"]
+            found = predict(model, dataset.store, split, settings.evaluation, model.backbone.facts, chosen)
+            metrics = score(found, split, dataset.counts())
+            rows.append({"method": method, "lr": lr, "seconds": round(fitted.seconds, 1)} | metrics.summary())
+            print(rows[-1], flush=True)
+            results.write_json(out, about() | {"split": "val", "seed": SEARCH_SEED, "rows": rows})
+
+
+def test(out: Path, seeds: int) -> None:
+    """The demo's rows for several seeds, with mean and standard deviation over the seeds."""
+    chosen = runtime.choose()
+    dataset = runs.load_data(config.resolve(data=demo.DATA, backbone=demo.BACKBONE))
+    rows: list[demo.Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(seeds):
+            for method in demo.METHODS:
+                rows += demo.compare(method, seed, dataset, chosen, Path(folder) / f"{method}-{seed}", runtime.Silent())
+                print(rows[-1], flush=True)
+                results.write_json(
+                    out, about() | {"seeds": seed + 1, "summary": summary(rows), "rows": [asdict(row) for row in rows]}
+                )
+
+
+def summary(rows: list[demo.Row]) -> list[dict[str, Any]]:
+    out = []
+    for method, tte in dict.fromkeys((row.method, row.tte) for row in rows):
+        same = [asdict(row) for row in rows if (row.method, row.tte) == (method, tte)]
+        entry: dict[str, Any] = {"method": method, "tte": tte, "runs": len(same)}
+        for key in (*GROUPS, "seconds"):
+            values = [row[key] for row in same]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            entry[key] = {"mean": round(statistics.mean(values), 2), "sd": round(spread, 2)}
+        out.append(entry)
+    return out
+
+
+def figure(source: Path, out: Path) -> None:
+    """Bars of accuracy by group of classes, one colour a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    entries = json.loads(source.read_text())["summary"]
+    names = {"zeroshot": "zero-shot", "linear_probe": "linear probe", "full": "full fine-tuning", "lift+": "LIFT+"}
+    colours = ("#9aa5b1", "#6c8ebf", "#d08770", "#5e9c76", "#2f6b4a")
+    plot, axes = plt.subplots(figsize=(8, 3.6), dpi=150)
+    width = 0.8 / len(entries)
+    for index, entry in enumerate(entries):
+        label = names[entry["method"]] + (", five crops" if entry["tte"] else "")
+        places = [group + (index - (len(entries) - 1) / 2) * width for group in range(len(GROUPS))]
+        axes.bar(
+            places,
+            [entry[key]["mean"] for key in GROUPS],
+            width * 0.92,
+            label=label,
+            color=colours[index],
+            yerr=[entry[key]["sd"] for key in GROUPS],
+            error_kw={"elinewidth": 0.8},
+        )
+    axes.set_xticks(range(len(GROUPS)), ["overall", "many-shot\n(> 100)", "medium-shot\n(20–100)", "few-shot\n(< 20)"])
+    axes.set_ylabel("test accuracy, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    runs_each = max(entry["runs"] for entry in entries)
+    axes.set_title(
+        f"openmoji_lt with mini_clip, mean and standard deviation of {runs_each} seeds", fontsize=9, loc="left"
+    )
+    plot.tight_layout()
+    plot.savefig(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("search", "test", "figure"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/demo.json"), help="input of `figure`")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.what == "search":
+        search(args.out)
+    elif args.what == "test":
+        test(args.out, args.seeds)
+    else:
+        figure(args.results, args.out)
+
+
+if __name__ == "__main__":
+    main()

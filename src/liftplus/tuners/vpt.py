@@ -1,0 +1,87 @@
+"""Visual prompt tuning (Jia et al. 2022): learned tokens beside those of the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from liftplus.backbones.sites import Site, Tower
+from liftplus.registry import register
+from liftplus.tuners.base import TEXT_PROMPTS, Tuner, auto_width
+
+
+class Prompt(nn.Module):
+    """p tokens [p, width] that enter before one block and leave after another; N(0, 0.02^2) at the start."""
+
+    def __init__(self, width: int, length: int, prefix: int) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(torch.empty(length, width).normal_(0.0, 0.02))
+        self.prefix = prefix
+
+    def insert(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hook before a block: [class and registers; prompts; rest]."""
+        x = args[0]
+        prompt = self.prompt.to(x.dtype).expand(len(x), -1, -1)
+        x = torch.cat([x[:, : self.prefix], prompt, x[:, self.prefix :]], dim=1)
+        return (x, *args[1:]), self.widen(kwargs, x.shape[1])
+
+    def widen(self, kwargs: dict[str, Any], length: int) -> dict[str, Any]:
+        """The block's keywords with a causal mask [length, length] that covers the prompts, where there is a mask."""
+        mask = kwargs.get("attn_mask")
+        if mask is None:
+            return kwargs
+        return kwargs | {"attn_mask": mask.new_full((length, length), float("-inf")).triu(1)}
+
+    def mask(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hook before a further block while the prompts are in: only its mask has to change."""
+        return args, self.widen(kwargs, args[0].shape[1])
+
+    def remove(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        """Hook after a block: the tokens without the prompts, so that whatever follows sees the shape it knows."""
+        return torch.cat([output[:, : self.prefix], output[:, self.prefix + len(self.prompt) :]], dim=1)
+
+
+class _Prompts(Tuner):
+    needs = ("tokens",)
+    identity_at_start = False
+
+    length: int | None = Field(default=None, ge=1)
+    """Number of prompts p; by default 2^floor(log2(C / L)), on the text side 2."""
+
+    def _length(self, tower: Tower, num_classes: int) -> int:
+        return self.length or (TEXT_PROMPTS if tower.side == "text" else auto_width(num_classes, 1, tower.depth))
+
+    def _span(self, sites: list[Site], length: int) -> Prompt:
+        """Prompts that enter at the first of these blocks and leave after the last."""
+        branch = Prompt(sites[0].width, length, sites[0].prefix)
+        sites[0].entry.register_forward_pre_hook(branch.insert, with_kwargs=True)
+        for site in sites[1:]:
+            site.entry.register_forward_pre_hook(branch.mask, with_kwargs=True)
+        sites[-1].exit.register_forward_hook(branch.remove)
+        return branch
+
+
+@register("tuner", "vpt_deep")
+class VPTDeep(_Prompts):
+    """Each block gets prompts of its own; those of the block before are dropped (Jia et al. 2022, "deep")."""
+
+    order = 10  # after vpt_shallow: what enters last, just behind the prefix, is what leaves first
+
+    def attach(self, tower: Tower, num_classes: int) -> nn.Module:
+        length, layers = self._length(tower, num_classes), nn.ModuleDict()
+        for site in self.sites(tower, "tokens"):
+            layers[str(site.layer)] = self._span([site], length)
+        return layers
+
+
+@register("tuner", "vpt_shallow")
+class VPTShallow(_Prompts):
+    """Prompts enter at the first chosen block and stay to the last one (Jia et al. 2022, "shallow")."""
+
+    def attach(self, tower: Tower, num_classes: int) -> nn.Module:
+        chosen = [site.layer for site in self.sites(tower, "tokens")]
+        sites = [site for site in tower.sites("tokens") if chosen[0] <= site.layer <= chosen[-1]]
+        return nn.ModuleDict({str(sites[0].layer): self._span(sites, self._length(tower, num_classes))})
