@@ -23,9 +23,9 @@ from liftplus import config, demo, results, runs, runtime, train
 from liftplus.evaluate import predict, score
 
 RATES = {
-    "linear_probe": (0.03, 0.1, 0.3),
-    "full": (0.003, 0.01, 0.03),
-    "lift+": (0.02, 0.05, 0.15),
+    "linear_probe": (0.03, 0.1, 0.3, 1.0),
+    "full": (0.003, 0.01, 0.03, 0.1),
+    "lift+": (0.02, 0.05, 0.15, 0.4),
 }
 SEARCH_SEED = 1000
 GROUPS = ("overall", "many", "medium", "few")
@@ -38,7 +38,7 @@ def about() -> dict[str, Any]:
 def search(out: Path) -> None:
     """Every method at every learning rate, one seed that `test` does not use, accuracies on validation."""
     chosen = runtime.choose()
-    dataset = runs.load_data(config.resolve(data=demo.DATA, backbone=demo.BACKBONE))
+    dataset = runs.Session(config.resolve(data=demo.DATA, backbone=demo.BACKBONE), chosen).data()
     rows: list[dict[str, Any]] = []
     for method, rates in RATES.items():
         for lr in rates:
@@ -57,12 +57,12 @@ def search(out: Path) -> None:
 def test(out: Path, seeds: int) -> None:
     """The demo's rows for several seeds, with mean and standard deviation over the seeds."""
     chosen = runtime.choose()
-    dataset = runs.load_data(config.resolve(data=demo.DATA, backbone=demo.BACKBONE))
+    dataset = runs.Session(config.resolve(data=demo.DATA, backbone=demo.BACKBONE), chosen).data()
     rows: list[demo.Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
             for method in demo.METHODS:
-                rows += demo.compare(method, seed, dataset, chosen, Path(folder) / f"{method}-{seed}", runtime.Silent())
+                rows += demo.compare(method, seed, dataset, Path(folder) / f"{method}-{seed}", runtime.Silent())
                 print(rows[-1], flush=True)
                 results.write_json(
                     out, about() | {"seeds": seed + 1, "summary": summary(rows), "rows": [asdict(row) for row in rows]}

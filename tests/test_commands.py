@@ -126,7 +126,12 @@ def test_eval_on_other_data_matches_classes_by_name(photos: Path, command: Comma
     ended = command("eval", "run", "--data", part, "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["images"] == 6
-    assert json.loads(command("eval", "run", "--data", part, "--json", "--split", "all").out)["images"] == 8
+    flat = write_folder(tmp_path / "flat", {".": (4, 3)})
+    ended = command("eval", "run", "--data", flat, "--json")
+    assert ended.code == 0, ended.err
+    # Other data is never split: without a test split all of it is tested.
+    assert json.loads(ended.out)["images"] == 7
+    assert {file.name for file in (tmp_path / "run").glob("eval*")} == {"eval", "eval-2"}
     (part / "test" / "strange").mkdir()
     (part / "train" / "strange").mkdir()
     for split in ("train", "test"):
@@ -237,6 +242,24 @@ def test_no_network_says_what_to_fetch(photos: Path, command: Command, monkeypat
     )
 
 
+def test_settings_of_training_cannot_change_after_it(photos: Path, command: Command) -> None:
+    assert command("train", "--data", photos, "--out", "run", *QUICK).code == 0
+    refused(command("eval", "run", "loss.tau=2"), "loss belongs to the trained run")
+    refused(command("eval", "run", "head=linear"), "head belongs to the trained run")
+    assert command("eval", "run", "tte=false", "device=cpu").code == 0
+
+
+def test_results_that_cannot_be_written(photos: Path, command: Command, tmp_path: Path) -> None:
+    assert command("train", "--data", photos, "--out", "run", *QUICK).code == 0
+    refused(command("predict", "run", photos, "--out", "nowhere/x.csv"), "nowhere", "folder")
+    refused(command("predict", "run", photos, "--out", "x.txt"), ".csv or .json")
+    (tmp_path / "file").write_text("in the way")
+    refused(command("train", "--data", photos, "--out", "file", *QUICK), "exists already")
+    refused(command("eval", "run", "--out", "run"), "exists already")
+    refused(command("demo", "--out", photos), "something other than a demo")
+    assert (photos / "train").is_dir()
+
+
 def test_run_folder_without_model_and_damaged_model(photos: Path, command: Command, tmp_path: Path) -> None:
     refused(command("eval", photos), "no trained model")
     assert command("train", "--data", photos, "--out", "run", *QUICK).code == 0
@@ -254,6 +277,26 @@ def test_info_counts_parameters_without_weights(command: Command, classes: int, 
     assert ended.code == 0, ended.err
     counts = json.loads(ended.out)["parameters"]
     assert (counts["tuned"], counts["head"]) == (tuner, head)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "blocks", "width", "size"),
+    [
+        ("mini_clip", 6, 192, 64),
+        ("clip_vit_b32", 12, 768, 224),
+        ("clip_vit_b16", 12, 768, 224),
+        ("clip_vit_l14", 24, 1024, 224),
+        ("clip_vit_l14_336", 24, 1024, 336),
+    ],
+)
+def test_info_knows_every_backbone(command: Command, backbone: str, blocks: int, width: int, size: int) -> None:
+    ended = command("info", "--backbone", backbone, "--json", "num_classes=10")
+    assert ended.code == 0, ended.err
+    about = json.loads(ended.out)
+    assert (about["blocks"], about["feature_width"], about["image_size"]) == (blocks, width, size)
+    assert {"adaptformer", "full"} <= set(about["tuners_that_fit"])
+    shown = command("info", "--backbone", backbone, "num_classes=10")
+    assert f"{about['parameters']['tuned']:,}" in shown.out
 
 
 def test_info_lists_every_part(command: Command) -> None:

@@ -45,6 +45,11 @@ def test_round_trip_through_plain_values() -> None:
         ("layers=[0,2]", "tuner.adaptformer.layers", [0, 2]),
         ("tte=false", "evaluation.tte", False),
         ("root=2024", "data.root", "2024"),
+        ("root=1.10", "data.root", "1.10"),
+        ("template={}", "head_init.template", "{}"),
+        ("method=lift", "train.epochs", 10),
+        ("backbone.name=clip_vit_b16", "evaluation.expand", 24),
+        ("data.source=inat2018", "train.epochs", 15),
         ("template=a picture of {}", "head_init.template", "a picture of {}"),
     ],
 )

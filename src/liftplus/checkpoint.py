@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from liftplus.backbones import catalogue
+from liftplus.backbones.base import BackboneConfig
 from liftplus.config import RunConfig, from_dict
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
@@ -44,7 +45,7 @@ def save_model(folder: Path, model: Classifier, config: RunConfig, dataset: Data
         "class_ids": dataset.class_ids,
         "train_counts": dataset.counts(),
     }
-    write_bytes(folder / FILE, save(model.learned_state(), {"liftplus": json.dumps(about, ensure_ascii=False)}))
+    write_bytes(folder / FILE, save(model.learned_state(), {"liftplus": json.dumps(about)}))
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -66,16 +67,19 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def load_model(folder: Path, runtime: Runtime) -> Trained:
-    """Rebuild a trained classifier from its folder; other backbone weights than in training are refused."""
+def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig | None = None) -> Trained:
+    """Rebuild a trained classifier from its folder; other backbone weights than in training are refused.
+
+    `backbone_config` replaces the run's own, for weights that have moved since.
+    """
     about = read_about(folder)
     config = from_dict(about["config"])
-    backbone = catalogue.load(config.backbone)
+    backbone = catalogue.load(backbone_config or config.backbone)
     if backbone.identity != about["backbone_identity"]:
         raise UserError(
             f"The run in {str(folder)!r} was trained on other weights of {config.backbone.name!r} "
             f"(SHA-256 {about['backbone_identity'][:12]}…, here {backbone.identity[:12]}…). "
-            "Put the original file in place or give its path as backbone.weights."
+            "Put the original file in place, or give its path: liftplus eval RUN weights=PATH."
         )
     classes = len(about["class_names"])
     head = config.head.build(backbone, classes)

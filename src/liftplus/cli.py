@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -72,14 +74,15 @@ def zeroshot(
 def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     from liftplus import console, results, runs, runtime
 
-    chosen = runtime.choose(config.device, config.precision)
-    folder = results.new_folder(out or Path("runs") / _run_name(config))
-    bars = console.Bars()
-    dataset, model = runs.start(config, chosen, bars)
+    session = runs.Session(config, runtime.choose(config.device, config.precision), console.Bars())
+    folder = out or Path("runs") / _run_name(config)
+    results.refuse_existing(folder)
+    dataset = session.data()
+    model = session.model(dataset)
     for note in runs.notes(config, dataset, model):
-        console.err.print(f"Note: {note}", highlight=False)
+        console.err.print(f"Note: {note}")
     _describe_data(dataset)
-    outcome = runs.train_run(config, dataset, model, chosen, folder, bars)
+    outcome = runs.train_run(session, dataset, model, results.new_folder(folder))
     measured = outcome.metrics.summary() if outcome.metrics else {}
     if as_json:
         print(
@@ -92,8 +95,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
         console.accuracy_table(title, [("five crops" if config.evaluation.tte else "one crop", measured)])
     console.out.print(
         f"{counts['tuned']:,} tuned and {counts['head']:,} head parameters, {outcome.seconds:.0f} s of training. "
-        f"Files are in {folder}",
-        highlight=False,
+        f"Files are in {folder}"
     )
 
 
@@ -109,8 +111,7 @@ def _describe_data(dataset: DataSet) -> None:
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     console.err.print(
         f"{dataset.name}: {dataset.num_classes} classes, {sizes} images, "
-        f"{max(counts)} to {min(counts)} training images a class.",
-        highlight=False,
+        f"{max(counts)} to {min(counts)} training images a class."
     )
 
 
@@ -118,38 +119,58 @@ def _describe_data(dataset: DataSet) -> None:
 def evaluate(
     run: Run,
     data: Annotated[str | None, typer.Option("--data", "-d", help="Other data than the run's.")] = None,
-    split: Annotated[str, typer.Option(help="Split to test on: test, val, train or all.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to test on: test, val or train.")] = "test",
     out: Out = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Test a finished run again: on its own data or other data, with other test options."""
-    from liftplus import checkpoint, console, runs, runtime
+    from liftplus import checkpoint, console, results, runs, runtime
 
     settings = _run_config(run, data, overrides)
-    chosen = runtime.choose(settings.device, settings.precision)
-    trained = checkpoint.load_model(run, chosen)
-    if settings.head != trained.config.head or settings.tuner != trained.config.tuner:
-        raise UserError(
-            "head and tuner belong to the trained run and cannot be changed by eval; change data.* or evaluation.*."
-        )
-    folder = out or run / "eval"
-    metrics = runs.evaluate_run(trained, settings, chosen, folder, split, console.Bars())
+    session = runs.Session(settings, runtime.choose(settings.device, settings.precision), console.Bars())
+    folder = out or _free(run / "eval")
+    results.refuse_existing(folder)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    dataset, metrics = runs.evaluate_run(session, trained, split, folder, other_data=data is not None)
+    for note in runs.notes(settings, dataset, trained.model):
+        console.err.print(f"Note: {note}")
     if as_json:
-        print(json.dumps(metrics.summary()))
+        print(json.dumps({"folder": str(folder)} | metrics.summary()))
         return
     label = "five crops" if settings.evaluation.tte else "one crop"
-    console.accuracy_table(f"{run} on {settings.data.source} ({split})", [(label, metrics.summary())])
-    console.out.print(f"Files are in {folder}", highlight=False)
+    console.accuracy_table(f"{run} on {dataset.name} ({split})", [(label, metrics.summary())])
+    console.out.print(f"Files are in {folder}")
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, … that does not exist, so that no result is overwritten."""
+    number = 1
+    while (chosen := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return chosen
+
+
+CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "train")
 
 
 def _run_config(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
+    """A run's settings with what may change after training changed."""
     from liftplus import checkpoint, config
 
     values = checkpoint.read_about(run)["config"]
+    before = config.from_dict(values).to_dict()
     if data is not None:
-        values["data"] |= {"source": data, "root": None, "train_list": None, "val_list": None, "test_list": None}
-    return config.changed(values, overrides or ())
+        values["data"] = {"source": data, "unreadable": values["data"]["unreadable"]}
+    settings = config.changed(values, overrides or ())
+    after = settings.to_dict()
+    fixed = [key for key in after if key not in CHANGEABLE and after[key] != before[key]]
+    if fixed:
+        raise UserError(
+            f"{fixed[0]} belongs to the trained run and cannot be changed any more. "
+            "Allowed are data.*, evaluation.*, device, precision, train.workers and backbone.weights."
+        )
+    return settings
 
 
 @app.command()
@@ -162,27 +183,32 @@ def predict(
     tte: Annotated[
         bool | None, typer.Option("--tte/--one-crop", help="Five crops or one; as in training if not given.")
     ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. device=cpu or weights=PATH; repeatable.")
+    ] = None,
 ) -> None:
     """Classify image files with a finished run."""
     from liftplus import checkpoint, console, runs, runtime
 
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
-    if out is not None and out.suffix not in (".csv", ".json"):
-        raise UserError(f"--out is {str(out)!r}; its name must end in .csv or .json.")
+    _check_target(out)
     files = runs.image_files(inputs)
-    settings = _run_config(run, None, None)
-    chosen = runtime.choose(settings.device, settings.precision)
-    change: dict[str, Any] = {"top_k": top_k} | ({} if tte is None else {"tte": tte})
-    guesses = runs.predict_files(
-        checkpoint.load_model(run, chosen),
-        files,
-        settings.evaluation.model_copy(update=change),
-        chosen,
-        skip_unreadable=unreadable == "skip",
-        progress=console.Bars(),
-    )
-    _write_guesses(guesses, out)
+    crops = [] if tte is None else [f"evaluation.tte={str(tte).lower()}"]
+    settings = _run_config(run, None, [f"evaluation.top_k={top_k}", *crops, *(change or [])])
+    session = runs.Session(settings, runtime.choose(settings.device, settings.precision), console.Bars())
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    _write_guesses(runs.predict_files(session, trained, files, skip_unreadable=unreadable == "skip"), out)
+
+
+def _check_target(out: Path | None) -> None:
+    """Refuse a file that could not be written before the work is done."""
+    if out is None:
+        return
+    if out.suffix not in (".csv", ".json"):
+        raise UserError(f"--out is {str(out)!r}; its name must end in .csv or .json.")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
+        raise UserError(f"--out is {str(out)!r}; {str(out.parent)!r} must be a folder that can be written to.")
 
 
 def _write_guesses(guesses: list[Guess], out: Path | None) -> None:
@@ -216,11 +242,11 @@ def _write_guesses(guesses: list[Guess], out: Path | None) -> None:
             for g in guesses
         ]
         if out is None:
-            csv.writer(sys.stdout).writerows([header, *rows])
+            csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
         else:
             results.write_csv(out, header, rows)
     if out is not None:
-        console.out.print(f"{len(guesses)} predictions are in {out}", highlight=False)
+        console.out.print(f"{len(guesses)} predictions are in {out}")
 
 
 @app.command()
@@ -268,14 +294,17 @@ def demo(
 
 def main() -> None:
     """Entry point: what a user can put right ends in one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        raise SystemExit(130) from None
+    except OSError as error:
+        print(f"Error: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=128, ge=1)
     """Images an optimiser step."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Images a forward pass, where memory is short; gradients are accumulated exactly."""
+    """Images a forward pass, where memory is short. Exact for losses that are a mean over images; the weighted ones
+    (class_balanced, reweight) and lade take each piece for a batch."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """SGD momentum."""
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -79,7 +80,7 @@ class RunConfig(BaseModel):
 
     method: str = "lift+"
     """The preset that the run started from."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32 - 1)
     """Seed of weights, order and crops."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
@@ -148,6 +149,19 @@ def resolve(
     methods = presets("methods")
     if method not in methods:
         raise unknown("method", method, methods)
+    rest = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "method":
+            return resolve(
+                data=data, backbone=backbone, method=value, overrides=[o for o in overrides if o != override]
+            )
+        if key == "backbone.name":
+            backbone = value
+        elif key == "data.source":
+            data = value
+        else:
+            rest.append(override)
     values = RunConfig(method=method).to_dict()
     if data is not None:
         values["data"]["source"] = data
@@ -160,7 +174,7 @@ def resolve(
         presets("data").get(data or "", {}).get(method, {}),
     ):
         values = _merge(values, change)
-    return changed(from_dict(values).to_dict(), overrides)
+    return changed(from_dict(values).to_dict(), rest)
 
 
 def changed(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
@@ -199,7 +213,7 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not key:
         raise UserError(f"{override!r} is not of the form key=value, for example epochs=10.")
     full = _full_key(values, key.strip())
-    value = _value(text.strip())
+    value = text.strip() if _is_text(from_dict(values), full) else _value(text.strip())
     if full == "tuner" or full in PARTS:
         # A swapped part starts from its own defaults, which later keys may change.
         return from_dict(values | {full: str(value)}).to_dict()
@@ -209,6 +223,16 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     for part in reversed(full.split(".")):
         change = {part: change}
     return _merge(values, change)
+
+
+def _is_text(run: RunConfig, key: str) -> bool:
+    """Whether a key's value is text, which must not be read as a number or an object."""
+    *parents, leaf = key.split(".")
+    owner: Any = run
+    for parent in parents:
+        owner = owner[parent] if isinstance(owner, dict) else getattr(owner, parent)
+    field = type(owner).model_fields.get(leaf) if isinstance(owner, BaseModel) else None
+    return field is not None and field.annotation in (str, str | None)
 
 
 def _value(text: str) -> Any:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from liftplus import config as configs
 from liftplus import console, results, runs, runtime, train
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
-from liftplus.runtime import Progress, Runtime
+from liftplus.runtime import Progress
 
 METHODS = ("zeroshot", "linear_probe", "full", "lift+")
 DATA, BACKBONE = "openmoji_lt", "mini_clip"
+MARKER = ".liftplus-demo"
 
 
 @dataclass(frozen=True)
@@ -33,35 +34,41 @@ class Row:
 
 def run(out: Path, seeds: int) -> None:
     """Run all methods with each seed, print the table, and write results.json."""
+    _refuse_foreign(out)
+    dataset = _session("zeroshot", 0, console.Bars()).data()
     _clear(out)
-    chosen, bars = runtime.choose(), console.Bars()
-    dataset = runs.load_data(configs.resolve(data=DATA, backbone=BACKBONE))
     counts = dataset.counts()
     console.err.print(
         f"{DATA}: {dataset.num_classes} classes, {sum(counts):,} training images, {max(counts)} to "
-        f"{min(counts)} a class. {' '.join(dataset.notes)}",
-        highlight=False,
+        f"{min(counts)} a class. {' '.join(dataset.notes)}"
     )
     rows: list[Row] = []
     for seed in range(seeds):
         for method in METHODS:
-            console.err.print(f"{method} …", highlight=False)
-            rows += compare(method, seed, dataset, chosen, out / f"{method}-seed{seed}", bars)
+            console.err.print(f"{method} …")
+            rows += compare(method, seed, dataset, out / f"{method}-seed{seed}", console.Bars())
             results.write_json(out / "results.json", [asdict(row) for row in rows])
     show(rows, out)
 
 
-def compare(method: str, seed: int, dataset: DataSet, chosen: Runtime, folder: Path, bars: Progress) -> list[Row]:
+def _session(method: str, seed: int, bars: Progress) -> runs.Session:
+    given = [f"seed={seed}", "evaluation.tte=false"]
+    config = configs.resolve(data=DATA, backbone=BACKBONE, method=method, overrides=given)
+    return runs.Session(config, runtime.choose(config.device, config.precision), bars)
+
+
+def compare(method: str, seed: int, dataset: DataSet, folder: Path, bars: Progress) -> list[Row]:
     """One method with one seed, tested with one crop, and with five where the method says so."""
-    config = configs.resolve(data=DATA, backbone=BACKBONE, method=method, overrides=[f"seed={seed}", "tte=false"])
-    model = train.build(config, dataset, chosen, bars)
-    outcome = runs.train_run(config, dataset, model, chosen, results.new_folder(folder), bars)
+    session = _session(method, seed, bars)
+    model = session.model(dataset)
+    outcome = runs.train_run(session, dataset, model, results.new_folder(folder))
     found = {False: outcome.metrics}
     if configs.resolve(method=method).evaluation.tte:
-        five = config.evaluation.model_copy(update={"tte": True})
+        evaluation = session.config.evaluation.model_copy(update={"tte": True})
+        five = replace(session, config=session.config.model_copy(update={"evaluation": evaluation}))
         inside = results.new_folder(folder / "tte")
-        found[True] = runs.test(model, five, dataset, "test", dataset.counts(), chosen, inside, {}, bars)
-    tuned, seconds = train.tuned_parameters(model), round(outcome.seconds, 1)
+        found[True] = runs.test(five, model, dataset, "test", dataset.counts(), inside, {})
+    tuned, seconds = train.trained_parameters(model), round(outcome.seconds, 1)
     return [Row(method, tte, seed, m.overall, m.many, m.medium, m.few, seconds, tuned) for tte, m in found.items() if m]
 
 
@@ -76,9 +83,7 @@ def show(rows: list[Row], out: Path) -> None:
         lines.append((method + (", five crops" if tte else ""), *figures, same[0].tuned_parameters))
     columns = ("method", "overall", "many", "medium", "few", "seconds", "tuned parameters")
     console.table(f"{DATA} with {BACKBONE}: accuracy in percent", columns, lines)
-    console.out.print(
-        f"Rows: {out / 'results.json'}. Each run's model, metrics and predictions: {out}/METHOD-seedN/", highlight=False
-    )
+    console.out.print(f"Rows: {out / 'results.json'}. Each run's model, metrics and predictions: {out}/METHOD-seedN/")
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -86,10 +91,17 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(given) / len(given) if given else None
 
 
-def _clear(out: Path) -> None:
-    """Make room for a new demo; a folder that is not an earlier demo's is left alone."""
-    if out.is_dir() and (out / "results.json").is_file():
-        shutil.rmtree(out)
-    elif out.is_dir() and any(out.iterdir()):
+def _refuse_foreign(out: Path) -> None:
+    """Leave alone what is not an earlier demo's."""
+    if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{str(out)!r} holds something other than a demo's results. Choose another folder with --out.")
+
+
+def _clear(out: Path) -> None:
+    """Make room for a new demo: remove an earlier one's runs and rows, nothing else."""
     out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    (out / "results.json").unlink(missing_ok=True)
+    for method in METHODS:
+        for folder in out.glob(f"{method}-seed*"):
+            shutil.rmtree(folder)

@@ -37,15 +37,16 @@ def parts(as_json: bool) -> None:
         console.table(kind.replace("_", " "), ("name", "what it is"), list(members.items()))
 
 
-def planned(config: configs.RunConfig, classes: int) -> Classifier:
-    """The model with no weights behind it, to count parameters."""
+def planned(config: configs.RunConfig, classes: int) -> tuple[Classifier, list[str]]:
+    """The model with no weights behind it, to count parameters, and the tuners that its backbone could take."""
     with torch.device("meta"):
         backbone = catalogue.load(config.backbone, weights=False)
+        fits = fitting(backbone)
         head = config.head.build(backbone, classes)
         model = Classifier(backbone, dict(config.tuner), head, classes)
         if not model.reads_text:
             backbone.text = None
-        return model
+        return model, fits
 
 
 def fitting(backbone: Backbone) -> list[str]:
@@ -60,7 +61,7 @@ def model(backbone: str, method: str, data: str | None, overrides: list[str], as
     classes = config.data.num_classes or (sources.load(config.data).num_classes if data else None)
     if classes is None:
         raise UserError("The number of classes is not known. Give num_classes=N or --data.")
-    built = planned(config, classes)
+    built, fits = planned(config, classes)
     shapes = {name: list(p.shape) for part in ("tuned", "head") for name, p in built.partition()[part].items()}
     about = {
         "backbone": backbone,
@@ -70,7 +71,7 @@ def model(backbone: str, method: str, data: str | None, overrides: list[str], as
         "image_size": built.backbone.facts.image_size,
         "feature_width": built.backbone.dim,
         "blocks": built.backbone.depth,
-        "tuners_that_fit": fitting(built.backbone),
+        "tuners_that_fit": fits,
         "shapes": shapes,
         "config": config.to_dict(),
     }
@@ -85,7 +86,6 @@ def _show_model(about: dict[str, Any]) -> None:
     console.out.print(
         f"{about['backbone']} at {about['image_size']} px: {about['blocks']} blocks, features of width "
         f"{about['feature_width']}. Method {about['method']}, {about['classes']:,} classes.",
-        highlight=False,
     )
     console.table(
         "Parameters",
@@ -101,8 +101,8 @@ def _show_model(about: dict[str, Any]) -> None:
         ("name", "tensors", "shape"),
         [(pattern, len(found), " x ".join(map(str, found[0][1]))) for pattern, found in first.items()],
     )
-    console.out.print(f"Tuners that fit: {', '.join(about['tuners_that_fit'])}", highlight=False)
-    console.out.print("Configuration: " + json.dumps(about["config"]), highlight=False)
+    console.out.print(f"Tuners that fit: {', '.join(about['tuners_that_fit'])}")
+    console.out.print("Configuration: " + json.dumps(about["config"]))
 
 
 def data(source: str, files: bool, overrides: list[str], as_json: bool) -> None:
@@ -126,15 +126,15 @@ def inspect_with_bar(dataset: DataSet, files: bool) -> inspection.Inspection:
 def _show_data(found: dict[str, Any], notes: tuple[str, ...]) -> None:
     for key, value in found.items():
         if not isinstance(value, list | dict | tuple):
-            console.out.print(f"{key.replace('_', ' ')}: {console.figure(value)}", highlight=False)
-    console.out.print(f"groups: many over {MANY_OVER} training images, few under {FEW_UNDER}", highlight=False)
+            console.out.print(f"{key.replace('_', ' ')}: {console.figure(value)}")
+    console.out.print(f"groups: many over {MANY_OVER} training images, few under {FEW_UNDER}")
     for key, value in found.items():
         if isinstance(value, list | dict | tuple) and value:
-            console.out.print(f"[bold]{key.replace('_', ' ')}[/bold]")
+            console.out.print(key.replace("_", " "), style="bold")
             items = value.items() if isinstance(value, dict) else enumerate(value)
             for name, item in list(items)[:20]:
                 console.out.print(
                     f"  {name}: {json.dumps(item, ensure_ascii=False)[:160]}", highlight=False, markup=False
                 )
     for note in notes:
-        console.out.print(f"Note: {note}", highlight=False)
+        console.out.print(f"Note: {note}")

@@ -38,6 +38,10 @@ class LossModule(nn.Module):
 class Loss(Component):
     """Configuration of a loss."""
 
+    def for_head(self, head: Component) -> Loss:
+        """The same loss with what it has to know of the head."""
+        return self
+
     @abstractmethod
     def build(self, counts: Tensor) -> LossModule:
         """The loss for these training counts [C]."""
@@ -150,12 +154,15 @@ class LDAM(Loss):
     margin: float = Field(default=0.5, ge=0)
     """Margin of the rarest class, in units of the cosine."""
 
-    scale: float = Field(default=25.0, gt=0)
-    """Cosine scale s of the head; margins are multiplied by it. Give the head's own."""
+    scale: float | None = Field(default=None, gt=0)
+    """Cosine scale s that margins are multiplied by; by default the head's own, 25 where it has none."""
+
+    def for_head(self, head: Component) -> LDAM:
+        return self if self.scale else self.model_copy(update={"scale": getattr(head, "scale", None)})
 
     def build(self, counts: Tensor) -> LossModule:
         rarity = counts.double().clamp_min(1) ** -0.25
-        return _Margin(self.scale * self.margin * rarity / rarity.max())
+        return _Margin((self.scale or 25.0) * self.margin * rarity / rarity.max())
 
 
 @register("loss", "class_balanced")

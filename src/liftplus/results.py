@@ -17,10 +17,15 @@ from liftplus.evaluate import Predictions
 from liftplus.metrics import Metrics, group_of
 
 
-def new_folder(path: Path) -> Path:
-    """Create the folder of a new run; one that already holds something is refused, so that nothing is lost."""
+def refuse_existing(path: Path) -> None:
+    """Refuse a run folder that already holds something, so that nothing is lost."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"The run folder {str(path)!r} exists already. Choose another with --out, or remove it first.")
+
+
+def new_folder(path: Path) -> Path:
+    """Create the folder of a new run."""
+    refuse_existing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -33,16 +38,21 @@ def new_folder(path: Path) -> Path:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write beside and rename, so that a reader sees the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r} cannot be written ({error.strerror}). Free some space or choose another place."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON in UTF-8."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -51,7 +61,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     writer = csv.writer(buffer)
     writer.writerow(header)
     writer.writerows(rows)
-    write_bytes(path, buffer.getvalue().encode())
+    write_bytes(path, buffer.getvalue().encode(errors="backslashreplace"))
 
 
 def append_json(path: Path, value: Any) -> None:

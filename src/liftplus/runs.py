@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,12 @@ from liftplus.data import sources
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.images import IMAGE_SUFFIXES, UnreadableImage
 from liftplus.data.stores import FolderStore
-from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
 from liftplus.evaluate import coinciding_grids, predict, score
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
-from liftplus.runtime import Progress, Runtime, describe
-from liftplus.train import build, fit, tuned_parameters
+from liftplus.runtime import Advance, Progress, Runtime, Silent, describe
+from liftplus.train import build, fit, trained_parameters
 
 
 @dataclass(frozen=True)
@@ -34,31 +35,45 @@ class Outcome:
     parameters: dict[str, int]
 
 
-def load_data(config: RunConfig) -> DataSet:
-    """The data set of a run, broken pictures left out where the policy says so."""
-    return sources.load(config.data)
+@dataclass(frozen=True)
+class Session:
+    """The settings of a run, the machine it is on, and who is told of its progress."""
+
+    config: RunConfig
+    runtime: Runtime
+    progress: Progress = field(default_factory=Silent)
+
+    def data(self, for_testing: bool = False) -> DataSet:
+        """The data set, broken pictures left out where the policy says so."""
+        with ExitStack() as stack:
+            advance: Advance | None = None
+
+            def checked(done: int, total: int) -> None:
+                nonlocal advance
+                if advance is None:
+                    advance = stack.enter_context(self.progress.task("Checking every picture", total))
+                advance()
+
+            return sources.load(self.config.data, checked, for_testing=for_testing)
+
+    def model(self, dataset: DataSet) -> Classifier:
+        """The classifier before its first step: backbone, tuners, initialised head."""
+        return build(self.config, dataset, self.runtime, self.progress)
 
 
 def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
-    """What a user should know before training starts, one sentence each."""
+    """What a user should know before long work starts, one sentence each."""
     grids = coinciding_grids(config.evaluation, model.backbone.facts)
     untested = None if "test" in dataset.splits else "There is no test split, so nothing will be measured."
     return [*dataset.notes, *(note for note in (grids, untested) if note)]
 
 
-def train_run(
-    config: RunConfig,
-    dataset: DataSet,
-    model: Classifier,
-    runtime: Runtime,
-    folder: Path,
-    progress: Progress | None = None,
-) -> Outcome:
+def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
     """Train (where the method trains), test, and write everything into an empty folder."""
-    parameters = model.count()
+    config, parameters = session.config, model.count()
     about = {
         "config": config.to_dict(),
-        "versions": describe(runtime),
+        "versions": describe(session.runtime),
         "backbone_identity": model.backbone.identity,
         "data": {
             "name": dataset.name,
@@ -71,93 +86,100 @@ def train_run(
     results.write_json(folder / "config.json", about)
     seconds = 0.0
     if config.train.epochs:
-        fitted = fit(
-            model,
-            config,
-            dataset,
-            runtime,
-            progress=progress,
-            log=lambda entry: results.append_json(folder / "log.jsonl", entry),
-        )
-        seconds = fitted.seconds
+
+        def log(entry: dict[str, Any]) -> None:
+            results.append_json(folder / "log.jsonl", entry)
+
+        seconds = fit(model, config, dataset, session.runtime, progress=session.progress, log=log).seconds
     checkpoint.save_model(folder, model, config, dataset)
     metrics = None
     if "test" in dataset.splits:
-        figures = {"seconds": round(seconds, 2), "tuned_parameters": tuned_parameters(model)}
-        metrics = test(model, config.evaluation, dataset, "test", dataset.counts(), runtime, folder, figures, progress)
+        figures = {"seconds": round(seconds, 2), "trained_parameters": trained_parameters(model)}
+        try:
+            metrics = test(session, model, dataset, "test", dataset.counts(), folder, figures)
+        except UnreadableImage as error:
+            raise UserError(
+                f"{error} The trained model is in {folder}; test it with "
+                f"`liftplus eval {folder} unreadable=skip`, or mend the file and leave that out."
+            ) from error
     return Outcome(metrics, seconds, parameters)
 
 
-def start(config: RunConfig, runtime: Runtime, progress: Progress | None = None) -> tuple[DataSet, Classifier]:
-    """Everything before the first step: data, backbone, tuners, initialised head."""
-    dataset = load_data(config)
-    return dataset, build(config, dataset, runtime, progress)
-
-
 def test(
+    session: Session,
     model: Classifier,
-    evaluation: Evaluation,
     dataset: DataSet,
     split: str,
     train_counts: Sequence[int],
-    runtime: Runtime,
     folder: Path,
     about: dict[str, Any],
-    progress: Progress | None,
 ) -> Metrics:
     """Metrics and tables of one split, written into a folder."""
-    if split not in dataset.splits:
-        raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
+    evaluation, part = session.config.evaluation, dataset.splits[split]
     found = predict(
-        model, dataset.store, dataset.splits[split], evaluation, model.backbone.facts, runtime, progress=progress
+        model,
+        dataset.store,
+        part,
+        evaluation,
+        model.backbone.facts,
+        session.runtime,
+        workers=session.config.train.workers,
+        progress=session.progress,
     )
-    metrics = score(found, dataset.splits[split], tuple(train_counts))
-    results.write_evaluation(
-        folder,
-        dataset,
-        dataset.splits[split],
-        found,
-        metrics,
-        train_counts,
-        {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()} | about,
-    )
+    metrics = score(found, part, tuple(train_counts))
+    what = {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()}
+    results.write_evaluation(folder, dataset, part, found, metrics, train_counts, what | about)
     return metrics
 
 
 def evaluate_run(
-    trained: Trained, config: RunConfig, runtime: Runtime, folder: Path, split: str, progress: Progress | None = None
-) -> Metrics:
-    """Test a trained run on a split of the data in `config`, whose classes are matched to the run's."""
-    dataset = aligned(load_data(config), trained, everything=split == "all")
-    folder.mkdir(parents=True, exist_ok=True)
-    return test(trained.model, config.evaluation, dataset, split, trained.train_counts, runtime, folder, {}, progress)
+    session: Session, trained: Trained, split: str, folder: Path, *, other_data: bool
+) -> tuple[DataSet, Metrics]:
+    """Test a trained run on one split of the session's data, whose classes are matched to the run's.
 
-
-def aligned(dataset: DataSet, trained: Trained, everything: bool = False) -> DataSet:
-    """The data set with its labels renumbered to the run's classes, by id, else by name.
-
-    With `everything`, a further split "all" holds the images of all splits.
+    Other data than the run's is never split: without a test split, all of it is tested.
     """
+    dataset = aligned(session.data(for_testing=other_data), split, trained)
+    results.new_folder(folder)
+    about = {"config": session.config.to_dict(), "versions": describe(session.runtime)}
+    return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)
+
+
+def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
+    """One split of the data with its labels renumbered to the run's classes.
+
+    Classes match where id and name agree, else by name; by id alone only where the data has no names.
+    """
+    if split not in dataset.splits:
+        raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
     by_id = {class_id: k for k, class_id in enumerate(trained.class_ids)}
-    by_name = {name: k for k, name in enumerate(trained.class_names)}
-    moved = [by_id.get(i, by_name.get(name)) for i, name in zip(dataset.class_ids, dataset.class_names, strict=True)]
-    splits, given = {}, dict(dataset.splits)
-    if everything:
-        parts = list(given.values())
-        given["all"] = Split([key for part in parts for key in part.keys], [k for part in parts for k in part.labels])
-    for name, split in given.items():
-        strange = sorted({dataset.class_names[label] for label in split.labels if moved[label] is None})
-        if strange and name != "train":
-            raise UserError(
-                f"Split {name!r} of {dataset.name!r} has classes that the run was not trained on: "
-                f"{', '.join(strange[:5])}. The run knows {len(trained.class_names)} classes; rename the folders, "
-                "or map them with data.class_names=FILE."
-            )
-        kept = [
-            (key, moved[label]) for key, label in zip(split.keys, split.labels, strict=True) if moved[label] is not None
-        ]
-        splits[name] = Split([key for key, _ in kept], [int(label or 0) for _, label in kept])
-    return DataSet(dataset.name, trained.class_names, trained.class_ids, splits, dataset.store, dataset.notes)
+    by_name = {name.casefold(): k for k, name in enumerate(trained.class_names)}
+
+    def place(class_id: str, name: str) -> int | None:
+        same = by_id.get(class_id)
+        if same is not None and (not dataset.named or trained.class_names[same].casefold() == name.casefold()):
+            return same
+        return by_name.get(name.casefold())
+
+    moved = [place(*pair) for pair in zip(dataset.class_ids, dataset.class_names, strict=True)]
+    part = dataset.splits[split]
+    used = sorted(set(part.labels))
+    strange = [dataset.class_names[label] for label in used if moved[label] is None]
+    if strange:
+        raise UserError(
+            f"Split {split!r} of {dataset.name!r} has classes that the run was not trained on: "
+            f"{', '.join(strange[:5])}. The run knows {len(trained.class_names)} classes; rename the folders, "
+            "or map them with data.class_names=FILE."
+        )
+    targets = Counter(moved[label] for label in used)
+    if twice := [k for k, count in targets.items() if count > 1 and k is not None]:
+        raise UserError(
+            f"Two classes of {dataset.name!r} both match the run's {trained.class_names[twice[0]]!r}. Rename one."
+        )
+    labels = [k for label in part.labels if (k := moved[label]) is not None]
+    return replace(
+        dataset, class_names=trained.class_names, class_ids=trained.class_ids, splits={split: Split(part.keys, labels)}
+    )
 
 
 def image_files(inputs: Iterable[str]) -> list[str]:
@@ -192,20 +214,10 @@ class Guess:
     error: str | None = None
 
 
-def predict_files(
-    trained: Trained,
-    files: Sequence[str],
-    evaluation: Evaluation,
-    runtime: Runtime,
-    *,
-    skip_unreadable: bool,
-    progress: Progress | None = None,
-) -> list[Guess]:
+def predict_files(session: Session, trained: Trained, files: Sequence[str], *, skip_unreadable: bool) -> list[Guess]:
     """Top-k classes of image files, in the order given."""
     store = FolderStore("")
-    broken: dict[str, str] = {}
-    if skip_unreadable:
-        broken = broken_files(store, files)
+    broken = broken_files(store, files) if skip_unreadable else {}
     good = [name for name in files if name not in broken]
     guesses = {name: Guess(name, (), (), reason) for name, reason in broken.items()}
     if good:
@@ -213,10 +225,11 @@ def predict_files(
             trained.model,
             store,
             Split(good, [0] * len(good)),
-            evaluation,
+            session.config.evaluation,
             trained.model.backbone.facts,
-            runtime,
-            progress=progress,
+            session.runtime,
+            workers=session.config.train.workers,
+            progress=session.progress,
             label="Predicting",
         )
         for name, classes, values in zip(good, found.classes.tolist(), found.probabilities.tolist(), strict=True):

@@ -46,6 +46,8 @@ def choose(device: str = "auto", precision: str = "auto") -> Runtime:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("no such kind of device")
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(

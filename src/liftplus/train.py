@@ -46,6 +46,10 @@ def build(config: RunConfig, dataset: DataSet, runtime: Runtime, progress: Progr
         model = Classifier.assemble(
             backbone, dict(config.tuner), head, class_prompts(config.head_init, dataset.class_names)
         )
+    if config.train.epochs and not any(True for _ in model.trainable()):
+        raise UserError(
+            "Nothing is left to train: the tuner is none and the head is frozen. Use epochs=0, or another tuner."
+        )
     runtime.place(model)
     return model
 
@@ -54,10 +58,19 @@ def check(config: RunConfig, dataset: DataSet) -> None:
     """Refuse what cannot work before any long work starts."""
     if "train" not in dataset.splits or not len(dataset.splits["train"]):
         raise UserError(f"Data set {dataset.name!r} has no training images.")
-    if config.head_init.name == "semantic" and not dataset.named:
+    reads_names = [
+        key
+        for key, used in (
+            ("head=joint", config.head.name == "joint"),
+            ("head_init=semantic", config.head_init.name == "semantic"),
+        )
+        if used
+    ]
+    if reads_names and not dataset.named:
+        instead = "" if "head=joint" in reads_names else ", or choose head_init=class_mean"
         raise UserError(
-            f"The classes of {dataset.name!r} have no names, only numbers, so head_init=semantic has nothing to read. "
-            "Give data.class_names=FILE, or choose head_init=class_mean."
+            f"The classes of {dataset.name!r} have no names, only numbers, so {reads_names[0]} has nothing to read. "
+            f"Give data.class_names=FILE{instead}."
         )
 
 
@@ -178,13 +191,11 @@ class Step:
     def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
         self.model, self.runtime = model, runtime
         self.micro = config.train.micro_batch or config.train.batch_size
-        self.loss: LossModule = config.loss.build(torch.tensor(dataset.counts())).to(runtime.device, torch.float32)
+        self.loss: LossModule = (
+            config.loss.for_head(config.head).build(torch.tensor(dataset.counts())).to(runtime.device, torch.float32)
+        )
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.parameters = list(model.trainable())
-        if not self.parameters:
-            raise UserError(
-                "Nothing is left to train: the tuner is none and the head is frozen. Use `liftplus zeroshot`."
-            )
         self.optimiser = torch.optim.SGD(
             self.parameters, lr=config.train.lr, momentum=config.train.momentum, weight_decay=config.train.weight_decay
         )
@@ -228,6 +239,6 @@ class Step:
         self.checked = True
 
 
-def tuned_parameters(model: nn.Module) -> int:
+def trained_parameters(model: nn.Module) -> int:
     """Number of trainable weights, the head's included."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

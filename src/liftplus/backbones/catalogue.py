@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from open_clip import SimpleTokenizer
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
@@ -98,9 +97,7 @@ def _mini_clip(config: BackboneConfig, path: Path | None) -> Backbone:
     projection: Tensor = torch.empty(mini_clip.WIDTH, mini_clip.JOINT)
     scale, identity = math.log(1 / 0.07), "random"
     if path is not None:
-        if not path.is_file():
-            raise UserError(f"Weight file {str(path)!r} does not exist. Give backbone.weights an existing file.")
-        state = {name: value.float() for name, value in load_file(path).items()}
+        state = {name: value.float() for name, value in clip.read_tensors(path).items()}
         tower = {name.removeprefix("image."): value for name, value in state.items() if name.startswith("image.")}
         if "pos_embed" in tower:
             grid = list(image.patch_embed.grid_size)
@@ -108,6 +105,10 @@ def _mini_clip(config: BackboneConfig, path: Path | None) -> Backbone:
         clip.load_strict(image, tower, "mini_clip's image tower")
         words = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
         clip.load_strict(text, words, "mini_clip's text tower")
+        wanted = {"image_projection": (mini_clip.WIDTH, mini_clip.JOINT), "logit_scale": ()}
+        for name, size_wanted in wanted.items():
+            if name not in state or tuple(state[name].shape) != size_wanted:
+                raise UserError(f"The weights do not fit mini_clip: {name} is missing or of another shape.")
         projection, scale = state["image_projection"], float(state["logit_scale"])
         identity = identity_of(path)
     facts = Facts(size, HALF, HALF, patch_size=8)

@@ -100,18 +100,17 @@ def text_tower(shape: Shape) -> TextTransformer:
     )
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a CLIP weight file in OpenAI's names, fp32.
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What a weight file holds by name: .safetensors, OpenAI's TorchScript archive, .pt or .bin.
 
-    Reads OpenAI's TorchScript archive, and open_clip's .safetensors, .pt and .bin without ever
-    unpickling code. Training wrappers ("module.", "state_dict", "text.") are removed.
+    Code in a file is never unpickled. Anything unreadable ends in a `UserError`.
     """
     if not path.is_file():
         raise UserError(f"Weight file {str(path)!r} does not exist. Give backbone.weights an existing file.")
     try:
         with warnings.catch_warnings():  # torch warns of its own plans for TorchScript and pickles
             warnings.simplefilter("ignore")
-            state = _read_any(path)
+            return _read_any(path)
     except Exception as error:  # a damaged file can raise nearly anything
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         if isinstance(error, pickle.UnpicklingError):
@@ -120,6 +119,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"Weight file {str(path)!r} cannot be read as CLIP weights ({reason}). "
             "Allowed are OpenAI's archive and open_clip's .pt, .bin or .safetensors; fetch the file again if it is one."
         ) from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a CLIP weight file in OpenAI's names, fp32.
+
+    Training wrappers ("module.", "state_dict", "text.") are removed.
+    """
+    state = read_tensors(path)
     plain = {}
     for name, value in state.items():
         name = name.removeprefix("module.")

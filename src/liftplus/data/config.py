@@ -32,7 +32,7 @@ class DataConfig(BaseModel):
     """Share of the training pictures set aside for validation where there is no such split."""
     test_share: float = Field(default=0.2, gt=0, lt=1)
     """Share of the pictures set aside for testing where there is neither a test nor a val split."""
-    split_seed: int = 0
+    split_seed: int = Field(default=0, ge=0, lt=2**32 - 2)
     """Seed of the splits made here."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do at a picture that cannot be decoded: stop and name it, or leave it out and say so."""

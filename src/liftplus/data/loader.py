@@ -83,8 +83,8 @@ class _Pictures(Dataset[Item]):
 class _Order:
     """The batches of the current epoch, as lists of (epoch, index)."""
 
-    def __init__(self, order: Callable[[int], Sequence[int]], batch_size: int) -> None:
-        self.order, self.batch_size, self.epoch = order, batch_size, 0
+    def __init__(self, order: Callable[[int], Sequence[int]], count: int, batch_size: int) -> None:
+        self.order, self.count, self.batch_size, self.epoch = order, count, batch_size, 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         indices = list(self.order(self.epoch))
@@ -92,7 +92,7 @@ class _Order:
             yield [(self.epoch, index) for index in indices[start : start + self.batch_size]]
 
     def __len__(self) -> int:
-        return -(-len(self.order(self.epoch)) // self.batch_size)
+        return -(-self.count // self.batch_size)
 
 
 def _collate(items: list[Item]) -> Batch | UnreadableImage:
@@ -146,7 +146,7 @@ class Loader:
         workers: int | None = None,
         pin: bool = False,
     ) -> None:
-        self._order = _Order(order or InOrder(len(split)), batch_size)
+        self._order = _Order(order or InOrder(len(split)), len(split), batch_size)
         count = auto_workers(store) if workers is None else workers
         self._loader: DataLoader[Any] = DataLoader(
             _Pictures(store, split, view),

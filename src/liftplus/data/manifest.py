@@ -51,8 +51,8 @@ def _table(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], path
     ids = {label for rows in splits.values() for _, label in rows}
     if all(re.fullmatch(r"[+-]?\d+(\.0+)?", label, re.ASCII) for label in ids):
         # Tables that passed through floating point write 3.0 for 3.
-        whole = {label: str(int(float(label))) for label in ids}
-        negative = sorted(label for label in ids if float(label) < 0)
+        whole = {label: str(int(label.partition(".")[0])) for label in ids}
+        negative = sorted(label for label in ids if int(label.partition(".")[0]) < 0)
         if negative:
             raise UserError(f"{path} has the label {negative[0]}; labels are words or whole numbers from 0 up.")
         splits = {split: [(key, whole[label]) for key, label in rows] for split, rows in splits.items()}

@@ -46,8 +46,13 @@ _NAMELESS = (
 _MEANINGLESS = re.compile(r"\d+|n\d{8}", re.ASCII)  # numbers and WordNet ids
 
 
-def load(config: DataConfig) -> DataSet:
+def load(
+    config: DataConfig, progress: Callable[[int, int], None] | None = None, *, for_testing: bool = False
+) -> DataSet:
     """The data set that the configuration names, checked, with a test split wherever one can be made.
+
+    `progress` is told (done, total) while files are decoded to leave out the broken ones. With `for_testing` nothing is
+    split or demanded of a training split: without a test split, all images are the test split.
 
     Raises:
         UserError: it does not exist, is incomplete or contradicts itself.
@@ -60,11 +65,11 @@ def load(config: DataConfig) -> DataSet:
         dataset = _from_cifar(config)
     else:
         table, store = _from_lists(config) if _uses_lists(config) else _from_path(config)
-        dataset = assemble(config.source or str(config.train_list), table, store, config)
-    return without_unreadable(dataset) if config.unreadable == "skip" else dataset
+        dataset = assemble(config.source or str(config.train_list), table, store, config, for_testing)
+    return without_unreadable(dataset, progress) if config.unreadable == "skip" else dataset
 
 
-def assemble(name: str, table: Table, store: Store, config: DataConfig) -> DataSet:
+def assemble(name: str, table: Table, store: Store, config: DataConfig, for_testing: bool = False) -> DataSet:
     """Turn class ids into indices, make missing splits and refuse what cannot be trained on.
 
     Args:
@@ -72,17 +77,23 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig) -> DataS
         table: rows of at least the training split.
         store: decodes the rows' keys.
         config: class names and how to split.
+        for_testing: take the data as it is; see `load`.
     """
-    if not table.rows.get("train"):
+    if for_testing:
+        table = _as_test(table)
+    elif not table.rows.get("train"):
         raise UserError(f"{name} has no training images; a train split, or images without a split, is needed.")
     names = _names(table, config)
-    if len(names) < 2:
+    if len(names) < 2 and not for_testing:
         raise UserError(f"{name} has only one class ({next(iter(names))!r}); at least two are needed.")
     _refuse_unknown(table, set(names), name)
     class_names.check(names)
-    rows, split_notes = splits.complete(
-        table.rows, test_share=config.test_share, val_share=config.val_share, seed=config.split_seed
-    )
+    rows = dict(table.rows)
+    split_notes: tuple[str, ...] = ()
+    if not for_testing:
+        rows, split_notes = splits.complete(
+            table.rows, test_share=config.test_share, val_share=config.val_share, seed=config.split_seed
+        )
     index = {label: i for i, label in enumerate(names)}
     parts: dict[str, Split] = {
         split: Split([key for key, _ in rows[split]], [index[label] for _, label in rows[split]])
@@ -91,7 +102,15 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig) -> DataS
     named = config.class_names is not None or not all(map(_MEANINGLESS.fullmatch, names.values()))
     notes = (*table.notes, *_id_notes(tuple(names), named), *split_notes)
     dataset = DataSet(name, tuple(names.values()), tuple(names), parts, store, notes, named)
-    return dataclasses.replace(dataset, notes=notes + _untrained(dataset))
+    return dataset if for_testing else dataclasses.replace(dataset, notes=notes + _untrained(dataset))
+
+
+def _as_test(table: Table) -> Table:
+    """The same rows with a test split: its own, else val, else every image; classes of any split count."""
+    rows = dict(table.rows)
+    if not rows.get("test"):
+        rows["test"] = rows.get("val") or [row for part in table.rows.values() for row in part]
+    return dataclasses.replace(table, rows=rows, class_ids=table.class_ids or sorted_ids(table.ids()))
 
 
 def without_unreadable(dataset: DataSet, progress: Callable[[int, int], None] | None = None) -> DataSet:
@@ -116,6 +135,13 @@ def without_unreadable(dataset: DataSet, progress: Callable[[int, int], None] | 
 def _refuse_unused(config: DataConfig) -> None:
     """A key that the source cannot heed must not be passed over in silence."""
     made = ("openmoji_lt", *_CIFAR)
+    if config.source == "openmoji_lt":
+        given_keys = config.model_fields_set - {"source", "imbalance_ratio", "unreadable", "num_classes"}
+        idle = [key for key in sorted(given_keys) if getattr(config, key) != type(config).model_fields[key].default]
+        if idle:
+            raise UserError(
+                f"data.{idle[0]} means nothing to openmoji_lt, whose classes and splits are fixed; leave it out."
+            )
     if config.imbalance_ratio is not None and config.source not in made:
         raise UserError(
             f"data.imbalance_ratio={config.imbalance_ratio:g} was given with data.source={config.source!r}, but only "
