@@ -23,8 +23,8 @@ from liftplus import config, demo, results, runs, runtime, train
 from liftplus.evaluate import predict, score
 
 RATES = {
-    "linear_probe": (0.03, 0.1, 0.3, 1.0),
-    "full": (0.003, 0.01, 0.03, 0.1),
+    "linear_probe": (0.1, 0.3, 1.0, 3.0),
+    "full": (0.03, 0.1),
     "lift+": (0.02, 0.05, 0.15, 0.4),
 }
 SEARCH_SEED = 1000

@@ -291,11 +291,11 @@ def rate(step: int, args: argparse.Namespace) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for downloads, pictures and the saved state")
-    parser.add_argument("--steps", type=int, default=5500)
+    parser.add_argument("--steps", type=int, default=4700)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--plain-steps", type=int, default=1250, help="steps with one view a concept and no restyling")
-    parser.add_argument("--decay-share", type=float, default=0.3)
+    parser.add_argument("--decay-share", type=float, default=0.38)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=None, help="where the fp16 weights go")
     args = parser.parse_args()

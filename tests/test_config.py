@@ -25,7 +25,11 @@ def test_presets_follow_the_papers() -> None:
     assert (lift.train.epochs, lift.train.lr, lift.augment.name) == (10, 0.01, "lift")
     probe = config.resolve(method="linear_probe")
     assert probe.tuner == {} and (probe.train.epochs, probe.train.lr) == (5, 0.03)
-    assert list(config.resolve(method="full").tuner) == ["full"]
+    full = config.resolve(method="full")
+    assert list(full.tuner) == ["full"]
+    # The papers' ablation chain starts without the start from class names and without growing crops.
+    assert {run.head_init.name for run in (probe, full)} == {"random"}
+    assert {run.augment.name for run in (probe, full)} == {"lift"}
     assert config.resolve(method="zeroshot").train.epochs == 0
     assert config.resolve(data="inat2018").train.epochs == 15
     assert config.resolve(data="inat2018", method="lift").train.epochs == 20
