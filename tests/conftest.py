@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from liftplus import cli
+
+# A busy machine must not fail a property.
+settings.register_profile("calm", deadline=None)
+settings.load_profile("calm")
 
 COLOURS = {"red_square": (200, 30, 30), "green hill": (30, 170, 60), "blue sky": (40, 60, 210)}
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from liftplus.data import sources
+
 from .conftest import Command, picture, write_folder
 
 QUICK = ("epochs=1", "workers=0", "train.batch_size=8")
@@ -304,7 +306,8 @@ def test_info_lists_every_part(command: Command) -> None:
     listed = json.loads(ended.out)
     assert {"lift+", "lift", "linear_probe", "full", "zeroshot"} <= set(listed["method"])
     assert {"mini_clip", "clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336"} <= set(listed["backbone"])
-    for kind in ("tuner", "loss", "head", "head_init", "augment", "backbone", "method"):
+    assert set(listed["data"]) == set(sources.KNOWN)
+    for kind in ("tuner", "loss", "head", "head_init", "augment", "backbone", "method", "data"):
         assert all(line for line in listed[kind].values()), kind
     assert command("info").code == 0
 

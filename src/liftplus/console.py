@@ -64,10 +64,11 @@ class _Lines:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table with text on the left and numbers on the right."""
+    """A table; columns of numbers stand on the right."""
     shown = Table(title=Text(title), title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index == 0 else "right")
+        numbers = all(value is None or isinstance(value, int | float) for value in (row[index] for row in rows))
+        shown.add_column(column, justify="right" if numbers else "left")
     for row in rows:
         shown.add_row(*(Text(figure(value)) for value in row))
     out.print(shown)

@@ -18,13 +18,22 @@ from liftplus.metrics import FEW_UNDER, MANY_OVER
 from liftplus.model import Classifier
 from liftplus.tuners.base import Tuner
 
+DATA_SETS = {
+    "openmoji_lt": "120 classes of OpenMoji drawings, 200 to 2 a class; drawn on the fly, needs the extra 'demo'",
+    "cifar10_lt": "CIFAR-10 cut to an imbalance ratio; root=FOLDER with the Python files",
+    "cifar100_lt": "CIFAR-100 cut to an imbalance ratio; root=FOLDER with the Python files",
+    "imagenet_lt": "ImageNet-LT by its lists, 1,000 classes; root=FOLDER with lists and pictures",
+    "places_lt": "Places-LT by its lists, 365 classes; root=FOLDER with lists and pictures",
+    "inat2018": "iNaturalist 2018 by its lists or JSON, 8,142 classes; root=FOLDER",
+}
+
 
 def parts(as_json: bool) -> None:
     """Methods, data sets, backbones and every registered part, one line each."""
     groups: dict[str, dict[str, str]] = {
         "method": {name: entry["summary"] for name, entry in configs.presets("methods").items()},
         "backbone": {name: entry["summary"] for name, entry in catalogue.entries().items()},
-        "data": dict.fromkeys(sources.KNOWN, ""),
+        "data": DATA_SETS,
     }
     for kind in registry.HOMES:
         groups[kind] = {
