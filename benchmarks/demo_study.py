@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from liftplus import config, demo, results, runs, runtime, train
-from liftplus.evaluate import predict, score
+from liftplus.evaluate import Reading, predict, score
 
 RATES = {
     "linear_probe": (0.1, 0.3, 1.0, 3.0),
@@ -47,7 +47,7 @@ def search(out: Path) -> None:
             model = train.build(settings, dataset, chosen)
             fitted = train.fit(model, settings, dataset, chosen)
             split = dataset.splits["val"]
-            found = predict(model, dataset.store, split, settings.evaluation, model.backbone.facts, chosen)
+            found = predict(model, Reading(dataset.store, split), settings.evaluation, model.backbone.facts, chosen)
             metrics = score(found, split, dataset.counts())
             rows.append({"method": method, "lr": lr, "seconds": round(fitted.seconds, 1)} | metrics.summary())
             print(rows[-1], flush=True)

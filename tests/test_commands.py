@@ -32,6 +32,7 @@ def test_train_eval_predict(photos: Path, command: Command, tmp_path: Path) -> N
     assert "overall" in ended.out and "Files are in run" in ended.out
     run = tmp_path / "run"
     written = {
+        ".lock",
         "config.json",
         "model.safetensors",
         "metrics.json",
@@ -307,7 +308,7 @@ def test_info_lists_every_part(command: Command) -> None:
     assert {"lift+", "lift", "linear_probe", "full", "zeroshot"} <= set(listed["method"])
     assert {"mini_clip", "clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336"} <= set(listed["backbone"])
     assert set(listed["data"]) == set(sources.KNOWN)
-    for kind in ("tuner", "loss", "head", "head_init", "augment", "backbone", "method", "data"):
+    for kind in ("tuner", "loss", "head", "head_init", "augment", "sampler", "prompts", "backbone", "method", "data"):
         assert all(line for line in listed[kind].values()), kind
     assert command("info").code == 0
 

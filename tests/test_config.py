@@ -55,6 +55,9 @@ def test_round_trip_through_plain_values() -> None:
         ("backbone.name=clip_vit_b16", "evaluation.expand", 24),
         ("data.source=inat2018", "train.epochs", 15),
         ("template=a picture of {}", "head_init.template", "a picture of {}"),
+        ('class_weights={"Hat": 3, "a.b=c": 0.5}', "loss.class_weights", {"Hat": 3, "a.b=c": 0.5}),
+        ("loss.class_weights=null", "loss.class_weights", None),
+        ("sampler=square_root", "sampler", {"name": "square_root"}),
     ],
 )
 def test_overrides(given: str, key: str, value: object) -> None:
@@ -66,9 +69,23 @@ def test_overrides(given: str, key: str, value: object) -> None:
 
 def test_a_swapped_part_starts_from_its_own_defaults() -> None:
     run = config.resolve(overrides=["loss=cross_entropy", "head_init=class_mean", "shots=7"])
-    assert run.to_dict()["loss"] == {"name": "cross_entropy"}
+    assert run.to_dict()["loss"] == {"name": "cross_entropy", "class_weights": None}
     assert run.to_dict()["head_init"] == {"name": "class_mean", "shots": 7}
     assert config.resolve(overrides=["tuner=none"]).tuner == {}
+
+
+def test_class_weights_are_set_as_a_whole() -> None:
+    given = ['class_weights={"Hat": 3, "Top": 2}', "tau=0.5", 'loss.class_weights={"Boat": 4}', "epochs=3"]
+    run = config.resolve(overrides=given)
+    assert run.loss == LogitAdjusted(tau=0.5, class_weights={"Boat": 4})
+    assert config.from_dict(run.to_dict()) == run
+    assert config.changed(run.to_dict(), ["class_weights=null"]).loss == LogitAdjusted(tau=0.5)
+
+
+def test_sampler_options_are_keys() -> None:
+    run = config.resolve(overrides=["sampler=effective_number", "beta=0.99"])
+    assert run.to_dict()["sampler"] == {"name": "effective_number", "beta": 0.99}
+    assert config.resolve().to_dict()["sampler"] == {"name": "instance"}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,11 @@ def test_a_swapped_part_starts_from_its_own_defaults() -> None:
         (["epochs"], "key=value"),
         (["lr=-1"], "train.lr = -1 is not allowed: input should be greater than 0"),
         (["augment.schedule=convexe"], "augment.schedule"),
+        (['class_weights={"Hat": 0}'], "loss.class_weights.Hat = 0 is not allowed: input should be greater than"),
+        (['class_weights={"Hat": NaN}'], "loss.class_weights.Hat"),
+        (["class_weights={Hat: 3}"], "loss.class_weights = '{Hat: 3}' is not allowed"),
+        (["class_weights.Hat=3"], "Did you mean"),
+        (["sampler=class_balance"], "Did you mean 'class_balanced'"),
     ],
 )
 def test_mistakes_are_explained(given: list[str], words: str) -> None:
@@ -111,3 +133,25 @@ def test_every_preset_resolves() -> None:
     for method in config.presets("methods"):
         for backbone in config.presets("backbones"):
             assert config.resolve(method=method, backbone=backbone).backbone.name == backbone
+
+
+@pytest.mark.parametrize(
+    ("backbone", "tuner", "start"),
+    [
+        ("mini_clip", "adaptformer", "semantic"),
+        ("dinov3_s16", "adaptformer", "class_mean"),
+        ("resnet50", "conv_adapter", "class_mean"),
+        ("clip_rn50", "conv_adapter", "semantic"),
+        ("timm/swinv2_tiny_window8_256.ms_in1k", "lora", "class_mean"),
+    ],
+)
+def test_a_method_fits_itself_to_the_backbone(backbone: str, tuner: str, start: str) -> None:
+    """What a method asks for gives way to its counterpart, and is said; what the user asks for does not."""
+    run = config.resolve(backbone=backbone)
+    assert (list(run.tuner), run.head_init.name) == ([tuner], start)
+    changes = (tuner != "adaptformer") + (start != "semantic")
+    assert len(config.replaced(run)) == changes
+    own = config.resolve(backbone=backbone, overrides=["tuner=adaptformer", "head_init=semantic"])
+    assert (list(own.tuner), own.head_init.name) == (["adaptformer"], "semantic")
+    assert config.replaced(own) == []
+    assert config.from_dict(run.to_dict()) == run

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from liftplus import registry
-from liftplus.backbones import catalogue, clip
+from liftplus.backbones import clip
 from liftplus.backbones.base import Backbone, Facts
 from liftplus.errors import UserError
 from liftplus.heads import Head, HeadModule
@@ -33,7 +33,7 @@ SHAPE = clip.Shape(
 
 def clip_backbone() -> Backbone:
     torch.manual_seed(0)
-    return catalogue.clip_backbone("tiny", SHAPE, None)
+    return clip.clip_backbone("tiny", SHAPE, None)
 
 
 def built(name: str, backbone: Backbone) -> HeadModule:

@@ -9,7 +9,7 @@ import torch
 
 from liftplus.data.dataset import Split
 from liftplus.data.images import UnreadableImage
-from liftplus.data.loader import Batch, FixedView, Loader, Shuffled, TrainView
+from liftplus.data.loader import Batch, FixedView, Loader, Shuffled, TrainView, repeats
 from liftplus.data.stores import FolderStore
 from liftplus.data.transforms import MDA, CentreCrop
 
@@ -54,6 +54,23 @@ def test_each_epoch_has_every_image_once_in_a_new_order(folder: tuple[FolderStor
     orders = [torch.cat([b.indices for b in found[3 * e : 3 * e + 3]]).tolist() for e in range(3)]
     assert all(sorted(order) == list(range(11)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
+
+
+def test_repeats_count_how_often_an_entry_came_before() -> None:
+    assert repeats(torch.tensor([5, 3, 5, 4, 5, 3])).tolist() == [0, 0, 1, 0, 2, 1]
+    assert repeats(torch.arange(7)).tolist() == [0] * 7
+    assert repeats(torch.tensor([], dtype=torch.long)).tolist() == []
+
+
+def test_an_image_drawn_twice_is_cropped_in_two_ways(folder: tuple[FolderStore, Split]) -> None:
+    store, split = folder
+    view = TrainView(MDA(), 32, "bicubic", 3, seed=4)
+    (batch,) = Loader(store, split, view, batch_size=11, order=lambda epoch: [7, 2, 7, 7], workers=0).epoch(0)
+    assert batch.indices.tolist() == [7, 2, 7, 7]
+    image = store.image(split.keys[7])
+    assert torch.equal(batch.images[0], view(image, 0, 7))
+    first, second, third = (batch.images[i] for i in (0, 2, 3))
+    assert not torch.equal(first, second) and not torch.equal(second, third)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,26 +1,35 @@
-"""A trained model as one small file: learned weights, how to rebuild the rest, class names and training counts."""
+"""A trained model as one small file, and the state of a run that is under way.
+
+Both are safetensors with a description in their header: learned weights, how to rebuild the rest, a checksum.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
+from liftplus.backbones.text import ClassTexts
 from liftplus.config import RunConfig, from_dict
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
-from liftplus.head_init import class_prompts
+from liftplus.head_init import centres, class_prompts
 from liftplus.model import Classifier
 from liftplus.results import write_bytes
 from liftplus.runtime import Runtime
 
-FILE = "model.safetensors"
+FILE, STATE = "model.safetensors", "last.safetensors"
 FORMAT = 1
 
 
@@ -42,10 +51,27 @@ def save_model(folder: Path, model: Classifier, config: RunConfig, dataset: Data
         "config": config.to_dict(),
         "backbone_identity": model.backbone.identity,
         "class_names": dataset.class_names,
+        # A file of descriptors may change or be gone when the model is loaded.
+        "class_prompts": model.backbone.text.texts if model.reads_text and model.backbone.text else None,
         "class_ids": dataset.class_ids,
         "train_counts": dataset.counts(),
     }
-    write_bytes(folder / FILE, save(model.learned_state(), {"liftplus": json.dumps(about)}))
+    write_tensors(folder / FILE, model.learned_state(), about)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """A safetensors file with a description and the checksum of its tensors, whole or not at all."""
+    described = json.dumps(about | {"sha256": checksum(tensors)})
+    write_bytes(path, save(tensors, {"liftplus": described}))
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -55,16 +81,38 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{str(folder)!r} holds no trained model ({FILE} is missing). Give the folder of a finished run."
         )
+    return _open(path)[0]
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors of a file of ours; one that is cut short or changed is refused."""
+    about, tensors = _open(path)
+    if checksum(tensors) != about.get("sha256", checksum(tensors)):  # files before checksums have none
+        raise UserError(f"{str(path)!r} is damaged: its checksum does not fit. Train again, or restore the file.")
+    return about, tensors
+
+
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as stream:
             about: dict[str, Any] = json.loads((stream.metadata() or {})["liftplus"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
         raise UserError(
             f"{str(path)!r} is damaged or was not written by liftplus. Train again, or restore the file."
         ) from error
     if about["format"] > FORMAT:
         raise UserError(f"{str(path)!r} was written by a newer liftplus. Update liftplus to read it.")
-    return about
+    return about, tensors
+
+
+def _class_texts(about: dict[str, Any], config: RunConfig) -> ClassTexts:
+    """The prompts that a trained text side reads, as they were in training; names alone where none is read."""
+    names: list[str] = about["class_names"]
+    if "class_prompts" not in about:  # a file from before they were saved
+        return class_prompts(config.head_init, names)
+    saved: list[list[str]] | None = about["class_prompts"]
+    return names if saved is None else saved
 
 
 def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig | None = None) -> Trained:
@@ -72,7 +120,8 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
 
     `backbone_config` replaces the run's own, for weights that have moved since.
     """
-    about = read_about(folder)
+    read_about(folder)  # says what is missing
+    about, state = read_tensors(folder / FILE)
     config = from_dict(about["config"])
     backbone = catalogue.load(backbone_config or config.backbone)
     if backbone.identity != about["backbone_identity"]:
@@ -84,10 +133,8 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     classes = len(about["class_names"])
     head = config.head.build(backbone, classes)
     model = Classifier.assemble(
-        backbone, dict(config.tuner), head, class_prompts(config.head_init, about["class_names"])
+        backbone, dict(config.tuner), head, _class_texts(about, config), centre=centres(config.head_init)
     )
-    with safe_open(folder / FILE, "pt") as stream:
-        state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
     try:
         model.load_learned(state)
     except ValueError as error:
@@ -95,3 +142,94 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     runtime.place(model)
     model.requires_grad_(False)
     return Trained(model, config, tuple(about["class_names"]), tuple(about["class_ids"]), tuple(about["train_counts"]))
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs that are finished.
+        step: batches done of the epoch under way.
+        total: sum of those batches' losses.
+        losses: mean loss of each finished epoch.
+        seconds: time spent in training.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total: float = 0.0
+    losses: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+
+class Resumable(Protocol):
+    """What a keeper saves and restores: the training step with model and optimiser."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and plain values."""
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take over what `state` gave; raises ValueError where it does not fit."""
+
+
+class Stopped(Exception):  # noqa: N818 (it is asked for, not an error)
+    """Training was asked to stop and its state is saved."""
+
+    def __init__(self, folder: Path, position: Position) -> None:
+        self.folder, self.position = folder, position
+        super().__init__(f"Stopped after {position.epoch} epochs and {position.step} steps; the state is saved.")
+
+
+class Keeper:
+    """Saves the state of a run in its folder, at the end of each epoch and every few minutes, and brings it back.
+
+    Everything random follows from seed, epoch and index, so weights, momentum and position are the whole state.
+    """
+
+    def __init__(
+        self, folder: Path, belongs_to: dict[str, Any], minutes: float, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.path, self.belongs_to, self.minutes, self.stopping = folder / STATE, belongs_to, minutes, stopping
+        self.saved = time.monotonic()
+
+    def position(self) -> Position:
+        """The saved position; the start where nothing was saved."""
+        if not self.path.is_file():
+            return Position()
+        about, _ = read_tensors(self.path)
+        return Position(**about["position"] | {"losses": tuple(about["position"]["losses"])})
+
+    def restore(self, step: Resumable) -> Position:
+        """Bring the step to the saved position; to the start where nothing was saved."""
+        if not self.path.is_file():
+            return Position()
+        about, tensors = read_tensors(self.path)
+        for key, value in self.belongs_to.items():
+            if about.get(key) != value:
+                raise UserError(
+                    f"{str(self.path)!r} was saved with another {key.replace('_', ' ')}, so the run cannot go on as it "
+                    "began. Restore what it was, or start anew in another folder."
+                )
+        try:
+            step.load_state(tensors, about["values"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"{str(self.path)!r} does not fit this run ({error}). Start anew elsewhere.") from error
+        return self.position()
+
+    def due(self) -> bool:
+        """Whether to save in the middle of an epoch."""
+        return self.stopping() or time.monotonic() - self.saved > 60 * self.minutes
+
+    def save(self, step: Resumable, position: Position) -> None:
+        """Write the state; ends the training with `Stopped` where that was asked for."""
+        tensors, values = step.state()
+        about = {"format": FORMAT, "position": asdict(position), "values": values} | self.belongs_to
+        write_tensors(self.path, tensors, about)
+        self.saved = time.monotonic()
+        if self.stopping():
+            raise Stopped(self.path.parent, position)
+
+    def discard(self) -> None:
+        """Remove the state of a run that is finished."""
+        self.path.unlink(missing_ok=True)

@@ -28,9 +28,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data before training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Data = Annotated[
-    str, typer.Option("--data", "-d", help="Folder, .zip, .tar, .csv, .parquet, list file, or a known name.")
-]
+Data = typer.Option("--data", "-d", help="Folder, .zip, .tar, .csv, .parquet, list file, or a known name.")
 BackboneName = Annotated[str, typer.Option("--backbone", "-b", help="Pretrained model; `liftplus info` lists them.")]
 Method = Annotated[str, typer.Option("--method", "-m", help="lift+, lift, linear_probe, full or zeroshot.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; it must not exist yet.")]
@@ -44,22 +42,36 @@ Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 
 @app.command()
 def train(
-    data: Data,
+    data: Annotated[str | None, Data] = None,
     backbone: BackboneName = "mini_clip",
     method: Method = "lift+",
     out: Out = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the unfinished run in this folder, as it began.")
+    ] = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """Fine-tune on a data set, test the result, and write a run folder."""
-    from liftplus import config
+    """Fine-tune on a data set, test the result, and write a run folder. The same command again goes on."""
+    from liftplus import config, runs
 
-    _train(config.resolve(data=data, backbone=backbone, method=method, overrides=overrides or ()), out, as_json)
+    if resume is not None:
+        begun = runs.unfinished(resume) if resume.is_dir() else None
+        if begun is None:
+            raise UserError(
+                f"{str(resume)!r} holds no unfinished run. Give the folder of one, or --data for a new run."
+            )
+        _train(config.changed(begun.to_dict(), overrides or ()), resume, as_json)
+    elif data is None:
+        raise UserError("Give --data: a folder, archive, table, list or known name; or --resume FOLDER.")
+    else:
+        settings = config.resolve(data=data, backbone=backbone, method=method, overrides=overrides or ())
+        _train(settings, out, as_json)
 
 
 @app.command()
 def zeroshot(
-    data: Data,
+    data: Annotated[str, Data],
     backbone: BackboneName = "mini_clip",
     out: Out = None,
     as_json: AsJson = False,
@@ -72,17 +84,25 @@ def zeroshot(
 
 
 def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
-    from liftplus import console, results, runs, runtime
+    from liftplus import checkpoint, console, results, runs, runtime
 
-    session = runs.Session(config, runtime.choose(config.device, config.precision), console.Bars())
     folder = out or Path("runs") / _run_name(config)
-    results.refuse_existing(folder)
+    begun = runs.unfinished(folder)
+    if begun is not None:
+        runs.refuse_changes(begun, config, folder)
+        console.err.print(f"Going on with the unfinished run in {folder}.")
+    asked = runtime.StopRequest()
+    session = runs.Session(config, runtime.choose(config.device, config.precision), console.Bars(), asked)
     dataset = session.data()
     model = session.model(dataset)
     for note in runs.notes(config, dataset, model):
         console.err.print(f"Note: {note}")
     _describe_data(dataset)
-    outcome = runs.train_run(session, dataset, model, results.new_folder(folder))
+    try:
+        outcome = runs.train_run(session, dataset, model, folder if begun else results.new_folder(folder))
+    except checkpoint.Stopped as stopped:
+        print(f"{stopped} Go on with: liftplus train --resume {folder}", file=sys.stderr)
+        raise SystemExit(128 + (asked.signal or 0)) from None
     measured = outcome.metrics.summary() if outcome.metrics else {}
     if as_json:
         print(
@@ -254,13 +274,18 @@ def info(
     backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="Show this backbone's parameters.")] = None,
     method: Method = "lift+",
     data: Annotated[str | None, typer.Option("--data", "-d", help="Take the classes from here.")] = None,
+    find: Annotated[
+        str | None, typer.Option("--find", "-f", help="List all names of backbones that contain this, e.g. dinov3.")
+    ] = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """List what there is, or count a model's parameters without loading weights."""
+    """List what there is, or show a backbone's tuners and count parameters, without loading weights."""
     from liftplus import describe
 
-    if backbone is None and data is None and not overrides:
+    if find is not None:
+        describe.backbones(find, as_json)
+    elif backbone is None and data is None and not overrides:
         describe.parts(as_json)
     else:
         describe.model(backbone or "mini_clip", method, data, overrides or [], as_json)
@@ -268,7 +293,7 @@ def info(
 
 @data_app.command("inspect")
 def inspect(
-    data: Data,
+    data: Annotated[str, Data],
     as_json: AsJson = False,
     files: Annotated[bool, typer.Option("--files/--no-files", help="Also read and decode every file.")] = True,
     overrides: Overrides = None,
@@ -305,6 +330,9 @@ def main() -> None:
     except OSError as error:
         print(f"Error: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic.fields import FieldInfo
 
 from liftplus import registry
+from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
 from liftplus.data.config import DataConfig
+from liftplus.data.samplers import Instance, Sampler
 from liftplus.data.transforms import MDA, Augment, Evaluation
 from liftplus.errors import UserError, unknown
 from liftplus.head_init import HeadInit, Semantic
@@ -61,8 +64,8 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=128, ge=1)
     """Images an optimiser step."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Images a forward pass, where memory is short. Exact for losses that are a mean over images; the weighted ones
-    (class_balanced, reweight) and lade take each piece for a batch."""
+    """Images a forward pass, where memory is short. The pieces add up to the loss of the whole batch, exactly, but for
+    lade: its regulariser takes each piece for a batch."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """SGD momentum."""
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -71,6 +74,8 @@ class TrainConfig(BaseModel):
     """Cosine decay of the learning rate stepped by epoch (as in the papers) or by step."""
     workers: int | None = Field(default=None, ge=0)
     """Loader processes; by default by the number of cores."""
+    save_minutes: float = Field(default=10.0, gt=0)
+    """Minutes between saves of the run's state; it is saved at the end of each epoch too."""
 
 
 class RunConfig(BaseModel):
@@ -93,6 +98,7 @@ class RunConfig(BaseModel):
     head_init: Annotated[SerializeAsAny[HeadInit], _part("head_init")] = Semantic()
     augment: Annotated[SerializeAsAny[Augment], _part("augment")] = MDA()
     loss: Annotated[SerializeAsAny[Loss], _part("loss")] = LogitAdjusted()
+    sampler: Annotated[SerializeAsAny[Sampler], _part("sampler")] = Instance()
     train: TrainConfig = TrainConfig()
     evaluation: Evaluation = Evaluation()
 
@@ -104,7 +110,20 @@ class RunConfig(BaseModel):
         return out
 
 
-PARTS = ("head", "head_init", "augment", "loss")
+def flat(run: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted key."""
+
+    def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for name, item in value.items():
+                yield from walk(item, f"{key}.{name}" if key else name)
+        else:
+            yield key, value
+
+    return dict(walk(run.to_dict(), ""))
+
+
+PARTS = ("head", "head_init", "augment", "loss", "sampler")
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
@@ -146,9 +165,7 @@ def resolve(
         method: a name from presets/methods.toml.
         overrides: "section.key=value", or "key=value" where only one section has that key.
     """
-    methods = presets("methods")
-    if method not in methods:
-        raise unknown("method", method, methods)
+    chosen = _settings(method)
     rest = []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -167,14 +184,47 @@ def resolve(
         values["data"]["source"] = data
     if backbone is not None:
         values["backbone"]["name"] = backbone
-    chosen = {key: value for key, value in methods[method].items() if key not in ("summary", "expected")}
     for change in (
         presets("backbones").get(values["backbone"]["name"], {}).get("defaults", {}),
         chosen,
         presets("data").get(data or "", {}).get(method, {}),
     ):
         values = _merge(values, change)
-    return changed(from_dict(values).to_dict(), rest)
+    values = from_dict(values).to_dict()
+    return changed(from_dict(values | stand_ins(values)).to_dict(), rest)
+
+
+def stand_ins(values: dict[str, Any]) -> dict[str, str]:
+    """Parts that take the place of those a method asks for, where the backbone has nothing they could act on.
+
+    Without a text tower the classifier starts from class means; where no block has an MLP beside its residual stream,
+    AdaptFormer's place is taken by its convolutional counterpart, or by LoRA.
+    """
+    traits, out = catalogue.traits(values["backbone"]["name"]), {}
+    if values["head_init"]["name"] == "semantic" and not traits.reads_text:
+        out["head_init"] = "class_mean"
+    if list(values["tuner"]) == ["adaptformer"] and "mlp" not in traits.kinds:
+        out["tuner"] = "conv_adapter" if "map" in traits.kinds else "lora"
+    return out
+
+
+def replaced(run: RunConfig) -> list[str]:
+    """A sentence for each part of the run's method that another one stands in for."""
+    asked = from_dict(_merge(run.to_dict(), _settings(run.method))).to_dict()
+    have = {"head_init": run.head_init.name, "tuner": "+".join(run.tuner)}
+    return [
+        f"Method {run.method} asks for a {key} that {run.backbone.name!r} has no place for; {key}={part} stands in."
+        for key, part in stand_ins(asked).items()
+        if have[key] == part
+    ]
+
+
+def _settings(method: str) -> dict[str, Any]:
+    """What a method changes in the defaults."""
+    methods = presets("methods")
+    if method not in methods:
+        raise unknown("method", method, methods)
+    return {key: value for key, value in methods[method].items() if key not in ("summary", "expected")}
 
 
 def changed(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
@@ -184,17 +234,18 @@ def changed(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
     return from_dict(values)
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _leaves(run: RunConfig, values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys that hold a value; `values` are the run's, below `prefix`."""
     for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and not _is_table(run, prefix + key):
+            yield from _leaves(run, value, f"{prefix}{key}.")
         elif key != "name" or prefix == "backbone.":
             yield prefix + key
 
 
-def _full_key(values: dict[str, Any], key: str) -> str:
+def _full_key(run: RunConfig, values: dict[str, Any], key: str) -> str:
     """The dotted key that a user's short form stands for."""
-    leaves = list(_leaves(values))
+    leaves = list(_leaves(run, values))
     if key in values or key in leaves:
         return key
     matches = [leaf for leaf in leaves if leaf.split(".")[-1] == key]
@@ -212,27 +263,46 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"{override!r} is not of the form key=value, for example epochs=10.")
-    full = _full_key(values, key.strip())
-    value = text.strip() if _is_text(from_dict(values), full) else _value(text.strip())
+    run = from_dict(values)
+    full = _full_key(run, values, key.strip())
+    value = text.strip() if _is_text(run, full) else _value(text.strip())
     if full == "tuner" or full in PARTS:
         # A swapped part starts from its own defaults, which later keys may change.
         return from_dict(values | {full: str(value)}).to_dict()
     if isinstance(values.get(full), dict):
-        raise UserError(f"{full!r} is a section; set one of its keys: {', '.join(_leaves({full: values[full]}))}.")
-    change: Any = value
-    for part in reversed(full.split(".")):
-        change = {part: change}
-    return _merge(values, change)
+        keys = ", ".join(_leaves(run, values[full], f"{full}."))
+        raise UserError(f"{full!r} is a section; set one of its keys: {keys}.")
+    return _placed(values, full.split("."), value)
 
 
-def _is_text(run: RunConfig, key: str) -> bool:
-    """Whether a key's value is text, which must not be read as a number or an object."""
+def _placed(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """`values` with the one at this path replaced, also where it is a table."""
+    key, *rest = path
+    return values | {key: _placed(values[key], rest, value) if rest else value}
+
+
+def _field(run: RunConfig, key: str) -> FieldInfo | None:
+    """The field that a dotted key names, None where it names an entry of a dict."""
     *parents, leaf = key.split(".")
     owner: Any = run
     for parent in parents:
         owner = owner[parent] if isinstance(owner, dict) else getattr(owner, parent)
-    field = type(owner).model_fields.get(leaf) if isinstance(owner, BaseModel) else None
+    return type(owner).model_fields.get(leaf) if isinstance(owner, BaseModel) else None
+
+
+def _is_text(run: RunConfig, key: str) -> bool:
+    """Whether a key's value is text, which must not be read as a number or an object."""
+    field = _field(run, key)
     return field is not None and field.annotation in (str, str | None)
+
+
+def _is_table(run: RunConfig, key: str) -> bool:
+    """Whether a key's value is a dict of numbers, which is set as a whole."""
+    field = _field(run, key)
+    annotation = field.annotation if field else None
+    dicts = [choice for choice in (annotation, *get_args(annotation)) if get_origin(choice) is dict]
+    items = [get_args(choice)[1] for choice in dicts]
+    return any(item is float or get_args(item)[:1] == (float,) for item in items)
 
 
 def _value(text: str) -> Any:

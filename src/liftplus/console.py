@@ -27,9 +27,9 @@ class Bars:
     """
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Advance]:
+    def task(self, label: str, total: int, done: int = 0) -> Iterator[Advance]:
         if not sys.stderr.isatty():
-            yield _Lines(label, total)
+            yield _Lines(label, total, done)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -41,7 +41,7 @@ class Bars:
             TextColumn("{task.fields[figures]}"),
         )
         with RichProgress(*columns, console=err, transient=True) as bar:
-            number = bar.add_task(label, total=total, figures="")
+            number = bar.add_task(label, total=total, completed=done, figures="")
 
             def advance(**figures: float) -> None:
                 text = {"figures": "  ".join(f"{key} {value:.4g}" for key, value in figures.items())} if figures else {}
@@ -53,8 +53,8 @@ class Bars:
 class _Lines:
     """A line at every fifth of a task."""
 
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done = label, total, 0
+    def __init__(self, label: str, total: int, done: int) -> None:
+        self.label, self.total, self.done = label, total, done
 
     def __call__(self, **figures: float) -> None:
         self.done += 1

@@ -14,9 +14,12 @@ from liftplus.backbones.base import Backbone
 from liftplus.data import inspection, sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
+from liftplus.head_init import prompt_sets
 from liftplus.metrics import FEW_UNDER, MANY_OVER
 from liftplus.model import Classifier
 from liftplus.tuners.base import Tuner
+
+CLASSES = 1000  # to plan for where neither num_classes nor data are given
 
 DATA_SETS = {
     "openmoji_lt": "120 classes of OpenMoji drawings, 200 to 2 a class; drawn on the fly, needs the extra 'demo'",
@@ -35,6 +38,7 @@ def parts(as_json: bool) -> None:
         "backbone": {name: entry["summary"] for name, entry in catalogue.entries().items()},
         "data": DATA_SETS,
     }
+    groups["prompts"] = prompt_sets()
     for kind in registry.HOMES:
         groups[kind] = {
             name: (part.__doc__ or "").strip().splitlines()[0] for name, part in registry.discover(kind).items()
@@ -44,6 +48,20 @@ def parts(as_json: bool) -> None:
         return
     for kind, members in groups.items():
         console.table(kind.replace("_", " "), ("name", "what it is"), list(members.items()))
+
+
+def backbones(pattern: str, as_json: bool) -> None:
+    """Every name of a backbone that contains the pattern."""
+    names = catalogue.find(pattern)
+    if not names:
+        raise UserError(
+            f"No backbone's name contains {pattern!r}. Try a family: vit, dinov3, siglip, convnext, resnet."
+        )
+    if as_json:
+        print(json.dumps(names, indent=2))
+        return
+    for name in names:
+        console.out.print(name, highlight=False, markup=False)
 
 
 def planned(config: configs.RunConfig, classes: int) -> tuple[Classifier, list[str]]:
@@ -67,9 +85,7 @@ def fitting(backbone: Backbone) -> list[str]:
 def model(backbone: str, method: str, data: str | None, overrides: list[str], as_json: bool) -> None:
     """Parameters by part, shapes and the resolved configuration."""
     config = configs.resolve(data=data, backbone=backbone, method=method, overrides=overrides)
-    classes = config.data.num_classes or (sources.load(config.data).num_classes if data else None)
-    if classes is None:
-        raise UserError("The number of classes is not known. Give num_classes=N or --data.")
+    classes = config.data.num_classes or (sources.load(config.data).num_classes if data else CLASSES)
     built, fits = planned(config, classes)
     shapes = {name: list(p.shape) for part in ("tuned", "head") for name, p in built.partition()[part].items()}
     about = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -61,27 +62,47 @@ def coinciding_grids(evaluation: Evaluation, facts: Facts) -> str | None:
     )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is run over, and how it is read.
+
+    Attributes:
+        store, split: the pictures.
+        workers: loader processes; by default by the number of cores.
+        progress: told of every batch.
+        label: what the progress is called.
+    """
+
+    store: Store
+    split: Split
+    workers: int | None = None
+    progress: Progress | None = None
+    label: str = "Testing"
+
+
 @torch.inference_mode()
 def collect(
     model: nn.Module,
-    store: Store,
-    split: Split,
+    reading: Reading,
     view: CentreCrop | FiveCrops,
     facts: Facts,
     runtime: Runtime,
-    *,
     batch_size: int = 128,
-    workers: int | None = None,
-    progress: Progress | None = None,
-    label: str = "Testing",
 ) -> Tensor:
     """The model's outputs averaged over the crops, fp32 [N, ...], on the CPU, in the split's order."""
     loader = Loader(
-        store, split, FixedView(view), batch_size=batch_size, workers=workers, pin=runtime.device.type == "cuda"
+        reading.store,
+        reading.split,
+        FixedView(view),
+        batch_size=batch_size,
+        workers=reading.workers,
+        pin=runtime.device.type == "cuda",
     )
     normalise = Normalise(facts).to(runtime.device)
+    # A classifier with a trained text side would encode its class prompts for every batch.
+    keeping = getattr(model, "class_features_kept", nullcontext)
     parts: list[Tensor] = []
-    with (progress or Silent()).task(label, len(loader)) as advance:
+    with keeping(), (reading.progress or Silent()).task(reading.label, len(loader)) as advance:
         for batch in loader.epoch():
             images = batch.images.to(runtime.device, non_blocking=True)
             with runtime.autocast():
@@ -92,31 +113,9 @@ def collect(
 
 
 @torch.inference_mode()
-def predict(
-    model: nn.Module,
-    store: Store,
-    split: Split,
-    evaluation: Evaluation,
-    facts: Facts,
-    runtime: Runtime,
-    *,
-    workers: int | None = None,
-    progress: Progress | None = None,
-    label: str = "Testing",
-) -> Predictions:
+def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: Facts, runtime: Runtime) -> Predictions:
     """Top-k classes and probabilities for every image of a split."""
-    logits = collect(
-        model,
-        store,
-        split,
-        crops(evaluation, facts),
-        facts,
-        runtime,
-        batch_size=evaluation.batch_size,
-        workers=workers,
-        progress=progress,
-        label=label,
-    )
+    logits = collect(model, reading, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
     top = logits.softmax(-1).topk(min(evaluation.top_k, logits.shape[1]), dim=-1)
     return Predictions(top.indices, top.values)
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
 
+import open_clip
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from liftplus.backbones.base import Backbone
-from liftplus.errors import UserError
+from liftplus.backbones.text import TextEncoder, centred
+from liftplus.errors import UserError, unknown
 from liftplus.registry import Component, register
 
 Features = tuple[Tensor, Tensor]
@@ -43,11 +50,62 @@ class HeadInit(Component):
         """Unit rows [C, D], fp32."""
 
 
-def prompts(template: str, names: Sequence[str]) -> list[str]:
-    """The template filled with each class name; underscores become spaces."""
-    if "{}" not in template:
-        raise UserError(f'The prompt template is {template!r}; it needs "{{}}" where the class name goes.')
-    return [template.replace("{}", name.replace("_", " ")) for name in names]
+def _presets() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((files("liftplus") / "presets" / "prompts.toml").read_text(encoding="utf-8"))
+
+
+def prompt_sets() -> dict[str, str]:
+    """What each prompt set is for, by name."""
+    return {name: entry["summary"] for name, entry in _presets().items()}
+
+
+def templates_of(name: str) -> list[str]:
+    """The templates of a prompt set, {} for the class name; a library's own are taken from it as it is installed."""
+    table = _presets()
+    if name not in table:
+        raise unknown("prompt set", name, table)
+    entry = table[name]
+    if "library" in entry:
+        return [fill("{}") for fill in getattr(open_clip, entry["library"])]
+    return list(entry["templates"])
+
+
+def spoken(name: str) -> str:
+    """A class name as prompts say it: underscores become spaces."""
+    return name.replace("_", " ")
+
+
+def described(path: str, names: Sequence[str]) -> list[list[str]]:
+    """Each class's own prompts from a JSON file {class name: [prompt, ...]}; classes are matched without case."""
+    table: dict[str, list[str]] = {}
+    for name, own in _read_descriptors(path).items():
+        key = spoken(name).casefold()
+        if key in table:
+            raise UserError(f"The descriptors in {path!r} name the class {name!r} twice. Keep one of them.")
+        if not isinstance(own, list) or not own or not all(isinstance(text, str) and text.strip() for text in own):
+            raise UserError(
+                f"The descriptors of {name!r} in {path!r} are {json.dumps(own, ensure_ascii=False)[:80]}; "
+                'allowed is a list of one or more prompts, such as ["a photo of a {}, which has feathers."].'
+            )
+        table[key] = own
+    missing = [name for name in names if spoken(name).casefold() not in table]
+    if missing:
+        raise UserError(
+            f"The descriptors in {path!r} lack {len(missing)} of {len(names)} classes: {', '.join(missing[:5])}"
+            f"{', …' if len(missing) > 5 else ''}. Give every class a list of prompts."
+        )
+    return [[text.replace("{}", spoken(name)) for text in table[spoken(name).casefold()]] for name in names]
+
+
+def _read_descriptors(path: str) -> dict[str, Any]:
+    form = 'a JSON file {"class name": ["prompt", ...]}'
+    try:
+        table = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:  # JSON and UTF-8 errors are kinds of ValueError
+        raise UserError(f"head_init.descriptors is {path!r}, which cannot be read ({error}). Give {form}.") from error
+    if not isinstance(table, dict):
+        raise UserError(f"head_init.descriptors is {path!r}, which holds a {type(table).__name__}. Give {form}.")
+    return table
 
 
 def text_rows(backbone: Backbone, joint: Tensor) -> Tensor:
@@ -65,17 +123,64 @@ def _random(classes: int, dim: int, generator: torch.Generator) -> Tensor:
 class Semantic(HeadInit):
     """Semantic-aware initialisation (LIFT, section 4.3): each row from the text feature of its class name."""
 
-    template: str = "a photo of a {}."
-    """Prompt; {} stands for the class name."""
+    prompts: str = "default"
+    """Prompt set: a name from presets/prompts.toml, such as default, name, ensemble, species."""
+
+    template: str | None = None
+    """An own prompt in place of a set; {} stands for the class name."""
+
+    descriptors: str | None = None
+    """A JSON file {class name: [prompt, ...]} with prompts for each class, in place of a set."""
+
+    centre: bool = False
+    """Subtract the mean text feature over the classes first, which sharpens what tells classes apart."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        templates_of(name)
+        return name
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.template is not None and "{}" not in self.template:
+            raise UserError(f'The prompt template is {self.template!r}; it needs "{{}}" where the class name goes.')
+        if self.template is not None and self.descriptors is not None:
+            raise UserError(
+                f"head_init.template is {self.template!r} and head_init.descriptors is {self.descriptors!r}; "
+                "prompts come from one of them. Leave the other out."
+            )
+        return self
+
+    def texts(self, names: Sequence[str]) -> list[list[str]]:
+        """The prompts of each class."""
+        if self.descriptors is not None:
+            return described(self.descriptors, names)
+        templates = templates_of(self.prompts) if self.template is None else [self.template]
+        return [[template.replace("{}", spoken(name)) for template in templates] for name in names]
 
     def rows(self, context: InitContext) -> Tensor:
-        text = context.backbone.text_encoder("head_init=semantic")
-        return text_rows(context.backbone, text.encode(prompts(self.template, context.class_names)))
+        encoder = context.backbone.text_encoder("head_init=semantic")
+        return text_rows(context.backbone, class_features(encoder, self, context.class_names))
 
 
-def class_prompts(init: HeadInit, names: Sequence[str]) -> list[str]:
-    """The class prompts by the initialisation's template, by the default template where it has none."""
-    return prompts(init.template if isinstance(init, Semantic) else Semantic().template, names)
+def class_prompts(init: HeadInit, names: Sequence[str]) -> list[list[str]]:
+    """The prompts of each class [C] by the initialisation, by the default prompt set where it reads no text."""
+    return (init if isinstance(init, Semantic) else Semantic()).texts(names)
+
+
+def centres(init: HeadInit) -> bool:
+    """Whether the initialisation asks for text features centred over the classes."""
+    return isinstance(init, Semantic) and init.centre
+
+
+def class_features(encoder: TextEncoder, init: HeadInit, names: Sequence[str]) -> Tensor:
+    """Unit text features of the classes in the joint space [C, joint]: normalise(mean of the prompts'), centred or not.
+
+    Centring is third-party work on few-shot classifiers: +1.7 on ImageNet-LT's few, -0.8 on iNaturalist's (METHOD).
+    """
+    features = encoder.encode(class_prompts(init, names))
+    return centred(features) if centres(init) else features
 
 
 @register("head_init", "class_mean")

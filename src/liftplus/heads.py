@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone
-from liftplus.head_init import HeadInit, InitContext, class_prompts
+from liftplus.head_init import HeadInit, InitContext, class_features
 from liftplus.registry import Component, register
 
 
@@ -112,7 +112,7 @@ class JointModule(HeadModule):
     """CLIP's logits. Its features are unit vectors in the joint space [B, joint], from `Backbone.joint`."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone.text_encoder("head=joint").projection.shape[1], num_classes)
+        super().__init__(backbone.text_encoder("head=joint").joint_dim, num_classes)
         self.scale = math.exp(backbone.text_encoder("head=joint").logit_scale)
         self.weight.requires_grad_(False)
 
@@ -136,4 +136,4 @@ class Joint(Head):
         return JointModule(backbone, num_classes)
 
     def rows(self, context: InitContext, init: HeadInit) -> Tensor:
-        return context.backbone.text_encoder("head=joint").encode(class_prompts(init, context.class_names))
+        return class_features(context.backbone.text_encoder("head=joint"), init, context.class_names)

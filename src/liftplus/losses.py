@@ -1,20 +1,26 @@
-"""Losses for long-tailed data, each a mean over the batch. z: logits [B, C]; n_k: training images of class k.
+"""Losses for long-tailed data: sum_i w_i l_i / sum_i w_i over the images of a batch.
 
-A class without training images counts as one image wherever counts enter, so that every prior,
-margin and weight stays finite.
+z: logits [B, C]; n_k: training images of class k; pi_k = n_k / N. A class without training images counts as one image
+wherever counts enter, so that every prior, margin and weight stays finite.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from liftplus.errors import UserError, unknown
 from liftplus.registry import Component, register
+
+# Far from where a weight, or a batch's sum of weights, leaves the range of fp32.
+ClassWeight = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
 
 
 def class_prior(counts: Tensor) -> Tensor:
@@ -24,32 +30,85 @@ def class_prior(counts: Tensor) -> Tensor:
 
 
 class LossModule(nn.Module):
-    """Maps logits [B, C] and labels [B] to a scalar in fp32."""
+    """Maps logits [B, C] and labels [B] to a scalar in fp32, or in fp64 where the logits are."""
+
+    class_weights: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", None, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            return self.loss(logits if logits.dtype == torch.float64 else logits.float(), labels)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            weights = self._weights(labels, logits.dtype)
+            mean = (weights * self.each(logits, labels)).sum() / weights.sum()
+            return mean + self.extra(logits, labels)
 
     @abstractmethod
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss on logits of full precision."""
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss [B] of each image, from logits of full precision."""
+
+    def weight(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """By how much each image counts [B], before class weights; `dtype` is that of the logits."""
+        return torch.ones(labels.shape, dtype=dtype, device=labels.device)
+
+    def extra(self, logits: Tensor, labels: Tensor) -> Tensor | float:
+        """A term of the batch as a whole."""
+        return 0.0
+
+    def total_weight(self, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Sum of the images' weights, a scalar: a piece's share of it is how much the piece counts in its batch."""
+        return self._weights(labels, dtype).sum()
+
+    def _weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        own = self.weight(labels, dtype)
+        return own if self.class_weights is None else own * self.class_weights.to(dtype)[labels]
 
 
 class Loss(Component):
     """Configuration of a loss."""
 
+    class_weights: dict[str, ClassWeight] | None = None
+    """By how much images of a class count, by class name, as JSON: {"cat": 3}. Classes not named count 1. Multiplies
+    the loss's own weights, where it has some."""
+
+    @property
+    def adjusts_prior(self) -> bool:
+        """Whether the training prior enters the logits, so that training makes up for the imbalance."""
+        return False
+
     def for_head(self, head: Component) -> Loss:
         """The same loss with what it has to know of the head."""
         return self
 
+    def build(self, counts: Tensor, class_names: Sequence[str] = ()) -> LossModule:
+        """The loss for these training counts [C]; the names [C] are needed where classes are weighted by name."""
+        module = self.module(counts)
+        module.class_weights = self.weights_of(class_names)
+        return module
+
+    def weights_of(self, class_names: Sequence[str]) -> Tensor | None:
+        """The class weights [C] in fp64, or None where none are given. A name that two classes bear means both."""
+        given = self.class_weights
+        if not given:
+            return None
+        known = set(class_names)
+        if not known:
+            raise UserError("loss.class_weights names classes, but the classes here have no names. Leave it out.")
+        for name in given:
+            if name not in known:
+                raise unknown("class in loss.class_weights", name, known)
+        return torch.tensor([given.get(name, 1.0) for name in class_names], dtype=torch.float64)
+
     @abstractmethod
-    def build(self, counts: Tensor) -> LossModule:
-        """The loss for these training counts [C]."""
+    def module(self, counts: Tensor) -> LossModule:
+        """The loss for these training counts [C], before class weights."""
 
 
 class _CrossEntropy(LossModule):
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels)
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="none")
 
 
 class _Adjusted(LossModule):
@@ -61,8 +120,8 @@ class _Adjusted(LossModule):
         super().__init__()
         self.register_buffer("shift", shift, persistent=False)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits + self.shift.to(logits.dtype), labels)
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits + self.shift.to(logits.dtype), labels, reduction="none")
 
 
 class _Focal(LossModule):
@@ -70,11 +129,11 @@ class _Focal(LossModule):
         super().__init__()
         self.gamma = gamma
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         entropy = F.cross_entropy(logits, labels, reduction="none")
         # 1 - p_y without cancellation; the floor keeps the slope of a power below 1 finite at p_y = 1.
         missing = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
-        return (missing**self.gamma * entropy).mean()
+        return missing**self.gamma * entropy
 
 
 class _Margin(LossModule):
@@ -86,35 +145,37 @@ class _Margin(LossModule):
         super().__init__()
         self.register_buffer("margin", margin, persistent=False)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         taken = self.margin.to(logits.dtype)[labels]
-        return F.cross_entropy(logits.scatter_add(1, labels[:, None], -taken[:, None]), labels)
+        return F.cross_entropy(logits.scatter_add(1, labels[:, None], -taken[:, None]), labels, reduction="none")
 
 
-class _Weighted(LossModule):
-    """Weighted cross-entropy: sum_i w_yi CE_i / sum_i w_yi over the batch."""
+class _Weighted(_CrossEntropy):
+    """Cross-entropy with weights [C], scaled to mean 1: `full` for fp64 logits, `single` for fp32."""
 
-    weight: Tensor
+    full: Tensor
     single: Tensor
 
-    def __init__(self, weight: Tensor, single: Tensor) -> None:
+    def __init__(self, full: Tensor, single: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", weight / weight.mean(), persistent=False)
+        self.register_buffer("full", full / full.mean(), persistent=False)
         self.register_buffer("single", single / single.mean(), persistent=False)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, weight=self.weight if logits.dtype == torch.float64 else self.single)
+    def weight(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        return (self.full if dtype == torch.float64 else self.single).to(dtype)[labels]
 
 
-class _Lade(LossModule):
+class _Lade(_Adjusted):
+    """Cross-entropy on z + log(pi), and over the batch the regulariser with `prior` [C]."""
+
     prior: Tensor
 
     def __init__(self, prior: Tensor, strength: float, penalty: float) -> None:
-        super().__init__()
+        super().__init__(prior.log())
         self.strength, self.penalty = strength, penalty
         self.register_buffer("prior", prior, persistent=False)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def extra(self, logits: Tensor, labels: Tensor) -> Tensor:
         prior = self.prior.to(logits.dtype)
         batch, classes = logits.shape
         own = F.one_hot(labels, classes).to(logits.dtype)
@@ -122,14 +183,14 @@ class _Lade(LossModule):
         towards_uniform = math.log(1 / classes + 1e-9) - torch.log(prior + 1e-9)
         outside = torch.logsumexp(logits + towards_uniform, dim=0) - math.log(batch)
         gain = inside - outside - self.penalty * outside**2
-        return F.cross_entropy(logits + prior.log(), labels) - self.strength * (prior * gain).sum()
+        return -self.strength * (prior * gain).sum()
 
 
 @register("loss", "cross_entropy")
 class CrossEntropy(Loss):
     """Plain cross-entropy, which the head classes dominate."""
 
-    def build(self, counts: Tensor) -> LossModule:
+    def module(self, counts: Tensor) -> LossModule:
         return _CrossEntropy()
 
 
@@ -140,7 +201,7 @@ class Focal(Loss):
     gamma: float = Field(default=2.0, ge=0)
     """Focusing power; 0 is plain cross-entropy."""
 
-    def build(self, counts: Tensor) -> LossModule:
+    def module(self, counts: Tensor) -> LossModule:
         return _Focal(self.gamma)
 
 
@@ -160,7 +221,7 @@ class LDAM(Loss):
     def for_head(self, head: Component) -> LDAM:
         return self if self.scale else self.model_copy(update={"scale": getattr(head, "scale", None)})
 
-    def build(self, counts: Tensor) -> LossModule:
+    def module(self, counts: Tensor) -> LossModule:
         rarity = counts.double().clamp_min(1) ** -0.25
         return _Margin((self.scale or 25.0) * self.margin * rarity / rarity.max())
 
@@ -172,7 +233,7 @@ class ClassBalanced(Loss):
     beta: float = Field(default=0.9999, ge=0, lt=1)
     """How fast further images of a class lose value; 0 is plain cross-entropy."""
 
-    def build(self, counts: Tensor) -> LossModule:
+    def module(self, counts: Tensor) -> LossModule:
         # The published figures took 1 - beta^n in fp32, which is off by some 1e-4 for n below 10: kept for fp32 logits.
         return _Weighted(self._weights(counts.double()), self._weights(counts.float()))
 
@@ -188,7 +249,7 @@ class Reweight(Loss):
     rho: float = Field(default=1.0, ge=0)
     """Strength; 0 is plain cross-entropy, 1 weighs classes by their inverse frequency."""
 
-    def build(self, counts: Tensor) -> LossModule:
+    def module(self, counts: Tensor) -> LossModule:
         weights = class_prior(counts) ** -self.rho
         return _Weighted(weights, weights.float())
 
@@ -197,7 +258,11 @@ class Reweight(Loss):
 class BalancedSoftmax(Loss):
     """Cross-entropy on z + log(pi) (Ren et al. 2020)."""
 
-    def build(self, counts: Tensor) -> LossModule:
+    @property
+    def adjusts_prior(self) -> bool:
+        return True
+
+    def module(self, counts: Tensor) -> LossModule:
         return _Adjusted(class_prior(counts).log())
 
 
@@ -208,7 +273,11 @@ class LogitAdjusted(Loss):
     tau: float = Field(default=1.0, ge=0)
     """Strength of the adjustment; 0 is plain cross-entropy."""
 
-    def build(self, counts: Tensor) -> LossModule:
+    @property
+    def adjusts_prior(self) -> bool:
+        return self.tau > 0
+
+    def module(self, counts: Tensor) -> LossModule:
         return _Adjusted(self.tau * class_prior(counts).log())
 
 
@@ -226,5 +295,9 @@ class LADE(Loss):
     penalty: float = Field(default=0.1, ge=0)
     """Weight of S_k^2, which keeps the estimate stable."""
 
-    def build(self, counts: Tensor) -> LossModule:
+    @property
+    def adjusts_prior(self) -> bool:
+        return True
+
+    def module(self, counts: Tensor) -> LossModule:
         return _Lade(class_prior(counts), self.strength, self.penalty)

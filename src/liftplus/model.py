@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone
+from liftplus.backbones.text import ClassTexts
 from liftplus.errors import UserError
 from liftplus.heads import HeadModule, JointModule
 from liftplus.tuners.base import Tuner
@@ -37,15 +40,28 @@ class Classifier(nn.Module):
             self.tuners[name] = tuner.place(backbone, num_classes)
         self.head = head
         self.reads_text = any(tuner.side != "image" for tuner in tuners.values())
+        self._keeps = False
+        self._kept: Tensor | None = None
 
     @classmethod
     def assemble(
-        cls, backbone: Backbone, tuners: dict[str, Tuner], head: HeadModule, class_texts: Sequence[str]
+        cls,
+        backbone: Backbone,
+        tuners: dict[str, Tuner],
+        head: HeadModule,
+        class_texts: ClassTexts,
+        *,
+        centre: bool = False,
     ) -> Classifier:
-        """A classifier that keeps the text encoder, told the class prompts [C], only where a tuner acts on it."""
+        """A classifier that keeps the text encoder only where a tuner acts on it.
+
+        Args:
+            class_texts: the prompt or the prompts of each class [C].
+            centre: whether class features are centred, where they are encoded in every step.
+        """
         reads_text = any(tuner.side != "image" for tuner in tuners.values())
         if reads_text:
-            backbone.text_encoder("a tuner on the text side").read(class_texts)
+            backbone.text_encoder("a tuner on the text side").read(class_texts, centre=centre)
         model = cls(backbone, tuners, head, len(class_texts))
         if not reads_text:
             backbone.text = None
@@ -56,9 +72,29 @@ class Classifier(nn.Module):
         if isinstance(self.head, JointModule):
             features = self.backbone.joint(features)
             if self.reads_text:
-                return self.head.compare(features, self.backbone.text_encoder("a trained text side")())
+                return self.head.compare(features, self._class_features())
         logits: Tensor = self.head(features)
         return logits
+
+    def _class_features(self) -> Tensor:
+        """Unit vectors of the classes [C, joint]: encoded now, or as kept."""
+        encoder = self.backbone.text_encoder("a trained text side")
+        if not self._keeps:
+            classes: Tensor = encoder()
+            return classes
+        if self._kept is None:
+            with torch.no_grad():
+                self._kept = encoder()
+        return self._kept
+
+    @contextmanager
+    def class_features_kept(self) -> Iterator[None]:
+        """While weights stand still, encode the class prompts at the first use only; no gradients reach them."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps, self._kept = False, None
 
     def partition(self) -> dict[str, dict[str, nn.Parameter]]:
         """Every parameter by its part: "frozen", "tuned" or "head"."""

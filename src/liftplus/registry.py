@@ -1,15 +1,24 @@
-"""Parts by name: every tuner, loss, head, initialisation and augmentation registers itself here."""
+"""Parts by name: every tuner, head, initialisation, loss, sampler and augmentation registers itself here.
+
+Parts come from this package, from packages that announce modules in the entry-point group `liftplus.parts`, and from
+the modules and files that the environment variable LIFTPLUS_PARTS names, separated by commas (docs/add-a-tuner.md).
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import sys
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from functools import cache, partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from liftplus.errors import unknown
+from liftplus.errors import UserError, unknown
 
 # Where the members of each kind live: a module, or a folder whose modules are all imported.
 HOMES = {
@@ -17,8 +26,11 @@ HOMES = {
     "head": "liftplus.heads",
     "head_init": "liftplus.head_init",
     "loss": "liftplus.losses",
+    "sampler": "liftplus.data.samplers",
     "augment": "liftplus.data.transforms",
 }
+GROUP = "liftplus.parts"
+VARIABLE = "LIFTPLUS_PARTS"
 
 
 class Component(BaseModel):
@@ -36,8 +48,16 @@ _PARTS: dict[str, dict[str, type[Component]]] = {kind: {} for kind in HOMES}
 
 def register(kind: str, name: str) -> Callable[[_T], _T]:
     """Class decorator: make a component known as `name` among the parts of this kind."""
+    if kind not in _PARTS:
+        raise unknown("kind of part", kind, _PARTS)
 
     def add(part: _T) -> _T:
+        known = _PARTS[kind].get(name, part)
+        if _home(known) != _home(part):  # the same home twice is a module that was imported again
+            raise UserError(
+                f"Two parts are registered as {kind} {name!r}: {_home(known)} and {_home(part)}. "
+                "Give one of them another name."
+            )
         part.name, part.kind = name, kind
         _PARTS[kind][name] = part
         return part
@@ -50,6 +70,7 @@ def discover(kind: str) -> dict[str, type[Component]]:
     home = importlib.import_module(HOMES[kind])
     for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
         importlib.import_module(f"{home.__name__}.{module.name}")
+    _load_announced(os.environ.get(VARIABLE, ""))
     return dict(sorted(_PARTS[kind].items()))
 
 
@@ -57,5 +78,48 @@ def get(kind: str, name: str) -> type[Component]:
     """The part of that name, or an error with the nearest name."""
     parts = discover(kind)
     if name not in parts:
-        raise unknown(kind.replace("_", " "), name, parts)
+        nearest = unknown(kind.replace("_", " "), name, parts)
+        raise UserError(f"{nearest} A file of your own is loaded by {VARIABLE}=FILE.py.")
     return parts[name]
+
+
+def _home(part: type[Component]) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+@cache
+def _load_announced(named: str) -> None:
+    """Import the modules that other packages announce and those that `named` lists; once, unless one fails."""
+    loads: list[tuple[str, Callable[[], Any]]] = [
+        (f"The entry point {point.name} = {point.value} of {GROUP}", point.load) for point in entry_points(group=GROUP)
+    ]
+    given = [name.strip() for name in named.split(",") if name.strip()]
+    loads += [(f"{name!r}, which {VARIABLE} names,", partial(_load, name)) for name in given]
+    for what, load in loads:
+        try:
+            load()
+        except Exception as error:  # somebody else's code can raise anything
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            raise UserError(f"{what} cannot be loaded: {reason}") from error
+
+
+def _load(given: str) -> None:
+    """Import a module by its name, or a .py file as the module of its name."""
+    if not given.endswith(".py"):
+        try:
+            importlib.import_module(given)
+        except ModuleNotFoundError as error:
+            if error.name != given:
+                raise
+            raise UserError(f"{error}. A file is named by its path, which ends in .py.") from error
+        return
+    path = Path(given).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"there is no file {str(path)!r}. Give its path from here, or the whole path.")
+    # Through sys.path, which loader workers inherit however they are started: they have to find the file too.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    importlib.invalidate_caches()
+    found = getattr(importlib.import_module(path.stem), "__file__", None)
+    if found is None or Path(found).resolve() != path:
+        raise UserError(f"Python takes another module for {path.stem!r}: {found}. Give the file another name.")

@@ -7,19 +7,36 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from liftplus.data.dataset import DataSet, Split
 from liftplus.errors import UserError
 from liftplus.evaluate import Predictions
 from liftplus.metrics import Metrics, group_of
 
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a run folder; one that is in use is refused."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"Another process is writing into {str(folder)!r}. Wait for it, or choose another folder with --out."
+        ) from error
+
 
 def refuse_existing(path: Path) -> None:
     """Refuse a run folder that already holds something, so that nothing is lost."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(item.name != LOCK for item in path.iterdir())):
         raise UserError(f"The run folder {str(path)!r} exists already. Choose another with --out, or remove it first.")
 
 
@@ -55,6 +72,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
+def read_json(path: Path) -> Any:
+    """A JSON file of ours, or an error that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error}). Restore it, or start anew elsewhere.") from error
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """CSV in UTF-8 with quoting where needed."""
     buffer = io.StringIO(newline="")
@@ -68,6 +93,19 @@ def append_json(path: Path, value: Any) -> None:
     """One JSON line at the end of a log."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def keep_lines(path: Path, keep: Callable[[Any], bool]) -> None:
+    """Rewrite a log with the lines worth keeping; one that was cut short is dropped."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if keep(value):
+            kept.append(line + "\n")
+    write_bytes(path, "".join(kept).encode())
 
 
 def write_evaluation(

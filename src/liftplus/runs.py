@@ -6,24 +6,28 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from liftplus import checkpoint, results
-from liftplus.checkpoint import Trained
-from liftplus.config import RunConfig
+from liftplus.checkpoint import Keeper, Trained
+from liftplus.config import RunConfig, flat, from_dict, replaced
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.images import IMAGE_SUFFIXES, UnreadableImage
 from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
-from liftplus.evaluate import coinciding_grids, predict, score
+from liftplus.evaluate import Reading, coinciding_grids, predict, score
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
-from liftplus.runtime import Advance, Progress, Runtime, Silent, describe
+from liftplus.runtime import Advance, Progress, Runtime, Silent, StopRequest, describe
 from liftplus.train import build, fit, trained_parameters
+
+CONFIG = "config.json"
+# Settings that may differ when an interrupted run goes on: they change no result.
+FREE = ("device", "train.workers", "train.save_minutes", "backbone.weights", "backbone.grad_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Session:
     config: RunConfig
     runtime: Runtime
     progress: Progress = field(default_factory=Silent)
+    stop: StopRequest | None = None  # heeded during training
 
     def data(self, for_testing: bool = False) -> DataSet:
         """The data set, broken pictures left out where the policy says so."""
@@ -65,11 +70,50 @@ def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
     """What a user should know before long work starts, one sentence each."""
     grids = coinciding_grids(config.evaluation, model.backbone.facts)
     untested = None if "test" in dataset.splits else "There is no test split, so nothing will be measured."
-    return [*dataset.notes, *(note for note in (grids, untested) if note)]
+    twice = (
+        f"Sampler {config.sampler.name!r} and loss {config.loss.name!r} both make up for the class imbalance; together "
+        "they tend to overshoot to the rare classes. Use loss=cross_entropy, or sampler=instance."
+    )
+    both = twice if config.sampler.rebalances and config.loss.adjusts_prior else None
+    leak = (
+        f"{config.backbone.name!r} was trained with ImageNet's labels, so its accuracy on {dataset.name!r} says little "
+        "about unseen data. Take weights trained without them for a fair test."
+    )
+    seen = leak if model.backbone.facts.saw_imagenet and "imagenet" in dataset.name.lower() else None
+    return [*dataset.notes, *replaced(config), *(note for note in (grids, untested, both, seen) if note)]
+
+
+def unfinished(folder: Path) -> RunConfig | None:
+    """The configuration of a run that was begun in this folder and can go on; None for a new folder.
+
+    A finished run, or a folder that holds something else, is refused.
+    """
+    about = results.read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if about is None or ((folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()):
+        results.refuse_existing(folder)
+        return None
+    return from_dict(about["config"])
+
+
+def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
+    """Refuse to go on with other settings than a run began with, but for those that change no result."""
+    old, new = flat(begun), flat(config)
+    changed = [key for key in new if old.get(key) != new[key] and key not in FREE]
+    if changed:
+        raise UserError(
+            f"{str(folder)!r} holds an unfinished run with other settings: "
+            + "; ".join(f"{key} was {old.get(key)!r}, now {new[key]!r}" for key in changed[:4])
+            + ". Give the same ones, `liftplus train --resume FOLDER` to go on as it began, or another --out."
+        )
 
 
 def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
-    """Train (where the method trains), test, and write everything into an empty folder."""
+    """Train (where the method trains), test, and write everything into a folder; goes on where a run stopped."""
+    with results.locked(folder):
+        return _train_run(session, dataset, model, folder)
+
+
+def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
     config, parameters = session.config, model.count()
     about = {
         "config": config.to_dict(),
@@ -83,14 +127,11 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
         },
         "parameters": parameters,
     }
-    results.write_json(folder / "config.json", about)
-    seconds = 0.0
-    if config.train.epochs:
-
-        def log(entry: dict[str, Any]) -> None:
-            results.append_json(folder / "log.jsonl", entry)
-
-        seconds = fit(model, config, dataset, session.runtime, progress=session.progress, log=log).seconds
+    if not (folder / checkpoint.STATE).is_file():
+        results.write_json(folder / CONFIG, about)
+    same = {"backbone_identity": model.backbone.identity, "training_data": dataset.fingerprint("train")}
+    keeper = Keeper(folder, same, config.train.save_minutes, session.stop or (lambda: False))
+    seconds = _fit(session, dataset, model, folder, keeper) if config.train.epochs else 0.0
     checkpoint.save_model(folder, model, config, dataset)
     metrics = None
     if "test" in dataset.splits:
@@ -98,11 +139,27 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
         try:
             metrics = test(session, model, dataset, "test", dataset.counts(), folder, figures)
         except UnreadableImage as error:
+            keeper.discard()
             raise UserError(
                 f"{error} The trained model is in {folder}; test it with "
                 f"`liftplus eval {folder} unreadable=skip`, or mend the file and leave that out."
             ) from error
+    keeper.discard()
     return Outcome(metrics, seconds, parameters)
+
+
+def _fit(session: Session, dataset: DataSet, model: Classifier, folder: Path, keeper: Keeper) -> float:
+    """Train, or go on training; the seconds it took in all."""
+    log = folder / "log.jsonl"
+    finished = keeper.position().epoch
+    results.keep_lines(log, lambda entry: entry["epoch"] <= finished)
+
+    def note(entry: dict[str, Any]) -> None:
+        results.append_json(log, entry)
+
+    with session.stop or nullcontext():
+        done = fit(model, session.config, dataset, session.runtime, progress=session.progress, log=note, keeper=keeper)
+    return done.seconds
 
 
 def test(
@@ -116,16 +173,8 @@ def test(
 ) -> Metrics:
     """Metrics and tables of one split, written into a folder."""
     evaluation, part = session.config.evaluation, dataset.splits[split]
-    found = predict(
-        model,
-        dataset.store,
-        part,
-        evaluation,
-        model.backbone.facts,
-        session.runtime,
-        workers=session.config.train.workers,
-        progress=session.progress,
-    )
+    reading = Reading(dataset.store, part, session.config.train.workers, session.progress)
+    found = predict(model, reading, evaluation, model.backbone.facts, session.runtime)
     metrics = score(found, part, tuple(train_counts))
     what = {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()}
     results.write_evaluation(folder, dataset, part, found, metrics, train_counts, what | about)
@@ -221,16 +270,10 @@ def predict_files(session: Session, trained: Trained, files: Sequence[str], *, s
     good = [name for name in files if name not in broken]
     guesses = {name: Guess(name, (), (), reason) for name, reason in broken.items()}
     if good:
+        split, workers = Split(good, [0] * len(good)), session.config.train.workers
+        reading = Reading(store, split, workers, session.progress, label="Predicting")
         found = predict(
-            trained.model,
-            store,
-            Split(good, [0] * len(good)),
-            session.config.evaluation,
-            trained.model.backbone.facts,
-            session.runtime,
-            workers=session.config.train.workers,
-            progress=session.progress,
-            label="Predicting",
+            trained.model, reading, session.config.evaluation, trained.model.backbone.facts, session.runtime
         )
         for name, classes, values in zip(good, found.classes.tolist(), found.probabilities.tolist(), strict=True):
             guesses[name] = Guess(name, tuple(trained.class_names[k] for k in classes), tuple(values))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,8 +33,11 @@ class Runtime:
         return torch.autocast(self.device.type, DTYPES[self.precision])
 
     def place(self, model: nn.Module) -> None:
-        """Move a model here and choose the attention kernel that is fast here."""
+        """Move a model here and choose the attention kernel and memory layout that are fast here."""
         model.to(self.device)
+        # EfficientNet-Lite0 at 96 px on one core: 1.3 times the training steps, 1.6 times the forward passes.
+        if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
+            model.to(memory_format=torch.channels_last)
         # On CPU the fused bf16 attention has a slow backward pass: at 65 tokens the step takes 1.4 times as long.
         fused = not (self.device.type == "cpu" and self.precision == "bf16")
         for module in model.modules():
@@ -89,8 +94,8 @@ def describe(runtime: Runtime) -> dict[str, str]:
 class Progress(Protocol):
     """How long work reports itself; the command line shows a bar, the library is silent."""
 
-    def task(self, label: str, total: int) -> AbstractContextManager[Advance]:
-        """A piece of work of `total` steps."""
+    def task(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+        """A piece of work of `total` steps, of which some may be done already."""
         ...
 
 
@@ -104,8 +109,40 @@ class Silent:
     """Progress that nobody sees."""
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Advance]:
+    def task(self, label: str, total: int, done: int = 0) -> Iterator[Advance]:
         def advance(**figures: float) -> None:
             return None
 
         yield advance
+
+
+class StopRequest:
+    """Whether the user or the system asked the process to end: the first SIGINT or SIGTERM is noted, a second acts.
+
+    A context manager, of use in the main thread; elsewhere signals keep their effect.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """True once asked."""
+        return self.signal is not None
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.signal = number
+        self._restore()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
+from liftplus.checkpoint import Keeper, Position
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet, Split
-from liftplus.data.loader import Batch, Loader, Shuffled, TrainView, seeded
+from liftplus.data.loader import Batch, Loader, TrainView, seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
-from liftplus.evaluate import Normalise, collect
-from liftplus.head_init import InitContext, class_prompts
+from liftplus.evaluate import Normalise, Reading, collect
+from liftplus.head_init import InitContext, centres, class_prompts
 from liftplus.losses import LossModule
 from liftplus.model import Classifier
 from liftplus.runtime import Progress, Runtime, Silent
@@ -44,7 +46,11 @@ def build(config: RunConfig, dataset: DataSet, runtime: Runtime, progress: Progr
         rows = config.head.rows(context, config.head_init)
         head.weight.data.copy_(rows)
         model = Classifier.assemble(
-            backbone, dict(config.tuner), head, class_prompts(config.head_init, dataset.class_names)
+            backbone,
+            dict(config.tuner),
+            head,
+            class_prompts(config.head_init, dataset.class_names),
+            centre=centres(config.head_init),
         )
     if config.train.epochs and not any(True for _ in model.trainable()):
         raise UserError(
@@ -58,6 +64,7 @@ def check(config: RunConfig, dataset: DataSet) -> None:
     """Refuse what cannot work before any long work starts."""
     if "train" not in dataset.splits or not len(dataset.splits["train"]):
         raise UserError(f"Data set {dataset.name!r} has no training images.")
+    config.loss.weights_of(dataset.class_names)
     reads_names = [
         key
         for key, used in (
@@ -84,18 +91,10 @@ def plain_features(
         chosen = first_of_each(train, shots, seeded(config.seed, -2))
         split = Split([train.keys[i] for i in chosen], [train.labels[i] for i in chosen])
         view = CentreCrop(backbone.facts.image_size, backbone.facts.interpolation, margin=0)
-        out = collect(
-            backbone,
-            dataset.store,
-            split,
-            view,
-            backbone.facts,
-            runtime,
-            batch_size=config.evaluation.batch_size,
-            workers=config.train.workers,
-            progress=progress,
-            label="Features for the first classifier",
+        reading = Reading(
+            dataset.store, split, config.train.workers, progress, label="Features for the first classifier"
         )
+        out = collect(backbone, reading, view, backbone.facts, runtime, config.evaluation.batch_size)
         return out.clone(), torch.tensor(split.labels)
 
     return features
@@ -129,43 +128,52 @@ def fit(
     *,
     progress: Progress | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> Fit:
-    """Train in place with SGD and a cosine learning rate (METHOD, section Training)."""
+    """Train in place with SGD and a cosine learning rate (METHOD, section Training).
+
+    Args:
+        log: called with a record at the end of each epoch.
+        keeper: saves the state and brings a saved one back; training goes on from there, bit for bit.
+    """
+    loader, step = _loader(model, config, dataset, runtime), Step(model, config, dataset, runtime)
+    epochs = config.train.epochs
+    at = Position() if keeper is None else keeper.restore(step)
+    clock, done = time.perf_counter() - at.seconds, at.epoch * len(loader) + at.step
+    with (progress or Silent()).task("Training", epochs * len(loader), done) as advance:
+        for epoch in range(at.epoch, epochs):
+            total = torch.tensor(at.total, device=runtime.device)
+            for number, batch in enumerate(loader.epoch(epoch, at.step), at.step + 1):
+                step.set_rate(rate(config, epoch, (number - 1) / len(loader)))
+                total += step(batch)
+                read = number % READ_EVERY == 0 or number == len(loader)
+                pause = keeper is not None and number < len(loader) and keeper.due()
+                if read or pause or step.watch.reads_freely:
+                    step.watch.check(epoch, number)
+                advance(**({"epoch": epoch + 1, "loss": float(total) / number} if read else {}))
+                if keeper is not None and pause:
+                    seconds = time.perf_counter() - clock
+                    keeper.save(step, replace(at, epoch=epoch, step=number, total=float(total), seconds=seconds))
+            at = Position(epoch + 1, 0, 0.0, (*at.losses, float(total) / len(loader)), time.perf_counter() - clock)
+            if log is not None:
+                log({"epoch": at.epoch, "loss": at.losses[-1], "lr": step.rate, "seconds": round(at.seconds, 2)})
+            if keeper is not None:
+                keeper.save(step, at)
+    return Fit(at.losses, at.seconds)
+
+
+def _loader(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> Loader:
     train, facts = dataset.splits["train"], model.backbone.facts
     view = TrainView(config.augment, facts.image_size, facts.interpolation, config.train.epochs, config.seed)
-    loader = Loader(
+    return Loader(
         dataset.store,
         train,
         view,
         batch_size=config.train.batch_size,
         workers=config.train.workers,
-        order=Shuffled(len(train), config.seed),
+        order=config.sampler.order(train.labels, config.train.epochs, config.seed),
         pin=runtime.device.type == "cuda",
     )
-    step = Step(model, config, dataset, runtime)
-    started, losses = time.perf_counter(), []
-    with (progress or Silent()).task("Training", config.train.epochs * len(loader)) as advance:
-        for epoch in range(config.train.epochs):
-            total, seen = torch.zeros((), device=runtime.device), 0
-            for number, batch in enumerate(loader.epoch(epoch)):
-                step.set_rate(rate(config, epoch, number / len(loader)))
-                total += step(batch)
-                seen += 1
-                if (number + 1) % READ_EVERY == 0 or number + 1 == len(loader):
-                    advance(epoch=epoch + 1, loss=finite(total / seen, epoch, number, step.rate))
-                else:
-                    advance()
-            losses.append(float(total / seen))
-            if log is not None:
-                log(
-                    {
-                        "epoch": epoch + 1,
-                        "loss": losses[-1],
-                        "lr": step.rate,
-                        "seconds": round(time.perf_counter() - started, 2),
-                    }
-                )
-    return Fit(tuple(losses), time.perf_counter() - started)
 
 
 def rate(config: RunConfig, epoch: int, share: float) -> float:
@@ -174,32 +182,25 @@ def rate(config: RunConfig, epoch: int, share: float) -> float:
     return config.train.lr * (1 + math.cos(math.pi * done)) / 2
 
 
-def finite(loss: Tensor, epoch: int, number: int, lr: float) -> float:
-    """The mean loss so far, or an error that says where it broke."""
-    value = float(loss)
-    if not math.isfinite(value):
-        raise UserError(
-            f"The loss became {value} in epoch {epoch + 1}, by step {number + 1}, at learning rate {lr:g}. "
-            "Lower train.lr, or use precision=fp32."
-        )
-    return value
-
-
 class Step:
     """One optimiser step: normalise, forward, loss, backward, update; returns the loss, still on the device."""
 
     def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
         self.model, self.runtime = model, runtime
         self.micro = config.train.micro_batch or config.train.batch_size
-        self.loss: LossModule = (
-            config.loss.for_head(config.head).build(torch.tensor(dataset.counts())).to(runtime.device, torch.float32)
-        )
+        loss = config.loss.for_head(config.head)
+        self.loss: LossModule = loss.build(torch.tensor(dataset.counts()), dataset.class_names)
+        self.loss.to(runtime.device, torch.float32)
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
-        self.parameters = list(model.trainable())
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimiser = torch.optim.SGD(
-            self.parameters, lr=config.train.lr, momentum=config.train.momentum, weight_decay=config.train.weight_decay
+            self.trained.values(),
+            lr=config.train.lr,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self.watch = Watch(model, dataset.splits["train"].keys, runtime)
         self.checked = False
 
     @property
@@ -213,30 +214,130 @@ class Step:
             group["lr"] = lr
 
     def __call__(self, batch: Batch) -> Tensor:
-        total = torch.zeros((), device=self.runtime.device)
-        size = len(batch.labels)
-        pieces = zip(batch.images.split(self.micro), batch.labels.split(self.micro), strict=True)
-        for images, labels in pieces:
-            images = images.to(self.runtime.device, non_blocking=True)
-            labels = labels.to(self.runtime.device, non_blocking=True)
-            with self.runtime.autocast():
-                logits = self.model(self.normalise(images))
-            # Weighted by its size, a short last piece counts as it does in the whole batch.
-            loss = self.loss(logits, labels) * (len(labels) / size)
-            self.scaler.scale(loss).backward()
-            total += loss.detach()
-        if not self.checked:
-            self._check_gradients()
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        try:
+            total = self._gradients(batch)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"The device ran out of memory with {min(self.micro, len(batch.labels))} images at a time. Try "
+                f"train.micro_batch={max(1, self.micro // 2)}, which gives the same result, or "
+                "backbone.grad_checkpointing=true."
+            ) from error
+        if self.watch.sound(total, batch, self.rate):
+            if not self.checked:
+                self._check_gradients()
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         return total
 
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Forward and backward over the batch's pieces; the batch's loss."""
+        total = torch.zeros((), device=self.runtime.device)
+        truth = batch.labels.to(self.runtime.device, non_blocking=True)
+        whole = self.loss.total_weight(truth)
+        for images, labels in zip(batch.images.split(self.micro), truth.split(self.micro), strict=True):
+            images = images.to(self.runtime.device, non_blocking=True)
+            with self.runtime.autocast():
+                logits = self.model(self.normalise(images))
+            # A piece counts by its share of the batch's weights, as its images do in the loss of the whole batch.
+            loss = self.loss(logits, labels) * (self.loss.total_weight(labels) / whole)
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
     def _check_gradients(self) -> None:
-        silent = [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+        silent = [name for name, p in self.trained.items() if p.grad is None]
         if silent:
             raise AssertionError(f"trainable weights without a gradient after the first step: {silent}")
         self.checked = True
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Learned weights and momentum by name, on the CPU; the state of the gradient scaler."""
+        tensors = {f"model.{name}": value for name, value in self.model.learned_state().items()}
+        for name, p in self.trained.items():
+            momentum = self.optimiser.state[p].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum.detach().cpu().contiguous()
+        return tensors, {"scaler": self.scaler.state_dict()}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+        self.model.load_learned(parts["model"])
+        for name, p in self.trained.items():
+            if name in parts["momentum"]:
+                self.optimiser.state[p]["momentum_buffer"] = parts["momentum"][name].to(p, copy=True)
+        self.scaler.load_state_dict(values["scaler"])
+
+
+class Watch:
+    """Looks out for losses that are not finite, without waiting for the device.
+
+    On the CPU, where reading costs nothing, such a step changes no weight; on a GPU it is found at the next `check`,
+    before anything is saved.
+    """
+
+    def __init__(self, model: Classifier, keys: Sequence[str], runtime: Runtime) -> None:
+        self.model, self.keys, self.runtime = model, keys, runtime
+        self.recent: deque[tuple[Batch, float]] = deque(maxlen=READ_EVERY)
+        self.steps = 0
+        self.broken = torch.full((), -1, device=runtime.device)  # number of the first step that broke
+
+    def sound(self, loss: Tensor, batch: Batch, lr: float) -> bool:
+        """Note a step's loss; False where it is known not to be finite."""
+        self.recent.append((batch, lr))
+        finite = torch.isfinite(loss)
+        self.broken = torch.where((self.broken < 0) & ~finite, self.steps, self.broken)
+        self.steps += 1
+        return loss.device.type != "cpu" or bool(finite)
+
+    @property
+    def reads_freely(self) -> bool:
+        """Whether looking at the loss after every step costs nothing."""
+        return self.broken.device.type == "cpu"
+
+    def check(self, epoch: int, number: int) -> None:
+        """Raise where a loss since the last check was not finite; `number` is the last step's in its epoch, from 1."""
+        first = int(self.broken)
+        if first < 0:
+            return
+        behind = self.steps - 1 - first
+        batch, lr = self.recent[-1 - behind]
+        files = [self.keys[index] for index in batch.indices.tolist()]
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        name, largest = self._largest_activation(batch)
+        raise UserError(
+            f"The loss is not finite in epoch {epoch + 1}, step {number - behind}, at learning rate {lr:g}. The batch "
+            f"has {', '.join(files[:3])}{more}; its largest activation is {largest:.3g}, given by {name}. "
+            "Nothing was saved since. Lower train.lr, or use precision=fp32."
+        )
+
+    @torch.no_grad()
+    def _largest_activation(self, batch: Batch) -> tuple[str, float]:
+        """The module that gives it: the first one whose output is not finite, else the one with the largest."""
+        found: list[tuple[float, str]] = []
+
+        def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+                if isinstance(out, Tensor) and out.is_floating_point():
+                    found.append((float(torch.nan_to_num(out.float(), nan=math.inf).abs().max()), name))
+
+            return hook
+
+        leaves = [(name, module) for name, module in self.model.named_modules() if not any(module.children())]
+        handles = [module.register_forward_hook(look(name)) for name, module in leaves]
+        try:
+            normalise = Normalise(self.model.backbone.facts).to(self.runtime.device)
+            with self.runtime.autocast():
+                self.model(normalise(batch.images.to(self.runtime.device)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        value, name = next((item for item in found if math.isinf(item[0])), None) or max(found)
+        return name, value
 
 
 def trained_parameters(model: nn.Module) -> int:

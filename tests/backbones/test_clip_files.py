@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from liftplus.backbones import catalogue, clip
-from liftplus.backbones.base import Backbone
+from liftplus.backbones import clip
+from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.text import text_features
 from liftplus.errors import UserError
 
@@ -23,6 +23,10 @@ TEXT_WIDTH, TEXT_HEADS, TEXT_LAYERS, CONTEXT, VOCABULARY = 14, 2, 2, 13, 53
 SIZE = PATCH * GRID
 RESNET = {"layers": [1, 2, 1, 1], "width": 4, "head_width": 64, "image_size": 64}
 VIT = {"layers": LAYERS, "width": WIDTH, "patch_size": PATCH, "head_width": 64, "image_size": SIZE}
+
+
+def at(size: int) -> Facts:
+    return Facts(size, clip.MEAN, clip.STD, patch_size=PATCH)
 
 
 def source(*, vit: bool = True, quick_gelu: bool = True) -> open_clip.CLIP:
@@ -102,7 +106,7 @@ def load(path: Path, **options: Any) -> Backbone:
     state = clip.read_state(path)
     quick_gelu = options.pop("quick_gelu", True)
     shape = clip.shape_of(state, text_heads=TEXT_HEADS, quick_gelu=quick_gelu)
-    return catalogue.clip_backbone("tiny", shape, state, **options)
+    return clip.clip_backbone("tiny", shape, state, **options)
 
 
 def inputs(size: int = SIZE) -> tuple[Tensor, Tensor]:
@@ -172,7 +176,7 @@ def test_truncated_file(tmp_path: Path, form: str) -> None:
     write, name = FORMS[form]
     path = write(source().state_dict(), tmp_path / name)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    _one_sentence(path, "cannot be read as CLIP weights")
+    _one_sentence(path, "cannot be read as weights")
 
 
 class _Harm:
@@ -187,7 +191,7 @@ def test_a_pickle_with_code_is_refused(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "evil.pt"
     save({"state_dict": {"visual.proj": _Harm()}}, path)
-    _one_sentence(path, "cannot be read as CLIP weights")
+    _one_sentence(path, "cannot be read as weights")
     assert not (tmp_path / "harmed").exists()
 
 
@@ -195,7 +199,7 @@ def test_a_pickle_with_code_is_refused(
 def test_a_file_of_something_else(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "x.pt"
     torch.save(content, path)
-    _one_sentence(path, "cannot be read as CLIP weights")
+    _one_sentence(path, "cannot be read as weights")
 
 
 def _one_sentence(path: Path, text: str) -> None:
@@ -216,14 +220,14 @@ def test_weights_that_do_not_fit(key: str, change: str) -> None:
     if change == "wrong shape":
         state[key] = torch.zeros(2, *value.shape)
     with pytest.raises(UserError, match="do not fit"):
-        catalogue.clip_backbone("tiny", shape, state)
+        clip.clip_backbone("tiny", shape, state)
 
 
 def test_a_tensor_too_many() -> None:
     state = dict(source().state_dict())
     shape = clip.shape_of(state, text_heads=TEXT_HEADS)
     with pytest.raises(UserError, match="not expected"):
-        catalogue.clip_backbone("tiny", shape, state | {"visual.extra": torch.zeros(1)})
+        clip.clip_backbone("tiny", shape, state | {"visual.extra": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("gone", ["visual.", "transformer.", "ln_final."])
@@ -242,10 +246,10 @@ def test_another_image_size_resamples_positions(vit: bool) -> None:
     state = dict(model.state_dict())
     shape = clip.shape_of(state, text_heads=TEXT_HEADS)
     size = PATCH * (GRID + 2) if vit else 96
-    backbone = catalogue.clip_backbone("tiny", shape, state, image_size=size)
+    backbone = clip.clip_backbone("tiny", shape, state, facts=at(size))
     assert backbone.facts.image_size == size
     assert backbone(torch.zeros(2, 3, size, size)).isfinite().all()
-    native = catalogue.clip_backbone("tiny", shape, state)
+    native = clip.clip_backbone("tiny", shape, state)
     images, _ = inputs(shape.image_size)
     torch.testing.assert_close(native.joint(native(images)), model.encode_image(images, normalize=True))
 
@@ -254,6 +258,6 @@ def test_constant_positions_stay_constant_when_resampled() -> None:
     state = dict(source().state_dict())
     state["visual.positional_embedding"] = torch.cat([torch.zeros(1, WIDTH), torch.full((GRID**2, WIDTH), 0.7)])
     shape = clip.shape_of(state, text_heads=TEXT_HEADS)
-    resampled = catalogue.clip_backbone("tiny", shape, state, image_size=PATCH * 7).image.pos_embed
+    resampled = clip.clip_backbone("tiny", shape, state, facts=at(PATCH * 7)).image.pos_embed
     torch.testing.assert_close(resampled[:, 1:], torch.full((1, 49, WIDTH), 0.7))
     assert (resampled[:, 0] == 0).all()

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from liftplus.backbones import catalogue, clip
+from liftplus.backbones import clip, weights
 from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.text import text_features
@@ -77,12 +77,12 @@ def _backbone(reference: Any, model: str) -> Backbone:
             num_heads=TIMM_HEADS,
             num_classes=0,
         )
-        clip.load_strict(tower, state, model)
+        weights.load_strict(tower, state, model)
         half = (0.5, 0.5, 0.5)
         return Backbone(model, tower, Facts(size, half, half, patch_size=patch.shape[-1]))
     heads = POOL_HEADS if "visual.attnpool.k_proj.weight" in state else None
     shape = clip.shape_of(state, heads=heads, text_heads=TEXT_HEADS)
-    return catalogue.clip_backbone(model, shape, state, tokenizer=Rows(reference.tensors["text/tokens"]))
+    return clip.clip_backbone(model, shape, state, tokenizer=Rows(reference.tensors["text/tokens"]))
 
 
 def _context(reference: Any, backbone: Backbone) -> InitContext:

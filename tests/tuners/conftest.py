@@ -2,123 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from liftplus import registry
-from liftplus.backbones import catalogue, clip
-from liftplus.backbones.base import Backbone, Facts
 from liftplus.errors import UserError
 from liftplus.heads import Cosine, Head, Joint
 from liftplus.losses import LogitAdjusted
 from liftplus.model import Classifier
 from liftplus.tuners.base import Tuner
+from zoo import ZOO, backbone_of
 
-CLASSES, BATCH, SIZE = 7, 3, 15
-HALF = (0.5, 0.5, 0.5)
+CLASSES, BATCH = 7, 3
 TEXTS = [f"{name}." for name in ("red ant", "bee", "cat", "old dog", "elk", "fox", "gnu")]
-
-
-class Letters:
-    """A tokenizer of one token a letter: start 1, end 40, padding 0."""
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        ids = torch.zeros(len(texts), 12, dtype=torch.long)
-        for row, text in enumerate(texts):
-            tokens = [1, *(2 + ord(letter) % 37 for letter in text), 40]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        return ids
-
-
-def clip_vit() -> Backbone:
-    shape = clip.Shape(
-        image_size=SIZE,
-        patch=5,
-        width=12,
-        layers=3,
-        heads=2,
-        joint=11,
-        text_width=10,
-        text_layers=3,
-        text_heads=2,
-        context=12,
-        vocabulary=41,
-    )
-    return catalogue.clip_backbone("clip_vit", shape, None, tokenizer=Letters())
-
-
-def clip_resnet() -> Backbone:
-    shape = clip.Shape(
-        image_size=32,
-        patch=None,
-        width=2,
-        layers=(1, 1, 1, 1),
-        heads=2,
-        joint=11,
-        text_width=10,
-        text_layers=4,
-        text_heads=2,
-        context=12,
-        vocabulary=41,
-    )
-    return catalogue.clip_backbone("clip_resnet", shape, None, tokenizer=Letters())
-
-
-def timm_vit() -> Backbone:
-    """With registers, layer scale and q/k norm."""
-    tower = VisionTransformer(
-        img_size=SIZE,
-        patch_size=5,
-        embed_dim=14,
-        depth=3,
-        num_heads=2,
-        num_classes=0,
-        reg_tokens=2,
-        init_values=0.3,
-        qk_norm=True,
-        norm_layer=partial(LayerNorm, eps=1e-6),
-    )
-    return Backbone("timm_vit", tower, Facts(SIZE, HALF, HALF, patch_size=5))
-
-
-def timm_mean_pool() -> Backbone:
-    """Without a class token: features are the mean over patches."""
-    tower = VisionTransformer(
-        img_size=SIZE,
-        patch_size=5,
-        embed_dim=14,
-        depth=3,
-        num_heads=2,
-        num_classes=0,
-        class_token=False,
-        global_pool="avg",
-    )
-    return Backbone("timm_mean_pool", tower, Facts(SIZE, HALF, HALF, patch_size=5))
-
-
-BACKBONES: dict[str, Callable[[], Backbone]] = {
-    "clip_vit": clip_vit,
-    "clip_resnet": clip_resnet,
-    "timm_vit": timm_vit,
-    "timm_mean_pool": timm_mean_pool,
-}
-
-
-def backbone_of(name: str) -> Backbone:
-    torch.manual_seed(0)
-    backbone = BACKBONES[name]()
-    for parameter in backbone.parameters():  # away from zero biases and unit norms
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return backbone
 
 
 def tuner(name: str, **options: Any) -> Tuner:
@@ -157,7 +59,7 @@ def fit(model: Classifier, steps: int) -> None:
 def _cases() -> list[Any]:
     """Every tuner on every backbone and side it fits; small places for context, as the class names are short."""
     cases = []
-    trunks = {backbone: backbone_of(backbone) for backbone in BACKBONES}
+    trunks = {backbone: backbone_of(backbone) for backbone in ZOO}
     for name, part in registry.discover("tuner").items():
         for backbone, trunk in trunks.items():
             for side in ("image", "text", "both"):
@@ -207,5 +109,5 @@ def lab() -> SimpleNamespace:
         classes=CLASSES,
         batch=BATCH,
         texts=TEXTS,
-        backbones=BACKBONES,
+        backbones=ZOO,
     )

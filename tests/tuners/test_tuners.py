@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,40 +12,86 @@ from torch import Tensor
 
 from liftplus import registry
 from liftplus.backbones import catalogue
-from liftplus.backbones.base import BackboneConfig
+from liftplus.backbones.base import Backbone, BackboneConfig
+from liftplus.backbones.sites import Site
 from liftplus.errors import UserError
 from liftplus.heads import Cosine
 from liftplus.model import Classifier
+from zoo import JOINT, ZOO
 
-# Added weights per site of width D, in terms of r (the width or length given): see METHOD's table.
-D, R, L, HIDDEN = 12, 3, 3, 48
-FORMULAS: dict[str, tuple[dict[str, Any], int]] = {
-    "adaptformer": ({"width": R}, L * (2 * D + 2 * D * R + R + D + 1)),
-    "adapter": ({"width": R}, L * (2 * D + 2 * D * R + R + D)),
-    "lora": ({"rank": R}, L * 2 * 2 * D * R),
-    "vpt_deep": ({"length": R}, L * R * D),
-    "vpt_shallow": ({"length": R}, R * D),
-    "ssf": ({}, L * 2 * (3 * D + D + HIDDEN + D)),
-    "bitfit": ({}, L * (3 * D + D + HIDDEN + D + 2 * D)),
-    "norm": ({}, L * 4 * D),
-    "full": ({}, L * (12 * D * D + 13 * D)),
-    "partial": ({"blocks": 2}, 2 * (12 * D * D + 13 * D)),
-    "full_all": ({}, L * (12 * D * D + 13 * D) + D + 10 * D + 75 * D + 4 * D),
-    "aft": (
-        {"ratio": 0.1},
-        L * sum(int(n / 10) for n in (3 * D * D, 3 * D, D * D, D, D * HIDDEN, HIDDEN, HIDDEN * D, D)),
-    ),
-    "clip_adapter": ({"width": R}, 2 * (2 * 11 + 2 * 11 * R + R + 11)),
-    "projection": ({}, D * 11 + 10 * 11),
-    "coop": ({"places": (0, 1)}, 2 * 10),
+# The trained weights of each tuner of width R by the sites of a backbone, whatever its family: see METHOD's table.
+R, RATIO = 3, 0.1
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{name: {"width": R} for name in ("adaptformer", "adapter", "conv_adapter", "clip_adapter")},
+    **{name: {"length": R} for name in ("vpt_deep", "vpt_shallow")},
+    "lora": {"rank": R},
+    "partial": {"blocks": 2},
+    "aft": {"ratio": RATIO},
+    "coop": {"places": (0, 1)},
 }
 
 
+def numel(sites: list[Site], ending: str = "") -> int:
+    return sum(p.numel() for site in sites for name, p in site.entry.named_parameters() if name.endswith(ending))
+
+
+def widths(sites: list[Site]) -> list[tuple[int, int]]:
+    return [(site.width, site.out_width) for site in sites]
+
+
+def linears(trunk: Backbone) -> list[Site]:
+    return [site for kind in ("qkv", "proj", "fc1", "fc2") for site in trunk.sites(kind)]
+
+
+def low_rank(trunk: Backbone) -> int:
+    found = trunk.sites("q") + trunk.sites("v")
+    found = found or [site for kind in ("fc1", "fc2", "conv1x1") for site in trunk.sites(kind)]
+    return sum(R * (inside + outside) for inside, outside in widths(found))
+
+
+def masked(trunk: Backbone) -> int:
+    layers = [site.entry for site in linears(trunk) or trunk.sites("conv")]
+    return sum(int(p.numel() * RATIO) for layer in layers for p in layer.parameters(recurse=False))
+
+
+def projections(trunk: Backbone) -> int:
+    text = trunk.text_encoder("the test").to_joint
+    return sum(p.numel() for p in (trunk.to_joint, text) if p is not None)
+
+
+FORMULAS: dict[str, Callable[[Backbone], int]] = {
+    "adaptformer": lambda trunk: sum(2 * d + 2 * d * R + R + d + 1 for d, _ in widths(trunk.sites("mlp"))),
+    "adapter": lambda trunk: sum(2 * d + 2 * d * R + R + d for d, _ in widths(trunk.sites("mlp"))),
+    "conv_adapter": lambda trunk: sum(
+        2 * c + c * R + R + 9 * R + R * out + out + 1 for c, out in widths(trunk.sites("map"))
+    ),
+    "lora": low_rank,
+    "vpt_deep": lambda trunk: sum(R * d for d, _ in widths(trunk.sites("tokens"))),
+    "vpt_shallow": lambda trunk: R * trunk.sites("tokens")[0].width,
+    "ssf": lambda trunk: sum(2 * out for _, out in widths(linears(trunk) or trunk.sites("pool"))),
+    "bitfit": lambda trunk: numel(trunk.sites("block"), "bias"),
+    "norm": lambda trunk: numel(trunk.sites("norm")),
+    "full": lambda trunk: numel(trunk.sites("block")),
+    "partial": lambda trunk: numel(trunk.sites("block")[-2:]),
+    "full_all": lambda trunk: sum(p.numel() for p in trunk.image.parameters()),
+    "aft": masked,
+    "clip_adapter": lambda trunk: 2 * (2 * JOINT + 2 * JOINT * R + R + JOINT),
+    "projection": projections,
+    "coop": lambda trunk: 2 * 10,
+}
+
+
+@pytest.mark.parametrize("backbone", sorted(ZOO))
 @pytest.mark.parametrize("name", sorted(registry.discover("tuner")))
-def test_number_of_weights(lab: Any, name: str) -> None:
+def test_number_of_weights(lab: Any, name: str, backbone: str) -> None:
+    """The closed form, on every backbone that the tuner fits."""
     assert name in FORMULAS, f"write down the number of weights of {name}"
-    options, expected = FORMULAS[name]
-    assert lab.count(lab.build("clip_vit", {name: lab.tuner(name, **options)})) == expected
+    part, trunk = lab.tuner(name, **OPTIONS.get(name, {})), lab.backbone_of(backbone)
+    if not part.fits(trunk):
+        return
+    expected = FORMULAS[name](trunk)
+    assert expected > 0
+    assert lab.count(lab.attachable(name, backbone, OPTIONS.get(name, {}))) == expected
 
 
 @pytest.mark.parametrize(("classes", "weights"), [(1000, 617_868), (365, 175_212), (100, 101_436), (8142, 4_749_324)])
@@ -70,9 +117,11 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids="+".join)
-@pytest.mark.parametrize("backbone", ["clip_vit", "timm_vit"])
+@pytest.mark.parametrize("backbone", ["clip_vit", "timm_vit", "eva", "maxvit"])
 def test_combinations(lab: Any, names: tuple[str, ...], backbone: str) -> None:
     """Tuners compose, and the order in which the user names them changes no bit."""
+    if not all(lab.tuner(name).fits(lab.backbone_of(backbone)) for name in names):
+        return
     model = lab.build(backbone, {name: lab.tuner(name) for name in names})
     twin = lab.build(backbone, {name: lab.tuner(name) for name in reversed(names)})
     assert model.partition()["tuned"].keys() == twin.partition()["tuned"].keys()
@@ -111,8 +160,8 @@ def test_adapter_reads_the_mlp_without_adaptformer(lab: Any) -> None:
 
 def test_every_lora_target(lab: Any) -> None:
     model = lab.build("clip_vit", {"lora": lab.tuner("lora", targets=("q", "k", "v", "out", "fc1", "fc2"), rank=2)})
-    sizes = [(D, D)] * 4 + [(D, HIDDEN), (HIDDEN, D)]
-    assert lab.count(model) == L * sum(2 * (a + b) for a, b in sizes)
+    sizes = [(12, 12)] * 4 + [(12, 48), (48, 12)]
+    assert lab.count(model) == 3 * sum(2 * (a + b) for a, b in sizes)
     assert torch.equal(model(lab.images(model)), lab.build("clip_vit", {})(lab.images(model)))
 
 
@@ -133,14 +182,17 @@ def test_shallow_prompts_on_some_text_layers(lab: Any) -> None:
 
 
 def test_looking_changes_nothing(lab: Any) -> None:
-    """Asking what fits, or being refused, leaves the text tower's packed attention in place."""
+    """Asking what fits, or being refused, leaves the towers and what they give as they were."""
     trunk = lab.backbone_of("clip_vit")
-    part = lab.tuner("lora", side="text")
+    text = trunk.text_encoder("the test")
+    before, features = [id(module) for module in trunk.modules()], text.encode(lab.texts)
+    part = lab.tuner("lora", side="both")
     assert part.fits(trunk)
     with pytest.raises(UserError, match="head=joint"):
         Classifier(trunk, {"lora": part}, Cosine().build(trunk, lab.classes), lab.classes)
-    kinds = {type(module) for module in trunk.text_encoder("the test").modules()}
-    assert torch.nn.MultiheadAttention in kinds
+    assert [id(module) for module in trunk.modules()] == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in trunk.modules())
+    assert torch.equal(text.encode(lab.texts), features)
 
 
 def test_text_side_needs_the_joint_head(lab: Any) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from liftplus.backbones.sites import Side, Site, residual_blocks, resnet_sites, vit_sites
+from liftplus.backbones.sites import Side, Site, residual_blocks, sites_of, split_packed_attention
 from liftplus.backbones.text import TextEncoder
 from liftplus.errors import UserError
 
@@ -22,11 +24,13 @@ class BackboneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
     name: str = "mini_clip"
-    """A name from `liftplus info`, such as clip_vit_b16."""
+    """A name from `liftplus info`, such as clip_vit_b16; or any timm/ARCH.TAG or open_clip/ARCH/TAG."""
     weights: str | None = None
-    """A local weight file to use instead of the hub's: OpenAI's archive, or open_clip's .pt, .bin, .safetensors."""
-    image_size: int | None = None
+    """A local weight file to use instead of the hub's: .safetensors, .pt, .pth, .bin, or OpenAI's archive."""
+    image_size: int | None = Field(default=None, ge=1)
     """Input side in pixels where it differs from the native one; position embeddings are resampled."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Facts:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     patch_size: int | None = None
+    saw_imagenet: bool = False  # trained with ImageNet's labels, so that ImageNet's classes are no fair test
 
 
 class Backbone(nn.Module):
@@ -45,8 +50,9 @@ class Backbone(nn.Module):
 
     Attributes:
         name: the catalogue's name.
-        image: the image tower: a timm model without head, or CLIP's ResNet.
+        image: the image tower without head or projection, as timm or open_clip made it.
         image_projection: P_img [dim, joint] where features lie before the joint space, else None.
+        image_bias: what is added after it [joint], in the few models that do so.
         text: the text encoder where there is one; may be dropped once class features are known.
         facts: size, mean, std and resize kernel of the weights.
         identity: SHA-256 of the weight file, or "random".
@@ -54,6 +60,7 @@ class Backbone(nn.Module):
     """
 
     image_projection: Tensor | None
+    image_bias: Tensor | None
 
     def __init__(
         self,
@@ -62,13 +69,16 @@ class Backbone(nn.Module):
         facts: Facts,
         *,
         image_projection: Tensor | None = None,
+        image_bias: Tensor | None = None,
         text: TextEncoder | None = None,
         identity: str = "random",
     ) -> None:
         super().__init__()
         self.name, self.facts, self.identity = name, facts, identity
+        split_packed_attention(image)
         self.image = image
         self.text = text
+        self.register_buffer("image_bias", image_bias, persistent=False)
         projection = None if image_projection is None else nn.Parameter(image_projection.detach().clone())
         self.register_parameter("image_projection", projection)
         self.joint_end = nn.Identity()
@@ -87,8 +97,11 @@ class Backbone(nn.Module):
     @property
     def dim(self) -> int:
         """Width of the features."""
-        width = getattr(self.image, "num_features", None)
-        return int(self.image.output_dim if width is None else width)  # type: ignore[arg-type]
+        for name in ("head_hidden_size", "num_features", "output_dim"):
+            width = getattr(self.image, name, None)
+            if isinstance(width, int):
+                return width
+        raise AssertionError(f"{type(self.image).__name__} does not say how wide its features are")
 
     @property
     def depth(self) -> int:
@@ -112,14 +125,27 @@ class Backbone(nn.Module):
     def sites(self, kind: str | None = None) -> list[Site]:
         """Sites of the image tower, of one kind or of all."""
         blocks = residual_blocks(self.image)
-        if hasattr(self.image, "blocks"):
-            sites = vit_sites(blocks, self.dim, int(getattr(self.image, "num_prefix_tokens", 0)))
-        else:
-            sites = resnet_sites(self.image, blocks, self.dim)
+        sites = sites_of(blocks, self._prefix())
+        last = max(0, len(blocks) - 1)
+        if any(site.kind == "map" for site in sites):
+            sites.append(Site("pool", last, self.image, self.image, self.dim, self.dim))
         if self.text is not None:
-            joint = int(self.text.projection.shape[1])
-            sites.append(Site("joint", len(blocks) - 1, self.joint_end, self.joint_end, joint, joint))
+            joint = self.text.joint_dim
+            sites.append(Site("joint", last, self.joint_end, self.joint_end, joint, joint))
         return [site for site in sites if kind in (None, site.kind)]
+
+    def _prefix(self) -> int | None:
+        """Class and register tokens of a plain transformer's sequence; None for other towers."""
+        if hasattr(self.image, "class_embedding"):  # open_clip's own
+            return 1
+        prefix = getattr(self.image, "num_prefix_tokens", None)
+        return prefix if isinstance(prefix, int) else None
+
+    def recompute(self) -> None:
+        """Turn on gradient checkpointing: blocks keep their inputs alone and run again in the backward pass."""
+        towers = [self.image] if self.text is None else [self.image, self.text.tower]
+        for block in (block for tower in towers for block in residual_blocks(tower)):
+            block.forward = Recomputed(block)
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in evaluation mode: dropout and batch statistics of frozen layers must not move."""
@@ -135,6 +161,8 @@ class Backbone(nn.Module):
             features = features.float()
             if self.image_projection is not None:
                 features = features @ self.image_projection.float()
+            if self.image_bias is not None:
+                features = features + self.image_bias.float()
             return F.normalize(self.joint_end(features), dim=-1)
 
     def text_encoder(self, purpose: str) -> TextEncoder:
@@ -145,3 +173,17 @@ class Backbone(nn.Module):
                 "Choose a CLIP backbone, or head_init=class_mean."
             )
         return self.text
+
+
+class Recomputed:
+    """Stands in for a block's `forward`: the same function, checkpointed where gradients flow."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = type(self.block).forward
+        if not torch.is_grad_enabled():
+            return forward(self.block, *args, **kwargs)
+        # Nothing in a frozen block is random, so the generators' state need not be kept.
+        return checkpoint(forward, self.block, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

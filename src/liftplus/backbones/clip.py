@@ -1,29 +1,29 @@
-"""CLIP's dual encoders: OpenAI's and open_clip's file formats into an image tower and an open_clip text tower.
-
-The image tower is a timm ViT, or open_clip's ResNet with attention pooling.
-"""
+"""CLIP as OpenAI published it: a timm ViT, or open_clip's ResNet with attention pooling, and a causal text tower."""
 
 from __future__ import annotations
 
 import math
-import pickle
-import warnings
-import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip import SimpleTokenizer
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import QuickGELU, TextTransformer
-from safetensors.torch import load_file
 from timm.layers import QuickGELU as TimmQuickGELU
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from liftplus.backbones.base import Backbone, Facts
+from liftplus.backbones.text import TextEncoder
+from liftplus.backbones.weights import load_strict, read_tensors, single_precision, with_scalar
 from liftplus.errors import UserError
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Renaming of CLIP's image tower to timm's, tried in this order.
 _IMAGE_NAMES = (
@@ -60,6 +60,29 @@ class Shape:
     context: int = 77
     vocabulary: int = 49408
     quick_gelu: bool = True
+    mlp_ratio: float = 4.0
+
+
+def shape_from(about: dict[str, Any], *, quick_gelu: bool) -> Shape:
+    """Sizes by an open_clip configuration of a plain CLIP."""
+    vision, text = about["vision_cfg"], about["text_cfg"]
+    convolutional = isinstance(vision["layers"], list | tuple)
+    width, head_width = vision["width"], vision.get("head_width", 64)
+    return Shape(
+        image_size=vision["image_size"],
+        patch=None if convolutional else vision["patch_size"],
+        width=width,
+        layers=tuple(vision["layers"]) if convolutional else vision["layers"],
+        heads=width * (32 if convolutional else 1) // head_width,
+        joint=about["embed_dim"],
+        text_width=text["width"],
+        text_layers=text["layers"],
+        text_heads=text["heads"],
+        context=text["context_length"],
+        vocabulary=text["vocab_size"],
+        quick_gelu=quick_gelu,
+        mlp_ratio=vision.get("mlp_ratio", 4.0),
+    )
 
 
 def image_tower(shape: Shape, image_size: int | None = None) -> VisionTransformer | ModifiedResNet:
@@ -79,6 +102,7 @@ def image_tower(shape: Shape, image_size: int | None = None) -> VisionTransforme
         embed_dim=shape.width,
         depth=shape.layers,
         num_heads=shape.heads,
+        mlp_ratio=shape.mlp_ratio,
         num_classes=0,
         global_pool="token",
         pre_norm=True,
@@ -100,58 +124,16 @@ def text_tower(shape: Shape) -> TextTransformer:
     )
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    """What a weight file holds by name: .safetensors, OpenAI's TorchScript archive, .pt or .bin.
-
-    Code in a file is never unpickled. Anything unreadable ends in a `UserError`.
-    """
-    if not path.is_file():
-        raise UserError(f"Weight file {str(path)!r} does not exist. Give backbone.weights an existing file.")
-    try:
-        with warnings.catch_warnings():  # torch warns of its own plans for TorchScript and pickles
-            warnings.simplefilter("ignore")
-            return _read_any(path)
-    except Exception as error:  # a damaged file can raise nearly anything
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it is damaged, or holds code or objects besides tensors, which are never loaded"
-        raise UserError(
-            f"Weight file {str(path)!r} cannot be read as CLIP weights ({reason}). "
-            "Allowed are OpenAI's archive and open_clip's .pt, .bin or .safetensors; fetch the file again if it is one."
-        ) from error
-
-
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a CLIP weight file in OpenAI's names, fp32.
 
-    Training wrappers ("module.", "state_dict", "text.") are removed.
+    The prefix "text." of open_clip's separate text towers is removed.
     """
-    state = read_tensors(path)
-    plain = {}
-    for name, value in state.items():
-        name = name.removeprefix("module.")
-        if name.startswith("text."):
-            name = name.removeprefix("text.")
-        if isinstance(value, Tensor):
-            plain[name] = value.float() if value.is_floating_point() else value
+    state = single_precision(read_tensors(path))
+    plain = {name.removeprefix("text."): value for name, value in state.items()}
     for extra in ("input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias"):
         plain.pop(extra, None)
-    return plain
-
-
-def _read_any(path: Path) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            scripted = any(name.endswith("constants.pkl") or "/code/" in name for name in archive.namelist())
-        if scripted:
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict):
-        raise ValueError("it holds no table of tensors")
-    return state
+    return with_scalar(plain, "logit_scale")
 
 
 def shape_of(
@@ -262,19 +244,22 @@ def projection_and_scale(state: dict[str, Tensor], shape: Shape, name: str) -> t
     return state.get("visual.proj"), float(state["logit_scale"])
 
 
-def load_strict(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load every tensor or refuse, naming the first few that do not fit."""
-    own = module.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is not expected" for name in state if name not in own]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
-            f"The weights do not fit {what}: {'; '.join(wrong[:3])}{more}. Give the file that belongs to this backbone."
-        )
-    module.load_state_dict(state)
+def clip_backbone(
+    name: str,
+    shape: Shape,
+    state: dict[str, Tensor] | None,
+    *,
+    facts: Facts | None = None,
+    tokenizer: Any = None,
+    identity: str = "random",
+) -> Backbone:
+    """A CLIP from a state dict in OpenAI's names (None: random weights), for the input size in `facts`."""
+    facts = facts or Facts(shape.image_size, MEAN, STD, patch_size=shape.patch)
+    image, text = image_tower(shape, facts.image_size), text_tower(shape)
+    projection, scale = random_projection(shape), math.log(1 / 0.07)
+    if state is not None:
+        load_strict(image, image_state(state, image), f"the image tower of {name}")
+        load_strict(text, text_state(state), f"the text tower of {name}")
+        projection, scale = projection_and_scale(state, shape, name)
+    encoder = TextEncoder(text, tokenizer or SimpleTokenizer(context_length=shape.context), scale)
+    return Backbone(name, image, facts, image_projection=projection, text=encoder, identity=identity)

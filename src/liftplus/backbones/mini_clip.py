@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 from open_clip import SimpleTokenizer
 from open_clip.transformer import TextTransformer
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
-IMAGE_SIZE = 64
+from liftplus.backbones.base import Backbone, BackboneConfig, Facts
+from liftplus.backbones.text import TextEncoder
+from liftplus.backbones.weights import identity_of, load_strict, read_tensors, single_precision
+from liftplus.errors import UserError
+
+IMAGE_SIZE, PATCH = 64, 8
+HALF = (0.5, 0.5, 0.5)
 WIDTH, JOINT = 192, 128
 MERGES = 6000
 CONTEXT_LENGTH = 24
@@ -43,7 +52,7 @@ def image_tower(image_size: int = IMAGE_SIZE) -> VisionTransformer:
     """ViT of width 192, 6 blocks, 3 heads, patch 8, on 64 x 64 pixels; features are the class token."""
     return VisionTransformer(
         img_size=image_size,
-        patch_size=8,
+        patch_size=PATCH,
         embed_dim=WIDTH,
         depth=6,
         num_heads=3,
@@ -63,3 +72,35 @@ def text_tower() -> TextTransformer:
         output_dim=JOINT,
         act_layer=nn.GELU,
     )
+
+
+def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
+    """mini_clip with its weights from the package, or from another file of the same form."""
+    size = config.image_size or IMAGE_SIZE
+    if size % PATCH:
+        raise UserError(f"backbone.image_size is {size}; {config.name!r} takes multiples of {PATCH} pixels.")
+    image, text = image_tower(size), text_tower()
+    projection: Tensor = torch.empty(WIDTH, JOINT)
+    scale, identity = math.log(1 / 0.07), "random"
+    if weights:
+        path = WEIGHTS if config.weights is None else Path(config.weights).expanduser()
+        state = single_precision(read_tensors(path))
+        tower = {name.removeprefix("image."): value for name, value in state.items() if name.startswith("image.")}
+        if "pos_embed" in tower:
+            grid = list(image.patch_embed.grid_size)
+            tower["pos_embed"] = resample_abs_pos_embed(tower["pos_embed"], grid, num_prefix_tokens=1)
+        load_strict(image, tower, "mini_clip's image tower")
+        words = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
+        load_strict(text, words, "mini_clip's text tower")
+        wanted = {"image_projection": (WIDTH, JOINT), "logit_scale": ()}
+        stray = [name for name in state if not name.startswith(("image.", "text.")) and name not in wanted]
+        if stray:
+            raise UserError(f"The weights do not fit mini_clip: {stray[0]} is not expected.")
+        for name, shape in wanted.items():
+            if name not in state or tuple(state[name].shape) != shape:
+                raise UserError(f"The weights do not fit mini_clip: {name} is missing or of another shape.")
+        projection, scale = state["image_projection"], float(state["logit_scale"])
+        identity = identity_of(path)
+    encoder = TextEncoder(text, MiniTokenizer(), scale)
+    facts = Facts(size, HALF, HALF, patch_size=PATCH)
+    return Backbone(config.name, image, facts, image_projection=projection, text=encoder, identity=identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,6 +61,13 @@ class DataSet:
         """Pictures a class in one split, in class-index order."""
         tally = Counter(self.splits[split].labels) if split in self.splits else Counter()
         return tuple(tally[label] for label in range(self.num_classes))
+
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 of a split's keys and labels, in order."""
+        part, digest = self.splits[split], hashlib.sha256()
+        for key, label in zip(part.keys, part.labels, strict=True):
+            digest.update(f"{key}\0{label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

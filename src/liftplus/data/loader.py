@@ -1,9 +1,11 @@
-"""Batches of uint8 pictures. Every random choice follows from (seed, epoch, index), so any number of workers
-gives the same batches, and persistent workers follow the epoch because it travels with each index."""
+"""Batches of uint8 pictures. Every random choice follows from (seed, epoch, index, repeat), so any number of workers
+gives the same batches, and persistent workers follow the epoch because it travels with each index. `repeat` counts how
+often the epoch has shown the image before, so that an image drawn twice is cropped in two ways."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -49,8 +51,8 @@ class TrainView:
     epochs: int
     seed: int
 
-    def __call__(self, image: Image, epoch: int, index: int) -> Tensor:
-        generator = seeded(self.seed, epoch, index)
+    def __call__(self, image: Image, epoch: int, index: int, repeat: int = 0) -> Tensor:
+        generator = seeded(self.seed, epoch, index, repeat) if repeat else seeded(self.seed, epoch, index)
         return self.augment(image, self.size, self.kernel, progress_of(epoch, self.epochs), generator)
 
 
@@ -60,7 +62,7 @@ class FixedView:
 
     crops: Callable[[Image], Tensor]
 
-    def __call__(self, image: Image, epoch: int, index: int) -> Tensor:
+    def __call__(self, image: Image, epoch: int, index: int, repeat: int = 0) -> Tensor:
         return self.crops(image)
 
 
@@ -72,27 +74,43 @@ class _Pictures(Dataset[Item]):
         self.store, self.split, self.view = store, split, view
 
     def __getitem__(self, where: Any) -> Item:
-        epoch, index = where
+        epoch, index, repeat = where
         try:
             image = self.store.image(self.split.keys[index])
         except UnreadableImage as error:  # returned, so that it reaches the user without a worker's traceback
             return error
-        return self.view(image, epoch, index), self.split.labels[index], index
+        return self.view(image, epoch, index, repeat), self.split.labels[index], index
+
+
+def repeats(indices: Tensor) -> Tensor:
+    """How often each entry has come before [N]: 0 0 1 0 2 for 5 3 5 4 5."""
+    ranked, place = indices.sort(stable=True)
+    out = torch.empty_like(place)
+    out[place] = torch.arange(len(ranked)) - torch.searchsorted(ranked, ranked)
+    return out
 
 
 class _Order:
-    """The batches of the current epoch, as lists of (epoch, index)."""
+    """The batches of the current epoch, as lists of (epoch, index, repeat)."""
 
     def __init__(self, order: Callable[[int], Sequence[int]], count: int, batch_size: int) -> None:
-        self.order, self.count, self.batch_size, self.epoch = order, count, batch_size, 0
+        self.order, self.count, self.batch_size = order, count, batch_size
+        self.epoch, self.first = 0, 0
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         indices = list(self.order(self.epoch))
-        for start in range(0, len(indices), self.batch_size):
-            yield [(self.epoch, index) for index in indices[start : start + self.batch_size]]
+        shown = repeats(torch.tensor(indices, dtype=torch.long)).tolist()
+        for start in range(self.first * self.batch_size, len(indices), self.batch_size):
+            piece = slice(start, start + self.batch_size)
+            yield [(self.epoch, index, repeat) for index, repeat in zip(indices[piece], shown[piece], strict=True)]
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
+
+
+def _leave_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one alone decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(items: list[Item]) -> Batch | UnreadableImage:
@@ -155,15 +173,16 @@ class Loader:
             num_workers=count,
             persistent_workers=count > 0,
             pin_memory=pin,
+            worker_init_fn=_leave_interrupts if count else None,
         )
 
     def __len__(self) -> int:
         """Batches an epoch."""
         return len(self._order)
 
-    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch; raises `UnreadableImage`, naming the file, at a broken picture."""
-        self._order.epoch = epoch
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `first` on; raises `UnreadableImage` at a broken picture."""
+        self._order.epoch, self._order.first = epoch, first
         for batch in self._loader:
             if isinstance(batch, UnreadableImage):
                 raise batch

@@ -30,5 +30,5 @@ class Adapter(Tuner):
         for site in self.sites(tower, "mlp"):
             branch = Bottleneck(site.width, self.width or default)
             site.exit.register_forward_hook(branch.add)
-            layers[str(site.layer)] = branch
+            layers[site.key] = branch
         return layers

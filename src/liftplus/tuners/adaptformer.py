@@ -49,5 +49,5 @@ class AdaptFormer(Tuner):
             branch = Parallel(site.width, self.width or default)
             site.entry.register_forward_pre_hook(branch.see)
             site.exit.register_forward_hook(branch.join)
-            layers[str(site.layer)] = branch
+            layers[site.key] = branch
         return layers

@@ -13,26 +13,30 @@ from liftplus.backbones.sites import Tower
 from liftplus.registry import register
 from liftplus.tuners.base import Tuner, nest
 
-_KINDS = {"attention": ("qkv", "proj"), "mlp": ("fc1", "fc2"), "both": ("qkv", "proj", "fc1", "fc2")}
+_KINDS = {
+    "attention": ("qkv", "proj"),
+    "mlp": ("fc1", "fc2"),
+    "both": ("qkv", "proj", "fc1", "fc2"),
+    "conv": ("conv",),
+}
 
 
-def auto_ratio(num_classes: int, depth: int, width: int, targets: str) -> float:
-    """The share that trains about C weights for each unit of width: C/(L(12D+9)), for one part its own count."""
-    per_unit = {"attention": 4 * width + 4, "mlp": 8 * width + 5, "both": 12 * width + 9}[targets]
-    return min(1.0, num_classes / (depth * per_unit))
+def auto_ratio(num_classes: int, width: int, weights: int) -> float:
+    """The share of so many weights that is about C D of them: C/(L(12D+9)) for a plain transformer's linears."""
+    return min(1.0, num_classes / (weights / width))
 
 
 class Masked(nn.Module):
-    """Trains the masked values of one linear's weight and bias.
+    """Trains the masked values of one linear's or convolution's weight and bias.
 
     Attributes:
         values: "weight" and, where there is one, "bias": the trained values in row-major order of their mask.
     """
 
-    def __init__(self, linear: nn.Linear, ratio: float, seed: int) -> None:
+    def __init__(self, layer: nn.Module, ratio: float, seed: int) -> None:
         super().__init__()
         self.values = nn.ParameterDict()
-        for name, parameter in linear.named_parameters(recurse=False):
+        for name, parameter in layer.named_parameters(recurse=False):
             mask = draw(parameter.shape, ratio, seed).to(parameter.device)
             self.register_buffer(f"{name}_mask", mask, persistent=False)
             # The count is known without reading the values, so that parameters can be counted on the meta device.
@@ -41,7 +45,7 @@ class Masked(nn.Module):
             self.values[name] = nn.Parameter(chosen)
 
     def swap(self, module: nn.Module, _args: object) -> None:
-        """Hook before the linear: lay the patched tensors over its own, which stay frozen and untouched.
+        """Hook before the layer: lay the patched tensors over its own, which stay frozen and untouched.
 
         An instance attribute wins over a registered parameter of that name, for this one call.
         """
@@ -50,7 +54,7 @@ class Masked(nn.Module):
             module.__dict__[name] = module._parameters[name].masked_scatter(mask, values)  # type: ignore[union-attr]
 
     def restore(self, module: nn.Module, _args: object, _output: Any) -> None:
-        """Hook after the linear, also after an error in it."""
+        """Hook after the layer, also after an error in it."""
         for name in self.values:
             module.__dict__.pop(name, None)
 
@@ -65,28 +69,35 @@ def draw(shape: torch.Size, ratio: float, seed: int) -> Tensor:
 
 @register("tuner", "aft")
 class AFT(Tuner):
-    """Train a random share of every weight and bias of the blocks' linears (LIFT's arbitrary fine-tuning)."""
+    """Train a random share of every weight and bias of the blocks' linears (LIFT's arbitrary fine-tuning).
+
+    Without linears, of their convolutions.
+    """
 
     ratio: float | None = Field(default=None, gt=0, le=1)
-    """Share of the values of each tensor; by default C / (L (12D + 9)), which is about C D weights in all."""
+    """Share of the values of each tensor; by default C D over their number, C / (L (12D + 9)) in a ViT."""
 
     seed: int = 0
     """Seed of the masks; each tensor draws from it afresh."""
 
-    targets: Literal["attention", "mlp", "both"] = "both"
-    """Linears to take values from."""
+    targets: Literal["attention", "mlp", "both", "conv"] = "both"
+    """Where to take values from: linears of the attention, the MLP or both; or convolutions."""
 
     def kinds(self, tower: Tower) -> Sequence[str]:
-        return _KINDS[self.targets]
+        if self.targets != "both":
+            return _KINDS[self.targets]
+        there = tower.kinds()
+        return [kind for kind in _KINDS["both"] if kind in there] or _KINDS["conv"]
 
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
-        ratio = self.ratio or auto_ratio(num_classes, tower.depth, tower.dim, self.targets)
-        found = [site for kind in self.kinds(tower) for site in self.sites(tower, kind)]
+        kinds = self.kinds(tower)
+        weights = sum(p.numel() for kind in kinds for site in tower.sites(kind) for p in site.entry.parameters())
+        ratio = self.ratio or auto_ratio(num_classes, tower.dim, weights)
+        found = [site for kind in kinds for site in self.sites(tower, kind)]
         layers = nn.ModuleDict()
         for site in found:
-            assert isinstance(site.entry, nn.Linear)
             branch = Masked(site.entry, ratio, self.seed)
             site.entry.register_forward_pre_hook(branch.swap)
             site.entry.register_forward_hook(branch.restore, always_call=True)
-            nest(layers, site.layer, site.kind, branch)
+            nest(layers, site.layer, site.name, branch)
         return layers

@@ -28,7 +28,7 @@ def nest(layers: nn.ModuleDict, layer: int, name: str, module: nn.Module) -> Non
     if str(layer) not in layers:
         layers[str(layer)] = nn.ModuleDict()
     inner = layers[str(layer)]
-    assert isinstance(inner, nn.ModuleDict)
+    assert isinstance(inner, nn.ModuleDict) and name not in inner, "one module a place"
     inner[name] = module
 
 

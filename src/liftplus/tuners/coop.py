@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,18 +17,25 @@ from liftplus.tuners.base import Tuner
 
 
 class Context(nn.Module):
-    """Vectors [n, width] that stand in for the words at `places` of every prompt."""
+    """Vectors [n, width] that stand in for the words at `places` of every prompt.
 
-    def __init__(self, width: int, places: tuple[int, ...]) -> None:
+    The end-of-text token has the id `eos`, or (None) the largest id of all.
+    """
+
+    def __init__(self, width: int, places: tuple[int, ...], eos: int | None = None) -> None:
         super().__init__()
         self.context = nn.Parameter(torch.empty(len(places), width).normal_(0.0, 0.02))
-        self.places = places
+        self.places, self.eos = places, eos
+
+    def end(self, ids: Tensor) -> Tensor:
+        """Position of the end-of-text token, [B, T] -> [B, 1]."""
+        marks = ids if self.eos is None else (ids == self.eos).int()
+        return marks.argmax(-1, keepdim=True)
 
     def columns(self, ids: Tensor) -> Tensor:
         """Token positions [B, n]: places count from after the start token, or, negative, back from the end token."""
         places = torch.tensor(self.places, device=ids.device)
-        end = ids.argmax(-1, keepdim=True)  # the end-of-text token has the largest id of all
-        return torch.where(places >= 0, places + 1, places + end)
+        return torch.where(places >= 0, places + 1, places + self.end(ids))
 
     def replace(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Hook after the token embedding: ids [B, T], vectors [B, T, width]."""
@@ -56,9 +64,20 @@ class CoOp(Tuner):
     start: Literal["random", "words"] = "random"
     """First vectors: N(0, 0.02^2), or the template's own words."""
 
+    def kinds(self, tower: Tower) -> Sequence[str]:
+        if isinstance(tower, TextEncoder) and tower.tower.pool_type not in ("argmax", "eos"):
+            raise UserError(
+                f"Tuner {self.name!r} needs a text encoder that reads texts at their end-of-text token; this one pools "
+                f"by {tower.tower.pool_type!r}, and where a prompt's words end is not known. Choose another tuner."
+            )
+        return self.needs
+
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
         (site,) = self.sites(tower, "embedding")
-        branch = Context(site.out_width, tuple(dict.fromkeys(self.places)))
+        eos = None
+        if isinstance(tower, TextEncoder) and tower.tower.pool_type == "eos":
+            eos = int(tower.tower.eos_id)
+        branch = Context(site.out_width, tuple(dict.fromkeys(self.places)), eos)
         if isinstance(tower, TextEncoder) and tower.ids is not None:
             self._look(branch, tower, tower.ids)
         site.exit.register_forward_hook(branch.replace)
@@ -66,9 +85,9 @@ class CoOp(Tuner):
 
     @torch.no_grad()
     def _look(self, branch: Context, tower: TextEncoder, ids: Tensor) -> None:
-        """Compare the places with the class prompts; start from their words where asked to."""
+        """Compare the places with all class prompts [P, tokens]; start from their words where asked to."""
         columns = branch.columns(ids)
-        inside = (columns >= 1) & (columns < ids.argmax(-1, keepdim=True))
+        inside = (columns >= 1) & (columns < branch.end(ids))
         words = ids.gather(1, columns.clamp(0, ids.shape[1] - 1))
         if not inside.all():
             raise UserError(
@@ -79,6 +98,7 @@ class CoOp(Tuner):
             if not (words == words[:1]).all():
                 raise UserError(
                     f"coop.start=words needs the same words at the places {self.places} of every class "
-                    "prompt, but the class names stand there. Change coop.places to the template's words."
+                    "prompt, but the class names stand there, or the templates of the prompt set differ. "
+                    "Change coop.places to the template's words, or take a set of one template."
                 )
             branch.context.copy_(tower.tower.token_embedding(words[0]))

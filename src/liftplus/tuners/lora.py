@@ -7,67 +7,81 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from liftplus.backbones.sites import Tower
+from liftplus.backbones.sites import Site, Tower
+from liftplus.errors import UserError
 from liftplus.registry import register
 from liftplus.tuners.base import TEXT_WIDTH, Tuner, auto_width, nest
 
-Target = Literal["q", "k", "v", "out", "fc1", "fc2"]
+Target = Literal["q", "k", "v", "out", "fc1", "fc2", "conv1x1"]
 
-# The site each target lies in; q, k and v are thirds of one linear's output.
-_SITES = {"q": "qkv", "k": "qkv", "v": "qkv", "out": "proj", "fc1": "fc1", "fc2": "fc2"}
-_THIRDS = {"q": 0, "k": 1, "v": 2}
+_KINDS = {"out": "proj"}  # other targets are called as their sites are
 
 
 class LowRank(nn.Module):
-    """(x W_d W_u) * scale / r, added to a slice of a linear's output: zero at the start, since W_u is zero."""
+    """(x W_d W_u) * scale / r, added to a part of a linear's output: zero at the start, since W_u is zero.
 
-    def __init__(self, width: int, out_width: int, rank: int, scale: float, start: int) -> None:
+    On feature maps [B, C, H, W] it is a convolution of one pixel, with the stride of the one it adds to.
+    """
+
+    def __init__(self, site: Site, rank: int, scale: float) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.empty(width, rank))
-        self.up = nn.Parameter(torch.zeros(rank, out_width))
-        self.factor, self.start = scale / rank, start
+        self.down = nn.Parameter(torch.empty(site.width, rank))
+        self.up = nn.Parameter(torch.zeros(rank, site.out_width))
+        self.factor, self.start = scale / rank, site.start
+        self.stride = site.entry.stride if isinstance(site.entry, nn.Conv2d) else None
         # Transposed, so that the fan-in is the width of x, as in a linear layer.
         nn.init.kaiming_uniform_(self.down.T, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.down @ self.up * self.factor
+        if self.stride is None:
+            return x @ self.down @ self.up * self.factor
+        hidden = F.conv2d(x, self.down.T[:, :, None, None], stride=self.stride)
+        return F.conv2d(hidden, self.up.T[:, :, None, None]) * self.factor
 
     def add(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Hook after the linear: its output, with the low-rank part added to the own slice."""
+        """Hook after the linear: its output, with the low-rank part added to the own part."""
         delta = self(args[0])
+        if self.stride is not None:
+            return output + delta
         before, after = self.start, output.shape[-1] - self.start - delta.shape[-1]
-        return output + nn.functional.pad(delta, (before, after)) if before or after else output + delta
+        return output + F.pad(delta, (before, after)) if before or after else output + delta
 
 
 @register("tuner", "lora")
 class LoRA(Tuner):
     """Low-rank additions to the attention's queries and values, or to other linears (Hu et al. 2022, eq. 3)."""
 
-    needs = ("qkv",)
     order = 10
 
     rank: int | None = Field(default=None, ge=1)
     """Rank r; by default 2^floor(log2(C / 4L)), on the text side 4."""
 
-    targets: tuple[Target, ...] = Field(default=("q", "v"), min_length=1)
-    """Maps to add to: any of q, k, v, out, fc1, fc2."""
+    targets: tuple[Target, ...] | None = Field(default=None, min_length=1)
+    """Maps to add to: any of q, k, v, out, fc1, fc2, conv1x1; by default q and v, and where the tower has no
+    attention that can be reached, all of fc1, fc2 and conv1x1 that it has."""
 
     scale: float = Field(default=1.0, gt=0)
     """Numerator of the scale / r by which the low-rank part is multiplied."""
 
     def kinds(self, tower: Tower) -> Sequence[str]:
-        return sorted({_SITES[target] for target in self.targets})
+        if self.targets is not None:
+            return [_KINDS.get(target, target) for target in dict.fromkeys(self.targets)]
+        there = tower.kinds()
+        choices = (("q", "v"), ("fc1", "fc2", "conv1x1"))
+        found = next((kinds for choice in choices if (kinds := [kind for kind in choice if kind in there])), None)
+        if not found:
+            raise UserError(f"Tuner {self.name!r} needs linears or 1 x 1 convolutions; {tower.label} has none.")
+        return found
 
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
         rank = self.rank or (TEXT_WIDTH if tower.side == "text" else auto_width(num_classes, 4, tower.depth))
-        found = [(target, site) for target in dict.fromkeys(self.targets) for site in self.sites(tower, _SITES[target])]
         layers = nn.ModuleDict()
-        for target, site in found:
-            width = site.out_width // 3 if target in _THIRDS else site.out_width
-            branch = LowRank(site.width, width, rank, self.scale, width * _THIRDS.get(target, 0))
+        for site in [site for kind in self.kinds(tower) for site in self.sites(tower, kind)]:
+            branch = LowRank(site, rank, self.scale)
             site.exit.register_forward_hook(branch.add)
-            nest(layers, site.layer, target, branch)
+            nest(layers, site.layer, {"proj": "out"}.get(site.name, site.name), branch)
         return layers

@@ -11,7 +11,7 @@ from liftplus.tuners.base import Tuner
 
 @register("tuner", "norm")
 class Norm(Tuner):
-    """Train weight and bias of the normalisation layers of the residual blocks; batch statistics stay as they are."""
+    """Train weight and bias of the blocks' normalisation layers (LayerNorm, BatchNorm, ...); batch statistics stay."""
 
     needs = ("norm",)
 

@@ -12,7 +12,7 @@ from liftplus.errors import UserError
 from liftplus.registry import register
 from liftplus.tuners.base import Tuner, nest
 
-_KINDS = ("qkv", "proj", "fc1", "fc2", "pool")
+_LINEARS = ("qkv", "proj", "fc1", "fc2")
 
 
 class ScaleShift(nn.Module):
@@ -34,15 +34,19 @@ class ScaleShift(nn.Module):
 
 @register("tuner", "ssf")
 class SSF(Tuner):
-    """A scale and a shift after every linear of a transformer's blocks, or on a ResNet's pooled feature."""
+    """A scale and a shift after every linear of the blocks; without linears, once on the pooled feature.
+
+    differs: attention that adds its biases behind its linear (BEiT's) is scaled before them.
+    """
 
     order = 20  # after lora, whose addition is scaled too
     identity_at_start = False
 
     def kinds(self, tower: Tower) -> Sequence[str]:
-        found = [kind for kind in _KINDS if kind in tower.kinds()]
+        there = tower.kinds()
+        found = [kind for kind in _LINEARS if kind in there] or [kind for kind in ("pool",) if kind in there]
         if not found:
-            raise UserError(f"Tuner {self.name!r} needs one of the sites {', '.join(_KINDS)}; {tower.label} has none.")
+            raise UserError(f"Tuner {self.name!r} needs linears or a pooled feature; {tower.label} has neither.")
         return found
 
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
@@ -51,5 +55,5 @@ class SSF(Tuner):
             for site in self.sites(tower, kind):
                 branch = ScaleShift(site.out_width)
                 site.exit.register_forward_hook(branch.replace)
-                nest(layers, site.layer, kind, branch)
+                nest(layers, site.layer, site.name or kind, branch)
         return layers

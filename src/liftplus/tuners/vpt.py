@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from liftplus.backbones.sites import Site, Tower
+from liftplus.backbones.sites import Site, Tower, expect_tokens
 from liftplus.registry import register
 from liftplus.tuners.base import TEXT_PROMPTS, Tuner, auto_width
 
@@ -58,6 +58,8 @@ class _Prompts(Tuner):
         """Prompts that enter at the first of these blocks and leave after the last."""
         branch = Prompt(sites[0].width, length, sites[0].prefix)
         sites[0].entry.register_forward_pre_hook(branch.insert, with_kwargs=True)
+        for site in sites:
+            expect_tokens(site.entry, length)
         for site in sites[1:]:
             site.entry.register_forward_pre_hook(branch.mask, with_kwargs=True)
         sites[-1].exit.register_forward_hook(branch.remove)

