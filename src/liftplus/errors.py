@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 60  # more names than these nobody reads; a data set can have thousands
+
 
 class UserError(Exception):
     """What was given, what is allowed and what to do next, in one or a few plain sentences.
@@ -14,8 +16,9 @@ class UserError(Exception):
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest one and the full list."""
+    """The error for a name that does not exist, with the nearest one and the list of those that do."""
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names)}.")
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names[:LISTED])}{more}.")

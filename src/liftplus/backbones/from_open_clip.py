@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = Tru
         shape = clip.shape_from(about, quick_gelu=quick)
         _check_size(config, shape.patch or 32)
         state = None if path is None else clip.read_state(path)
-        facts = Facts(facts.image_size, facts.mean, facts.std, facts.interpolation, shape.patch)
+        facts = replace(facts, patch_size=shape.patch)
         return clip.clip_backbone(config.name, shape, state, facts=facts, identity=identity)
     return assemble(config, about, path, facts, Tokenizer(arch), quick_gelu=quick, identity=identity)
 
@@ -112,7 +113,7 @@ def assemble(
         fixed = bool(getattr(trunk, "pretrained_cfg", {}).get("fixed_input_size"))
         from_timm.set_input_size(trunk, facts.image_size, config.name, fixed=fixed)
     patch = from_timm.patch_of(image) or about["vision_cfg"].get("patch_size")
-    facts = Facts(facts.image_size, facts.mean, facts.std, facts.interpolation, patch)
+    facts = replace(facts, patch_size=patch)
     if not residual_blocks(image) or not isinstance(model.text, TextTransformer):
         raise UserError(f"Backbone {config.name!r} has towers that liftplus does not know. Choose another CLIP model.")
     scale = math.log(1 / 0.07) if model.logit_scale.is_meta else float(model.logit_scale.detach())
