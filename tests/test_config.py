@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from liftplus import config
@@ -106,6 +108,9 @@ def test_sampler_options_are_keys() -> None:
         (["class_weights={Hat: 3}"], "loss.class_weights = '{Hat: 3}' is not allowed"),
         (["class_weights.Hat=3"], "Did you mean"),
         (["sampler=class_balance"], "Did you mean 'class_balanced'"),
+        (["lr=Infinity"], "train.lr = inf is not allowed: input should be a finite number"),
+        (["epochs=" + "1" * 5000], "train.epochs = '111"),
+        (["lr=" + "[" * 100_000], "train.lr = '[[["),
     ],
 )
 def test_mistakes_are_explained(given: list[str], words: str) -> None:
@@ -122,6 +127,12 @@ def test_all_mistakes_at_once() -> None:
         config.from_dict(values)
     for key in ("train.lr", "train.epochs", "loss"):
         assert key in str(told.value)
+
+
+@pytest.mark.parametrize("values", [[], None, 5, {"tuner": {"lora": 5}}, {"tuner": {"lora": {1: 2}}}, {5: 1}])
+def test_configurations_that_are_no_tables_are_explained(values: Any) -> None:
+    with pytest.raises(UserError, match="is not allowed"):
+        config.from_dict(values)
 
 
 def test_unknown_method_and_backbone() -> None:

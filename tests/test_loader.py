@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from liftplus.data.dataset import Split
 from liftplus.data.images import UnreadableImage
 from liftplus.data.loader import Batch, FixedView, Loader, Shuffled, TrainView, repeats
-from liftplus.data.stores import FolderStore
+from liftplus.data.stores import ArrayStore, ByteStore, FolderStore, ZipStore
 from liftplus.data.transforms import MDA, CentreCrop
+from liftplus.errors import UserError
+from processes import MODULES
 
 from .conftest import picture
 
@@ -23,7 +37,7 @@ def folder(tmp_path: Path) -> tuple[FolderStore, Split]:
     return FolderStore(tmp_path), Split([f"{index}.png" for index in range(11)], [index % 3 for index in range(11)])
 
 
-def batches(folder: tuple[FolderStore, Split], workers: int, epochs: int = 3) -> list[Batch]:
+def batches(folder: tuple[ByteStore, Split], workers: int, epochs: int = 3) -> list[Batch]:
     store, split = folder
     view = TrainView(MDA(), 32, "bicubic", epochs, seed=4)
     loader = Loader(store, split, view, batch_size=4, order=Shuffled(len(split), 4), workers=workers)
@@ -73,11 +87,137 @@ def test_an_image_drawn_twice_is_cropped_in_two_ways(folder: tuple[FolderStore, 
     assert not torch.equal(first, second) and not torch.equal(second, third)
 
 
+def failure(loader: Loader) -> UserError:
+    """What the first epoch ends with, without the frames that would keep the loader."""
+    try:
+        list(loader.epoch())
+    except UserError as error:
+        return error.with_traceback(None)
+    raise AssertionError("nothing was wrong")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_is_named(folder: tuple[FolderStore, Split], tmp_path: Path, workers: int) -> None:
     (tmp_path / "5.png").write_bytes(b"\x89PNG not really")
     store, split = folder
     loader = Loader(store, split, FixedView(CentreCrop(32)), batch_size=4, workers=workers)
-    with pytest.raises(UnreadableImage, match=r"5\.png") as told:
-        list(loader.epoch())
-    assert "Traceback" not in str(told.value)
+    told = failure(loader)
+    assert isinstance(told, UnreadableImage) and "5.png" in str(told)
+    assert "Traceback" not in str(told)
+
+
+@pytest.fixture
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How new processes begin, as the system or Python's version would have it."""
+    if request.param not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {request.param} here")
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*MODULES])
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+def stores(folder: tuple[FolderStore, Split], tmp_path: Path) -> list[tuple[ByteStore, Split]]:
+    """The same pictures in a folder, a zip and an array."""
+    files, split = folder
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for key in split.keys:
+            archive.write(files.where(key), key)
+    array = ArrayStore(np.stack([np.asarray(files.image(key).resize((60, 50))) for key in split.keys]))
+    return [folder, (ZipStore(tmp_path / "all.zip"), split), (array, Split([*map(str, range(11))], split.labels))]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"], indirect=True)
+def test_every_way_to_start_workers(folder: tuple[FolderStore, Split], tmp_path: Path, start_method: str) -> None:
+    """Two epochs with persistent workers, MDA's crops among them, equal those without workers in each bit."""
+    for source in stores(folder, tmp_path):
+        source[0].image(source[1].keys[0])  # what this opens here must not be shared
+        alone, shared = batches(source, 0, 2), batches(source, 1, 2)
+        assert len(alone) == len(shared) == 6
+        for left, right in zip(alone, shared, strict=True):
+            assert torch.equal(left.images, right.images)
+            assert torch.equal(left.indices, right.indices) and torch.equal(left.labels, right.labels)
+
+
+class Slow:
+    """Crops that take a while."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        time.sleep(0.2)
+        return CentreCrop(32)(image)
+
+
+@pytest.mark.parametrize("start_method", ["fork"], indirect=True)
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_killed_worker_ends_the_epoch(folder: tuple[FolderStore, Split], start_method: str, waiting: bool) -> None:
+    """In one sentence, when the next batch is asked for; never in the middle of the step under way."""
+    before = set(multiprocessing.active_children())
+    epoch = Loader(*folder, FixedView(Slow()), batch_size=2, workers=1).epoch()
+    next(epoch)
+    (worker,) = set(multiprocessing.active_children()) - before
+    assert worker.pid is not None
+    kill = threading.Timer(0.5 if waiting else 0.0, os.kill, (worker.pid, signal.SIGKILL))
+    kill.start()
+    if not waiting:
+        for _ in range(20):  # the step
+            time.sleep(0.05)
+    with pytest.raises(UserError, match=rf"process {worker.pid}\) was killed.*memory.*workers=0"):
+        list(epoch)
+    kill.join()
+
+
+def test_workers_end_with_their_loader(folder: tuple[FolderStore, Split], tmp_path: Path) -> None:
+    """Also after an error, whose traceback must not keep them: the garbage collector would take ten seconds."""
+    (tmp_path / "5.png").write_bytes(b"broken")
+    before = set(multiprocessing.active_children())
+    loader = Loader(*folder, FixedView(CentreCrop(32)), batch_size=2, workers=1)
+    gc.disable()
+    try:
+        with contextlib.suppress(UnreadableImage):
+            list(loader.epoch())
+        assert set(multiprocessing.active_children()) - before
+        del loader
+        assert not set(multiprocessing.active_children()) - before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("start_method", ["fork"], indirect=True)
+@pytest.mark.parametrize("reason", ["No space left on device (28)", "Too many open files (24)"])
+def test_no_room_for_a_batch(
+    folder: tuple[FolderStore, Split], start_method: str, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    def full(_tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"unable to allocate shared memory(shm) for file </torch_1>: {reason}")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    loader = Loader(*folder, FixedView(CentreCrop(32)), batch_size=4, workers=1)
+    told = str(failure(loader))
+    assert reason in told and "/dev/shm" in told and "ulimit -n" in told and "workers=0" in told
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_store_that_is_gone_is_named(folder: tuple[FolderStore, Split], tmp_path: Path, workers: int) -> None:
+    _, (store, split), _ = stores(folder, tmp_path)
+    (tmp_path / "all.zip").unlink()
+    loader = Loader(store, split, FixedView(CentreCrop(32)), batch_size=4, workers=workers)
+    told = str(failure(loader))
+    assert "all.zip cannot be opened" in told and "Traceback" not in told
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"], indirect=True)
+def test_only_the_main_process_ends_a_worker(folder: tuple[FolderStore, Split], start_method: str) -> None:
+    """A SIGTERM to the whole job leaves it be, and the one by which Python ends its children at exit does not hang."""
+    before = set(multiprocessing.active_children())
+    loader = Loader(*folder, FixedView(Slow()), batch_size=2, workers=1)
+    epoch = loader.epoch()
+    next(epoch)
+    (worker,) = set(multiprocessing.active_children()) - before
+    for name in ("-TERM", "-INT"):
+        subprocess.run(["kill", name, str(worker.pid)], check=True)
+    assert len(list(epoch)) == 5 and worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+    assert not worker.is_alive()

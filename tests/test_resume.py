@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,20 @@ from liftplus import checkpoint, config, results, runs, runtime, train
 from liftplus.checkpoint import Keeper, Position, Stopped
 from liftplus.data import sources
 from liftplus.errors import UserError
+from processes import Running, liftplus, until
+
+from .conftest import write_folder
 
 CPU = runtime.choose("cpu", "fp32")
 SETTINGS = ("epochs=3", "train.batch_size=4", "workers=0", "device=cpu", "precision=fp32", "tte=false", "lr=0.05")
 # What a run leaves behind that does not depend on when it ran.
 FILES = ("model.safetensors", "per_class.csv", "confusion.csv", "predictions.csv")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three steps an epoch, the last one of another size."""
+    return write_folder(tmp_path / "photos", {"train": (6, 3, 2), "test": (2, 2, 2)})
 
 
 class After:
@@ -85,13 +92,8 @@ def test_momentum_is_part_of_the_state(photos: Path, tmp_path: Path) -> None:
     assert {name.partition(".")[2] for name in names if name.startswith("momentum.")} == learned
 
 
-def arguments(photos: Path, folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "liftplus", "train", "--data", str(photos), "--out", str(folder), *SETTINGS, *more]
-
-
-def start(command: Sequence[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def arguments(photos: Path, folder: Path, *more: str) -> list[object]:
+    return ["train", "--data", photos, "--out", folder, *SETTINGS, *more]
 
 
 def check_files(folder: Path) -> None:
@@ -114,37 +116,71 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def killed_at_random(photos: Path, tmp_path: Path, times: int, *more: str) -> None:
-    """Kill -9 at random moments, go on each time; all moments of one run come up, saving included."""
-    assert start(arguments(photos, tmp_path / "whole", *more)).wait() == 0
+@dataclass
+class Kills:
+    """Where the kills of a test fell."""
+
+    times: int = 0
+    saved: int = 0  # after the run's first save
+    saving: int = 0  # while a file was being written
+
+
+def killed_at_random(photos: Path, tmp_path: Path, times: int, *more: str) -> Kills:
+    """Kill -9 at moments drawn evenly over a run's whole time, every other time in the save that comes next.
+
+    Each run goes on until its end, which is compared with that of a whole run.
+    """
+    told, duration = tmp_path / "told.txt", 0.0
+    for name in ("warm", "whole"):  # the first one waits for the server to import everything
+        began = time.monotonic()
+        assert liftplus(*arguments(photos, tmp_path / name, *more), told=told).wait() == 0, told.read_text()
+        duration = time.monotonic() - began
     expected = outcome(tmp_path / "whole")
-    draw, kills, number = random.Random(0), 0, 0
-    began = time.monotonic()
-    duration = time.monotonic() - began
-    while kills < times:
+    assert outcome(tmp_path / "warm") == expected
+    draw, kills, number = random.Random(0), Kills(), 0
+    while kills.times < times:
         folder, number = tmp_path / f"run{number}", number + 1
-        while True:
-            process = start(arguments(photos, folder, *more))
-            try:
-                process.wait(timeout=draw.uniform(0.0, max(duration, 6.0)))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                kills += 1
-                if folder.exists():
-                    check_files(folder)
-                if kills < times:
-                    continue
-                process = start(arguments(photos, folder, *more))
-            assert process.wait() == 0, process.stderr.read() if process.stderr else ""
-            break
+        writing = folder / f"{checkpoint.STATE}.tmp"
+        while killed(
+            liftplus(*arguments(photos, folder, *more), told=told),
+            draw.uniform(0.0, duration),
+            writing if kills.times % 2 else None,
+        ):
+            kills.times += 1
+            kills.saved += (folder / checkpoint.STATE).exists()
+            kills.saving += any(folder.glob("*.tmp"))
+            if folder.exists():
+                check_files(folder)
+            if (folder / checkpoint.FILE).exists() and not (folder / checkpoint.STATE).exists():
+                break  # all was written by then
         assert outcome(folder) == expected
-        assert not (folder / checkpoint.STATE).exists()
+        assert not (folder / checkpoint.STATE).exists() and not any(folder.glob("*.tmp"))
+    return kills
+
+
+def killed(running: Running, after: float, writing: Path | None) -> bool:
+    """Kill a command after some seconds, or when it next writes this file; False where it was done by then."""
+    code = running.wait(after)
+    while code is None and writing is not None and not writing.exists():
+        time.sleep(0.0005)
+        code = running.process.exitcode
+    if code is None:
+        running.kill()
+    else:
+        assert code == 0, running.told
+    return code is None
 
 
 @pytest.mark.slow
-def test_killed_forty_times(photos: Path, tmp_path: Path) -> None:
-    killed_at_random(photos, tmp_path, 40, "save_minutes=0.0001", "epochs=12")
+@pytest.mark.parametrize(
+    "more", [("epochs=8",), ("tuner=full", "epochs=1", "train.batch_size=1")], ids=["small", "full"]
+)
+def test_killed_forty_times(photos: Path, tmp_path: Path, more: Sequence[str]) -> None:
+    """Saving at each step: a few KB, or 25 MB where every weight is tuned."""
+    kills = killed_at_random(photos, tmp_path, 40, "save_minutes=0.0001", *more)
+    print(f"{kills.times} kills, {kills.saved} after the first save, {kills.saving} while a file was written")
+    assert kills.saved >= kills.times / 4
+    assert kills.saving >= kills.times / 8
 
 
 def test_killed_twice(photos: Path, tmp_path: Path) -> None:
@@ -155,15 +191,12 @@ def test_killed_twice(photos: Path, tmp_path: Path) -> None:
 def test_asked_to_stop(photos: Path, tmp_path: Path, number: int) -> None:
     """The step under way is finished, the state saved, the way on said; the same command goes on."""
     folder = tmp_path / "run"
-    process = start(arguments(photos, folder, "epochs=2000"))
-    until = time.monotonic() + 90
-    while not (folder / checkpoint.STATE).exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert f"liftplus train --resume {folder}" in told
-    assert "Traceback" not in told
+    running = liftplus(*arguments(photos, folder, "epochs=2000"), told=tmp_path / "told.txt")
+    until(lambda: (folder / checkpoint.STATE).exists(), running)
+    running.send(number)
+    assert running.wait(60) == 128 + number
+    assert f"liftplus train --resume {folder}" in running.told
+    assert "Traceback" not in running.told
     at = Keeper(folder, {}, 1.0).position()
     assert at.epoch + at.step > 0
 

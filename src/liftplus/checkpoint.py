@@ -30,7 +30,8 @@ from liftplus.results import write_bytes
 from liftplus.runtime import Runtime
 
 FILE, STATE = "model.safetensors", "last.safetensors"
-FORMAT = 1
+FORMAT = 2
+"""1 had a checksum of the tensors' values alone, and none before that."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ def save_model(folder: Path, model: Classifier, config: RunConfig, dataset: Data
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """A safetensors file with a description and the checksum of its tensors, whole or not at all."""
-    described = json.dumps(about | {"sha256": checksum(tensors)})
+    """A safetensors file with a description and checksums of both, whole or not at all."""
+    about = json.loads(json.dumps(about | {"sha256": checksum(tensors)}))
+    described = json.dumps(about | {"sha256_description": _seal(about, tensors)})
     write_bytes(path, save(tensors, {"liftplus": described}))
 
 
@@ -74,20 +76,35 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _seal(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over a description, the tensors' checksum in it, and their types and shapes."""
+    kinds = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    return hashlib.sha256(json.dumps([about, kinds], sort_keys=True).encode()).hexdigest()
+
+
 def read_about(folder: Path) -> dict[str, Any]:
     """The description inside a run's model file."""
-    path = folder / FILE
-    if not path.is_file():
+    return read_tensors(_model_file(folder))[0]
+
+
+def _model_file(folder: Path) -> Path:
+    if not (folder / FILE).is_file():
         raise UserError(
             f"{str(folder)!r} holds no trained model ({FILE} is missing). Give the folder of a finished run."
         )
-    return _open(path)[0]
+    return folder / FILE
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of a file of ours; one that is cut short or changed is refused."""
     about, tensors = _open(path)
-    if checksum(tensors) != about.get("sha256", checksum(tensors)):  # files before checksums have none
+    number = about.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(f"{str(path)!r} was written by a newer liftplus. Update liftplus to read it.")
+    seal = about.pop("sha256_description", None)
+    # The first format had no seal, and at first no checksum.
+    whole = seal == _seal(about, tensors) if number == FORMAT else number == 1 and seal is None
+    if not whole or checksum(tensors) != about.get("sha256", None if number == FORMAT else checksum(tensors)):
         raise UserError(f"{str(path)!r} is damaged: its checksum does not fit. Train again, or restore the file.")
     return about, tensors
 
@@ -95,14 +112,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as stream:
-            about: dict[str, Any] = json.loads((stream.metadata() or {})["liftplus"])
+            about = json.loads((stream.metadata() or {})["liftplus"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        if not isinstance(about, dict):
+            raise TypeError("the description is no mapping")
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error.strerror or error}).") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{str(path)!r} is damaged or was not written by liftplus. Train again, or restore the file."
         ) from error
-    if about["format"] > FORMAT:
-        raise UserError(f"{str(path)!r} was written by a newer liftplus. Update liftplus to read it.")
     return about, tensors
 
 
@@ -120,8 +139,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
 
     `backbone_config` replaces the run's own, for weights that have moved since.
     """
-    read_about(folder)  # says what is missing
-    about, state = read_tensors(folder / FILE)
+    about, state = read_tensors(_model_file(folder))
     config = from_dict(about["config"])
     backbone = catalogue.load(backbone_config or config.backbone)
     if backbone.identity != about["backbone_identity"]:
@@ -163,6 +181,10 @@ class Position:
     seconds: float = 0.0
 
 
+def _position(about: dict[str, Any]) -> Position:
+    return Position(**about["position"] | {"losses": tuple(about["position"]["losses"])})
+
+
 class Resumable(Protocol):
     """What a keeper saves and restores: the training step with model and optimiser."""
 
@@ -197,8 +219,7 @@ class Keeper:
         """The saved position; the start where nothing was saved."""
         if not self.path.is_file():
             return Position()
-        about, _ = read_tensors(self.path)
-        return Position(**about["position"] | {"losses": tuple(about["position"]["losses"])})
+        return _position(read_tensors(self.path)[0])
 
     def restore(self, step: Resumable) -> Position:
         """Bring the step to the saved position; to the start where nothing was saved."""
@@ -215,7 +236,7 @@ class Keeper:
             step.load_state(tensors, about["values"])
         except (ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"{str(self.path)!r} does not fit this run ({error}). Start anew elsewhere.") from error
-        return self.position()
+        return _position(about)
 
     def due(self) -> bool:
         """Whether to save in the middle of an epoch."""

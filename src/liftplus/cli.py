@@ -6,18 +6,20 @@ import csv
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from liftplus.errors import UserError
+from liftplus.errors import UserError, told
 
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
     from liftplus.data.dataset import DataSet
-    from liftplus.runs import Guess
+    from liftplus.runs import Guess, Session
+    from liftplus.runtime import StopRequest
 
 app = typer.Typer(
     help="Fine-tune CLIP and other vision foundation models on long-tailed image data (LIFT, LIFT+).",
@@ -53,20 +55,30 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune on a data set, test the result, and write a run folder. The same command again goes on."""
-    from liftplus import config, runs
+    from liftplus import config
 
     if resume is not None:
-        begun = runs.unfinished(resume) if resume.is_dir() else None
-        if begun is None:
-            raise UserError(
-                f"{str(resume)!r} holds no unfinished run. Give the folder of one, or --data for a new run."
-            )
-        _train(config.changed(begun.to_dict(), overrides or ()), resume, as_json)
+        _train(config.changed(_begun(resume), overrides or ()), resume, as_json)
     elif data is None:
         raise UserError("Give --data: a folder, archive, table, list or known name; or --resume FOLDER.")
     else:
         settings = config.resolve(data=data, backbone=backbone, method=method, overrides=overrides or ())
         _train(settings, out, as_json)
+
+
+def _begun(folder: Path) -> dict[str, Any]:
+    """The settings of the unfinished run in a folder, which the leader alone has to see."""
+    from liftplus import parallel, runs
+
+    def read() -> dict[str, Any]:
+        begun = runs.unfinished(folder) if folder.is_dir() else None
+        if begun is None:
+            raise UserError(
+                f"{str(folder)!r} holds no unfinished run. Give the folder of one, or --data for a new run."
+            )
+        return begun.to_dict()
+
+    return parallel.job().from_leader(read)
 
 
 @app.command()
@@ -84,24 +96,24 @@ def zeroshot(
 
 
 def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
-    from liftplus import checkpoint, console, results, runs, runtime
+    from liftplus import checkpoint, console, parallel, results, runs, runtime
 
     folder = out or Path("runs") / _run_name(config)
-    begun = runs.unfinished(folder)
-    if begun is not None:
-        runs.refuse_changes(begun, config, folder)
-        console.err.print(f"Going on with the unfinished run in {folder}.")
-    asked = runtime.StopRequest()
-    session = runs.Session(config, runtime.choose(config.device, config.precision), console.Bars(), asked)
+    goes_on = parallel.job().from_leader(lambda: _goes_on(folder, config))
+    asked = runtime.StopRequest(parallel.job())
+    session = _session(config, asked)
     dataset = session.data()
     model = session.model(dataset)
     for note in runs.notes(config, dataset, model):
         console.err.print(f"Note: {note}")
     _describe_data(dataset)
     try:
-        outcome = runs.train_run(session, dataset, model, folder if begun else results.new_folder(folder))
+        if session.runtime.job.leads and not goes_on:
+            results.new_folder(folder)
+        outcome = runs.train_run(session, dataset, model, folder)
     except checkpoint.Stopped as stopped:
-        print(f"{stopped} Go on with: liftplus train --resume {folder}", file=sys.stderr)
+        console.err.print(f"{stopped} Go on with: liftplus train --resume {folder}")
+        session.runtime.job.meet()  # torchrun ends all when one has ended
         raise SystemExit(128 + (asked.signal or 0)) from None
     measured = outcome.metrics.summary() if outcome.metrics else {}
     if as_json:
@@ -117,6 +129,26 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
         f"{counts['tuned']:,} tuned and {counts['head']:,} head parameters, {outcome.seconds:.0f} s of training. "
         f"Files are in {folder}"
     )
+
+
+def _goes_on(folder: Path, config: RunConfig) -> bool:
+    """Whether the folder holds an unfinished run of these settings; one of others is refused."""
+    from liftplus import console, runs
+
+    begun = runs.unfinished(folder)
+    if begun is not None:
+        runs.refuse_changes(begun, config, folder)
+        console.err.print(f"Going on with the unfinished run in {folder}.")
+    return begun is not None
+
+
+def _session(config: RunConfig, asked: StopRequest | None = None) -> Session:
+    """The run on this machine; of several processes the leader alone shows its progress."""
+    from liftplus import console, parallel, runs, runtime
+
+    job = parallel.job()
+    place = runtime.choose(config.device, config.precision, job)
+    return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
 def _run_name(config: RunConfig) -> str:
@@ -145,12 +177,13 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Test a finished run again: on its own data or other data, with other test options."""
-    from liftplus import checkpoint, console, results, runs, runtime
+    from liftplus import checkpoint, console, parallel, results, runs
 
     settings = _run_config(run, data, overrides)
-    session = runs.Session(settings, runtime.choose(settings.device, settings.precision), console.Bars())
-    folder = out or _free(run / "eval")
-    results.refuse_existing(folder)
+    session = _session(settings)
+    folder = parallel.job().from_leader(lambda: out or _free(run / "eval"))
+    if session.runtime.job.leads:
+        results.refuse_existing(folder)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     dataset, metrics = runs.evaluate_run(session, trained, split, folder, other_data=data is not None)
     for note in runs.notes(settings, dataset, trained.model):
@@ -208,7 +241,7 @@ def predict(
     ] = None,
 ) -> None:
     """Classify image files with a finished run."""
-    from liftplus import checkpoint, console, runs, runtime
+    from liftplus import checkpoint, parallel, runs
 
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
@@ -216,9 +249,11 @@ def predict(
     files = runs.image_files(inputs)
     crops = [] if tte is None else [f"evaluation.tte={str(tte).lower()}"]
     settings = _run_config(run, None, [f"evaluation.top_k={top_k}", *crops, *(change or [])])
-    session = runs.Session(settings, runtime.choose(settings.device, settings.precision), console.Bars())
+    session = _session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    _write_guesses(runs.predict_files(session, trained, files, skip_unreadable=unreadable == "skip"), out)
+    guesses = runs.predict_files(session, trained, files, skip_unreadable=unreadable == "skip")
+    if parallel.job().leads:
+        _write_guesses(guesses, out)
 
 
 def _check_target(out: Path | None) -> None:
@@ -313,7 +348,10 @@ def demo(
 ) -> None:
     """Zero-shot, linear probe, full fine-tuning and LIFT+ on the bundled model and a drawn long-tailed data set."""
     from liftplus import demo as script
+    from liftplus import parallel
 
+    if parallel.job().size > 1:
+        raise UserError("The demo runs in one process. Start it without torchrun.")
     script.run(out, seeds)
 
 
@@ -322,17 +360,38 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
             stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        _main_of_several()
     try:
         app()
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        print(f"Error: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        raise SystemExit(130) from None
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        sentence, code = told(error)
+        print(sentence, file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+def _main_of_several() -> NoReturn:
+    """`main` in one of torchrun's processes: the leader speaks; where one fails, it does, and all end at once."""
+    from liftplus import console, parallel
+
+    job = parallel.ALONE
+    # torchrun ends all processes when one has ended: one that is failing itself is left the time to say why.
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(2) and None)
+    try:
+        job = parallel.job()
+        if not job.leads:
+            console.silence()
+        app()
+    except SystemExit:
+        job.leave()
+        raise
+    except BaseException as error:
+        sentence, code = told(error)
+        if job.speaks():
+            print(sentence, file=sys.__stderr__, flush=True)
+        os._exit(code)  # an ordinary exit would wait for PyTorch's threads, and they for other processes
+    raise SystemExit
 
 
 if __name__ == "__main__":

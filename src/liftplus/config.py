@@ -22,7 +22,6 @@ from liftplus.errors import UserError, unknown
 from liftplus.head_init import HeadInit, Semantic
 from liftplus.heads import Cosine, Head
 from liftplus.losses import LogitAdjusted, Loss
-from liftplus.registry import Component
 from liftplus.tuners.base import Tuner
 
 
@@ -32,7 +31,7 @@ def _part(kind: str) -> Any:
     def parse(value: Any) -> Any:
         if isinstance(value, str):
             value = {"name": value}
-        if not isinstance(value, dict):
+        if not _has_names(value):
             return value
         options = {key: item for key, item in value.items() if key != "name"}
         return registry.get(kind, str(value.get("name")))(**options)
@@ -44,18 +43,22 @@ def _tuners(value: Any) -> Any:
     """Parse "none", "lora+ssf" or {"lora": {"rank": 4}} into components by name."""
     if isinstance(value, str):
         value = {name: {} for name in value.split("+") if name != "none"}
-    if isinstance(value, dict):
-        return {
-            name: item if isinstance(item, Component) else registry.get("tuner", name)(**item)
-            for name, item in value.items()
-        }
-    return value
+    if not _has_names(value):
+        return value
+    return {name: registry.get("tuner", name)(**item) if _has_names(item) else item for name, item in value.items()}
+
+
+def _has_names(value: Any) -> bool:
+    """Whether a value is a table of named options; what is not is left to the validation, which explains it."""
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 class TrainConfig(BaseModel):
     """The training run: the `train.*` keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     epochs: int = Field(default=5, ge=0)
     """Passes over the training images."""
@@ -129,7 +132,7 @@ PARTS = ("head", "head_init", "augment", "loss", "sampler")
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """Validate plain values; every mistake is listed in one error."""
     try:
-        return RunConfig(**values)
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(_explain(item) for item in error.errors())) from error
 
@@ -137,7 +140,8 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 def _explain(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     given = item.get("input")
-    return f"{where} = {given!r} is not allowed: {item['msg'].lower()}."
+    shown = repr(given) if len(repr(given)) <= 200 else f"{repr(given)[:200]}…"
+    return f"{where or 'The configuration'} = {shown} is not allowed: {item['msg'].lower()}."
 
 
 def presets(kind: str) -> dict[str, dict[str, Any]]:
@@ -309,5 +313,5 @@ def _value(text: str) -> Any:
     """JSON where it is JSON (numbers, true, null, lists), else the text itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # numbers of over 4300 digits are a ValueError
         return {"True": True, "False": False, "None": None, "none": "none"}.get(text, text)

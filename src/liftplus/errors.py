@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 LISTED = 60  # more names than these nobody reads; a data set can have thousands
@@ -22,3 +23,14 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names[:LISTED])}{more}.")
+
+
+def told(error: BaseException) -> tuple[str, int]:
+    """What the command line says of an error, and its exit code; of a mistake of ours, where it happened."""
+    if isinstance(error, UserError):
+        return f"Error: {error}", 2
+    if isinstance(error, OSError):
+        return f"Error: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", 2
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped.", 130
+    return "".join(traceback.format_exception(error)), 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from liftplus.backbones.base import Facts
 from liftplus.data.dataset import Split, Store
 from liftplus.data.loader import FixedView, Loader
 from liftplus.data.transforms import CentreCrop, Evaluation, FiveCrops
-from liftplus.metrics import Metrics, accuracies
+from liftplus.metrics import Metrics, accuracies, ranked
 from liftplus.runtime import Progress, Runtime, Silent
 
 
@@ -89,7 +89,30 @@ def collect(
     runtime: Runtime,
     batch_size: int = 128,
 ) -> Tensor:
-    """The model's outputs averaged over the crops, fp32 [N, ...], on the CPU, in the split's order."""
+    """The model's outputs averaged over the crops, fp32 [N, ...], on the CPU, in the split's order.
+
+    Several processes each run over their part, and each gets all the rows.
+    """
+    part = replace(reading, split=_part(reading.split, runtime))
+    return runtime.job.whole(_outputs(model, part, view, facts, runtime, batch_size), len(reading.split))
+
+
+def _part(split: Split, runtime: Runtime) -> Split:
+    if runtime.job.size == 1:
+        return split
+    chosen = runtime.job.part(len(split))
+    return Split([split.keys[i] for i in chosen], [split.labels[i] for i in chosen])
+
+
+def _outputs(
+    model: nn.Module,
+    reading: Reading,
+    view: CentreCrop | FiveCrops,
+    facts: Facts,
+    runtime: Runtime,
+    batch_size: int,
+) -> Tensor:
+    """`collect` in this process alone."""
     loader = Loader(
         reading.store,
         reading.split,
@@ -114,10 +137,13 @@ def collect(
 
 @torch.inference_mode()
 def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: Facts, runtime: Runtime) -> Predictions:
-    """Top-k classes and probabilities for every image of a split."""
-    logits = collect(model, reading, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
-    top = logits.softmax(-1).topk(min(evaluation.top_k, logits.shape[1]), dim=-1)
-    return Predictions(top.indices, top.values)
+    """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
+    part = replace(reading, split=_part(reading.split, runtime))
+    logits = _outputs(model, part, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
+    chances = logits.softmax(-1)
+    best = ranked(chances, min(evaluation.top_k, logits.shape[1]))
+    classes, values = (runtime.job.whole(rows, len(reading.split)) for rows in (best, chances.gather(1, best)))
+    return Predictions(classes, values)
 
 
 def score(predictions: Predictions, split: Split, train_counts: tuple[int, ...]) -> Metrics:

@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Self
 
 import open_clip
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import TextEncoder, centred
+from liftplus.data import documents
 from liftplus.errors import UserError, unknown
 from liftplus.registry import Component, register
 
@@ -82,7 +82,7 @@ def described(path: str, names: Sequence[str]) -> list[list[str]]:
         key = spoken(name).casefold()
         if key in table:
             raise UserError(f"The descriptors in {path!r} name the class {name!r} twice. Keep one of them.")
-        if not isinstance(own, list) or not own or not all(isinstance(text, str) and text.strip() for text in own):
+        if not isinstance(own, list) or not own or not all(map(_is_prompt, own)):
             raise UserError(
                 f"The descriptors of {name!r} in {path!r} are {json.dumps(own, ensure_ascii=False)[:80]}; "
                 'allowed is a list of one or more prompts, such as ["a photo of a {}, which has feathers."].'
@@ -97,12 +97,16 @@ def described(path: str, names: Sequence[str]) -> list[list[str]]:
     return [[text.replace("{}", spoken(name)) for text in table[spoken(name).casefold()]] for name in names]
 
 
+def _is_prompt(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and documents.is_unicode(text)
+
+
 def _read_descriptors(path: str) -> dict[str, Any]:
     form = 'a JSON file {"class name": ["prompt", ...]}'
     try:
-        table = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:  # JSON and UTF-8 errors are kinds of ValueError
-        raise UserError(f"head_init.descriptors is {path!r}, which cannot be read ({error}). Give {form}.") from error
+        table = documents.json_value(documents.text(documents.place(path), "file"), path, distinct=True)
+    except UserError as error:
+        raise UserError(f"head_init.descriptors is {path!r}, which cannot be read ({error}) Give {form}.") from error
     if not isinstance(table, dict):
         raise UserError(f"head_init.descriptors is {path!r}, which holds a {type(table).__name__}. Give {form}.")
     return table

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 MANY_OVER, FEW_UNDER = 100, 20
 
@@ -14,6 +16,21 @@ MANY_OVER, FEW_UNDER = 100, 20
 def group_of(count: int) -> str:
     """ "many" over 100 training images, "few" under 20, else "medium" (Liu et al. 2019)."""
     return "many" if count > MANY_OVER else "few" if count < FEW_UNDER else "medium"
+
+
+def ranked(scores: Tensor, k: int) -> Tensor:
+    """The k best classes of each row [N, C], best first, int64 [N, k]; of equal scores the lower class index leads."""
+    classes = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
+    parts = []
+    for left in scores.split(1024):  # many rows of thousands of classes at once would fill memory
+        left, found = left.clone(), []
+        for _ in range(k):  # a sort costs far more than a few passes, and top-k leaves ties to chance
+            best = left.amax(-1, keepdim=True)
+            first = torch.where(left == best, classes, scores.shape[1] - 1).amin(-1).long()
+            found.append(first)
+            left.scatter_(1, first[:, None], -torch.inf)
+        parts.append(torch.stack(found, dim=-1))
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -54,13 +71,20 @@ def accuracies(
     """Metrics of predicted classes [N] against labels [N].
 
     A class that has no test image has no accuracy and shifts no mean. Groups come from `train_counts`
-    [C] alone, so a class missing from the test split never moves another into a different group.
+    [C] alone, so a class missing from the test split never moves another into a different group; a class without
+    training images counts among the few.
+
+    Raises:
+        ValueError: nothing to measure, or a label or prediction that is none of the C classes.
     """
     classes = len(train_counts)
     truth = np.asarray(labels, dtype=np.int64)
     guess = np.asarray(predicted, dtype=np.int64)
     if truth.shape != guess.shape or truth.size == 0:
         raise ValueError(f"need as many predictions as labels and at least one; got {guess.shape} and {truth.shape}")
+    outside = [int(k) for k in np.unique(np.concatenate([truth, guess])) if not 0 <= k < classes]
+    if outside:
+        raise ValueError(f"labels and predictions are class indices from 0 to {classes - 1}; got {outside[:5]}")
     total = np.bincount(truth, minlength=classes)
     right = np.bincount(truth[truth == guess], minlength=classes)
     per_class = [100 * float(right[k]) / float(total[k]) if total[k] else None for k in range(classes)]

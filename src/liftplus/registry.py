@@ -36,7 +36,9 @@ VARIABLE = "LIFTPLUS_PARTS"
 class Component(BaseModel):
     """A part that is its own configuration: frozen fields, no work in the constructor."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     name: ClassVar[str] = ""
     kind: ClassVar[str] = ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,39 @@ from liftplus.evaluate import Predictions
 from liftplus.metrics import Metrics, group_of
 
 LOCK = ".lock"
+# What a run leaves that was killed before its first file was whole; it holds nothing.
+_BARE = (LOCK, "config.json.tmp")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into a run folder; one that is in use is refused."""
+    """Keep other processes from writing into a run folder; one that is in use is refused.
+
+    The system lets go of the lock with the process that held it, however that ended.
+    """
+    lock = FileLock(folder / LOCK)
     try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
             f"Another process is writing into {str(folder)!r}. Wait for it, or choose another folder with --out."
         ) from error
+    except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+        raise _unwritable(folder / LOCK, error) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the folder may be gone, and what was written counts
+            lock.release()
 
 
 def refuse_existing(path: Path) -> None:
     """Refuse a run folder that already holds something, so that nothing is lost."""
-    if path.exists() and (not path.is_dir() or any(item.name != LOCK for item in path.iterdir())):
+    try:
+        taken = path.exists() and (not path.is_dir() or any(item.name not in _BARE for item in path.iterdir()))
+    except OSError as error:
+        raise UserError(f"The run folder {str(path)!r} cannot be read ({error.strerror}). Choose another.") from error
+    if taken:
         raise UserError(f"The run folder {str(path)!r} exists already. Choose another with --out, or remove it first.")
 
 
@@ -52,19 +69,37 @@ def new_folder(path: Path) -> Path:
     return path
 
 
+def _unwritable(path: Path, error: Exception) -> UserError:
+    """What to say of a file that cannot be written, and what to do about it."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if not path.parent.is_dir():
+        return UserError(
+            f"{str(path)!r} cannot be written: its folder was removed or is no folder. Put it back, or start anew."
+        )
+    space = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    cure = "Free some space" if space else "Make its folder writable"
+    return UserError(
+        f"{str(path)!r} cannot be written ({reason}). What was there before is unchanged. {cure} and give the same "
+        "command again, or choose another place."
+    )
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write beside and rename, so that a reader sees the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # half a file would only take up space
+                temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
-        raise UserError(
-            f"{str(path)!r} cannot be written ({error.strerror}). Free some space or choose another place."
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -72,12 +107,16 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of ours, or an error that names it."""
+def read_json(path: Path, *keys: str) -> Any:
+    """A JSON file of ours that has at least these keys, or an error that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                raise ValueError(f"{key!r} is missing")
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}). Restore it, or start anew elsewhere.") from error
+    return value
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -91,21 +130,25 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 def append_json(path: Path, value: Any) -> None:
     """One JSON line at the end of a log."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+    try:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def keep_lines(path: Path, keep: Callable[[Any], bool]) -> None:
-    """Rewrite a log with the lines worth keeping; one that was cut short is dropped."""
+    """Rewrite a log with the lines worth keeping; one that was cut short or damaged is dropped."""
+    try:
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error.strerror}). Restore or remove it.") from error
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if keep(value):
-            kept.append(line + "\n")
-    write_bytes(path, "".join(kept).encode())
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
+            if keep(json.loads(line)):
+                kept.append(line + b"\n")
+    write_bytes(path, b"".join(kept))
 
 
 def write_evaluation(

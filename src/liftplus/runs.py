@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from liftplus import checkpoint, results
-from liftplus.checkpoint import Keeper, Trained
+from liftplus.checkpoint import Keeper, Position, Resumable, Stopped, Trained
 from liftplus.config import RunConfig, flat, from_dict, replaced
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet, Split
@@ -22,6 +23,7 @@ from liftplus.errors import UserError
 from liftplus.evaluate import Reading, coinciding_grids, predict, score
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
+from liftplus.parallel import Job
 from liftplus.runtime import Advance, Progress, Runtime, Silent, StopRequest, describe
 from liftplus.train import build, fit, trained_parameters
 
@@ -66,6 +68,61 @@ class Session:
         return build(self.config, dataset, self.runtime, self.progress)
 
 
+class SharedKeeper(Keeper):
+    """The keeper of one process of a job: there is one state, the leader's, and a wish to stop is everybody's."""
+
+    def __init__(
+        self, folder: Path, belongs_to: dict[str, Any], minutes: float, stop: StopRequest | None, job: Job
+    ) -> None:
+        super().__init__(folder, belongs_to, minutes)
+        self.stop, self.job = stop or StopRequest(), job
+
+    def position(self) -> Position:
+        """The saved position, on the leader."""
+        return super().position() if self.job.leads else Position()
+
+    def restore(self, step: Resumable) -> Position:
+        """Bring the leader's step to the saved position; `Step.alike` brings it to the others."""
+        return super().restore(step) if self.job.leads else Position()
+
+    def due(self) -> bool:
+        """Whether any process was asked to stop, or the leader has not saved for long."""
+        return any(self.job.greatest(self.stop.signal or 0, self.job.leads and super().due()))
+
+    def save(self, step: Resumable, position: Position) -> None:
+        """Write the state, once; ends the training of all with `Stopped` where any was asked to."""
+        if self.job.leads:
+            super().save(step, position)
+        asked = max(self.job.from_all(self.stop.signal or 0))
+        if asked:
+            self.stop.signal = asked
+            raise Stopped(self.path.parent, position)
+
+    def discard(self) -> None:
+        """Remove the state of a run that is finished."""
+        if self.job.leads:
+            super().discard()
+
+
+def refuse_different(session: Session, dataset: DataSet, model: Classifier) -> None:
+    """Refuse processes that see other data, weights or settings than the leader."""
+    settings = {key: value for key, value in flat(session.config).items() if key not in FREE}
+    mine = {
+        "data": {name: dataset.fingerprint(name) for name in dataset.splits},
+        "backbone weights": model.backbone.identity,
+        "precision": session.runtime.precision,
+        "settings": settings,
+    }
+    found = session.runtime.job.from_all((socket.gethostname(), mine))
+    for rank, (host, other) in enumerate(found):
+        for key, value in other.items():
+            if value != found[0][1][key]:
+                raise UserError(
+                    f"Process {rank} on {host} has other {key} than process 0 on {found[0][0]}. Give every machine the "
+                    "same command, data and weights."
+                )
+
+
 def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
     """What a user should know before long work starts, one sentence each."""
     grids = coinciding_grids(config.evaluation, model.backbone.facts)
@@ -108,13 +165,17 @@ def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
 
 
 def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
-    """Train (where the method trains), test, and write everything into a folder; goes on where a run stopped."""
-    with results.locked(folder):
+    """Train (where the method trains), test, and write everything into a folder; goes on where a run stopped.
+
+    Of several processes the leader alone writes.
+    """
+    refuse_different(session, dataset, model)
+    with results.locked(folder) if session.runtime.job.leads else nullcontext():
         return _train_run(session, dataset, model, folder)
 
 
 def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
-    config, parameters = session.config, model.count()
+    config, parameters, job = session.config, model.count(), session.runtime.job
     about = {
         "config": config.to_dict(),
         "versions": describe(session.runtime),
@@ -127,12 +188,13 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
         },
         "parameters": parameters,
     }
-    if not (folder / checkpoint.STATE).is_file():
+    if job.leads and not (folder / checkpoint.STATE).is_file():
         results.write_json(folder / CONFIG, about)
     same = {"backbone_identity": model.backbone.identity, "training_data": dataset.fingerprint("train")}
-    keeper = Keeper(folder, same, config.train.save_minutes, session.stop or (lambda: False))
+    keeper = SharedKeeper(folder, same, config.train.save_minutes, session.stop, job)
     seconds = _fit(session, dataset, model, folder, keeper) if config.train.epochs else 0.0
-    checkpoint.save_model(folder, model, config, dataset)
+    if job.leads:
+        checkpoint.save_model(folder, model, config, dataset)
     metrics = None
     if "test" in dataset.splits:
         figures = {"seconds": round(seconds, 2), "trained_parameters": trained_parameters(model)}
@@ -150,12 +212,14 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
 
 def _fit(session: Session, dataset: DataSet, model: Classifier, folder: Path, keeper: Keeper) -> float:
     """Train, or go on training; the seconds it took in all."""
-    log = folder / "log.jsonl"
+    log, leads = folder / "log.jsonl", session.runtime.job.leads
     finished = keeper.position().epoch
-    results.keep_lines(log, lambda entry: entry["epoch"] <= finished)
+    if leads:
+        results.keep_lines(log, lambda entry: entry["epoch"] <= finished)
 
     def note(entry: dict[str, Any]) -> None:
-        results.append_json(log, entry)
+        if leads:
+            results.append_json(log, entry)
 
     with session.stop or nullcontext():
         done = fit(model, session.config, dataset, session.runtime, progress=session.progress, log=note, keeper=keeper)
@@ -171,13 +235,14 @@ def test(
     folder: Path,
     about: dict[str, Any],
 ) -> Metrics:
-    """Metrics and tables of one split, written into a folder."""
+    """Metrics and tables of one split, written into a folder by the leader."""
     evaluation, part = session.config.evaluation, dataset.splits[split]
     reading = Reading(dataset.store, part, session.config.train.workers, session.progress)
     found = predict(model, reading, evaluation, model.backbone.facts, session.runtime)
     metrics = score(found, part, tuple(train_counts))
     what = {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()}
-    results.write_evaluation(folder, dataset, part, found, metrics, train_counts, what | about)
+    if session.runtime.job.leads:
+        results.write_evaluation(folder, dataset, part, found, metrics, train_counts, what | about)
     return metrics
 
 
@@ -189,7 +254,9 @@ def evaluate_run(
     Other data than the run's is never split: without a test split, all of it is tested.
     """
     dataset = aligned(session.data(for_testing=other_data), split, trained)
-    results.new_folder(folder)
+    refuse_different(session, dataset, trained.model)
+    if session.runtime.job.leads:
+        results.new_folder(folder)
     about = {"config": session.config.to_dict(), "versions": describe(session.runtime)}
     return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)
 

@@ -15,16 +15,18 @@ import torch
 from torch import nn
 
 from liftplus.errors import UserError
+from liftplus.parallel import ALONE, Job
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and in which precision a model runs."""
+    """Where and in which precision a model runs, and which processes run it together."""
 
     device: torch.device
     precision: str
+    job: Job = ALONE
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the run's precision; nothing for fp32."""
@@ -45,8 +47,13 @@ class Runtime:
                 module.fused_attn = fused  # type: ignore[assignment]
 
 
-def choose(device: str = "auto", precision: str = "auto") -> Runtime:
-    """Resolve "auto": a GPU where there is one; bf16 where the device computes in it, else fp16 (GPU) or fp32 (CPU)."""
+def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE) -> Runtime:
+    """Resolve "auto": a GPU where there is one; bf16 where the device computes in it, else fp16 (GPU) or fp32 (CPU).
+
+    Of a job of several processes each takes the GPU of its number.
+    """
+    if job.size > 1:
+        device = _own_device(device, job)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -63,7 +70,27 @@ def choose(device: str = "auto", precision: str = "auto") -> Runtime:
         precision = _best_precision(chosen)
     if precision == "fp16" and chosen.type == "cpu":
         raise UserError("precision=fp16 needs a GPU. On this device choose bf16 or fp32, or leave precision=auto.")
-    return Runtime(chosen, precision)
+    return Runtime(chosen, precision, job)
+
+
+def _own_device(device: str, job: Job) -> str:
+    """The device of one process among several."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UserError(
+            f"device={device} cannot be shared by {job.size} processes. Use device=cuda, where each takes its own GPU, "
+            "or device=cpu."
+        )
+    if device == "cpu":
+        return device
+    if job.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"This machine has {torch.cuda.device_count()} GPUs, but process {job.local_rank + 1} was started on it. "
+            "Give torchrun --nproc-per-node that number, or use device=cpu."
+        )
+    torch.cuda.set_device(job.local_rank)
+    return f"cuda:{job.local_rank}"
 
 
 def _best_precision(device: torch.device) -> str:
@@ -88,6 +115,7 @@ def describe(runtime: Runtime) -> dict[str, str]:
         "hardware": hardware,
         "threads": str(torch.get_num_threads()),
         "precision": runtime.precision,
+        "processes": str(runtime.job.size),
     }
 
 
@@ -119,10 +147,14 @@ class Silent:
 class StopRequest:
     """Whether the user or the system asked the process to end: the first SIGINT or SIGTERM is noted, a second acts.
 
+    In a job of several processes a second one changes nothing: Slurm sends one to each process and to torchrun, which
+    passes it on, and kills after half a minute.
+
     A context manager, of use in the main thread; elsewhere signals keep their effect.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job = ALONE) -> None:
+        self.job = job
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -145,4 +177,5 @@ class StopRequest:
 
     def _note(self, number: int, _frame: object) -> None:
         self.signal = number
-        self._restore()
+        if self.job.size == 1:
+            self._restore()

@@ -135,10 +135,13 @@ def fit(
     Args:
         log: called with a record at the end of each epoch.
         keeper: saves the state and brings a saved one back; training goes on from there, bit for bit.
+
+    Several processes of one job take their parts of every batch and come to the same weights; each has its own keeper,
+    and the leader's state is that of all.
     """
     loader, step = _loader(model, config, dataset, runtime), Step(model, config, dataset, runtime)
     epochs = config.train.epochs
-    at = Position() if keeper is None else keeper.restore(step)
+    at = step.alike(Position() if keeper is None else keeper.restore(step))
     clock, done = time.perf_counter() - at.seconds, at.epoch * len(loader) + at.step
     with (progress or Silent()).task("Training", epochs * len(loader), done) as advance:
         for epoch in range(at.epoch, epochs):
@@ -173,6 +176,7 @@ def _loader(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Run
         workers=config.train.workers,
         order=config.sampler.order(train.labels, config.train.epochs, config.seed),
         pin=runtime.device.type == "cuda",
+        job=runtime.job,
     )
 
 
@@ -183,10 +187,13 @@ def rate(config: RunConfig, epoch: int, share: float) -> float:
 
 
 class Step:
-    """One optimiser step: normalise, forward, loss, backward, update; returns the loss, still on the device."""
+    """One optimiser step: normalise, forward, loss, backward, update; returns the loss, still on the device.
+
+    Of a job of several processes each is given its part of the batch; loss and update are those of the whole.
+    """
 
     def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
-        self.model, self.runtime = model, runtime
+        self.model, self.runtime, self.job = model, runtime, runtime.job
         self.micro = config.train.micro_batch or config.train.batch_size
         loss = config.loss.for_head(config.head)
         self.loss: LossModule = loss.build(torch.tensor(dataset.counts()), dataset.class_names)
@@ -222,19 +229,23 @@ class Step:
                 f"train.micro_batch={max(1, self.micro // 2)}, which gives the same result, or "
                 "backbone.grad_checkpointing=true."
             ) from error
+        if not self.checked and len(batch.labels):
+            self._check_gradients()
+        self._add_up(total)
         if self.watch.sound(total, batch, self.rate):
-            if not self.checked:
-                self._check_gradients()
             self.scaler.step(self.optimiser)
             self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         return total
 
     def _gradients(self, batch: Batch) -> Tensor:
-        """Forward and backward over the batch's pieces; the batch's loss."""
+        """Forward and backward over the batch's pieces; this process's share of the batch's loss."""
         total = torch.zeros((), device=self.runtime.device)
         truth = batch.labels.to(self.runtime.device, non_blocking=True)
         whole = self.loss.total_weight(truth)
+        self.job.add([whole])
+        if not len(truth):  # a batch smaller than the number of processes
+            return total
         for images, labels in zip(batch.images.split(self.micro), truth.split(self.micro), strict=True):
             images = images.to(self.runtime.device, non_blocking=True)
             with self.runtime.autocast():
@@ -245,11 +256,28 @@ class Step:
             total += loss.detach()
         return total
 
+    def _add_up(self, loss: Tensor) -> None:
+        """Make gradients and loss those of the whole batch, in one exchange between the processes."""
+        if self.job.size == 1:
+            return
+        for p in self.trained.values():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        self.job.add([loss, *(p.grad for p in self.trained.values() if p.grad is not None)])
+
     def _check_gradients(self) -> None:
         silent = [name for name, p in self.trained.items() if p.grad is None]
         if silent:
             raise AssertionError(f"trainable weights without a gradient after the first step: {silent}")
         self.checked = True
+
+    def alike(self, position: Position) -> Position:
+        """Make every process's weights, momentum and position the leader's."""
+        if self.job.size == 1:
+            return position
+        (tensors, values), position = self.job.from_leader(lambda: (self.state(), position))
+        if not self.job.leads:
+            self.load_state(tensors, values)
+        return position
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Learned weights and momentum by name, on the CPU; the state of the gradient scaler."""
@@ -306,9 +334,10 @@ class Watch:
             return
         behind = self.steps - 1 - first
         batch, lr = self.recent[-1 - behind]
-        files = [self.keys[index] for index in batch.indices.tolist()]
+        parts = self.runtime.job.from_all((batch.indices.tolist(), self._largest_activation(batch)))
+        files = [self.keys[index] for indices, _ in parts for index in indices]
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        name, largest = self._largest_activation(batch)
+        largest, name = max(found for _, found in parts)
         raise UserError(
             f"The loss is not finite in epoch {epoch + 1}, step {number - behind}, at learning rate {lr:g}. The batch "
             f"has {', '.join(files[:3])}{more}; its largest activation is {largest:.3g}, given by {name}. "
@@ -316,8 +345,10 @@ class Watch:
         )
 
     @torch.no_grad()
-    def _largest_activation(self, batch: Batch) -> tuple[str, float]:
-        """The module that gives it: the first one whose output is not finite, else the one with the largest."""
+    def _largest_activation(self, batch: Batch) -> tuple[float, str]:
+        """With the module that gives it: the first one whose output is not finite, else the one with the largest."""
+        if not len(batch.labels):
+            return 0.0, ""
         found: list[tuple[float, str]] = []
 
         def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -336,8 +367,7 @@ class Watch:
         finally:
             for handle in handles:
                 handle.remove()
-        value, name = next((item for item in found if math.isinf(item[0])), None) or max(found)
-        return name, value
+        return next((item for item in found if math.isinf(item[0])), None) or max(found)
 
 
 def trained_parameters(model: nn.Module) -> int:

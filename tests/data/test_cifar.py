@@ -76,3 +76,20 @@ def test_pickles_run_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(UserError, match="not allowed"):
         load(DataConfig(source="cifar10_lt", root=str(tmp_path)))
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("label", "message"), [(10, "labels outside 0 to 9"), (-1, "outside"), (float("inf"), "hold")])
+def test_labels_that_cannot_be(tmp_path: Path, label: float, message: str) -> None:
+    batch = write(tmp_path) / "cifar-10-batches-py" / "data_batch_2"
+    content = pickle.loads(batch.read_bytes())
+    content["labels"][3] = label
+    batch.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(UserError, match=message):
+        load(DataConfig(source="cifar10_lt", root=str(tmp_path)))
+
+
+def test_names_that_occur_twice(tmp_path: Path) -> None:
+    meta = write(tmp_path) / "cifar-10-batches-py" / "batches.meta"
+    meta.write_bytes(pickle.dumps({"label_names": ["a"] * 10}, protocol=2))
+    with pytest.raises(UserError, match="class name twice"):
+        load(DataConfig(source="cifar10_lt", root=str(tmp_path)))

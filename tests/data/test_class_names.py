@@ -46,6 +46,11 @@ def test_mappings(tmp_path: Path) -> None:
         ("a.json", "{", "not valid JSON"),
         ("a.json", '{"0": 1}', "all as text"),
         ("a.json", "[]", "must hold"),
+        ("a.json", '{"0": "cat", "1": "dog", "0": "cow"}', "the key '0' twice"),
+        ("a.json", '{"0": ' + "1" * 5000 + "}", "not valid JSON"),
+        ("a.json", "[" * 100_000, "not valid JSON"),
+        ("a.toml", "x = " + "1" * 5000, "not valid TOML"),
+        ("a.csv", '0,"cat\n1,dog\n', "stray quote"),
         ("a.toml", "x =", "not valid TOML"),
     ],
 )
@@ -92,3 +97,10 @@ def test_duplicates_name_both_classes() -> None:
         class_names.from_lines(["crane"], ["crane", "x", "crane"], "names.txt")
     with pytest.raises(UserError, match="Class '3' has an empty name"):
         class_names.check({"3": " "})
+
+
+def test_padded_numbers_are_line_numbers() -> None:
+    found = class_names.from_lines(["000", "002"], ["a", "b", "c"], "names.txt")
+    assert found == {"000": "a", "1": "b", "002": "c"}
+    with pytest.raises(UserError, match="3 class names, but the data have 2 classes"):
+        class_names.from_lines(["1" * 5000, "2"], ["a", "b", "c"], "names.txt")

@@ -55,3 +55,12 @@ def test_faults(tmp_path: Path) -> None:
         (tmp_path / "b.json").write_text(text)
         with pytest.raises(UserError, match=message):
             inaturalist.read({"train": tmp_path / "b.json"})
+
+
+def test_images_of_one_id_are_refused(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.json", [("a.jpg", 12), ("b.jpg", 300)])
+    content = json.loads(train.read_text())
+    content["images"][1]["id"] = content["images"][0]["id"]
+    train.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="several images of one id"):
+        inaturalist.read({"train": train})

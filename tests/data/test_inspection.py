@@ -113,3 +113,33 @@ def test_nothing_readable(tmp_path: Path) -> None:
         (tmp_path / name / "x.jpg").write_text("x")
     with pytest.raises(UserError, match="no training images that can be read"):
         load(DataConfig(source=str(tmp_path), unreadable="skip"))
+
+
+def test_skip_where_data_are_only_tested(tmp_path: Path, grow: Grow) -> None:
+    grow(tmp_path, {"test/a": 2, "test/b": 1})
+    (tmp_path / "test/b/broken.png").write_text("nothing")
+    config = DataConfig(source=str(tmp_path), unreadable="skip")
+    assert load(config, for_testing=True).counts("test") == (2, 1)
+    for path in tmp_path.rglob("*.png"):
+        path.write_text("nothing")
+    with pytest.raises(UserError, match="no test images that can be read"):
+        load(config, for_testing=True)
+
+
+def test_nothing_to_test_on(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    with pytest.raises(UserError, match="has no images"):
+        load(DataConfig(source=str(tmp_path / "a.json")), for_testing=True)
+
+
+def test_names_of_another_encoding_are_refused_with_a_way_out(tmp_path: Path, grow: Grow) -> None:
+    try:
+        grow(tmp_path / "x", {"caf\udce9": 1, "tea": 1})
+    except OSError:
+        pytest.skip("this system takes no such names")
+    with pytest.raises(UserError, match=r"'caf\\udce9', which is no Unicode text; .*data\.class_names"):
+        load(DataConfig(source=str(tmp_path / "x")))
+    (tmp_path / "names.txt").write_text("coffee\ntea\n")
+    dataset = load(DataConfig(source=str(tmp_path / "x"), class_names=str(tmp_path / "names.txt")))
+    assert dataset.class_names == ("coffee", "tea")
+    assert sum(dataset.counts()) == 2

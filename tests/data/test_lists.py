@@ -32,6 +32,8 @@ def test_line_without_label(tmp_path: Path, line: str) -> None:
 def test_other_faults(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 1 has the label -1"):
         lists.read_list(write(tmp_path / "a.txt", "a.jpg -1"))
+    with pytest.raises(UserError, match="at most 18 characters"):
+        lists.read_list(write(tmp_path / "a.txt", "a.jpg " + "1" * 5000))
     with pytest.raises(UserError, match="is empty"):
         lists.read_list(write(tmp_path / "a.txt", "\n\n"))
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xfa 1")
@@ -93,6 +95,10 @@ def test_csv_with_ids_and_names(tmp_path: Path) -> None:
         ("path,label\na.jpg,-1\nb.jpg,0\n", "the label -1"),
         ("path,label,name\na.jpg,1,cat\nb.jpg,1,dog\n", "calls class '1' 'dog'"),
         ('path,label\n"' + "x" * 200_000 + "\n", "stray quote"),
+        # Without an end, the quote would make the rest of the file one label, and two rows one.
+        ('path,label\na.jpg,"cat\nb.jpg,dog\n', "stray quote"),
+        ('path,label\na.jpg,"big" cat\n', "stray quote"),
+        ("path,label,name\na.jpg,3,cat\nb.jpg,3.0,dog\n", "calls class '3' 'dog' and 'cat'"),
     ],
 )
 def test_csv_faults(tmp_path: Path, text: str, message: str) -> None:
@@ -111,3 +117,22 @@ def test_parquet(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         manifest.read(tmp_path / "c.parquet")
+
+
+def test_parquet_in_a_folder_called_like_a_column(tmp_path: Path) -> None:
+    folder = tmp_path / "split=holdout"
+    folder.mkdir()
+    pq.write_table(pa.table({"file": ["a.jpg"], "label": ["x"]}), folder / "a.parquet")
+    assert manifest.read(folder / "a.parquet").rows == {"train": [("a.jpg", "x")]}
+
+
+def test_line_breaks_inside_quotes_stay(tmp_path: Path) -> None:
+    text = 'path,label,class_name\r"a\r\nb.jpg",x,"one\r\ntwo"\r'
+    table = manifest.read(write(tmp_path / "a.csv", text))
+    assert table.rows == {"train": [("a\r\nb.jpg", "x")]}
+    assert table.names == {"x": "one\r\ntwo"}
+
+
+def test_folders_named_like_lists_are_no_lists(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").mkdir()
+    assert lists.find(tmp_path) == {}

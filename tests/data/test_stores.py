@@ -146,8 +146,19 @@ def test_damaged_member_is_noticed(tmp_path: Path) -> None:
         ZipStore(tmp_path / "x.zip").read("a.png")
 
 
+def test_member_that_claims_to_be_empty_is_noticed(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", b"A" * 100)
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    entry = data.index(b"PK\1\2")
+    data[entry + 24 : entry + 28] = bytes(4)
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(UnreadableImage, match="Bad CRC"):
+        ZipStore(tmp_path / "x.zip").read("a.png")
+
+
 def test_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("liftplus.data.stores._LARGEST", 10_000)
+    monkeypatch.setattr("liftplus.data.archives.LARGEST", 10_000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"\0" * 20_000)
     with pytest.raises(UnreadableImage, match="unpack"):

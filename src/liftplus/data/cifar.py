@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,14 +68,14 @@ def read(root: Path, classes: int, imbalance_ratio: float) -> tuple[Table, Array
     """The long-tailed training split and the full test split; test keys follow on all training images."""
     files = _CIFAR[classes]
     folder = root if root.name == files.folder else root / files.folder
-    absent = [name for name in (*files.train, files.test, files.meta) if not (folder / name).is_file()]
+    absent = [name for name in (*files.train, files.test, files.meta) if not os.path.isfile(folder / name)]
     if absent:
         raise UserError(
             f"CIFAR-{classes} is not complete at {folder} ({', '.join(absent)} missing); unpack {files.archive} from "
             f"https://www.cs.toronto.edu/~kriz/cifar.html so that {folder / files.test} exists, and set data.root "
             f"to the folder that holds {files.folder}."
         )
-    parts = [_batch(folder / name, files.labels) for name in (*files.train, files.test)]
+    parts = [_batch(folder / name, files.labels, classes) for name in (*files.train, files.test)]
     images = np.concatenate([part[0] for part in parts])
     train_labels = [label for part in parts[:-1] for label in part[1]]
     ids = _names(folder / files.meta, files.names, classes)
@@ -89,15 +90,17 @@ def read(root: Path, classes: int, imbalance_ratio: float) -> tuple[Table, Array
     return Table(rows, tuple(ids), names, (note,)), ArrayStore(images, f"cifar{classes}")
 
 
-def _batch(path: Path, key: str) -> tuple[NDArray[np.uint8], list[int]]:
+def _batch(path: Path, key: str, classes: int) -> tuple[NDArray[np.uint8], list[int]]:
     content = _load(path)
     try:
         pixels = np.asarray(content["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         labels = [int(label) for label in content[key]]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path} does not hold CIFAR images and {key}; fetch it again.") from error
     if len(labels) != len(pixels):
         raise UserError(f"{path} holds {len(pixels)} images but {len(labels)} labels; fetch it again.")
+    if not all(0 <= label < classes for label in labels):
+        raise UserError(f"{path} holds labels outside 0 to {classes - 1}; fetch it again.")
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
 
 
@@ -105,7 +108,10 @@ def _names(path: Path, key: str, classes: int) -> Sequence[str]:
     names = _load(path).get(key)
     if not isinstance(names, list) or len(names) != classes:
         raise UserError(f"{path} does not hold the {classes} class names; fetch it again.")
-    return [str(name) for name in names]
+    ids = [str(name) for name in names]
+    if len(set(ids)) != classes:
+        raise UserError(f"{path} holds a class name twice; fetch it again.")
+    return ids
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
+from liftplus.data import documents
 from liftplus.data.dataset import are_numbers, listing
 from liftplus.errors import UserError
 
@@ -22,23 +22,20 @@ def words(class_id: str) -> str:
 
 def read(path: str) -> list[str] | dict[str, str]:
     """The names of a file: a list in label order, or a mapping from class id to name."""
-    file = Path(path).expanduser()
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"The class names file {path} cannot be read: {error.strerror}.") from error
+    file = documents.place(path)
+    data = documents.content(file, "class names file")
     suffix = file.suffix.lower()
     if suffix == ".csv":
         return _parse_csv(data, path)
     if suffix in (".json", ".toml"):
-        return _parse_document(_text(data, path), suffix, path)
+        return _parse_document(documents.decoded(data, path), suffix, path)
     return parse_lines(data, path)
 
 
 def parse_lines(data: bytes, origin: str) -> list[str]:
     """One name a line; empty lines are allowed at the end only."""
     # Not splitlines(): it would also break at rare separators within a name.
-    lines = [line.strip() for line in _text(data, origin).replace("\r\n", "\n").split("\n")]
+    lines = [line.strip() for line in documents.decoded(data, origin).replace("\r\n", "\n").split("\n")]
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
@@ -64,8 +61,10 @@ def from_lines(ids: Sequence[str], lines: Sequence[str], origin: str) -> dict[st
     first = dict(line.split(None, 1) for line in lines if len(line.split(None, 1)) == 2)
     if len(first) == len(lines) and set(ids) <= set(first):
         return first
-    if are_numbers(ids) and max(map(int, ids)) < len(lines):
-        return {str(label): line for label, line in enumerate(lines)}
+    # A number beyond 18 digits is no line number, and converting thousands of digits is refused by Python.
+    by_number = {int(label): label for label in ids if len(label) <= 18} if are_numbers(ids) else {}
+    if by_number and len(by_number) == len(ids) and max(by_number) < len(lines):
+        return {by_number.get(number, str(number)): line for number, line in enumerate(lines)}
     if len(ids) == len(lines):
         return dict(zip(ids, lines, strict=True))
     raise UserError(
@@ -87,6 +86,10 @@ def check(names: Mapping[str, str]) -> None:
     for label, name in names.items():
         if not name.strip():
             raise UserError(f"Class {label!r} has an empty name; give it one with data.class_names.")
+        if not documents.is_unicode(name):
+            raise UserError(
+                f"Class {label!r} has the name {name!r}, which is no Unicode text; give it one with data.class_names."
+            )
     _refuse_twins([repr(label) for label in names], list(names.values()), "The data")
 
 
@@ -105,15 +108,8 @@ def _fold(text: str) -> str:
     return words(text).casefold()
 
 
-def _text(data: bytes, origin: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{origin} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-
-
 def _parse_csv(data: bytes, origin: str) -> list[str] | dict[str, str]:
-    reader = csv.reader(io.StringIO(_text(data, origin), newline=""))
+    reader = csv.reader(io.StringIO(documents.decoded(data, origin), newline=""), strict=True)
     try:
         rows = [row for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
@@ -137,16 +133,20 @@ def _pair(row: Sequence[str], number: int, origin: str) -> tuple[str, str]:
 
 
 def _parse_document(text: str, suffix: str, origin: str) -> list[str] | dict[str, str]:
-    try:
-        content = json.loads(text) if suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UserError(f"{origin} is not valid {suffix[1:].upper()}: {error}.") from error
+    content = documents.json_value(text, origin, distinct=True) if suffix == ".json" else _toml(text, origin)
     if isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), dict | list):
         content = next(iter(content.values()))  # a TOML file needs a table or key around its entries
     values = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         raise UserError(f"{origin} must hold a list of names or a mapping from class id to name, all as text.")
     return _mapping(list(content.items()), origin) if isinstance(content, dict) else [name.strip() for name in values]
+
+
+def _toml(text: str, origin: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers of over 4300 digits are a ValueError
+        raise UserError(f"{origin} is not valid TOML: {error}.") from error
 
 
 def _mapping(pairs: Sequence[tuple[str, str]], origin: str) -> dict[str, str]:

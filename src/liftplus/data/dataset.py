@@ -103,7 +103,14 @@ SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sort key that puts "class10" after "class9"."""
     parts = re.split(r"(\d+)", text.casefold())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], text
+    return [_place(part) for part in parts if part], text
+
+
+def _place(part: str) -> tuple[int, int, str]:
+    if not part.isdecimal():
+        return 1, 0, part
+    digits = part.lstrip("0")  # compared as text of one length, since Python converts no number of over 4,300 digits
+    return 0, len(digits), digits
 
 
 def sorted_ids(ids: Iterable[str]) -> tuple[str, ...]:

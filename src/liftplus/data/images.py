@@ -61,6 +61,8 @@ def original(data: bytes, name: str) -> Image.Image:
         raise UnreadableImage(f"{name} cannot be read as an image: the file is empty (0 bytes).")
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
+        if 0 in image.size:
+            raise ValueError("it has no pixels")
         image.load()
         return _turned(image)
     except Exception as error:  # damaged files make Pillow's readers raise nearly every built-in exception
@@ -99,14 +101,17 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Wide greyscale scaled to 8 bit; Pillow's own conversion would clip everything above 255 to white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    if image.mode == "F":
-        full = 1.0 if values.max(initial=0.0) <= 1.0 else 255.0
-    else:
-        # 32-bit modes mostly hold 16-bit data; what is larger has no agreed white, so its own maximum serves.
-        full = max(65535.0, float(values.max(initial=0.0)))
-    scaled = np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8)
+    """Wide greyscale scaled to 8 bit; Pillow's own conversion would clip everything above 255 to white.
+
+    Row by row, since a file that declares many pixels would take dozens of bytes for each.
+    """
+    rows = np.asarray(image)
+    largest = max((float(np.nan_to_num(row.astype(np.float64)).max(initial=0.0)) for row in rows), default=0.0)
+    # 32-bit modes mostly hold 16-bit data; what is larger has no agreed white, so its own maximum serves.
+    full = max(65535.0, largest) if image.mode != "F" else 255.0 if largest > 1.0 else 1.0
+    scaled = np.empty(rows.shape, dtype=np.uint8)
+    for place, row in zip(scaled, rows, strict=True):
+        place[:] = np.clip(np.rint(np.nan_to_num(row.astype(np.float64)) * (255.0 / full)), 0, 255)
     return Image.fromarray(scaled)
 
 

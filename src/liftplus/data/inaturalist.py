@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from liftplus.data import documents
 from liftplus.data.dataset import Table, sorted_ids
 from liftplus.data.lists import normal
 from liftplus.errors import UserError
@@ -25,7 +26,7 @@ def read(paths: Mapping[str, Path], level: str | None = None) -> Table:
     for split, document in documents.items():
         categories.update(_categories(document.get("categories", []), paths[split]))
     extra = paths["train"].with_name("categories.json")
-    if extra.is_file():
+    if os.path.isfile(extra):
         categories.update(_categories(_json(extra), extra))
     rows = {split: _rows(document, paths[split]) for split, document in documents.items()}
     used = {label for pairs in rows.values() for _, label in pairs}
@@ -57,6 +58,8 @@ def _at_level(
 def _rows(document: dict[str, Any], path: Path) -> list[tuple[str, str]]:
     try:
         names = {image["id"]: str(image["file_name"]) for image in document["images"]}
+        if len(names) < len(document["images"]):
+            raise UserError(f"{path} has several images of one id; give each its own.")
         return [(normal(names[note["image_id"]]), str(note["category_id"])) for note in document["annotations"]]
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -84,9 +87,4 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    return documents.json_value(documents.text(path, "file"), path)

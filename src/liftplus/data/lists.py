@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from liftplus.data import documents
 from liftplus.data.dataset import SPLIT_OF, Table
 from liftplus.errors import UserError
 
 _WORDS = "|".join(sorted(SPLIT_OF, key=len, reverse=True))
+_DIGITS = 18  # what 64 bits hold
 _NAME = re.compile(rf"(?P<start>|.*[_.-])(?P<split>{_WORDS})(?P<end>\d*)\.(?P<suffix>txt|json)", re.IGNORECASE)
 
 
@@ -21,13 +24,8 @@ def read(paths: Mapping[str, Path]) -> Table:
 
 def read_list(path: Path) -> list[tuple[str, str]]:
     """(path, label) of every line; the label is the last field, so paths may hold spaces."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save the list as UTF-8.") from error
-    except OSError as error:
-        raise UserError(f"The list {path} cannot be read: {error.strerror}.") from error
-    rows = [_row(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = re.split(r"\r\n|\r|\n", documents.text(path, "list"))
+    rows = [_row(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise UserError(f'{path} is empty; write one "path label" line an image.')
     return rows
@@ -41,7 +39,7 @@ def normal(path: str) -> str:
 def find(folder: Path) -> dict[str, dict[str, Path]]:
     """Lists in a folder by what their names share: {"ImageNet_LT_": {"train": path, ...}}; train.txt has ""."""
     found: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.glob("*.txt")):
+    for path in sorted(folder.glob("*.txt")) if os.path.isdir(folder) else ():
         match = _NAME.fullmatch(path.name)
         if match and _is_list(path):
             found.setdefault(match["start"], {})[SPLIT_OF[match["split"].lower()]] = path
@@ -56,7 +54,7 @@ def siblings(path: Path) -> dict[str, Path]:
     paths = {"train": path}
     for word, split in SPLIT_OF.items():
         other = path.with_name(f"{match['start']}{word}{match['end']}.{match['suffix']}")
-        if split != "train" and other.is_file():
+        if split != "train" and os.path.isfile(other):
             paths.setdefault(split, other)
     return paths
 
@@ -67,13 +65,19 @@ def _row(line: str, path: Path, number: int) -> tuple[str, str]:
         raise UserError(
             f'{path}, line {number} has no label: {line.strip()!r}; write "path label", the label a whole number.'
         )
-    if int(fields[1]) < 0:
-        raise UserError(f"{path}, line {number} has the label {fields[1]}; labels are whole numbers from 0 up.")
+    if len(fields[1]) > _DIGITS or int(fields[1]) < 0:
+        raise UserError(
+            f"{path}, line {number} has the label {fields[1][:40]}; labels are whole numbers from 0 up, of at most "
+            f"{_DIGITS} characters."
+        )
     return normal(fields[0]), str(int(fields[1]))
 
 
 def _is_list(path: Path) -> bool:
     """A folder of images may hold a train.txt of another kind; the first line tells."""
-    with path.open(encoding="utf-8-sig", errors="replace") as lines:
-        first = next((line for line in lines if line.strip()), "")
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as lines:
+            first = next((line for line in lines if line.strip()), "")
+    except OSError:  # a folder of that name, for example
+        return False
     return re.fullmatch(r"\S.*\s+\d+", first.strip(), re.ASCII) is not None

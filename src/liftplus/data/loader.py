@@ -4,22 +4,27 @@ often the epoch has shown the image before, so that an image drawn twice is crop
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from liftplus.data.dataset import Split, Store
-from liftplus.data.images import UnreadableImage
 from liftplus.data.stores import ArrayStore
 from liftplus.data.transforms import Augment, progress_of
+from liftplus.errors import UserError
+from liftplus.parallel import ALONE, Job
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class FixedView:
         return self.crops(image)
 
 
-Item = tuple[Tensor, int, int] | UnreadableImage
+Item = tuple[Tensor, int, int] | UserError
 
 
 class _Pictures(Dataset[Item]):
@@ -77,7 +82,7 @@ class _Pictures(Dataset[Item]):
         epoch, index, repeat = where
         try:
             image = self.store.image(self.split.keys[index])
-        except UnreadableImage as error:  # returned, so that it reaches the user without a worker's traceback
+        except UserError as error:  # returned, so that it reaches the user without a worker's traceback
             return error
         return self.view(image, epoch, index, repeat), self.split.labels[index], index
 
@@ -91,34 +96,85 @@ def repeats(indices: Tensor) -> Tensor:
 
 
 class _Order:
-    """The batches of the current epoch, as lists of (epoch, index, repeat)."""
+    """The batches of the current epoch, as lists of (epoch, index, repeat); of each one the items that `job` takes."""
 
-    def __init__(self, order: Callable[[int], Sequence[int]], count: int, batch_size: int) -> None:
-        self.order, self.count, self.batch_size = order, count, batch_size
+    def __init__(self, order: Callable[[int], Sequence[int]], count: int, batch_size: int, job: Job) -> None:
+        self.order, self.count, self.batch_size, self.job = order, count, batch_size, job
         self.epoch, self.first = 0, 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         indices = list(self.order(self.epoch))
         shown = repeats(torch.tensor(indices, dtype=torch.long)).tolist()
         for start in range(self.first * self.batch_size, len(indices), self.batch_size):
-            piece = slice(start, start + self.batch_size)
+            piece = slice(start + self.job.rank, start + self.batch_size, self.job.size)
             yield [(self.epoch, index, repeat) for index, repeat in zip(indices[piece], shown[piece], strict=True)]
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
 
-def _leave_interrupts(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one alone decides when to stop."""
+def _settle(_worker: int) -> None:
+    """Tie a worker to the main process, which alone decides when to stop.
+
+    Ctrl-C reaches every process of a terminal, and the SIGTERM of torchrun or Slurm every process of a job. A worker
+    that outlived the main process would notice after seconds under fork, and never under forkserver, where its parent
+    is the server.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (main := multiprocessing.parent_process()) is None:
+        return
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # in later threads too
+        threading.Thread(target=_end_with, args=(partial(_told_by, main.pid),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(main.join,), daemon=True).start()
 
 
-def _collate(items: list[Item]) -> Batch | UnreadableImage:
+def _end_with(event: Callable[[], None]) -> None:
+    event()
+    os._exit(1)
+
+
+def _told_by(sender: int | None) -> None:
+    """Wait until this process sends SIGTERM; pass over those of others."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != sender:
+        pass
+
+
+def _collate(items: list[Item]) -> Batch | UserError:
     for item in items:
-        if isinstance(item, UnreadableImage):
+        if isinstance(item, UserError):
             return item
+    if not items:  # of a batch smaller than the number of processes
+        return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
     views, labels, indices = zip(*items, strict=True)
-    return Batch(torch.stack(views), torch.tensor(labels), torch.tensor(indices))
+    batch = Batch(torch.stack(views), torch.tensor(labels), torch.tensor(indices))
+    return batch if get_worker_info() is None else _shared(batch)
+
+
+def _shared(batch: Batch) -> Batch | UserError:
+    """A batch ready to be sent. Left to the queue, a failure would be swallowed there and the run wait for ever."""
+    try:
+        for part in (batch.images, batch.labels, batch.indices):
+            part.share_memory_()
+    except (RuntimeError, OSError) as error:
+        return UserError(
+            f"A loader worker cannot hand over its batch ({str(error).splitlines()[0]}). Give the machine or container "
+            "more shared memory (/dev/shm; docker run --shm-size=8g) or more open files (ulimit -n), or use workers=0."
+        )
+    return batch
+
+
+def _lost(error: RuntimeError) -> str | None:
+    """What to say where worker processes died or cannot be heard any more; None for any other error."""
+    if "Too many open files" in str(error):
+        return "The loader has too many open files. Raise the limit (ulimit -n), or use fewer workers."
+    found = re.search(r"DataLoader worker \(pid\D*([\d, ]*\d)\)", str(error))
+    if found is None:
+        return None
+    return (
+        f"A loader worker (process {found[1]}) was killed or crashed. Most often the machine ran out of memory, or the "
+        "container out of shared memory (/dev/shm; docker run --shm-size=8g). Use fewer workers, or workers=0."
+    )
 
 
 @dataclass(frozen=True)
@@ -144,10 +200,14 @@ class Shuffled:
 
 
 def auto_workers(store: Store) -> int:
-    """No worker processes for pictures in memory, else one fewer than the cores, at most 8."""
+    """No worker processes for pictures in memory, else one fewer than the cores, at most 8.
+
+    Processes that torchrun started side by side share the cores.
+    """
     if isinstance(store, ArrayStore):
         return 0
-    return min(8, max(1, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
 class Loader:
@@ -163,8 +223,9 @@ class Loader:
         order: Callable[[int], Sequence[int]] | None = None,
         workers: int | None = None,
         pin: bool = False,
+        job: Job = ALONE,
     ) -> None:
-        self._order = _Order(order or InOrder(len(split)), len(split), batch_size)
+        self._order = _Order(order or InOrder(len(split)), len(split), batch_size, job)
         count = auto_workers(store) if workers is None else workers
         self._loader: DataLoader[Any] = DataLoader(
             _Pictures(store, split, view),
@@ -173,7 +234,7 @@ class Loader:
             num_workers=count,
             persistent_workers=count > 0,
             pin_memory=pin,
-            worker_init_fn=_leave_interrupts if count else None,
+            worker_init_fn=_settle if count else None,
         )
 
     def __len__(self) -> int:
@@ -181,9 +242,32 @@ class Loader:
         return len(self._order)
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `first` on; raises `UnreadableImage` at a broken picture."""
+        """The batches of one epoch from number `first` on.
+
+        Raises what the store raised at a broken picture; `UserError` where a worker process fails.
+        """
         self._order.epoch, self._order.first = epoch, first
-        for batch in self._loader:
-            if isinstance(batch, UnreadableImage):
-                raise batch
-            yield batch
+        # No variable here may hold an exception that is raised: with its traceback that makes a cycle, and workers that
+        # are left to the garbage collector take ten seconds to end.
+        try:
+            for batch in self._begin():
+                if isinstance(batch, UserError):
+                    raise type(batch)(*batch.args)
+                yield batch
+        except RuntimeError as error:
+            if (reason := _lost(error)) is None:
+                raise
+            raise UserError(reason) from error
+
+    def _begin(self) -> Iterator[Batch | UserError]:
+        """Start the workers, without the signal handler that comes with them.
+
+        It would raise in whatever runs when a worker dies; asking for the next batch finds that out as well.
+        """
+        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        if before is None or threading.current_thread() is not threading.main_thread():
+            return iter(self._loader)
+        try:
+            return iter(self._loader)
+        finally:
+            signal.signal(signal.SIGCHLD, before)

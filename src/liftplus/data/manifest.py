@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from liftplus.data import documents
 from liftplus.data.class_names import words
 from liftplus.data.dataset import SPLIT_OF, Table
 from liftplus.data.lists import normal
@@ -49,17 +50,27 @@ def read(path: Path, default_split: str = "train") -> Table:
 
 def _table(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], path: Path) -> Table:
     ids = {label for rows in splits.values() for _, label in rows}
-    if all(re.fullmatch(r"[+-]?\d+(\.0+)?", label, re.ASCII) for label in ids):
+    if all(re.fullmatch(r"[+-]?\d{1,18}(\.0+)?", label, re.ASCII) for label in ids):
         # Tables that passed through floating point write 3.0 for 3.
         whole = {label: str(int(label.partition(".")[0])) for label in ids}
         negative = sorted(label for label in ids if int(label.partition(".")[0]) < 0)
         if negative:
             raise UserError(f"{path} has the label {negative[0]}; labels are words or whole numbers from 0 up.")
         splits = {split: [(key, whole[label]) for key, label in rows] for split, rows in splits.items()}
-        names = {whole[label]: name for label, name in names.items()}
+        names = _merged(names, whole, path)
     elif not names:
         names = {label: words(label) for label in ids}
     return Table(splits, None, names)
+
+
+def _merged(names: dict[str, str], whole: dict[str, str], path: Path) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for label, name in names.items():
+        if merged.setdefault(whole[label], name) != name:
+            raise UserError(
+                f"{path} calls class {whole[label]!r} {name!r} and {merged[whole[label]]!r}; keep one name."
+            )
+    return merged
 
 
 def _find_columns(header: Sequence[str], path: Path) -> dict[str, int]:
@@ -95,17 +106,12 @@ def _split(value: str, path: Path, number: int) -> str:
 
 
 def _csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save the table as UTF-8.") from error
-    except OSError as error:
-        raise UserError(f"The table {path} cannot be read: {error.strerror}.") from error
-    first = text.split("\n", 1)[0]
+    text = documents.text(path, "table")
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
     if not first.strip():
         raise UserError(f"{path} is empty; write a header with path and label, then one row an image.")
     delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader)
         rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
@@ -126,12 +132,17 @@ def _parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     except ImportError as error:
         raise UserError(f"{path} needs the package pyarrow; install it, or save the table as .csv.") from error
     try:
-        table: Any = parquet.read_table(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        raise UserError(f"{path} cannot be read as Parquet: {error}.") from error
-    header = [str(name) for name in table.column_names]
-    wanted = set(_find_columns(header, path).values())
-    # Other columns may hold the pictures themselves, so they are not turned into text.
-    columns = [column.to_pylist() if i in wanted else [""] * table.num_rows for i, column in enumerate(table.columns)]
+        # Not read_table(), which would add columns for folders called "label=3".
+        with parquet.ParquetFile(path) as file:
+            table: Any = file.read()
+        header = [str(name) for name in table.column_names]
+        wanted = set(_find_columns(header, path).values())
+        # Other columns may hold the pictures themselves, so they are not turned into text.
+        columns = [col.to_pylist() if i in wanted else [""] * table.num_rows for i, col in enumerate(table.columns)]
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow's own errors derive from many of Python's
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UserError(f"{path} cannot be read as Parquet: {reason}.") from error
     rows = [["" if value is None else str(value) for value in row] for row in zip(*columns, strict=True)]
     return header, list(enumerate(rows, 1))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import cast
 
-from liftplus.data import cifar, class_names, inaturalist, lists, manifest, splits, tree
+from liftplus.data import cifar, class_names, documents, inaturalist, lists, manifest, splits, tree
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split, Store, Table, are_numbers, listing, sorted_ids
 from liftplus.data.inspection import unreadable
@@ -81,6 +82,8 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
     """
     if for_testing:
         table = _as_test(table)
+        if not table.rows["test"]:
+            raise UserError(f"{name} has no images; there is nothing to test on.")
     elif not table.rows.get("train"):
         raise UserError(f"{name} has no training images; a train split, or images without a split, is needed.")
     names = _names(table, config)
@@ -122,9 +125,11 @@ def without_unreadable(dataset: DataSet, progress: Callable[[int, int], None] | 
     for name, split in dataset.splits.items():
         kept = [(key, label) for key, label in zip(split.keys, split.labels, strict=True) if key not in broken]
         parts[name] = Split([key for key, _ in kept], [label for _, label in kept])
+    needed = "train" if len(dataset.splits.get("train", ())) else "test"  # the latter where data are only tested
     parts = {name: split for name, split in parts.items() if len(split) > 0}
-    if "train" not in parts:
-        raise UserError(f"{dataset.name} has no training images that can be read; {next(iter(broken.values()))}")
+    if needed not in parts:
+        what = "training" if needed == "train" else "test"
+        raise UserError(f"{dataset.name} has no {what} images that can be read; {next(iter(broken.values()))}")
     left_out = dataclasses.replace(dataset, splits=parts)
     note = f"{len(broken):,} images that cannot be read were left out: {listing(list(broken), 3)}."
     outdated = _untrained(dataset)
@@ -177,7 +182,7 @@ def _from_cifar(config: DataConfig) -> DataSet:
     if config.root is None:
         raise UserError(f"{config.source} needs data.root, the folder that holds CIFAR's unpacked files.")
     ratio = 100.0 if config.imbalance_ratio is None else config.imbalance_ratio
-    table, store = cifar.read(Path(config.root).expanduser(), _CIFAR[config.source], ratio)
+    table, store = cifar.read(documents.place(config.root), _CIFAR[config.source], ratio)
     return assemble(config.source, table, store, config)
 
 
@@ -194,12 +199,12 @@ def _from_lists(config: DataConfig) -> tuple[Table, FileStore]:
 
 def _given_lists(config: DataConfig) -> dict[str, Path]:
     given = {"train": config.train_list, "val": config.val_list, "test": config.test_list}
-    return {split: Path(path).expanduser() for split, path in given.items() if path is not None}
+    return {split: documents.place(path) for split, path in given.items() if path is not None}
 
 
 def _existing_lists(paths: dict[str, Path]) -> dict[str, Path]:
     for path in paths.values():
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"The list {path} does not exist; check data.train_list, val_list and test_list.")
     return paths
 
@@ -208,9 +213,9 @@ def _benchmark(config: DataConfig) -> dict[str, Path]:
     start, wanted = _LISTS[config.source]
     if config.root is None:
         raise UserError(f"{config.source} needs data.root, a folder with {wanted}.")
-    root = Path(config.root).expanduser()
+    root = documents.place(config.root)
     annotations = root / "train2018.json"
-    if config.source == "inat2018" and annotations.is_file():
+    if config.source == "inat2018" and os.path.isfile(annotations):
         return lists.siblings(annotations)
     paths = lists.find(root).get(start)
     if paths is None or not paths.keys() & {"val", "test"}:
@@ -241,8 +246,8 @@ def _from_path(config: DataConfig) -> tuple[Table, FileStore]:
 def _existing(source: str) -> Path:
     if not source:
         raise UserError(f"No data were given; set data.source to {_KINDS}, or to one of {', '.join(KNOWN)}.")
-    path = Path(source).expanduser()
-    if path.exists():
+    path = documents.place(source)
+    if os.path.exists(path):
         return path
     near = difflib.get_close_matches(source.lower(), KNOWN, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""

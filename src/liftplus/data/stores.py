@@ -5,22 +5,17 @@ Every store pickles, opens its files in the process that reads them, and extract
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import os
 import re
-import shutil
 import stat
-import tarfile
 import tempfile
 import threading
 import weakref
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,14 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from liftplus.data import archives, documents
 from liftplus.data.dataset import listing
 from liftplus.data.images import UnreadableImage, decode
 from liftplus.errors import UserError
-
-_LARGEST = 1 << 30
-"""Bytes an archive member may unpack to; a picture is never larger, an archive bomb is."""
-
-_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})
 
 
 @dataclass(frozen=True)
@@ -96,10 +87,15 @@ class FolderStore(FileStore):
     def read(self, key: str) -> bytes:
         """The bytes of one file."""
         try:
-            with open(self.where(key), "rb") as file:
+            with open(self.where(key), "rb", opener=_without_waiting) as file:
+                about = os.fstat(file.fileno())
+                if not stat.S_ISREG(about.st_mode):
+                    raise ValueError("it is a device or a pipe, no file")
+                if about.st_size > archives.LARGEST:
+                    raise ValueError("it is over 1 GiB large")
                 return file.read()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except (OSError, ValueError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "there is not enough memory"
             raise UnreadableImage(f"{self.where(key)} cannot be read: {reason}.") from error
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -110,19 +106,23 @@ class FolderStore(FileStore):
         """All files below the folder; links are followed, each linked folder once."""
         files: list[str] = []
         empty: list[str] = []
+        seen, waiting = {os.path.realpath(self.path)}, [""]
         try:
-            self._walk("", files, empty, {os.path.realpath(self.path)})
-        except OSError as error:
-            raise UserError(f"{error.filename or self.path} cannot be listed: {error.strerror}.") from error
+            while waiting:  # not by recursion, as folders may lie deeper than Python's stack
+                waiting += self._list(waiting.pop(), files, empty, seen)[::-1]
+        except (OSError, ValueError) as error:
+            where, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+            raise UserError(f"{where or self.path} cannot be listed: {reason or error}.") from error
         return Members(tuple(sorted(files)), tuple(sorted(empty)))
 
-    def _walk(self, folder: str, files: list[str], empty: list[str], seen: set[str]) -> None:
-        children = []
+    def _list(self, folder: str, files: list[str], empty: list[str], seen: set[str]) -> list[str]:
+        """Add what one folder holds; the folders in it are returned."""
+        children: list[str] = []
         held = 0
         with os.scandir(os.path.join(self.path, folder)) as entries:
             for entry in entries:
                 held += 1
-                if _is_litter(entry.name):
+                if archives.is_litter(entry.name):
                     continue
                 name = f"{folder}/{entry.name}" if folder else entry.name
                 # is_dir() comes with the listing; only links cost a look at the disk.
@@ -135,8 +135,7 @@ class FolderStore(FileStore):
                     children.append(name)
         if held == 0 and folder:
             empty.append(folder)
-        for child in children:
-            self._walk(child, files, empty, seen)
+        return children
 
 
 class ZipStore(FileStore):
@@ -154,7 +153,7 @@ class ZipStore(FileStore):
         if self._open is None or self._open[0] != os.getpid():
             try:
                 self._open = (os.getpid(), zipfile.ZipFile(self.path), threading.Lock())
-            except (OSError, zipfile.BadZipFile, ValueError) as error:
+            except Exception as error:  # damaged archives make the readers raise nearly anything
                 raise UserError(f"{self.path} cannot be opened as a zip archive: {error}.") from error
         return self._open
 
@@ -164,27 +163,29 @@ class ZipStore(FileStore):
         try:
             with lock:
                 info = archive.getinfo(key)
-                if info.file_size > _LARGEST:
+                if info.file_size > archives.LARGEST:
                     raise UnreadableImage(f"{self.where(key)} cannot be read: it would unpack to over 1 GiB.")
-                return archive.read(info)
+                return archives.unzipped(archive, info)
+        except UnreadableImage:
+            raise
         except KeyError as error:
             raise UnreadableImage(f"{self.where(key)} cannot be read: the archive has no such member.") from error
-        except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        except Exception as error:
             raise UnreadableImage(f"{self.where(key)} cannot be read: {str(error) or 'damaged data'}.") from error
 
     def members(self) -> Members:
         """All members with safe names that are files and not encrypted."""
-        files: set[str] = set()
+        files: list[str] = []
         folders: set[str] = set()
         refused: list[str] = []
         for info in self._handle()[1].infolist():
             link = stat.S_ISLNK(info.external_attr >> 16)
-            if link or info.flag_bits & 0x1 or not _is_safe(info.filename):
+            if link or info.flag_bits & 0x1 or not archives.is_safe(info.filename):
                 refused.append(info.filename)
             elif info.is_dir():
                 folders.add(info.filename.rstrip("/"))
             else:
-                files.add(info.filename)
+                files.append(info.filename)
         return _archive_members(files, folders, refused)
 
 
@@ -210,7 +211,7 @@ class TarStore(FileStore):
         if key not in self._index:
             raise UnreadableImage(f"{self.where(key)} cannot be read: the archive has no such member.")
         offset, size = self._index[key]
-        if size > _LARGEST:
+        if size > archives.LARGEST:
             raise UnreadableImage(f"{self.where(key)} cannot be read: it is over 1 GiB large.")
         try:
             with open(self._plain_path(), "rb") as file:
@@ -227,42 +228,47 @@ class TarStore(FileStore):
         if self._members is None:
             try:
                 self._members = self._scan()
-            except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, ValueError) as error:
+            except Exception as error:
                 raise UserError(f"{self.path} cannot be opened as a tar archive: {error}.") from error
         return self._members
 
     def _scan(self) -> Members:
-        files: dict[str, tuple[int, int]] = {}
+        files: list[tuple[str, tuple[int, int]]] = []
         folders: set[str] = set()
         refused: list[str] = []
-        with tarfile.open(self._plain_path(), "r:") as archive:
-            for info in archive:
-                name = info.name.removeprefix("./")
-                if info.isdir():
-                    folders.add(name)
-                elif not info.isreg() or info.issparse() or not _is_safe(info.name):
-                    refused.append(info.name)
-                else:
-                    files[name] = (info.offset_data, info.size)
-        self._index = files
-        return _archive_members(set(files), folders, refused, self._unpacked_note())
+        notes = self._unpacked_note(self._plain_path())
+        for info in archives.tar_members(self._plain_path()):
+            if info is None:
+                notes += (f"{self.path} lacks the end mark of a tar, so members may be missing from it.",)
+            elif not archives.is_safe(info.name) or not (info.isdir() or info.isreg()) or info.issparse():
+                refused.append(info.name)
+            elif info.isdir():
+                folders.add(info.name.removeprefix("./"))
+            else:
+                files.append((info.name.removeprefix("./"), (info.offset_data, info.size)))
+        self._index = dict(files)
+        return _archive_members([name for name, _ in files], folders, refused, notes)
 
-    def _unpacked_note(self) -> tuple[str, ...]:
-        if self._plain == self.path:
+    def _unpacked_note(self, plain: str) -> tuple[str, ...]:
+        if plain == self.path:
             return ()
         name = os.path.basename(self.path)
         return (f"{name} is compressed and was unpacked to a temporary file; a plain .tar or .zip avoids that.",)
 
     def _plain_path(self) -> str:
         if self._plain is None or not os.path.exists(self._plain):
-            opener = _compression(self.path)
+            opener = archives.compression(self.path)
             self._plain = self.path if opener is None else self._unpack(opener(self.path, "rb"))
         return self._plain
 
     def _unpack(self, packed: IO[bytes]) -> str:
         with packed, tempfile.NamedTemporaryFile(prefix="liftplus-", suffix=".tar", delete=False) as plain:
-            weakref.finalize(self, _remove, plain.name, os.getpid())
-            shutil.copyfileobj(packed, plain, 1 << 20)
+            remove = weakref.finalize(self, _remove, plain.name, os.getpid())
+            try:
+                archives.copy_unpacked(packed, plain, os.path.getsize(self.path))
+            except BaseException:
+                remove()
+                raise
         return plain.name
 
 
@@ -293,8 +299,8 @@ class ArrayStore(ByteStore):
 
 def open_store(path: str | os.PathLike[str]) -> FileStore:
     """The store for a folder, a .zip or a .tar (also .tar.gz, .tgz, .tar.bz2, .tar.xz)."""
-    where = Path(path).expanduser()
-    if not where.exists():
+    where = documents.place(os.fspath(path))
+    if not os.path.exists(where):
         raise UserError(f"{where} does not exist; give the path of a folder, .zip or .tar that holds the pictures.")
     if where.is_dir():
         return FolderStore(where)
@@ -310,13 +316,9 @@ def is_tar(path: Path) -> bool:
     return re.search(r"\.(tar|tgz|tbz2|txz|tar\.(gz|bz2|xz))$", path.name.lower()) is not None
 
 
-def _compression(path: str) -> Any:
-    with open(path, "rb") as file:
-        magic = file.read(6)
-    for start, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
-        if magic.startswith(start):
-            return opener
-    return None
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes into would be waited for without end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _remove(path: str, owner: int) -> None:
@@ -325,27 +327,25 @@ def _remove(path: str, owner: int) -> None:
         os.unlink(path)
 
 
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in _JUNK
-
-
-def _is_safe(name: str) -> bool:
-    """False for names that would leave the folder if they were extracted."""
-    outside = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name) is not None
-    return not outside and ".." not in re.split(r"[\\/]", name) and "\0" not in name
-
-
-def _archive_members(files: set[str], folders: set[str], refused: list[str], notes: tuple[str, ...] = ()) -> Members:
-    kept = sorted(name for name in files if not any(map(_is_litter, name.split("/"))))
-    parents = set(_parents(kept)) | set(_parents(sorted(files))) | set(_parents(sorted(folders)))
-    empty = sorted(name for name in folders - parents if name and not any(map(_is_litter, name.split("/"))))
+def _archive_members(
+    found: Sequence[str], folders: set[str], refused: Sequence[str], notes: tuple[str, ...] = ()
+) -> Members:
+    files = set(found)
+    kept = sorted(name for name in files if not any(map(archives.is_litter, name.split("/"))))
+    inhabited = sorted(files | folders)
+    empty = sorted(
+        name
+        for name in folders
+        if name != "." and not any(map(archives.is_litter, name.split("/"))) and not _holds_any(name + "/", inhabited)
+    )
+    if len(files) < len(found):
+        notes += (f"{len(found) - len(files):,} archive members were left out, as later ones have the same names.",)
     if refused:
         notes += (f"Archive members with unsafe names, links or encryption were left out: {listing(refused, 3)}.",)
     return Members(tuple(kept), tuple(empty), notes)
 
 
-def _parents(names: Iterable[str]) -> Iterator[str]:
-    for name in names:
-        while "/" in name:
-            name = name.rpartition("/")[0]
-            yield name
+def _holds_any(start: str, names: Sequence[str]) -> bool:
+    """Whether one of the sorted names starts like this."""
+    place = bisect_left(names, start)
+    return place < len(names) and names[place].startswith(start)

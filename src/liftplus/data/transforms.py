@@ -28,13 +28,17 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+_LONGEST = 100
+"""Times the shorter side that a longer one is scaled to: without a bound, a line of 1 x 60,000 pixels fills memory."""
+
+
 def resize_short_side(image: Image.Image, size: int, kernel: str) -> Image.Image:
-    """Scale so that the shorter side is `size`; the longer side is truncated to whole pixels."""
+    """Scale so that the shorter side is `size`; the longer side is truncated to whole pixels, and to 100 `size`."""
     width, height = image.size
     if width <= height:
-        target = (size, max(size, int(size * height / width)))
+        target = (size, min(max(size, int(size * height / width)), _LONGEST * size))
     else:
-        target = (max(size, int(size * width / height)), size)
+        target = (min(max(size, int(size * width / height)), _LONGEST * size), size)
     return image if target == image.size else image.resize(target, KERNELS[kernel])
 
 
