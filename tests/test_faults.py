@@ -341,12 +341,7 @@ def test_files_of_the_first_format_are_read(tmp_path: Path) -> None:
         checkpoint.read_tensors(path)
 
 
-unmended = pytest.mark.xfail(reason="runs.unfinished must call results.read_json(folder / CONFIG, 'config')")
-
-
-@pytest.mark.parametrize(
-    "harm", ["cut", "empty", "binary", pytest.param("list", marks=unmended), pytest.param("other", marks=unmended)]
-)
+@pytest.mark.parametrize("harm", ["cut", "empty", "binary", "list", "other"])
 def test_a_damaged_configuration_is_refused(photos: Path, tmp_path: Path, command: Command, harm: str) -> None:
     begun(photos, tmp_path / "run")
     path = tmp_path / "run" / "config.json"

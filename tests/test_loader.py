@@ -30,6 +30,13 @@ from processes import MODULES
 from .conftest import picture
 
 
+@pytest.fixture(autouse=True)
+def _no_handler_of_torch() -> None:
+    """A plain DataLoader of another test in this process leaves PyTorch's SIGCHLD handler, which raises anywhere."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> tuple[FolderStore, Split]:
     for index in range(11):
