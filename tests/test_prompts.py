@@ -29,20 +29,10 @@ from liftplus.head_init import (
     text_rows,
 )
 from liftplus.heads import Cosine, Joint
+from zoo import Letters
 
 NAMES = ["red_ant", "Bee", "old dog"]
 SPOKEN = ["red ant", "Bee", "old dog"]
-
-
-class Letters:
-    """A tokenizer of one token a letter: start 1, end 40, padding 0."""
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        ids = torch.zeros(len(texts), 70, dtype=torch.long)
-        for row, text in enumerate(texts):
-            tokens = [1, *(2 + ord(letter) % 37 for letter in text), 40]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        return ids
 
 
 def backbone() -> Backbone:
@@ -60,7 +50,7 @@ def backbone() -> Backbone:
         context=70,
         vocabulary=41,
     )
-    made = clip.clip_backbone("tiny", shape, None, tokenizer=Letters())
+    made = clip.clip_backbone("tiny", shape, None, tokenizer=Letters(70))
     for parameter in made.parameters():  # away from zero biases and unit norms
         parameter.data += 0.1 * torch.randn_like(parameter)
     return made

@@ -27,8 +27,11 @@ TEXT = {"context_length": 12, "vocab_size": 41, "width": 10, "heads": 2, "layers
 class Letters:
     """A tokenizer of one token a letter: start 1, end 40, padding 0."""
 
+    def __init__(self, context: int = 12) -> None:
+        self.context = context
+
     def __call__(self, texts: list[str]) -> Tensor:
-        ids = torch.zeros(len(texts), 12, dtype=torch.long)
+        ids = torch.zeros(len(texts), self.context, dtype=torch.long)
         for row, text in enumerate(texts):
             tokens = [1, *(2 + ord(letter) % 37 for letter in text), 40]
             ids[row, : len(tokens)] = torch.tensor(tokens)

@@ -106,6 +106,8 @@ class SharedKeeper(Keeper):
 
 def refuse_different(session: Session, dataset: DataSet, model: Classifier) -> None:
     """Refuse processes that see other data, weights or settings than the leader."""
+    if session.runtime.job.size == 1:
+        return
     settings = {key: value for key, value in flat(session.config).items() if key not in FREE}
     mine = {
         "data": {name: dataset.fingerprint(name) for name in dataset.splits},

@@ -310,9 +310,10 @@ class Watch:
 
     def __init__(self, model: Classifier, keys: Sequence[str], runtime: Runtime) -> None:
         self.model, self.keys, self.runtime = model, keys, runtime
-        self.recent: deque[tuple[Batch, float]] = deque(maxlen=READ_EVERY)
         self.steps = 0
         self.broken = torch.full((), -1, device=runtime.device)  # number of the first step that broke
+        # As many batches as may pass before the next look.
+        self.recent: deque[tuple[Batch, float]] = deque(maxlen=1 if self.reads_freely else READ_EVERY)
 
     def sound(self, loss: Tensor, batch: Batch, lr: float) -> bool:
         """Note a step's loss; False where it is known not to be finite."""
