@@ -29,7 +29,7 @@ from liftplus.train import build, fit, trained_parameters
 
 CONFIG = "config.json"
 # Settings that may differ when an interrupted run goes on: they change no result.
-FREE = ("device", "train.workers", "train.save_minutes", "backbone.weights", "backbone.grad_checkpointing")
+FREE = ("device", "compile", "train.workers", "train.save_minutes", "backbone.weights", "backbone.grad_checkpointing")
 
 
 @dataclass(frozen=True)

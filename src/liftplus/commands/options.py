@@ -31,11 +31,11 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     from liftplus import console, parallel, runs, runtime
 
     job = parallel.job()
-    place = runtime.choose(config.device, config.precision, job)
+    place = runtime.choose(config.device, config.precision, job, config.compile)
     return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
-CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "train")
+CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "compile", "train")
 
 
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
