@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
-from liftplus.data import cifar, class_names, documents, inaturalist, lists, manifest, splits, tree
+from liftplus.data import cifar, class_names, documents, inaturalist, lists, manifest, shards, splits, tree
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split, Store, Table, are_numbers, listing, sorted_ids
 from liftplus.data.inspection import unreadable
@@ -70,6 +70,8 @@ def _read(config: DataConfig, for_testing: bool) -> DataSet:
         return cast(DataSet, import_module("liftplus.data.openmoji").load(config))
     if config.source in _CIFAR:
         return _from_cifar(config)
+    table: Table
+    store: Store
     table, store = _from_lists(config) if _uses_lists(config) else _from_path(config)
     return assemble(config.source or str(config.train_list), table, store, config, for_testing)
 
@@ -227,9 +229,11 @@ def _benchmark(config: DataConfig) -> dict[str, Path]:
     return paths
 
 
-def _from_path(config: DataConfig) -> tuple[Table, FileStore]:
+def _from_path(config: DataConfig) -> tuple[Table, Store]:
     path = _existing(config.source)
     suffix = path.suffix.lower()
+    if shards.is_prepared(path):
+        return shards.read(path)
     if path.is_dir():
         found = lists.find(path)
         if len(found) > 1:
