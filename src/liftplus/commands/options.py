@@ -45,7 +45,11 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
     values = checkpoint.read_about(run)["config"]
     before = config.from_dict(values).to_dict()
     if data is not None:
-        values["data"] = {"source": data, "unreadable": values["data"]["unreadable"]}
+        values["data"] = {
+            "source": data,
+            "unreadable": before["data"]["unreadable"],
+            "decode": before["data"]["decode"],
+        }
     settings = config.changed(values, overrides or ())
     after = settings.to_dict()
     fixed = [key for key in after if key not in CHANGEABLE and after[key] != before[key]]
