@@ -28,7 +28,7 @@ VARIABLES = (
     | {colour: f"--s{place}" for place, colour in enumerate(SERIES)}
     | {colour: f"--{name}" for name, colour in GROUPS.items()}
 )
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9.5,
     "font.family": "sans-serif",
     "text.parse_math": False,
@@ -90,7 +90,7 @@ class Chart:
     figure: Figure
 
 
-def canvas(width: float = 5.2, height: float = 3.2, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def canvas(width: float = 4.6, height: float = 2.95, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure in the common style, in inches."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -103,9 +103,15 @@ def legend(figure: Figure, axes: Axes) -> None:
     """The series' names below the axes, where there are several."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        columns = max(1, min(len(labels), 4, int(66 // (max(map(len, labels)) + 7))))
+        columns = max(1, min(len(labels), 4, int(60 // (max(map(len, labels)) + 7))))
         with matplotlib.rc_context(_STYLE):
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def inner_legend(axes: Axes) -> None:
+    """The names in the upper right corner, for a figure that is empty there."""
+    with matplotlib.rc_context(_STYLE):
+        axes.legend(loc="upper right")
 
 
 def cell(value: Any) -> Any:

@@ -27,7 +27,7 @@ def _pairs(values: Sequence[float | None], counts: Sequence[int]) -> np.ndarray:
 def _within(found: Sequence[Distances], counts: Sequence[int]) -> Chart | None:
     if not any(len(_pairs(d.train, counts)) for d in found):
         return None
-    figure, panels = canvas(width=max(5.2, 2.9 * len(found)), height=3.3, columns=len(found))
+    figure, panels = canvas(width=max(4.6, 2.3 * len(found)), height=2.95, columns=len(found))
     rows = []
     for axes, one in zip(panels, found, strict=True):
         for split, values, look in (("train", one.train, Look.of(0)), ("test", one.test, Look.of(1))):
@@ -36,12 +36,20 @@ def _within(found: Sequence[Distances], counts: Sequence[int]) -> Chart | None:
                 continue
             middle = binned(points)
             if len(points) <= _POINTS:
-                axes.plot(points[:, 0], points[:, 1], look.marker, color=look.colour, alpha=0.25, markersize=3, markeredgewidth=0)
+                axes.plot(
+                    points[:, 0],
+                    points[:, 1],
+                    look.marker,
+                    color=look.colour,
+                    alpha=0.25,
+                    markersize=3,
+                    markeredgewidth=0,
+                )
             axes.plot(middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, label=split)
         rows += [[one.label, n, a, b] for n, a, b in zip(counts, one.train, one.test, strict=True)]
-        count_axis(axes)
+        count_axis(axes, [n for values in (one.train, one.test) for n in _pairs(values, counts)[:, 0]], fine=False)
         axes.set_xlabel("training pictures")
-        axes.set_title(_broken(one.label), fontsize=9.5, color=INK)
+        axes.set_title(_broken(one.label), fontsize=9.5, color=INK, pad=16)
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("distance within the class")
     legend(figure, panels[0])
@@ -64,12 +72,14 @@ def _gap(found: Sequence[Distances], counts: Sequence[int], looks: Sequence[Look
         points = _pairs(one.gaps(), counts)
         if len(points):
             middle = binned(points)
-            axes.plot(middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label)
+            axes.plot(
+                middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label
+            )
             rows += [[one.label, *(float(v) for v in row)] for row in middle]
     if not rows:
         return None
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    count_axis(axes)
+    count_axis(axes, [n for one in found for n in _pairs(one.gaps(), counts)[:, 0]])
     axes.set_ylabel("test less train distance")
     legend(figure, axes)
     reading = (

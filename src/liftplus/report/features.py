@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liftplus import checkpoint, config, results, runs, runtime
+from liftplus import checkpoint, config, results, runtime
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.data.dataset import DataSet, Split
@@ -142,15 +143,16 @@ class Workbench:
         return Distances(label, found["train"][0], found["test"][0], between(*found["test"][1:]))
 
 
-def measure(series: Sequence[Series], out: Path, per_class: int, progress: Progress) -> list[Distances]:
+def measure(
+    series: Sequence[Series], dataset: DataSet, out: Path, per_class: int, progress: Progress
+) -> list[Distances]:
     """Distances under the bare backbone and under each series' first run that tunes it.
 
     Raises:
-        UserError: data, weights or models are not there any more.
+        UserError: weights, models or a test split are not there.
     """
     first = config.from_dict(series[0].config)
     place = runtime.choose(first.device, first.precision)
-    dataset = runs.Session(first, place, progress).data()
     if "test" not in dataset.splits:
         raise UserError(f"{dataset.name!r} has no test split, so train and test features cannot be compared.")
     bench = Workbench(dataset, place, progress, per_class, out / "features.json", first.evaluation.batch_size)
@@ -166,7 +168,7 @@ def measure(series: Sequence[Series], out: Path, per_class: int, progress: Progr
     for one in series:
         if one.label not in still:
             folder = one.runs[0].folder
-            found.append(bench.distances(one.label, _identity(folder), lambda at=folder: _tuned(at, place, dataset)))
+            found.append(bench.distances(one.label, _identity(folder), partial(_tuned, folder, place, dataset)))
     return found
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from liftplus.metrics import FEW_UNDER, MANY_OVER, group_of
-from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, legend
+from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, inner_legend, legend
 from liftplus.report.series import MEASURES, Series, Spread, calibrations, tte_effect
 
 _POINTS = 1500  # more points than these are a cloud that says nothing, and slow pages
@@ -69,9 +69,9 @@ def tail(series: Sequence[Series]) -> Chart | None:
         inside = np.array([group_of(n) == group for n in counts])
         if inside.any():
             label = f"{group}: {inside.sum():,} classes, {counts[inside].sum():,} pictures"
-            axes.fill_between(ranks - 0.5, counts, step="post", where=inside, color=colour, label=label, linewidth=0)
-            last = ranks[inside][-1]
-            axes.fill_between([last - 0.5, last + 0.5], [counts[last - 1]] * 2, color=colour, linewidth=0)
+            edges = [ranks[inside][0] - 0.5, *(ranks[inside] + 0.5)]
+            heights = [*counts[inside], counts[inside][-1]]
+            axes.fill_between(edges, heights, step="post", color=colour, label=label, linewidth=0)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=0)
     axes.set_xlim(0.5, len(counts) + 0.5)
@@ -79,14 +79,13 @@ def tail(series: Sequence[Series]) -> Chart | None:
     axes.yaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
     axes.set_xlabel("class by rank")
     axes.set_ylabel("training pictures")
-    _legend_column(figure, axes)
-    rows = [[rank, names[k] if names else k, int(n), group_of(int(n))] for rank, (k, n) in enumerate(zip(order, counts, strict=True), 1)]
+    inner_legend(axes)
+    rows = [
+        [rank, names[k] if names else k, int(n), group_of(int(n))]
+        for rank, (k, n) in enumerate(zip(order, counts, strict=True), 1)
+    ]
     reading = "Training pictures of each class, the most frequent first, on a logarithmic scale."
     return Chart("long_tail", "The data's long tail", reading, ("rank", "class", "train_images", "group"), rows, figure)
-
-
-def _legend_column(figure: Any, axes: Axes) -> None:
-    axes.legend(loc="upper right", frameon=False, fontsize=9)
 
 
 def curves(series: Sequence[Series], key: str) -> Chart | None:
@@ -144,11 +143,21 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
     for place, one, points in found:
         look = Look.of(place)
         if dots:
-            axes.plot(points[:, 0], points[:, 1], look.marker, color=look.colour, alpha=0.28, markersize=3.2, markeredgewidth=0)
+            axes.plot(
+                points[:, 0],
+                points[:, 1],
+                look.marker,
+                color=look.colour,
+                alpha=0.28,
+                markersize=3.2,
+                markeredgewidth=0,
+            )
         middle = binned(points)
-        axes.plot(middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label)
+        axes.plot(
+            middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label
+        )
         rows += [[one.label, *(float(v) for v in row)] for row in middle]
-    count_axis(axes)
+    count_axis(axes, [n for _, _, points in found for n in points[:, 0]])
     axes.set_ylim(-3, 103)
     axes.set_ylabel("accuracy in percent")
     legend(figure, axes)
@@ -160,13 +169,32 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
     return Chart("accuracy_by_count", "Accuracy against training pictures", reading, header, rows, figure)
 
 
-def count_axis(axes: Axes) -> None:
-    """A logarithmic axis of training pictures with the borders of the groups."""
+def count_axis(axes: Axes, counts: Sequence[float], *, fine: bool = True) -> None:
+    """A logarithmic axis of training pictures with the borders of the groups; `fine`: ticks between powers of ten."""
+    low, high = min(counts, default=1), max(counts, default=1)
     axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(-0.3 if low < 1 else low / 1.25, max(high, 2) * 1.25)
+    steps = (1, 2, 5) if fine and high <= 2000 else (1,)
+    axes.set_xticks([0] * (low < 1) + [n * 10**k for k in range(7) for n in steps if low <= n * 10**k <= high])
     axes.xaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
     axes.set_xlabel("training pictures of the class")
     for border in (FEW_UNDER, MANY_OVER):
-        axes.axvline(border, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        if low < border < high:
+            axes.axvline(border, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    edges = (low, FEW_UNDER, MANY_OVER, high)
+    for name, left, right in zip(("few", "medium", "many"), edges, edges[1:], strict=False):
+        if max(left, low) * 1.6 < min(right, high):
+            middle = (max(left, low, 0.7) * min(right, high)) ** 0.5
+            axes.text(
+                middle,
+                1.01,
+                name,
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=8.5,
+                color=MUTED,
+            )
 
 
 def _points(series: Series) -> Any:
@@ -197,8 +225,8 @@ def reliability(series: Sequence[Series]) -> Chart | None:
         label = f"{one.label}: ECE {spread.mean:.1f}"
         axes.plot(x, y, color=look.colour, marker=look.marker, linestyle=look.dash, label=label)
         rows += [[one.label, *b] for b in curve.bins]
-    axes.set_xlim(0, 100)
-    axes.set_ylim(0, 100)
+    axes.set_xlim(0, 102)
+    axes.set_ylim(-2, 103)
     axes.set_xlabel("probability given to the best class, percent")
     axes.set_ylabel("right, percent")
     legend(figure, axes)
@@ -222,9 +250,9 @@ def tte(series: Sequence[Series]) -> Chart | None:
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_ylabel("gain in points")
     legend(figure, axes)
-    rows = [[s.label, key, *(part.mean for part in e[key]), e[key][2].sd, e[key][2].n] for _, s, e in found for key in e]
+    rows = [
+        [s.label, key, *(part.mean for part in e[key]), e[key][2].sd, e[key][2].n] for _, s, e in found for key in e
+    ]
     reading = "Accuracy with five crops less accuracy with one crop, by group. Around zero: the crops saw the same."
     header = ("series", "measure", "one_crop", "five_crops", "gain", "gain_sd", "seeds")
     return Chart("tte", "What five crops gain", reading, header, rows, figure)
-
-

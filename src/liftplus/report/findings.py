@@ -78,9 +78,17 @@ def _tail(series: Sequence[Series]) -> list[Finding]:
         few, many = one.measure("few"), one.measure("many")
         if few is None or many is None or not _trained(one):
             continue
-        lighter = [(other, f, m) for other in series if _weights(other) < _weights(one)
-                   if (f := other.measure("few")) and (m := other.measure("many"))]
-        hurt = [(other, f, m) for other, f, m in lighter if f.mean > few.mean and clear(f, few) and m.mean < many.mean + POINTS]
+        lighter = [
+            (other, f, m)
+            for other in series
+            if _weights(other) < _weights(one)
+            if (f := other.measure("few")) and (m := other.measure("many"))
+        ]
+        hurt = [
+            (other, f, m)
+            for other, f, m in lighter
+            if f.mean > few.mean and clear(f, few) and m.mean < many.mean + POINTS
+        ]
         if hurt:
             other, f, m = max(hurt, key=lambda item: item[1].mean)
             text = (
@@ -114,7 +122,9 @@ def _convergence(series: Sequence[Series]) -> list[Finding]:
     found = []
     for one in (s for s in series if s.label in losses):
         mine, kind = losses[one.label], _part(one, "loss")
-        peers = [(losses[s.label], s) for s in series if s.label in losses and s is not one and _part(s, "loss") == kind]
+        peers = [
+            (losses[s.label], s) for s in series if s.label in losses and s is not one and _part(s, "loss") == kind
+        ]
         faster = min(peers, key=lambda pair: pair[0][0], default=None)
         start = f"its classifier starts from {_part(one, 'head_init')}"
         if faster and mine[0] > 1.5 * faster[0][0] and mine[0] - faster[0][0] > 0.2:
@@ -147,12 +157,13 @@ def _tte(series: Sequence[Series]) -> list[Finding]:
             continue
         patch = one.runs[0].about.get("patch_size")
         five = next(t for run in one.runs for t in (run.tested, run.other_crops) if t and t.tte)
-        coincide = isinstance(patch, int) and patch > 0 and five.expand is not None and five.expand % patch == 0
+        patch = patch if isinstance(patch, int) and patch > 0 else None
+        coincide = patch is not None and five.expand is not None and five.expand % patch == 0
         shown = f"{one.label}: five crops change overall accuracy by {gain.mean:+.1f} points"
         grids = f" expand={five.expand} is a multiple of the patch size {patch}, so the crops' patch grids coincide."
         if gain.mean < NO_GAIN:
             text = f"{shown}, so the five-fold cost of testing buys nothing here.{grids if coincide else ''}"
-            cure = f" Try expand={five.expand + patch // 2}." if coincide else ""
+            cure = f" Try expand={(five.expand or 0) + patch // 2}." if patch and coincide else ""
             found.append(Finding("bad", "No gain from five crops", text + cure, "tte"))
         else:
             found.append(Finding("good", "Five crops", f"{shown}.{grids if coincide else ''}", "tte"))
@@ -170,7 +181,9 @@ def _sureness(series: Sequence[Series]) -> list[Finding]:
             parts.append(f"{one.label} {value(spread)} ({word} on average)")
     if not parts:
         return []
-    return [Finding("plain", "Probabilities", f"Expected calibration error in points: {'; '.join(parts)}.", "calibration")]
+    return [
+        Finding("plain", "Probabilities", f"Expected calibration error in points: {'; '.join(parts)}.", "calibration")
+    ]
 
 
 def heaviness(distances: Sequence[Distances], counts: Sequence[int]) -> list[Finding]:
@@ -190,7 +203,9 @@ def heaviness(distances: Sequence[Distances], counts: Sequence[int]) -> list[Fin
         if many is not None:
             text += f" On many classes the gap is {many:.2f}."
         grown = few - base
-        if grown > WIDE_GAP and grown > (max(many - (bare.gap(counts, "many") or 0.0), 0.0) if many is not None else 0.0):
+        if grown > WIDE_GAP and grown > (
+            max(many - (bare.gap(counts, "many") or 0.0), 0.0) if many is not None else 0.0
+        ):
             text += " Train and test have come apart most where there are few pictures: too heavy for the tail."
             found.append(Finding("bad", "Features come apart", text, "features"))
         elif grown > WIDE_GAP:

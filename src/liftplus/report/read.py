@@ -52,12 +52,12 @@ class Tested:
     @property
     def tte(self) -> bool:
         """Whether five crops were averaged."""
-        return bool(_table(self.metrics.get("evaluation")).get("tte"))
+        return bool(table(self.metrics.get("evaluation")).get("tte"))
 
     @property
     def expand(self) -> int | None:
         """Pixels by which the short side exceeded the input size."""
-        value = _table(self.metrics.get("evaluation")).get("expand")
+        value = table(self.metrics.get("evaluation")).get("expand")
         return value if isinstance(value, int) else None
 
     @property
@@ -80,7 +80,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The run's settings as plain values."""
-        return _table(self.about.get("config"))
+        return table(self.about.get("config"))
 
     @property
     def seed(self) -> int:
@@ -99,7 +99,7 @@ class Run:
     @property
     def train_counts(self) -> tuple[int, ...]:
         """Training pictures a class, from config.json or else from the table of classes."""
-        counts = _table(self.about.get("data")).get("train_counts")
+        counts = table(self.about.get("data")).get("train_counts")
         if isinstance(counts, list) and all(isinstance(n, int) for n in counts):
             return tuple(counts)
         return tuple(row.train_images for row in self.tested.classes) if self.tested else ()
@@ -111,7 +111,8 @@ class Run:
         return number(seconds) if seconds is not None else self.log[-1].get("seconds") if self.log else None
 
 
-def _table(value: Any) -> dict[str, Any]:
+def table(value: Any) -> dict[str, Any]:
+    """A JSON object, or an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
 
@@ -127,12 +128,16 @@ def run(folder: Path) -> Run:
         raise UserError(f"There is no run folder {str(folder)!r}. Give folders that `liftplus train` wrote.")
     if not any((folder / name).is_file() for name in FILES):
         raise UserError(
-            f"{str(folder)!r} holds no run ({', '.join(FILES)} are all missing). Give folders that `liftplus train` wrote."
+            f"{str(folder)!r} holds no run ({', '.join(FILES)} are all missing). Give folders that `liftplus train` "
+            "wrote."
         )
     problems: list[str] = []
-    about = _tried(folder / "config.json", _json, {}, problems)
-    log = () if not (folder / "log.jsonl").is_file() else _tried(folder / "log.jsonl", _log, (), problems)
-    if _table(_table(about.get("config")).get("train")).get("epochs") and not log:
+    nothing: dict[str, Any] = {}
+    about = _tried(folder / "config.json", _json, nothing, problems)
+    log: tuple[dict[str, float], ...] = ()
+    if (folder / "log.jsonl").is_file():
+        log = _tried(folder / "log.jsonl", _log, log, problems)
+    if table(table(about.get("config")).get("train")).get("epochs") and not log:
         problems.append(f"{folder / 'log.jsonl'} has no epoch, so there is no training curve of this run.")
     tested = _tested(folder, problems)
     inside = sorted(path.parent for path in folder.glob("*/metrics.json"))

@@ -18,7 +18,14 @@ from liftplus.report.read import Run, Tested, number
 MEASURES = ("overall", "mean_class", "many", "medium", "few")
 BINS = 15
 # Settings that say where and how a run was made, not what it is.
-_ELSEWHERE = {"seed", "device", "train.workers", "train.save_minutes", "backbone.weights", "backbone.grad_checkpointing"}
+_ELSEWHERE = {
+    "seed",
+    "device",
+    "train.workers",
+    "train.save_minutes",
+    "backbone.weights",
+    "backbone.grad_checkpointing",
+}
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,8 @@ def _refuse_other_classes(runs: Sequence[Run]) -> None:
         names = tuple(row.name for row in run.tested.classes) if run.tested else ()
         if names and seen and names != seen[1]:
             raise UserError(
-                f"{str(seen[0].folder)!r} and {str(run.folder)!r} know different classes ({len(seen[1])} and {len(names)}). "
-                "Make one report for each data set."
+                f"{str(seen[0].folder)!r} and {str(run.folder)!r} know different classes ({len(seen[1])} and "
+                f"{len(names)}). Make one report for each data set."
             )
         if names and seen is None:
             seen = run, names
@@ -191,7 +198,11 @@ def tte_effect(series: Series) -> dict[str, tuple[Spread, Spread, Spread]]:
     for key in MEASURES:
         values = [(number(one.metrics.get(key)), number(five.metrics.get(key))) for one, five in pairs]
         both = [(a, b) for a, b in values if a is not None and b is not None]
-        spreads = [Spread.of([a for a, _ in both]), Spread.of([b for _, b in both]), Spread.of([b - a for a, b in both])]
+        spreads = [
+            Spread.of([a for a, _ in both]),
+            Spread.of([b for _, b in both]),
+            Spread.of([b - a for a, b in both]),
+        ]
         if (one := spreads[0]) and (five := spreads[1]) and (gain := spreads[2]):
             effect[key] = (one, five, gain)
     return effect

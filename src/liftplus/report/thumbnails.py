@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
-from liftplus import config
-from liftplus.data import sources
 from liftplus.data.dataset import DataSet, Store
 from liftplus.errors import UserError
 from liftplus.report.series import Series
@@ -39,12 +36,6 @@ class Pair:
     predicted_train: int
     wrong: tuple[str, ...] = ()
     example: str | None = None
-
-
-def dataset_of(series: Sequence[Series]) -> DataSet:
-    """The data that the runs were trained on; raises UserError where they are not there any more."""
-    wanted = config.from_dict(series[0].config).data.model_copy(update={"unreadable": "stop"})
-    return sources.load(wanted)
 
 
 def pairs(one: Series, dataset: DataSet | None, progress: Progress) -> list[Pair]:
