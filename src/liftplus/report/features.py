@@ -145,11 +145,11 @@ class Workbench:
 
 def measure(
     series: Sequence[Series], dataset: DataSet, out: Path, per_class: int, progress: Progress
-) -> list[Distances]:
-    """Distances under the bare backbone and under each series' first run that tunes it.
+) -> tuple[list[Distances], list[str]]:
+    """Distances under the bare backbone and under each series' first run that tunes it, and why some are missing.
 
     Raises:
-        UserError: weights, models or a test split are not there.
+        UserError: the backbone's weights or a test split are not there.
     """
     first = config.from_dict(series[0].config)
     place = runtime.choose(first.device, first.precision)
@@ -164,12 +164,16 @@ def measure(
         place.place(backbone)
         return backbone
 
+    problems: list[str] = []
     found = [bench.distances(name, str(series[0].runs[0].about.get("backbone_identity")), bare)]
     for one in series:
         if one.label not in still:
             folder = one.runs[0].folder
-            found.append(bench.distances(one.label, _identity(folder), partial(_tuned, folder, place, dataset)))
-    return found
+            try:
+                found.append(bench.distances(one.label, _identity(folder), partial(_tuned, folder, place, dataset)))
+            except UserError as error:
+                problems.append(f"Features of {one.label} could not be computed: {error}")
+    return found, problems
 
 
 def _identity(folder: Path) -> str:

@@ -72,8 +72,8 @@ def tail(series: Sequence[Series]) -> Chart | None:
             edges = [ranks[inside][0] - 0.5, *(ranks[inside] + 0.5)]
             heights = [*counts[inside], counts[inside][-1]]
             axes.fill_between(edges, heights, step="post", color=colour, label=label, linewidth=0)
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("symlog", linthresh=1, linscale=0.3)
+    axes.set_ylim(0, 30 * max(1, int(counts.max())))  # room for the names
     axes.set_xlim(0.5, len(counts) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
@@ -171,7 +171,7 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
 
 def count_axis(axes: Axes, counts: Sequence[float], *, fine: bool = True) -> None:
     """A logarithmic axis of training pictures with the borders of the groups; `fine`: ticks between powers of ten."""
-    low, high = min(counts, default=1), max(counts, default=1)
+    low, high = float(min(counts, default=1)), float(max(counts, default=1))
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(-0.3 if low < 1 else low / 1.25, max(high, 2) * 1.25)
     steps = (1, 2, 5) if fine and high <= 2000 else (1,)

@@ -49,7 +49,7 @@
     if (kind === "group") {
       const tag = document.createElement("span");
       tag.className = "tag"; tag.textContent = value; tag.style.setProperty("--g", `var(--${value})`);
-      cell.append(tag); return;
+      cell.className = "kind"; cell.append(tag); return;
     }
     cell.textContent = kind === "percent" ? value.toFixed(1) : value.toLocaleString("en");
     if (kind === "percent") {
@@ -85,7 +85,7 @@
   for (const k of visible) {
     const cell = document.createElement("th"), button = document.createElement("button");
     cell.scope = "col"; button.type = "button"; button.textContent = columns[k].title; button.title = columns[k].title;
-    if (columns[k].kind === "text") cell.style.textAlign = "left";
+    if (["text", "group"].includes(columns[k].kind)) cell.style.textAlign = "left";
     button.addEventListener("click", () => {
       const first = columns[k].kind === "text" || columns[k].kind === "group" || columns[k].kind === "percent" ? 1 : -1;
       sorted = { column: k, sign: sorted.column === k ? -sorted.sign : first };

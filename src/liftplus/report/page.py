@@ -28,6 +28,7 @@ CHARTS = (
     *("accuracy", "accuracy_by_count", "long_tail", "loss", "lr", "reliability", "tte"),
     *("intra_class_distance", "distance_gap", "separation"),
 )
+SHOWN_SERIES = 8  # whose confused pairs are shown
 SHOWN = 40  # rows of a figure's table on the page
 
 
@@ -137,10 +138,11 @@ def prepare(out: Path) -> None:
 
 def _features(draft: Draft, per_class: int, progress: Progress) -> list[Distances]:
     try:
-        found = features.measure(draft.series, draft.data(), draft.out, per_class, progress)
+        found, problems = features.measure(draft.series, draft.data(), draft.out, per_class, progress)
     except UserError as error:
         draft.problems.append(f"Features could not be computed: {error}")
         return []
+    draft.problems += problems
     places = {one.label: place for place, one in enumerate(draft.series)}
     still = [place for place, one in enumerate(draft.series) if not one.config.get("tuner")]
     looks = [Look.of(still[0] if still else 7), *(Look.of(places[d.label]) for d in found[1:])]
@@ -226,11 +228,13 @@ def _confused(draft: Draft, progress: Progress) -> dict[str, Any]:
     except UserError as error:
         note = f"No pictures are shown, because the run's data cannot be read: {error}"
     top = content.best(chosen)
-    chosen.sort(key=lambda one: one is not top)
+    chosen = sorted(chosen, key=lambda one: one is not top)[:SHOWN_SERIES]
     entries = []
-    for one in chosen[:8]:
-        found = thumbnails.pairs(one, dataset, progress)
-        entries.append(content.entry(draft.series, draft.series.index(one)) | {"pairs": found})
+    with progress.task("Pictures of confused classes", len(chosen)) as advance:
+        for one in chosen:
+            found = thumbnails.pairs(one, dataset)
+            entries.append(content.entry(draft.series, draft.series.index(one)) | {"pairs": found})
+            advance()
     shown = any(p.wrong or p.example for e in entries for p in e["pairs"])
     if note is None and not shown and any(e["pairs"] for e in entries):
         note = "No pictures are shown, because none of the files that the run tested can be read any more."

@@ -12,7 +12,6 @@ from PIL import Image
 from liftplus.data.dataset import DataSet, Store
 from liftplus.errors import UserError
 from liftplus.report.series import Series
-from liftplus.runtime import Progress
 
 PAIRS, PICTURES, SIDE = 10, 3, 88
 
@@ -38,24 +37,22 @@ class Pair:
     example: str | None = None
 
 
-def pairs(one: Series, dataset: DataSet | None, progress: Progress) -> list[Pair]:
+def pairs(one: Series, dataset: DataSet | None) -> list[Pair]:
     """The pairs that one series confuses most, with pictures where there are data."""
     classes = next((t.classes for t in one.tested if t.classes), ())
     chosen = [p for p in one.confusion() if max(p[:2]) < len(classes)][:PAIRS]
     wrong, examples = _keys(one, {(classes[t].name, classes[g].name) for t, g, _ in chosen}), _first_keys(dataset)
     made = []
-    with progress.task("Pictures of confused classes", max(1, len(chosen))) as advance:
-        for true, guess, images in chosen:
-            a, b = classes[true], classes[guess]
-            shown: tuple[str, ...] = ()
-            example = None
-            if dataset is not None:
-                uris = (uri(dataset.store, key) for key in wrong[a.name, b.name][:PICTURES])
-                shown = tuple(found for found in uris if found)
-                example = uri(dataset.store, examples[guess]) if guess in examples else None
-            share = 100 * images / a.test_images if a.test_images else 0.0
-            made.append(Pair(a.name, b.name, images, share, a.train_images, b.train_images, shown, example))
-            advance()
+    for true, guess, images in chosen:
+        a, b = classes[true], classes[guess]
+        shown: tuple[str, ...] = ()
+        example = None
+        if dataset is not None:
+            uris = (uri(dataset.store, key) for key in wrong[a.name, b.name][:PICTURES])
+            shown = tuple(found for found in uris if found)
+            example = uri(dataset.store, examples[guess]) if guess in examples else None
+        share = 100 * images / a.test_images if a.test_images else 0.0
+        made.append(Pair(a.name, b.name, images, share, a.train_images, b.train_images, shown, example))
     return made
 
 
