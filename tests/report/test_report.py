@@ -7,6 +7,7 @@ import html
 import json
 import os
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -140,7 +141,7 @@ def test_slow_convergence(tmp_path: Path) -> None:
     lines = [json.loads(line) | {"loss": 9 / k} for k, line in enumerate((slow / "log.jsonl").open(), 1)]
     (slow / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     parts = series.grouped([read.run(Made(NAMES).write(tmp_path / "quick")), read.run(slow)])
-    assert [one.label for one in parts] == ["lift+ (name=semantic)", "lift+ (name=random)"] or "random" in parts[1].label
+    assert "semantic" in parts[0].label and "random" in parts[1].label
     (sign,) = (one for one in findings.everything(parts, [], ()) if one.title == "Slow convergence")
     assert "loss of 9.00" in sign.text and "in epoch 3" in sign.text and "starts from random" in sign.text
 
@@ -178,16 +179,25 @@ def test_hostile_names_stay_names(tmp_path: Path) -> None:
         ("config.json", None, "config.json is missing"),
     ],
 )
-def test_a_damaged_file_costs_its_part_only(name: str, text: str | bytes | None, told: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_told(name: str, text: str | bytes | None, told: str, tmp_path: Path) -> None:
     run = Made(NAMES).write(tmp_path / "run")
     (run / name).unlink()
     if text is not None:
         (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    said: list[str] = []
-    page = Elements(report.write([run], tmp_path / "out", told=said.append).read_text(encoding="utf-8"))
-    assert any(told in text for text in said) and told in page.text
-    assert "Cost and record" in page.text
-    assert len(list((tmp_path / "out" / "figures").glob("*.png"))) >= 1
+    (problem,) = read.run(run).problems
+    assert told in problem and str(run) in problem
+
+
+def test_damaged_files_cost_their_parts_only(tmp_path: Path) -> None:
+    parts = {"metrics.json": "accuracy", "predictions.csv": "reliability", "log.jsonl": "loss", "config.json": None}
+    for name, figure in parts.items():
+        run = Made(NAMES).write(tmp_path / name / "run")
+        (run / name).write_text("{")
+        said: list[str] = []
+        page = Elements(report.write([run], tmp_path / name / "out", told=said.append).read_text(encoding="utf-8"))
+        assert any(name in text and text in page.text for text in said)
+        left = {path.stem for path in (tmp_path / name / "out" / "figures").glob("*.png")}
+        assert "long_tail" in left and figure not in left and "Cost and record" in page.text
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -219,7 +229,7 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
 
 def test_8142_classes_stay_small(tmp_path: Path) -> None:
     names = [f"Genus{k % 900} species number {k} of the insects" for k in range(8142)]
-    runs = [Made(names, method=m, seed=s).write(tmp_path / f"{m}{s}") for m in ("lift+", "full") for s in (0, 1)]
+    runs = [Made(names, method=m, tests=1).write(tmp_path / m) for m in ("lift+", "full")]
     page = report.write(runs, tmp_path / "out")
     assert page.stat().st_size < 4e6
     assert len(classes_of(page.read_text(encoding="utf-8"))["rows"]) == 8142
@@ -273,14 +283,23 @@ def test_the_command_of_a_run_makes_it_again() -> None:
     run = config.resolve(data="some folder/x.zip", method="lift", overrides=given)
     line = content.alone(run.to_dict())
     assert line is not None
-    words = __import__("shlex").split(line)
-    assert words[:8] == ["liftplus", "train", "--data", "some folder/x.zip", "--backbone", "mini_clip", "--method", "lift"]
+    words = shlex.split(line)
+    assert words[:8] == [
+        "liftplus",
+        "train",
+        "--data",
+        "some folder/x.zip",
+        "--backbone",
+        "mini_clip",
+        "--method",
+        "lift",
+    ]
     assert config.resolve(data=words[3], backbone=words[5], method=words[7], overrides=words[8:]) == run
 
 
 def test_drawings_take_the_pages_colours(tmp_path: Path) -> None:
     figure, (axes,) = chart.canvas()
-    axes.plot([1, 2], color=chart.SERIES[0], label="<b>&\" 🐙")
+    axes.plot([1, 2], color=chart.SERIES[0], label='<b>&" 🐙')
     chart.legend(figure, axes)
     svg = chart.save(chart.Chart("x", "A <title>", "words & more", ("a",), [(1.0,)], figure), tmp_path)
     assert "var(--s0)" in svg and chart.SERIES[0] not in svg and chart.INK not in svg

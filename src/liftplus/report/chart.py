@@ -143,6 +143,7 @@ def inline(svg: str, name: str, title: str, description: str) -> str:
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 var(--sans)", svg)
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", svg)
     opening = re.sub(r'\s(width|height)="[^"]*"', "", svg[: svg.index(">") + 1])
     opening = opening[:-1] + f' role="img" aria-labelledby="{name}-title {name}-desc">'
     words = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'

@@ -204,7 +204,10 @@ def _log(path: Path) -> tuple[dict[str, float], ...]:
 def _rows(path: Path) -> list[dict[str, str]]:
     csv.field_size_limit(1 << 24)
     with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+        found = list(csv.DictReader(stream))
+    if not found:
+        raise ValueError("it has no rows")
+    return found
 
 
 def _classes(path: Path) -> tuple[ClassRow, ...]:

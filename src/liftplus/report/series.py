@@ -133,7 +133,7 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
         values = dict(flat(run.config))
         tables = [dict(flat(other.config)) for other in same]
         odd = [k for k in values if k not in _ELSEWHERE and any(t.get(k) != values[k] for t in tables)]
-        words = ", ".join(f"{key.rpartition('.')[2]}={values[key]}" for key in odd[:3])
+        words = ", ".join(f"{key.removesuffix('.name').rpartition('.')[2]}={values[key]}" for key in odd[:3])
         labels.append(f"{method} ({_cut(words, 40)})" if words else method)
     return [
         label if labels.count(label) == 1 else f"{label} #{labels[: place + 1].count(label)}"
