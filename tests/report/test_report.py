@@ -13,16 +13,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import made
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made import Made
 
+import made_runs
 from liftplus import config, report
 from liftplus.errors import UserError
 from liftplus.report import chart, content, features, findings, read, series
+from made_runs import Made
 
 NAMES = tuple(f"class {k}" for k in range(24))
 HOSTILE = (
@@ -89,7 +89,7 @@ def test_seeds_are_taken_together(four: tuple[list[Path], Path, str]) -> None:
     runs, out, _ = four
     found = {(r["series"], r["measure"]): r for r in rows(out / "figures" / "accuracy.csv")}
     for label, folders in (("lift+", runs[::2]), ("full", runs[1::2])):
-        values = [made.loaded(folder / "metrics.json")["few"] for folder in folders]
+        values = [made_runs.loaded(folder / "metrics.json")["few"] for folder in folders]
         row = found[label, "few"]
         assert float(row["mean"]) == pytest.approx(np.mean(values), rel=1e-5)
         assert float(row["sd"]) == pytest.approx(np.std(values, ddof=1), rel=1e-5) and row["seeds"] == "2"
@@ -316,3 +316,31 @@ def test_help_and_default_folder(command: Any, tmp_path: Path) -> None:
     assert ended.code == 0 and os.path.join("runs", "report", "report.html") in ended.out
     ended = command("report", "nothing")
     assert ended.code == 2 and "There is no run folder" in ended.err
+
+
+def test_real_runs_with_features_and_pictures(photos: Path, command: Any, tmp_path: Path) -> None:
+    """From training to the page: pictures of confused classes, features under each model, kept for the next time."""
+    quick = ("epochs=1", "workers=0", "train.batch_size=8", "lr=1e-6", "device=cpu", "precision=fp32")
+    assert command("train", "--data", photos, "--method", "full", "--out", "runs/full", *quick).code == 0
+    assert command("zeroshot", "--data", photos, "--out", "runs/bare", "device=cpu", "precision=fp32").code == 0
+    ended = command("report", "runs/bare", "runs/full", "--features")
+    assert ended.code == 0 and "Note" not in ended.err, ended.err
+    out = tmp_path / "runs" / "report"
+    found = {(r["model"], r["train_images"]): r for r in rows(out / "figures" / "intra_class_distance.csv")}
+    for count in ("12", "5", "2"):  # at that learning rate the tuned backbone is still the bare one
+        bare, full = found["bare backbone (zeroshot)", count], found["full", count]
+        for key in ("train_distance", "test_distance"):
+            assert float(full[key]) == pytest.approx(float(bare[key]), abs=1e-3) and 0 < float(bare[key]) < 2
+    page = (out / "report.html").read_text(encoding="utf-8")
+    wrong = sum(int(r["images"]) for r in rows(tmp_path / "runs/full/confusion.csv") if r["true"] != r["predicted"])
+    assert ("data:image/jpeg;base64," in page) == bool(wrong + len(rows(out / "figures" / "confused_pairs.csv")))
+    cost = {r["run"]: r for r in rows(out / "figures" / "cost.csv")}
+    assert cost["full"]["memory"].endswith("MiB") and int(cost["full"]["tuned weights"].replace(",", "")) > 1e6
+    assert "liftplus train --data" in page and "Train and test still agree" in page
+    before = (out / "features.json").stat().st_mtime_ns
+    assert command("report", "runs/bare", "runs/full", "--features").code == 0
+    assert (out / "features.json").stat().st_mtime_ns == before
+    shutil.rmtree(photos)
+    ended = command("report", "runs/bare", "runs/full", "--features")
+    assert ended.code == 0 and "Features could not be computed" in ended.err
+    assert "No pictures are shown" in (out / "report.html").read_text(encoding="utf-8")
