@@ -130,8 +130,12 @@ def cost(series: Sequence[Series]) -> list[dict[str, Any]]:
     for place, one in enumerate(series):
         about = one.runs[0].about
         weights, versions = read.table(about.get("parameters")), read.table(about.get("versions"))
-        tuned, head, all_ = weights.get("tuned"), weights.get("head"), sum(weights.values())
-        moved = (tuned or 0) + (head or 0) if one.config.get("train", {}).get("epochs") else 0
+        tuned, head, all_ = (
+            weights.get("tuned"),
+            weights.get("head"),
+            sum(n for n in weights.values() if isinstance(n, int)),
+        )
+        moved = (tuned or 0) + (head or 0) if read.table(one.config.get("train")).get("epochs") else 0
         share = f"{100 * moved / all_:.2f} %" if all_ else "–"
         seconds = Spread.of([run.seconds for run in one.runs])
         peaks = [run.tested.metrics.get("peak_memory_bytes") for run in one.runs if run.tested]

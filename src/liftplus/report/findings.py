@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from liftplus.report.features import Distances
+from liftplus.report.read import table
 from liftplus.report.series import Series, Spread, calibrations, tte_effect
 
 POINTS = 2.0  # a difference below so many points is not spoken of as a loss or a gain where there is one seed
@@ -112,7 +113,7 @@ def _trained(one: Series) -> bool:
 
 def _weights(one: Series) -> float:
     """Weights of the backbone that a series moves or adds beside its classifier."""
-    tuned = one.runs[0].about.get("parameters", {}).get("tuned")
+    tuned = table(one.runs[0].about.get("parameters")).get("tuned")
     return float(tuned) if isinstance(tuned, int) else math.inf
 
 
@@ -145,8 +146,7 @@ def _convergence(series: Sequence[Series]) -> list[Finding]:
 
 
 def _part(one: Series, key: str) -> str:
-    part = one.config.get(key)
-    return str(part.get("name", "?")) if isinstance(part, dict) else "?"
+    return str(table(one.config.get(key)).get("name", "?"))
 
 
 def _tte(series: Sequence[Series]) -> list[Finding]:

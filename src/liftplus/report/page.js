@@ -64,7 +64,12 @@
     const body = document.createDocumentFragment();
     for (const index of found.slice(place * PAGE, (place + 1) * PAGE)) {
       const line = document.createElement("tr");
-      for (const k of visible) { const cell = document.createElement("td"); fill(cell, k, rows[index][k]); line.append(cell); }
+      for (const k of visible) {
+        const cell = document.createElement("td");
+        fill(cell, k, rows[index][k]);
+        if (columns[k].key === "test") cell.classList.add("extra");
+        line.append(cell);
+      }
       body.append(line);
     }
     table.tBodies[0].replaceChildren(body);
@@ -84,6 +89,7 @@
   const head = table.tHead.rows[0];
   for (const k of visible) {
     const cell = document.createElement("th"), button = document.createElement("button");
+    if (columns[k].key === "test") cell.className = "extra";
     cell.scope = "col"; button.type = "button"; button.textContent = columns[k].title; button.title = columns[k].title;
     if (["text", "group"].includes(columns[k].kind)) cell.style.textAlign = "left";
     button.addEventListener("click", () => {

@@ -167,12 +167,11 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
     """Everything that the template shows but for the figures."""
     series = draft.series
     first = series[0].runs[0]
-    data = first.about.get("data")
-    known = data if isinstance(data, dict) else {}
+    known = read.table(first.about.get("data"))
     found = findings.everything(series, distances, draft.counts)
     rows, sentence = content.groups(first) if first.train_counts else ([], "")
     seeds = [len(one.runs) for one in series]
-    backbones = list(dict.fromkeys(str(one.config.get("backbone", {}).get("name", "?")) for one in series))
+    backbones = list(dict.fromkeys(str(read.table(one.config.get("backbone")).get("name", "?")) for one in series))
     return {
         "title": str(known.get("name") or (first.tested.what[0] if first.tested else "") or first.folder.name),
         "subtitle": f"{_runs(seeds)} · {', '.join(backbones[:3])}",
@@ -184,7 +183,7 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
         "others": content.others(series),
         "groups": rows,
         "imbalance": sentence,
-        "notes": [str(text) for text in known.get("notes", [])][:5],
+        "notes": [str(text) for text in known.get("notes") or ()][:5],
         "tte_commands": _tte_commands(series),
         "cost": content.cost(series),
         "cost_header": content.COST_HEADER,
