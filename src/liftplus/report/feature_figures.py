@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from liftplus.report.chart import INK, MUTED, Chart, Look, canvas, legend
-from liftplus.report.features import Distances
+from liftplus.report.features import BARE, Distances
 from liftplus.report.figures import binned, count_axis
 
 _POINTS = 1500
@@ -65,6 +65,10 @@ def _broken(label: str) -> str:
     return label.replace(" (", "\n(", 1) if len(label) > 22 else label
 
 
+def _short(one: Distances) -> str:
+    return BARE if one.label.startswith(BARE) else one.label
+
+
 def _gap(found: Sequence[Distances], counts: Sequence[int], looks: Sequence[Look]) -> Chart | None:
     figure, (axes,) = canvas()
     rows = []
@@ -73,7 +77,12 @@ def _gap(found: Sequence[Distances], counts: Sequence[int], looks: Sequence[Look
         if len(points):
             middle = binned(points)
             axes.plot(
-                middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label
+                middle[:, 0],
+                middle[:, 1],
+                color=look.colour,
+                marker=look.marker,
+                linestyle=look.dash,
+                label=_short(one),
             )
             rows += [[one.label, *(float(v) for v in row)] for row in middle]
     if not rows:
@@ -102,7 +111,7 @@ def _separation(found: Sequence[Distances], looks: Sequence[Look]) -> Chart:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, 1.25 * max([v for one in found for v in (one.between, one.within) if v is not None], default=1))
+    axes.set_xlim(0, 1.4 * max([v for one in found for v in (one.between, one.within) if v is not None], default=1))
     axes.set_xlabel("mean cosine distance of test features")
     rows = [[one.label, one.between, one.within] for one in found]
     reading = (
