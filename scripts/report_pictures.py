@@ -16,7 +16,7 @@ import browser  # noqa: E402
 # Name, width and height, dark, and what stands at the top.
 SHOTS = (
     ("desktop-light", (1280, 1100), False, "summary"),
-    ("desktop-dark", (1280, 1100), True, "features"),
+    ("desktop-dark", (1280, 1100), True, "data"),
     ("phone-light", (390, 844), False, "summary"),
     ("phone-dark", (390, 844), True, "accuracy"),
 )
