@@ -1,1 +1,36 @@
-"""Fine-tune vision foundation models on long-tailed image data: LIFT and LIFT+."""
+"""Fine-tune vision foundation models on long-tailed image data: LIFT and LIFT+.
+
+From Python: `load_data` or `from_images`, `fit`, then `Model.evaluate`, `Model.predict`, `Model.save`; `load` brings a
+model back. `LiftPlusClassifier` is the same for scikit-learn. Nothing heavy is imported before one of them is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from liftplus.api import Model, Predictions, fit, from_images, load, load_data
+    from liftplus.classifier import LiftPlusClassifier
+    from liftplus.errors import UserError
+
+__all__ = [
+    "LiftPlusClassifier",
+    "Model",
+    "Predictions",
+    "UserError",
+    "fit",
+    "from_images",
+    "load",
+    "load_data",
+]
+
+_HOMES = {"LiftPlusClassifier": "liftplus.classifier", "UserError": "liftplus.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'liftplus' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "liftplus.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -48,6 +48,11 @@ def _tuners(value: Any) -> Any:
     return {name: registry.get("tuner", name)(**item) if _has_names(item) else item for name, item in value.items()}
 
 
+def _trackers(value: Any) -> Any:
+    """Parse "none" or "tensorboard+mlflow" into names."""
+    return [name for name in value.split("+") if name != "none"] if isinstance(value, str) else value
+
+
 def _has_names(value: Any) -> bool:
     """Whether a value is a table of named options; what is not is left to the validation, which explains it."""
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
@@ -96,6 +101,8 @@ class RunConfig(BaseModel):
     """Precision of matrix products and frozen weights; auto takes bf16 where the device computes in it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for training and testing; auto: on a GPU. Costs a minute at the start."""
+    track: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_trackers)] = ()
+    """Experiment trackers that follow the run, joined by +: tensorboard, wandb, mlflow; each is an extra to install."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     tuner: Annotated[dict[str, SerializeAsAny[Tuner]], BeforeValidator(_tuners)] = {}
@@ -238,6 +245,23 @@ def changed(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         values = _override(values, override)
     return from_dict(values)
+
+
+CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "compile", "track", "train")
+
+
+def after_training(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
+    """A trained run's settings, as plain values, with what may change after training changed."""
+    before = from_dict(values).to_dict()
+    settings = changed(values, overrides)
+    after = settings.to_dict()
+    fixed = [key for key in after if key not in CHANGEABLE and after[key] != before[key]]
+    if fixed:
+        raise UserError(
+            f"{fixed[0]} belongs to the trained run and cannot be changed any more. "
+            "Allowed are data.*, evaluation.*, device, precision, train.workers and backbone.weights."
+        )
+    return settings
 
 
 def _leaves(run: RunConfig, values: dict[str, Any], prefix: str = "") -> Iterator[str]:

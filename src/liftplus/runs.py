@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from liftplus import checkpoint, results
+from liftplus import checkpoint, results, tracking
 from liftplus.checkpoint import Keeper, Position, Resumable, Stopped, Trained
 from liftplus.config import RunConfig, flat, from_dict, replaced
 from liftplus.data import sources
@@ -39,7 +39,15 @@ from liftplus.train import build, fit, trained_parameters
 
 CONFIG = "config.json"
 # Settings that may differ when an interrupted run goes on: they change no result.
-FREE = ("device", "compile", "train.workers", "train.save_minutes", "backbone.weights", "backbone.grad_checkpointing")
+FREE = (
+    "device",
+    "compile",
+    "track",
+    "train.workers",
+    "train.save_minutes",
+    "backbone.weights",
+    "backbone.grad_checkpointing",
+)
 
 
 @dataclass(frozen=True)
@@ -182,11 +190,18 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
     Of several processes the leader alone writes.
     """
     refuse_different(session, dataset, model)
-    with results.locked(folder) if session.runtime.job.leads else nullcontext():
-        return _train_run(session, dataset, model, folder)
+    leads, config = session.runtime.job.leads, session.config
+    tracked = tracking.Following(config.track if leads else (), tracking.Tracked(folder, flat(config)))
+    with results.locked(folder) if leads else nullcontext(), tracked:
+        outcome = _train_run(session, dataset, model, folder, tracked)
+        if outcome.metrics is not None:
+            tracked.tested(outcome.metrics.summary())
+        return outcome
 
 
-def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
+def _train_run(
+    session: Session, dataset: DataSet, model: Classifier, folder: Path, tracked: tracking.Following
+) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
     forget_peak_memory(session.runtime.device)
     about = {
@@ -207,7 +222,7 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
         results.write_json(folder / CONFIG, about)
     same = {"backbone_identity": model.backbone.identity, "training_data": dataset.fingerprint("train")}
     keeper = SharedKeeper(folder, same, config.train.save_minutes, session.stop, job)
-    seconds = _fit(session, dataset, model, folder, keeper) if config.train.epochs else 0.0
+    seconds = _fit(session, dataset, model, folder, keeper, tracked) if config.train.epochs else 0.0
     if job.leads:
         checkpoint.save_model(folder, model, config, dataset)
     metrics = None
@@ -229,7 +244,9 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
     return Outcome(metrics, seconds, parameters)
 
 
-def _fit(session: Session, dataset: DataSet, model: Classifier, folder: Path, keeper: Keeper) -> float:
+def _fit(
+    session: Session, dataset: DataSet, model: Classifier, folder: Path, keeper: Keeper, tracked: tracking.Following
+) -> float:
     """Train, or go on training; the seconds it took in all."""
     log, leads = folder / "log.jsonl", session.runtime.job.leads
     finished = keeper.position().epoch
@@ -239,7 +256,9 @@ def _fit(session: Session, dataset: DataSet, model: Classifier, folder: Path, ke
     def note(entry: dict[str, Any]) -> None:
         if leads:
             results.append_json(log, entry)
+            tracked.epoch_done(entry)
 
+    tracked.begin()
     with session.stop or nullcontext():
         done = fit(model, session.config, dataset, session.runtime, progress=session.progress, log=note, keeper=keeper)
     return done.seconds

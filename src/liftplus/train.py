@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from liftplus import tracking
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.checkpoint import Keeper, Position
@@ -61,6 +62,7 @@ def check(config: RunConfig, dataset: DataSet) -> None:
     """Refuse what cannot work before any long work starts."""
     if "train" not in dataset.splits or not len(dataset.splits["train"]):
         raise UserError(f"Data set {dataset.name!r} has no training images.")
+    tracking.require(config.track)
     config.loss.weights_of(dataset.class_names)
     reads_names = [
         key

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from liftplus.errors import UserError
-
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
     from liftplus.runs import Session
@@ -35,27 +33,16 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
-CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "compile", "train")
-
-
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
     """A run's settings with what may change after training changed."""
     from liftplus import checkpoint, config
 
     values = checkpoint.read_about(run)["config"]
-    before = config.from_dict(values).to_dict()
     if data is not None:
+        before = config.from_dict(values).to_dict()
         values["data"] = {
             "source": data,
             "unreadable": before["data"]["unreadable"],
             "decode": before["data"]["decode"],
         }
-    settings = config.changed(values, overrides or ())
-    after = settings.to_dict()
-    fixed = [key for key in after if key not in CHANGEABLE and after[key] != before[key]]
-    if fixed:
-        raise UserError(
-            f"{fixed[0]} belongs to the trained run and cannot be changed any more. "
-            "Allowed are data.*, evaluation.*, device, precision, train.workers and backbone.weights."
-        )
-    return settings
+    return config.after_training(values, overrides or ())

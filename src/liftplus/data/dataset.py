@@ -11,6 +11,7 @@ from typing import Protocol
 
 from PIL.Image import Image
 
+from liftplus.data.config import DataConfig
 from liftplus.data.pictures import Decode, Picture
 
 
@@ -51,6 +52,7 @@ class DataSet:
         store: decodes keys.
         notes: what was decided for the user, one sentence each, shown before training.
         named: False where the names are only numbers, so that text features of them mean nothing.
+        config: what it was read by; None where it was made in memory.
     """
 
     name: str
@@ -60,6 +62,7 @@ class DataSet:
     store: Store
     notes: tuple[str, ...] = field(default=())
     named: bool = True
+    config: DataConfig | None = None
 
     @property
     def num_classes(self) -> int:

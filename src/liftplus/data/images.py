@@ -91,6 +91,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An open picture as `decode` would have it."""
+    return to_rgb(_turned(image))
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()

@@ -59,7 +59,7 @@ def load(
         UserError: it does not exist, is incomplete or contradicts itself.
     """
     _refuse_unused(config)
-    dataset = _read(config, for_testing)
+    dataset = dataclasses.replace(_read(config, for_testing), config=config)
     dataset.store.decode = config.decode
     return without_unreadable(dataset, progress) if config.unreadable == "skip" else dataset
 

@@ -1,0 +1,450 @@
+"""liftplus from Python: load data, fit, evaluate, predict, save, load.
+
+Everything here is also under `liftplus` itself. Nothing is printed and no folder is written unless asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from liftplus import checkpoint, config, results, runs, runtime, train
+from liftplus.checkpoint import Trained
+from liftplus.config import RunConfig
+from liftplus.data import sources, splits
+from liftplus.data.config import DataConfig
+from liftplus.data.dataset import DataSet, Split, are_numbers, sorted_ids
+from liftplus.data.images import upright_rgb
+from liftplus.data.stores import ArrayStore, FolderStore
+from liftplus.errors import UserError
+from liftplus.evaluate import Reading, predict, score
+from liftplus.metrics import Metrics
+from liftplus.model import Classifier
+from liftplus.runs import Session
+from liftplus.runtime import Progress, Silent
+
+Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+Pictures = Picture | Sequence[Picture]
+"""One image or several: paths, Pillow images or uint8 [H, W, 3]; an array [N, H, W, 3] is several."""
+Labelled = tuple[Iterable[Any], Sequence[Hashable] | ArrayLike]
+"""Images and their labels, as `from_images` takes them."""
+Data = str | os.PathLike[str] | DataSet | Labelled
+
+
+def load_data(source: str | os.PathLike[str], **settings: Any) -> DataSet:
+    """The data set in a folder, archive, table or list, or of a known name.
+
+    Args:
+        source: what `--data` takes.
+        settings: `data.*` keys, such as `val_share=0.1` or `class_names="names.txt"`.
+
+    Raises:
+        UserError: it does not exist, is incomplete or contradicts itself.
+
+    >>> data = liftplus.load_data("photos", val_share=0.2)
+    >>> data.class_names
+    ('blue sky', 'green hill', 'red square')
+    >>> {name: len(split) for name, split in data.splits.items()}
+    {'train': 24, 'val': 6, 'test': 6}
+    """
+    chosen = config.resolve(data=os.fspath(source), overrides=_overrides(settings)).data
+    return sources.load(chosen)
+
+
+def from_images(
+    images: Iterable[Any],
+    labels: Sequence[Hashable] | ArrayLike,
+    *,
+    class_names: Mapping[Any, str] | Sequence[str] | None = None,
+    test: Labelled | None = None,
+    test_share: float = 0.0,
+    seed: int = 0,
+) -> DataSet:
+    """A data set of single images with their labels.
+
+    Args:
+        images: uint8 [N, H, W, 3]; or N pictures [H, W, 3] of different sizes, Pillow images, or paths of files.
+        labels: N labels of any kind; equal ones are one class.
+        class_names: words for the labels, which the text encoder reads: a mapping from label to name, or the names in
+            the order of the sorted labels. By default text labels are their own names, and others mean nothing.
+        test: more images and labels, to test on.
+        test_share: share of the pictures to set aside for testing, spread like the classes, where `test` is not given.
+        seed: of that choice.
+
+    Raises:
+        UserError: a picture or label is none.
+
+    >>> data = liftplus.from_images(images, labels, class_names={0: "red square", 1: "green hill", 2: "blue sky"})
+    >>> data.class_names, data.counts()
+    (('red square', 'green hill', 'blue sky'), (6, 4, 2))
+    """
+    pictures = _pictures(images)
+    given = _labels(labels, len(pictures))
+    classes = _sorted(given)
+    index = {label: k for k, label in enumerate(classes)}
+    parts = {"train": list(range(len(given)))}
+    if test is not None:
+        more = _pictures(test[0])
+        parts["test"] = list(range(len(given), len(given) + len(more)))
+        pictures, given = [*pictures, *more], [*given, *_labels(test[1], len(more))]
+        if strange := [label for label in given if label not in index]:
+            raise UserError(f"The test labels have classes that training does not know, first {strange[0]!r}.")
+    elif test_share:
+        held = splits.held_out([index[label] for label in given], test_share, seed).tolist()
+        parts = {"train": sorted(set(parts["train"]) - set(held)), "test": held}
+    store, keys = _store(pictures)
+    names, named = _names(classes, class_names)
+    made = {name: Split([keys[i] for i in rows], [index[given[i]] for i in rows]) for name, rows in parts.items()}
+    return DataSet(
+        "images", names, tuple(map(str, classes)), {k: v for k, v in made.items() if len(v)}, store, (), named
+    )
+
+
+def _pictures(images: Iterable[Any]) -> list[Any]:
+    """Paths as text, and pictures [H, W, 3] of uint8, one kind of the two."""
+    found = [_picture(number, one) for number, one in enumerate(images)]
+    if not found:
+        raise UserError("There are no images. Give paths, Pillow images or uint8 arrays [H, W, 3].")
+    if len({type(one) for one in found}) > 1:
+        raise UserError("Some images are paths and some are not. Give either.")
+    return found
+
+
+def _picture(number: int, one: Any) -> str | NDArray[np.uint8]:
+    if isinstance(one, str | os.PathLike):
+        return str(os.fspath(one))
+    pixels = np.asarray(upright_rgb(one) if isinstance(one, Image.Image) else one)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise UserError(
+            f"Image {number} is {pixels.dtype} {list(pixels.shape)}. Give paths, Pillow images or uint8 arrays "
+            "[H, W, 3]: red, green and blue from 0 to 255."
+        )
+    return pixels
+
+
+def _store(pictures: list[Any]) -> tuple[FolderStore | ArrayStore, list[str]]:
+    """Where pictures are read from, and the key of each."""
+    store: FolderStore | ArrayStore
+    if isinstance(pictures[0], str):
+        store, keys = FolderStore(""), pictures
+    else:
+        store, keys = ArrayStore(cast(Any, pictures), "image "), [str(k) for k in range(len(pictures))]
+    store.decode = DataConfig().decode
+    return store, keys
+
+
+def _labels(labels: Any, count: int) -> list[Hashable]:
+    given = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+    if len(given) != count:
+        raise UserError(f"There are {count} pictures and {len(given)} labels; give one label for each picture.")
+    return given
+
+
+def _sorted(labels: Iterable[Hashable]) -> list[Hashable]:
+    """Each label once: by value where they compare, else by their text."""
+    once = list(dict.fromkeys(labels))
+    try:
+        return sorted(once)  # type: ignore[type-var]
+    except TypeError:
+        place = {text: k for k, text in enumerate(sorted_ids(map(str, once)))}
+        return sorted(once, key=lambda label: place[str(label)])
+
+
+def _names(classes: list[Hashable], given: Mapping[Any, str] | Sequence[str] | None) -> tuple[tuple[str, ...], bool]:
+    """A name for each class, and whether they are words."""
+    if isinstance(given, Mapping):
+        if missing := [label for label in classes if label not in given]:
+            raise UserError(f"class_names has no name for {missing[0]!r}; give one for each label.")
+        return tuple(str(given[label]) for label in classes), True
+    if given is not None:
+        if len(given) != len(classes):
+            raise UserError(f"There are {len(classes)} classes and {len(given)} class_names; give one for each.")
+        return tuple(map(str, given)), True
+    words = tuple(map(str, classes))
+    return words, all(isinstance(label, str) for label in classes) and not are_numbers(words)
+
+
+def fit(
+    data: Data,
+    backbone: str | None = None,
+    method: str = "lift+",
+    *,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> Model:
+    """Fine-tune a backbone on a data set.
+
+    Args:
+        data: a path or known name, a `DataSet`, or (images, labels) as `from_images` takes them.
+        backbone: a name from `liftplus info`; mini_clip by default.
+        method: lift+, lift, linear_probe, full or zeroshot.
+        out: a run folder to write, with the same files as `liftplus train` and tested at the end; in memory alone if
+            not given. A run that was interrupted goes on when it is fitted again into the same folder.
+        progress: True shows a bar on stderr.
+        settings: any key=value of the command line, such as `epochs=10`, `tte=False`, `tuner="lora"`; keys with a dot
+            as `**{"tuner.lora.rank": 4}`.
+
+    Raises:
+        UserError: a setting or the data are not allowed; says what is.
+
+    >>> model = liftplus.fit("photos", epochs=1, tte=False, seed=7)
+    >>> model.class_names
+    ('blue sky', 'green hill', 'red square')
+    """
+    dataset = None if isinstance(data, str | os.PathLike) else _dataset(data)
+    chosen, notes = _chosen(data, dataset, backbone, method, settings)
+    if chosen.track and out is None:
+        raise UserError("track follows a run folder; give one with out.")
+    session = _session(chosen, progress)
+    dataset = session.data() if dataset is None else dataset
+    if out is not None and runs.unfinished(Path(out)) is None:
+        results.new_folder(Path(out))
+    classifier = session.model(dataset)
+    notes += runs.notes(chosen, dataset, classifier)
+    if out is None:
+        train.fit(classifier, chosen, dataset, session.runtime, progress=session.progress)
+    else:
+        runs.train_run(session, dataset, classifier, Path(out))
+    trained = Trained(classifier, chosen, dataset.class_names, dataset.class_ids, dataset.counts())
+    return Model(trained, session, dataset, tuple(notes), None if out is None else Path(out))
+
+
+def _dataset(data: DataSet | Labelled) -> DataSet:
+    return data if isinstance(data, DataSet) else from_images(*data)
+
+
+def _chosen(
+    data: Data, dataset: DataSet | None, backbone: str | None, method: str, settings: dict[str, Any]
+) -> tuple[RunConfig, list[str]]:
+    """The configuration, and what was decided for the user."""
+    read_by = dataset.config if dataset is not None else None
+    source = os.fspath(cast(str, data)) if dataset is None else read_by.source if read_by else None
+    overrides = _overrides(settings)
+    chosen = config.resolve(data=source, backbone=backbone, method=method, overrides=overrides)
+    if dataset is None:
+        return chosen, []
+    if chosen.data != DataConfig(source=source or ""):
+        raise UserError("Settings of data.* say how data are read. Give them to load_data, or give fit a path.")
+    chosen = chosen.model_copy(update={"data": read_by or DataConfig()})
+    if dataset.named or chosen.head_init.name != "semantic" or "head_init" in settings or chosen.head.name == "joint":
+        return chosen, []
+    chosen = config.changed(chosen.to_dict(), ["head_init=class_mean"])
+    return chosen, ["The classes have no names, so the classifier starts from class means; class_names gives names."]
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments as key=value pairs; None leaves a setting at its default."""
+    return [f"{key}={_text(value)}" for key, value in settings.items() if value is not None]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    return json.dumps(value.item() if isinstance(value, np.generic) else value)
+
+
+def _session(chosen: RunConfig, progress: bool | Progress) -> Session:
+    if progress is True:
+        from liftplus import console
+
+        progress = console.Bars()
+    place = runtime.choose(chosen.device, chosen.precision, compiling=chosen.compile)
+    return Session(chosen, place, progress or Silent())
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The best classes of N images.
+
+    Attributes:
+        names: the k best classes of each image, best first, [N][k].
+        probabilities: theirs, fp32 [N, k].
+        classes: their indices in `class_names`, int64 [N, k].
+    """
+
+    names: tuple[tuple[str, ...], ...]
+    probabilities: NDArray[np.float32]
+    classes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Model:
+    """A trained classifier.
+
+    Attributes:
+        trained: the network, its configuration and its classes.
+        session: settings and device that it runs with.
+        dataset: what it was fitted on; None for one that was loaded.
+        notes: what was decided for the user, one sentence each.
+        folder: where its files are; None for one that was only made in memory.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        session: Session,
+        dataset: DataSet | None = None,
+        notes: tuple[str, ...] = (),
+        folder: Path | None = None,
+    ) -> None:
+        self.trained, self.session, self.dataset = trained, session, dataset
+        self.notes, self.folder = notes, folder
+
+    def __repr__(self) -> str:
+        kind = f"{self.config.method} on {self.config.backbone.name}"
+        return f"<liftplus.Model: {kind}, {len(self.class_names)} classes, on {self.session.runtime.device}>"
+
+    @property
+    def network(self) -> Classifier:
+        """The PyTorch module, normalised images [B, 3, R, R] to logits [B, C]."""
+        return self.trained.model
+
+    @property
+    def config(self) -> RunConfig:
+        """Every setting of the run."""
+        return self.session.config
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in the order of their indices."""
+        return self.trained.class_names
+
+    def evaluate(self, data: Data | None = None, *, split: str = "test", tte: bool | None = None) -> Metrics:
+        """Accuracies in percent on a split; groups go by the training counts.
+
+        Args:
+            data: as for `fit`; by default what the model was fitted on. Classes are matched by id and name. A path
+                without a test split is tested as a whole, and arrays always are.
+            split: test, val or train.
+            tte: five crops or one; as in training if not given.
+
+        >>> metrics = model.evaluate()
+        >>> metrics.images, metrics.overall > 50
+        (6, True)
+        >>> metrics.few == metrics.mean_class, metrics.many is None
+        (True, True)
+        """
+        session = self._with(tte)
+        dataset = runs.aligned(self._to_test(data, session), split, self.trained)
+        part = dataset.splits[split]
+        reading = Reading(dataset.store, part, self.config.train.workers, session.progress)
+        found = predict(self.network, reading, session.config.evaluation, self.network.backbone.facts, session.runtime)
+        return score(found, part, self.trained.train_counts)
+
+    def _to_test(self, data: Data | None, session: Session) -> DataSet:
+        if data is None:
+            if self.dataset is None:
+                raise UserError("The model was loaded, so it holds no data. Give evaluate some: a path or arrays.")
+            return self.dataset
+        if isinstance(data, str | os.PathLike):
+            read_by = DataConfig(source=os.fspath(data), decode=self.config.data.decode)
+            return replace(session, config=session.config.model_copy(update={"data": read_by})).data(for_testing=True)
+        if isinstance(data, DataSet):
+            return data
+        names = dict(zip(self.trained.class_ids, self.class_names, strict=True))
+        labels = _labels(data[1], len(cast(Any, data[0])))
+        known = {label: names.get(str(label), str(label)) for label in labels}
+        made = from_images(data[0], labels, class_names=known)
+        return replace(made, splits={"test": made.splits["train"]})
+
+    def predict(self, images: Pictures, *, top_k: int = 5, tte: bool | None = None) -> Predictions:
+        """The best classes of images, in the order given.
+
+        Args:
+            images: paths of files, folders or glob patterns; Pillow images; or uint8 pictures [H, W, 3]. One, or
+                several in a list or array [N, H, W, 3].
+            top_k: classes for each image, at most.
+            tte: five crops or one; as in training if not given.
+
+        Raises:
+            UserError: a path names no image, or a file cannot be read.
+
+        >>> found = model.predict("photos/test/blue sky", top_k=2)
+        >>> found.names[0][0], found.probabilities.shape
+        ('blue sky', (2, 2))
+        """
+        best, chances = self._ranked(images, top_k, tte)
+        names = tuple(tuple(self.class_names[k] for k in row) for row in best.tolist())
+        return Predictions(names, chances, best)
+
+    def predict_proba(self, images: Pictures, *, tte: bool | None = None) -> NDArray[np.float32]:
+        """Probabilities [N, C] of all classes, in the order of `class_names`; arguments as for `predict`.
+
+        >>> chances = model.predict_proba(images)
+        >>> chances.shape, bool(abs(chances.sum(axis=1) - 1).max() < 1e-4)
+        ((12, 3), True)
+        """
+        best, chances = self._ranked(images, len(self.class_names), tte)
+        out = np.empty_like(chances)
+        np.put_along_axis(out, best, chances, axis=1)
+        return out
+
+    def _ranked(self, images: Pictures, top_k: int, tte: bool | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k best classes of each image [N, k] and their probabilities."""
+        session = self._with(tte, top_k)
+        single = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4
+        pictures = _pictures(cast(Any, [images] if single else images))
+        if isinstance(pictures[0], str):
+            pictures = runs.image_files(pictures)
+        store, keys = _store(pictures)
+        store.decode = self.config.data.decode
+        reading = Reading(
+            store, Split(keys, [0] * len(keys)), self.config.train.workers, session.progress, "Predicting"
+        )
+        found = predict(self.network, reading, session.config.evaluation, self.network.backbone.facts, session.runtime)
+        return found.classes.numpy(), found.probabilities.numpy()
+
+    def _with(self, tte: bool | None, top_k: int = 1) -> Session:
+        """The session with other test options."""
+        crops = {} if tte is None else {"tte": tte}
+        evaluation = self.config.evaluation.model_copy(update={"top_k": top_k, **crops})
+        return replace(self.session, config=self.config.model_copy(update={"evaluation": evaluation}))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the learned weights into a new folder, for `load` and the commands eval, predict and export.
+
+        Raises:
+            UserError: the folder exists already or cannot be written.
+
+        >>> model.save("models/photos").name
+        'photos'
+        """
+        target = results.new_folder(Path(folder))
+        if self.folder is not None:
+            results.write_bytes(target / checkpoint.FILE, (self.folder / checkpoint.FILE).read_bytes())
+        else:
+            checkpoint.save_model(target, self.network, self.config, cast(DataSet, self.dataset))
+        return target
+
+
+def load(folder: str | os.PathLike[str], *, progress: bool | Progress = False, **settings: Any) -> Model:
+    """A model that was saved, or trained by `liftplus train`.
+
+    Args:
+        folder: a run folder.
+        progress: True shows bars on stderr.
+        settings: what may change after training, such as `device="cpu"`, `tte=False` or `weights="clip.safetensors"`.
+
+    Raises:
+        UserError: the folder holds no model, or the backbone's weights are others than in training.
+
+    >>> again = liftplus.load("models/photos", device="cpu")
+    >>> again.predict("photos/test/blue sky").names == model.predict("photos/test/blue sky").names
+    True
+    """
+    place = Path(folder)
+    chosen = config.after_training(checkpoint.read_about(place)["config"], _overrides(settings))
+    session = _session(chosen, progress)
+    trained = checkpoint.load_model(place, session.runtime, chosen.backbone)
+    return Model(trained, session, folder=place)

@@ -1,0 +1,198 @@
+"""The same as `api`, as a scikit-learn classifier: for pipelines, cross-validation and grid search."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
+
+from liftplus import api
+from liftplus.data.stores import ArrayStore
+
+
+class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
+    """Fine-tunes a vision foundation model on images, some classes of which may be rare.
+
+    `X` is one of
+
+    * images [N, H, W, 3], or grey ones [N, H, W];
+    * rows [N, F], each the pixels of an image (see `image_shape`);
+    * N file paths, Pillow images, or arrays [H, W, 3].
+
+    uint8 values are pixels. Others are scaled so that the training data's range becomes 0 to 255.
+
+    Args:
+        backbone: a name from `liftplus info`.
+        method: lift+, lift, linear_probe, full or zeroshot.
+        epochs, lr, batch_size: of training; the method's own by default.
+        class_names: words by label, which the text encoder reads; labels that are text serve themselves.
+        image_shape: (H, W) of grey or (H, W, 3) of coloured images in rows. By default rows are square images, coloured
+            where F = 3 * side * side. "fill" also takes other lengths: the row fills a grey square, the rest is dark.
+        device: auto, cpu, cuda, cuda:N or mps.
+        random_state: seed of weights, order and crops.
+        settings: any other key=value of the command line, such as {"tuner.adaptformer.width": 4}.
+
+    Attributes:
+        classes_: the labels, sorted.
+        model_: the trained `liftplus.Model`; its `save` writes it for `liftplus.load` and the commands.
+        n_features_in_: values in each image, where all have as many.
+        pixel_range_: values that became 0 and 255; None where X was uint8.
+
+    >>> model = liftplus.LiftPlusClassifier(epochs=1, random_state=0).fit(images, labels)
+    >>> model.classes_, model.n_features_in_
+    (array([0, 1, 2]), 12288)
+    >>> model.predict_proba(images).shape
+    (12, 3)
+    """
+
+    def __init__(
+        self,
+        backbone: str = "mini_clip",
+        method: str = "lift+",
+        *,
+        epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        class_names: Mapping[Any, str] | None = None,
+        image_shape: tuple[int, ...] | str | None = None,
+        device: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.method = method
+        self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.class_names = class_names
+        self.image_shape = image_shape
+        self.device = device
+        self.random_state = random_state
+        self.settings = settings
+
+    def fit(self, X: Any, y: Any) -> LiftPlusClassifier:  # noqa: N803 (scikit-learn's name)
+        """Fit to images and their labels [N]; returns itself.
+
+        Raises:
+            ValueError: X or y cannot be used, or y has one class only.
+            liftplus.UserError: a setting is not allowed.
+        """
+        images, labels = self._training(X, y)
+        check_classification_targets(labels)
+        self.classes_ = np.unique(labels)
+        if len(self.classes_) < 2:
+            raise ValueError(f"A classifier needs at least two classes, but y has 1 class: {self.classes_.tolist()}.")
+        data = api.from_images(images, labels.tolist(), class_names=self.class_names)
+        own = {"epochs": self.epochs, "lr": self.lr, "train.batch_size": self.batch_size}
+        settings = {
+            "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
+            "device": self.device,
+            **(self.settings or {}),
+            **{key: value for key, value in own.items() if value is not None},  # what a search varies must count
+        }
+        self.model_ = api.fit(data, self.backbone, self.method, **settings)
+        # A fitted classifier is copied and pickled, which must not take the training images along.
+        self.model_.dataset = replace(data, store=ArrayStore(np.empty((0, 1, 1, 3), np.uint8)))
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """The most probable label of each image [N]."""
+        best = self.predict_proba(X).argmax(axis=1)
+        chosen: NDArray[Any] = self.classes_[best]
+        return chosen
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
+        """Probabilities [N, C] of the classes in the order of `classes_`."""
+        check_is_fitted(self, "model_")
+        images = _listed(X)
+        if images is None:
+            pixels = _pixels(X) if _is_deep(X) else validate_data(self, X, reset=False)
+            images = self._coloured(pixels)
+        return self.model_.predict_proba(images)
+
+    def _training(self, given: Any, y: Any) -> tuple[list[Any], NDArray[Any]]:
+        """Images as `api` takes them, and their labels."""
+        for name in ("n_features_in_", "feature_names_in_", "pixel_range_"):  # of an earlier fit
+            self.__dict__.pop(name, None)
+        images = _listed(given)
+        if images is not None:
+            return images, _checked_labels(images, y)
+        if _is_deep(given):
+            pixels = _pixels(given)
+            labels = _checked_labels(pixels, y)
+            self.n_features_in_ = math.prod(pixels.shape[1:])
+        else:
+            pixels, labels = validate_data(self, given, y)
+        self.pixel_range_ = None if pixels.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
+        return self._coloured(pixels), labels
+
+    def _coloured(self, pixels: NDArray[Any]) -> list[Any]:
+        """Arrays [N, F], [N, H, W] or [N, H, W, 3] as N pictures uint8 [H, W, 3]."""
+        low, high = getattr(self, "pixel_range_", None) or (0.0, 255.0)
+        if pixels.dtype != np.uint8 or high - low != 255:
+            scaled = (pixels.astype(np.float64) - low) * (255 / ((high - low) or 1.0))
+            pixels = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+        if pixels.ndim == 2:
+            pixels = self._laid_out(pixels)
+        if pixels.ndim == 3:
+            pixels = pixels[..., None]
+        return list(np.broadcast_to(pixels, (*pixels.shape[:3], 3)) if pixels.shape[3] == 1 else pixels)
+
+    def _laid_out(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Rows [N, F] as images."""
+        count, length = rows.shape
+        shape = self.image_shape
+        if shape is None:
+            grey, colour = math.isqrt(length), math.isqrt(length // 3)
+            shape = (grey, grey) if grey**2 == length else (colour, colour, 3)
+        elif shape == "fill":
+            side = math.isqrt(length - 1) + 1
+            rows = np.pad(rows, ((0, 0), (0, side**2 - length)))
+            return rows.reshape(count, side, side)
+        if isinstance(shape, str) or math.prod(shape) != length:
+            raise ValueError(
+                f"X has rows of {length} values, which are no image of image_shape={self.image_shape!r}. Give "
+                "image_shape=(H, W) or (H, W, 3) with as many values, or images [N, H, W, 3]."
+            )
+        return rows.reshape(count, *shape)
+
+
+def _listed(given: Any) -> list[Any] | None:
+    """Paths and single pictures as a list; None for arrays of numbers."""
+    if getattr(given, "ndim", 1) != 1 or not (
+        isinstance(given, list | tuple | np.ndarray) or hasattr(given, "to_list")
+    ):
+        return None
+    found = list(given)
+    return (
+        found
+        if found and all(isinstance(one, str | os.PathLike | Image.Image) or np.ndim(one) == 3 for one in found)
+        else None
+    )
+
+
+def _is_deep(given: Any) -> bool:
+    return np.ndim(given) in (3, 4) if isinstance(given, list | tuple | np.ndarray) else getattr(given, "ndim", 2) > 2
+
+
+def _pixels(given: Any) -> NDArray[Any]:
+    """A checked array of images."""
+    pixels: NDArray[Any] = check_array(given, allow_nd=True)
+    if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3)):
+        raise ValueError(f"X is {list(pixels.shape)}; images are [N, H, W] or [N, H, W, 3].")
+    return pixels
+
+
+def _checked_labels(images: Any, y: Any) -> NDArray[Any]:
+    labels: NDArray[Any] = check_X_y(np.zeros((len(images), 1)), y)[1]
+    return labels
