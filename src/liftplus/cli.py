@@ -6,14 +6,32 @@ import io
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from liftplus.commands import demo, evaluate, info, predict, train
 from liftplus.errors import UserError, told
 
+
+class _Ended(Exception):  # noqa: N818 (it carries what ended the command)
+    """What click would answer in words of its own."""
+
+    def __init__(self, cause: BaseException) -> None:
+        self.cause = cause
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EOFError, KeyboardInterrupt) as error:
+            raise _Ended(error) from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Fine-tune CLIP and other vision foundation models on long-tailed image data (LIFT, LIFT+).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -39,11 +57,18 @@ def main() -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         _main_of_several()
     try:
-        app()
+        _run()
     except (UserError, OSError, KeyboardInterrupt) as error:
         sentence, code = told(error)
         print(sentence, file=sys.stderr)
         raise SystemExit(code) from None
+
+
+def _run() -> None:
+    try:
+        app()
+    except _Ended as ended:
+        raise ended.cause from None
 
 
 def _main_of_several() -> NoReturn:
@@ -58,7 +83,7 @@ def _main_of_several() -> NoReturn:
         job = parallel.job()
         if not job.leads:
             console.silence()
-        app()
+        _run()
     except SystemExit:
         job.leave()
         raise

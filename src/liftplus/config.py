@@ -75,6 +75,12 @@ class TrainConfig(BaseModel):
     """Weight decay on all tuned and head weights."""
     schedule: Literal["epoch", "step"] = "epoch"
     """Cosine decay of the learning rate stepped by epoch (as in the papers) or by step."""
+    select: Literal["last", "overall", "mean_class"] = "last"
+    """Weights to end with: the last epoch's, as in the papers, or those of the epoch with the best overall or
+    mean-class accuracy on the validation split (one crop; of equal ones the first). Both are kept."""
+    validate_every: int = Field(default=0, ge=0)
+    """Epochs between measurements on the validation split, the last one included; 0: none, or after each where
+    `select` needs them."""
     workers: int | None = Field(default=None, ge=0)
     """Loader processes; by default by the number of cores."""
     save_minutes: float = Field(default=10.0, gt=0)
@@ -94,6 +100,8 @@ class RunConfig(BaseModel):
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of matrix products; auto takes bf16 where the device computes in it."""
+    deterministic: bool = False
+    """On a GPU, only algorithms that give the same bits each time, cuDNN's among them; slower. A CPU always does."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     tuner: Annotated[dict[str, SerializeAsAny[Tuner]], BeforeValidator(_tuners)] = {}

@@ -15,7 +15,7 @@ from liftplus.commands.options import Run
 from liftplus.errors import UserError
 
 if TYPE_CHECKING:
-    from liftplus.runs import Guess
+    from liftplus.predicting import Guess
 
 
 def predict(
@@ -32,17 +32,17 @@ def predict(
     ] = None,
 ) -> None:
     """Classify image files with a finished run."""
-    from liftplus import checkpoint, parallel, runs
+    from liftplus import checkpoint, parallel, predicting
 
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
     _check_target(out)
-    files = runs.image_files(inputs)
+    files = predicting.image_files(inputs)
     crops = [] if tte is None else [f"evaluation.tte={str(tte).lower()}"]
     settings = options.run_settings(run, None, [f"evaluation.top_k={top_k}", *crops, *(change or [])])
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    guesses = runs.predict_files(session, trained, files, skip_unreadable=unreadable == "skip")
+    guesses = predicting.predict_files(session, trained, files, skip_unreadable=unreadable == "skip")
     if parallel.job().leads:
         _write_guesses(guesses, out)
 
