@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import random
@@ -392,6 +393,7 @@ def test_interrupted_while_testing(
         patch.setattr("liftplus.runs.predict", interrupt)
         stopped = command(*arguments(photos, tmp_path / "run"))
     assert stopped.code == 130 and "Traceback" not in stopped.err
+    assert "Stopped while testing" in stopped.err and "--resume run (which only tests" in stopped.err
     before = contents(tmp_path / "run")
     assert checkpoint.STATE in before and checkpoint.FILE in before and "metrics.json" not in before
     with monkeypatch.context() as patch:
@@ -400,3 +402,11 @@ def test_interrupted_while_testing(
     after = contents(tmp_path / "run")
     assert all(after[name] == before[name] for name in ("config.json", "log.jsonl", checkpoint.FILE))
     assert outcome(tmp_path / "run") == whole
+
+
+def test_names_that_are_no_text_in_tables(tmp_path: Path) -> None:
+    """A CSV is UTF-8: bytes that are none appear escaped; commas, quotes and line ends stay in their cell."""
+    names = ["a\udcff.png", 'b,"c".png', "d\ne.png"]
+    results.write_csv(tmp_path / "x.csv", ("path",), [(name,) for name in names])
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as stream:
+        assert [row[0] for row in csv.reader(stream)] == ["path", "a\\udcff.png", *names[1:]]
