@@ -381,8 +381,9 @@ def test_other_backbone_weights_are_refused(photos: Path, tmp_path: Path, comman
     assert command("train", "--resume", "begun", "weights=same.safetensors").code == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_testing(
-    photos: Path, tmp_path: Path, command: Command, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, command: Command, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Training is not done again."""
 
@@ -390,10 +391,11 @@ def test_interrupted_while_testing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("liftplus.runs.predict", interrupt)
+        patch.setattr("liftplus.runs.predict", lambda *_args: signal.raise_signal(number))
         stopped = command(*arguments(photos, tmp_path / "run"))
-    assert stopped.code == 130 and "Traceback" not in stopped.err
-    assert "Stopped while testing" in stopped.err and "--resume run (which only tests" in stopped.err
+    assert stopped.code == 128 + number and "Traceback" not in stopped.err
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert "Stopped while testing" in stopped.err and "run (which only tests" in stopped.err
     before = contents(tmp_path / "run")
     assert checkpoint.STATE in before and checkpoint.FILE in before and "metrics.json" not in before
     with monkeypatch.context() as patch:

@@ -94,11 +94,13 @@ def test_a_picture_that_moved_to_another_class_is_a_new_one(photos: Path, run: P
     assert tested(run / "eval") == tested(run)
 
 
-def test_declared_splits_are_not_noted(tmp_path: Path, command: Command) -> None:
-    write_folder(tmp_path / "photos", {"train": (3, 2, 1), "test": (1, 1, 1)})
+@pytest.mark.parametrize("held", ["test", "val"])
+def test_declared_splits_are_not_noted(tmp_path: Path, command: Command, held: str) -> None:
+    """Also where the validation split serves as the test split."""
+    write_folder(tmp_path / "photos", {"train": (3, 2, 1), held: (1, 1, 1)})
     assert command("train", "--data", "photos", "--out", "run", *SETTINGS).code == 0
     assert not (tmp_path / "run" / "splits.json").exists()
-    picture((1, 2, 3), 9).save(tmp_path / "photos" / "test" / "red_square" / "new.png")
+    picture((1, 2, 3), 9).save(tmp_path / "photos" / held / "red_square" / "new.png")
     assert command("eval", "run").code == 0
     assert len(tested(tmp_path / "run" / "eval")) == 4
 

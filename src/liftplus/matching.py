@@ -57,7 +57,7 @@ def _differences(
 ) -> list[str]:
     """A sentence on pictures that were added, and one on those of each split that are gone."""
     notes = ["Splits are those that the run drew; pictures keep the one they had."]
-    if added := len(present) - sum(map(len, found.values())):
+    if added := len(present.keys() - {key for keys in found.values() for key in keys}):
         notes.append(
             f"{added:,} pictures were not there when the run was trained and are left out; to test them, put them in a "
             "folder of their own and give it with --data."

@@ -205,25 +205,28 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
     fitted = _fit(session, dataset, model, folder, keeper) if config.train.epochs else Fit((), 0.0, Chosen(0, 0))
     if config.train.epochs:
         _save(session, dataset, model, folder, fitted)
-    metrics = None
-    if "test" in dataset.splits:
-        figures = {"seconds": round(fitted.seconds, 2), "trained_parameters": trained_parameters(model)}
-        try:
-            with _interrupted_in_test(folder):
-                metrics = test(
-                    session, model, dataset, "test", dataset.counts(), folder, _weights(fitted.chosen) | figures
-                )
-        except UnreadableImage as error:
-            _save(session, dataset, model, folder, fitted)
-            keeper.discard()
-            raise UserError(
-                f"{error} The trained model is in {folder}; test it with "
-                f"`liftplus eval {folder} unreadable=skip`, or mend the file and leave that out."
-            ) from error
+    try:
+        metrics = _test(session, dataset, model, folder, fitted)
+    except UnreadableImage as error:
+        _save(session, dataset, model, folder, fitted)
+        keeper.discard()
+        raise UserError(
+            f"{error} The trained model is in {folder}; test it with "
+            f"`liftplus eval {folder} unreadable=skip`, or mend the file and leave that out."
+        ) from error
     if not config.train.epochs:
         _save(session, dataset, model, folder, fitted)
     keeper.discard()
     return Outcome(metrics, fitted.seconds, parameters, fitted.chosen)
+
+
+def _test(session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit) -> Metrics | None:
+    """Test a run at its end, where there is a test split."""
+    if "test" not in dataset.splits:
+        return None
+    figures = {"seconds": round(fitted.seconds, 2), "trained_parameters": trained_parameters(model)}
+    with _interrupted_in_test(folder):
+        return test(session, model, dataset, "test", dataset.counts(), folder, _weights(fitted.chosen) | figures)
 
 
 def _weights(chosen: Chosen | None) -> dict[str, Any]:
