@@ -368,13 +368,12 @@ def test_the_last_good_state_outlives_a_loss_that_is_not_finite(
     assert outcome(folder) == outcome(whole)
 
 
-@pytest.mark.parametrize("stops", [(), (2,), (0, 0, 1)])
-def test_the_scaler_of_fp16_is_part_of_the_state(photos: Path, tmp_path: Path, stops: Sequence[int]) -> None:
+def test_the_scaler_of_fp16_is_part_of_the_state(photos: Path, tmp_path: Path) -> None:
     """On the CPU, where no user may choose fp16. A step that overflows is left out and halves the scale."""
     run = config.resolve(data=str(photos), overrides=[*SETTINGS])
     dataset, place = sources.load(run.data), runtime.Runtime(torch.device("cpu"), "fp16")
     found = []
-    for folder, asked in ((tmp_path / "whole", ()), (tmp_path / "parts", stops)):
+    for folder, asked in ((tmp_path / "whole", ()), (tmp_path / "parts", (0, 1))):
         folder.mkdir()
         for stop in [*asked, 10**9]:
             model, keeper = train.build(run, dataset, place), Keeper(folder, {}, 10.0, After(stop))

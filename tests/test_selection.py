@@ -76,34 +76,50 @@ def test_measuring_changes_nothing(photos: Path) -> None:
     assert plain.fit.chosen.validation is None and plain.fit.last is None
 
 
-@pytest.mark.parametrize(
-    ("by", "values", "every", "epoch"),
-    [
-        ("overall", (10, 40, 30, 20), 1, 2),
-        ("mean_class", (30, 40, 20, 30), 1, 3),
-        ("overall", (40, 40, 40, 10), 1, 1),  # of equal ones the first
-        ("overall", (10, 20, 30, 40), 1, 4),
-        ("overall", (30, 20), 2, 2),  # measured after the second and the fourth
-        ("overall", (30, 20), 3, 3),  # and after the last, whatever the interval
-    ],
+CASES: tuple[tuple[str, tuple[float, ...], int, int], ...] = (
+    ("overall", (10, 40, 30, 20), 1, 2),
+    ("mean_class", (30, 40, 20, 30), 1, 3),
+    ("overall", (40, 40, 40, 10), 1, 1),  # of equal ones the first
+    ("overall", (10, 20, 30, 40), 1, 4),
+    ("overall", (30, 20), 2, 2),  # measured after the second and the fourth
+    ("overall", (30, 20), 3, 3),  # and after the last, whatever the interval
 )
-def test_the_best_epoch_is_chosen(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, by: str, values: Sequence[float], every: int, epoch: int
-) -> None:
-    monkeypatch.setattr(selection, "score", scripted(values))
-    run = Trained(photos, f"select={by}", f"validate_every={every}")
-    assert run.fit.chosen.epoch == epoch and run.fit.chosen.of == 4 and run.fit.chosen.by == by
-    assert same(run.model.learned_state(), run.after[epoch - 1])
-    if epoch == 4:
-        assert run.fit.last is None
-    else:
-        assert run.fit.last is not None and same(run.fit.last, run.after[3])
-    best = max(value if by == "overall" else 100 - value for value in values)
-    assert run.fit.chosen.validation is not None and run.fit.chosen.validation[by] == best
-    assert f"epoch {epoch} of 4, the best {by} on the validation split, {best:.1f} %" in str(run.fit.chosen)
 
 
-@pytest.mark.parametrize("stops", [(0,), (2,), (3,), (1, 1, 1), (5, 2), (0,) * 7])
+def test_the_best_epoch_is_chosen(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without training: each epoch's weights are its number."""
+    run = config.resolve(data=str(photos), overrides=list(SETTINGS))
+    dataset = sources.load(run.data)
+    model = train.build(run, dataset, CPU)
+    monkeypatch.setattr(selection, "predict", lambda *_args: None)
+    for by, values, every, wanted in CASES:
+        monkeypatch.setattr(selection, "score", scripted(values))
+        asked = run.train.model_copy(update={"select": by, "validate_every": every})
+        choice = selection.Selection(model, run.model_copy(update={"train": asked}), dataset, CPU)
+        for epoch in range(1, 5):
+            model.head.weight.data.fill_(epoch)
+            choice.measure(epoch, lambda **_figures: None)
+        chosen, last = choice.choose()
+        assert (chosen.epoch, chosen.of, chosen.by) == (wanted, 4, by)
+        assert model.head.weight.unique().tolist() == [wanted]
+        assert (last is None) == (wanted == 4)
+        assert last is None or last["head.weight"].unique().tolist() == [4]
+        best = max(value if by == "overall" else 100 - value for value in values)
+        assert chosen.validation is not None and chosen.validation[by] == best
+        assert f"epoch {wanted} of 4, the best {by} on the validation split, {best:.1f} %" in str(chosen)
+
+
+def test_a_run_ends_with_the_best_epoch(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "score", scripted((10, 40, 30, 20)))
+    run = Trained(photos, "select=overall")
+    assert same(run.model.learned_state(), run.after[1])
+    assert run.fit.last is not None and same(run.fit.last, run.after[3])
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [(3,), (1, 1, 1), *(pytest.param(stops, marks=pytest.mark.slow) for stops in [(0,), (2,), (5, 2), (0,) * 7])],
+)
 def test_a_resumed_run_chooses_the_same_bits(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: Sequence[int]
 ) -> None:
