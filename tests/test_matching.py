@@ -29,7 +29,7 @@ def run(photos: Path, tmp_path: Path, command: Command) -> Path:
     return tmp_path / "run"
 
 
-def tested(folder: Path) -> list[str]:
+def pictures_in(folder: Path) -> list[str]:
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as stream:
         return [row["path"] for row in csv.DictReader(stream)]
 
@@ -50,33 +50,33 @@ def kept(run: Path) -> dict[str, list[str]]:
 
 
 def test_pictures_that_were_added_move_nothing(photos: Path, run: Path, command: Command) -> None:
-    before = tested(run)
+    before = pictures_in(run)
     assert before == kept(run)["test"] and not set(before) & set(kept(run)["train"])
     grow(photos)
     ended = command("eval", "run", "--json")
     assert ended.code == 0, ended.err
-    assert tested(run / "eval") == before
+    assert pictures_in(run / "eval") == before
     assert "14 pictures were not there when the run was trained and are left out" in ended.err
     assert "were set aside" not in ended.err
     for name in ("per_class.csv", "confusion.csv", "predictions.csv"):
         assert (run / "eval" / name).read_text() == (run / name).read_text()
     assert command("eval", "run", "--split", "train", "--out", "e").code == 0
-    assert tested(run.parent / "e") == kept(run)["train"]
+    assert pictures_in(run.parent / "e") == kept(run)["train"]
 
 
 def test_the_same_data_by_name_are_the_runs_own(photos: Path, run: Path, command: Command) -> None:
     """`--data` with the run's own folder must not test the training pictures."""
     assert command("eval", "run", "--data", photos.parent / "run" / ".." / "photos").code == 0
-    assert tested(run / "eval") == tested(run)
+    assert pictures_in(run / "eval") == pictures_in(run)
 
 
 def test_pictures_that_are_gone(photos: Path, run: Path, command: Command) -> None:
-    first, *rest = tested(run)
+    first, *rest = pictures_in(run)
     (photos / first).unlink()
     ended = command("eval", "run")
     assert ended.code == 0, ended.err
     assert f"1 of the {1 + len(rest)} pictures of the run's test split are gone or unreadable" in ended.err
-    assert tested(run / "eval") == rest
+    assert pictures_in(run / "eval") == rest
     assert results.read_json(run / "eval" / "metrics.json")["images"] == len(rest)
     for path in rest:
         (photos / path).unlink()
@@ -89,7 +89,7 @@ def test_a_picture_that_moved_to_another_class_is_a_new_one(photos: Path, run: P
     shutil.move(photos / path, photos / "blue sky" / "moved.png")
     ended = command("eval", "run")
     assert ended.code == 0 and "1 pictures were not there" in ended.err
-    assert tested(run / "eval") == tested(run)
+    assert pictures_in(run / "eval") == pictures_in(run)
 
 
 @pytest.mark.parametrize("held", ["test", "val"])
@@ -100,7 +100,7 @@ def test_declared_splits_are_not_noted(tmp_path: Path, command: Command, held: s
     assert not (tmp_path / "run" / "splits.json").exists()
     picture((1, 2, 3), 9).save(tmp_path / "photos" / held / "red_square" / "new.png")
     assert command("eval", "run").code == 0
-    assert len(tested(tmp_path / "run" / "eval")) == 4
+    assert len(pictures_in(tmp_path / "run" / "eval")) == 4
 
 
 def test_a_validation_split_is_kept_too(photos: Path, tmp_path: Path, command: Command) -> None:
@@ -111,7 +111,7 @@ def test_a_validation_split_is_kept_too(photos: Path, tmp_path: Path, command: C
     assert sum(map(len, splits.values())) == len({key for keys in splits.values() for key in keys}) == 18
     grow(photos)
     assert command("eval", "run", "--split", "val").code == 0
-    assert tested(tmp_path / "run" / "eval") == splits["val"]
+    assert pictures_in(tmp_path / "run" / "eval") == splits["val"]
 
 
 def test_names_that_are_no_text_come_back(tmp_path: Path) -> None:
