@@ -201,7 +201,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
         model.load_learned(state)
     except ValueError as error:
         raise UserError(f"The weights in {str(path)!r} do not fit its configuration: {error}.") from error
-    runtime.place(model)
+    model.put(runtime)
     model.requires_grad_(False)
     names, ids, counts = (tuple(about[key]) for key in ("class_names", "class_ids", "train_counts"))
     chosen = Chosen(**about["weights"]) if "weights" in about else None

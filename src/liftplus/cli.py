@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from liftplus.commands import demo, evaluate, info, predict, train
+from liftplus.commands import demo, evaluate, info, predict, prepare, report, train
 from liftplus.errors import UserError, told
 
 
@@ -46,7 +46,9 @@ app.command("predict")(predict.predict)
 app.command("zeroshot")(train.zeroshot)
 app.command("info")(info.info)
 data_app.command("inspect")(info.inspect)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
+app.command("prepare")(prepare.prepare)
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ class Guess:
 def predict_files(session: Session, trained: Trained, files: Sequence[str], *, skip_unreadable: bool) -> list[Guess]:
     """Top-k classes of image files, in the order given."""
     store = FolderStore("")
+    store.decode = session.config.data.decode
     broken = broken_files(store, files) if skip_unreadable else {}
     good = [name for name in files if name not in broken]
     guesses = {name: Guess(name, (), (), reason) for name, reason in broken.items()}

@@ -24,12 +24,22 @@ from liftplus.matching import aligned, as_in_run, write_splits
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
 from liftplus.parallel import Job
-from liftplus.runtime import Advance, Progress, Runtime, Silent, StopRequest, describe
+from liftplus.runtime import (
+    Advance,
+    Progress,
+    Runtime,
+    Silent,
+    StopRequest,
+    command_line,
+    describe,
+    forget_peak_memory,
+    peak_memory,
+)
 from liftplus.train import Fit, build, fit, trained_parameters
 
 CONFIG = "config.json"
 # Settings that may differ when an interrupted run goes on: they change no result.
-FREE = ("device", "train.workers", "train.save_minutes", "backbone.weights", "backbone.grad_checkpointing")
+FREE = ("device", "compile", "train.workers", "train.save_minutes", "backbone.weights", "backbone.grad_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -184,10 +194,13 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
 
 def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
+    forget_peak_memory(session.runtime.device)
     about = {
+        "command": command_line(),
         "config": config.to_dict(),
         "versions": describe(session.runtime),
         "backbone_identity": model.backbone.identity,
+        "patch_size": model.backbone.facts.patch_size,
         "data": {
             "name": dataset.name,
             "train_counts": dataset.counts(),
@@ -224,7 +237,11 @@ def _test(session: Session, dataset: DataSet, model: Classifier, folder: Path, f
     """Test a run at its end, where there is a test split."""
     if "test" not in dataset.splits:
         return None
-    figures = {"seconds": round(fitted.seconds, 2), "trained_parameters": trained_parameters(model)}
+    figures = {
+        "seconds": round(fitted.seconds, 2),
+        "trained_parameters": trained_parameters(model),
+        "peak_memory_bytes": peak_memory(session.runtime.device),
+    }
     with _interrupted_in_test(folder):
         return test(session, model, dataset, "test", dataset.counts(), folder, _weights(fitted.chosen) | figures)
 
@@ -317,5 +334,9 @@ def evaluate_run(
     refuse_different(session, dataset, trained.model)
     if session.runtime.job.leads:
         results.new_folder(folder)
-    about = _weights(trained.chosen) | {"config": session.config.to_dict(), "versions": describe(session.runtime)}
+    about = _weights(trained.chosen) | {
+        "command": command_line(),
+        "config": session.config.to_dict(),
+        "versions": describe(session.runtime),
+    }
     return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)
