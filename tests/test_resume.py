@@ -334,10 +334,11 @@ def test_a_run_without_training_goes_on_until_its_tables_are_whole(
 
         return write_or_die
 
-    for number in range(1, 6):
+    for number in (1, 3, 5):
         with monkeypatch.context() as patch:
+            dying = killed_at(number)
             for module in (results, checkpoint):
-                patch.setattr(module, "write_bytes", killed_at(number))
+                patch.setattr(module, "write_bytes", dying)
             assert command("train", *given, "--out", tmp_path / "run").code == 137
         assert not (tmp_path / "run" / checkpoint.FILE).exists()
     assert command("train", "--resume", tmp_path / "run").code == 0
