@@ -16,6 +16,14 @@ class UserError(Exception):
     """
 
 
+class Unworkable(UserError):
+    """A run that its own settings have ended: the loss diverged, or memory ran out. Others may go well."""
+
+
+class InUse(UserError):
+    """A folder that another process is writing into."""
+
+
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest one and the list of those that do."""
     names = sorted(allowed)

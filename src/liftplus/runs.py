@@ -36,7 +36,7 @@ FREE = ("device", "train.workers", "train.save_minutes", "backbone.weights", "ba
 class Outcome:
     """What a run gave."""
 
-    metrics: Metrics | None  # None where the data has no test split
+    metrics: Metrics | None  # None where the data lacks the split to be tested
     seconds: float
     parameters: dict[str, int]
 
@@ -154,29 +154,39 @@ def unfinished(folder: Path) -> RunConfig | None:
     return from_dict(about["config"])
 
 
+def changes(begun: RunConfig, config: RunConfig) -> list[str]:
+    """The settings that differ and change a result, each with its old and new value."""
+    old, new = flat(begun), flat(config)
+    return [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in dict.fromkeys([*new, *old])
+        if old.get(key) != new.get(key) and key not in FREE
+    ]
+
+
 def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
     """Refuse to go on with other settings than a run began with, but for those that change no result."""
-    old, new = flat(begun), flat(config)
-    changed = [key for key in new if old.get(key) != new[key] and key not in FREE]
-    if changed:
+    if changed := changes(begun, config):
         raise UserError(
             f"{str(folder)!r} holds an unfinished run with other settings: "
-            + "; ".join(f"{key} was {old.get(key)!r}, now {new[key]!r}" for key in changed[:4])
+            + "; ".join(changed[:4])
             + ". Give the same ones, `liftplus train --resume FOLDER` to go on as it began, or another --out."
         )
 
 
-def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
+def train_run(
+    session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str = "test"
+) -> Outcome:
     """Train (where the method trains), test, and write everything into a folder; goes on where a run stopped.
 
-    Of several processes the leader alone writes.
+    Of several processes the leader alone writes. Where the data lacks the split to be tested, none is.
     """
     refuse_different(session, dataset, model)
     with results.locked(folder) if session.runtime.job.leads else nullcontext():
-        return _train_run(session, dataset, model, folder)
+        return _train_run(session, dataset, model, folder, split)
 
 
-def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
+def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
     about = {
         "config": config.to_dict(),
@@ -186,7 +196,8 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
             "name": dataset.name,
             "train_counts": dataset.counts(),
             "notes": dataset.notes,
-            "images": {name: len(split) for name, split in dataset.splits.items()},
+            "images": {name: len(part) for name, part in dataset.splits.items()},
+            "fingerprints": {name: dataset.fingerprint(name) for name in dataset.splits},
         },
         "parameters": parameters,
     }
@@ -198,10 +209,10 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
     if job.leads:
         checkpoint.save_model(folder, model, config, dataset)
     metrics = None
-    if "test" in dataset.splits:
+    if split in dataset.splits:
         figures = {"seconds": round(seconds, 2), "trained_parameters": trained_parameters(model)}
         try:
-            metrics = test(session, model, dataset, "test", dataset.counts(), folder, figures)
+            metrics = test(session, model, dataset, split, dataset.counts(), folder, figures)
         except UnreadableImage as error:
             keeper.discard()
             raise UserError(
