@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from liftplus.commands import demo, evaluate, info, predict, sweep, train
+from liftplus.commands import compare, demo, evaluate, info, predict, sweep, train
 from liftplus.errors import UserError, told
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("zeroshot")(train.zeroshot)
 app.command("sweep")(sweep.sweep)
+app.command("compare")(compare.compare)
 app.command("info")(info.info)
 data_app.command("inspect")(info.inspect)
 app.command("demo")(demo.demo)

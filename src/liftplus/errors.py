@@ -16,11 +16,11 @@ class UserError(Exception):
     """
 
 
-class Unworkable(UserError):
+class RunFailedError(UserError):
     """A run that its own settings have ended: the loss diverged, or memory ran out. Others may go well."""
 
 
-class InUse(UserError):
+class InUseError(UserError):
     """A folder that another process is writing into."""
 
 

@@ -174,9 +174,7 @@ def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
         )
 
 
-def train_run(
-    session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str = "test"
-) -> Outcome:
+def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str = "test") -> Outcome:
     """Train (where the method trains), test, and write everything into a folder; goes on where a run stopped.
 
     Of several processes the leader alone writes. Where the data lacks the split to be tested, none is.

@@ -13,9 +13,11 @@ from liftplus import config as configs
 from liftplus.config import RunConfig
 from liftplus.errors import UserError
 
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+NUMBER = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})((?::\w*)*)")
-FORMS = "Write a list as lr=0.01,0.03 or a range as lr=0.001..0.1:log, epochs=5..20 or, with five points, lr=0.01..0.1:5."
+FORMS = (
+    "Write a list as lr=0.01,0.03 or a range as lr=0.001..0.1:log, epochs=5..20 or, with five points, lr=0.01..0.1:5."
+)
 SEED = "seed"
 
 Point = dict[str, str]

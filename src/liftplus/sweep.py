@@ -19,7 +19,7 @@ from filelock import FileLock
 from liftplus import results, reuse, runs, tickets
 from liftplus.config import RunConfig, flat
 from liftplus.data.dataset import DataSet
-from liftplus.errors import InUse, UserError
+from liftplus.errors import InUseError, UserError
 from liftplus.metrics import group_of
 from liftplus.runs import Session
 from liftplus.space import SEED, Choices, Point, Range, Space
@@ -27,7 +27,6 @@ from liftplus.tickets import Tickets
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 SAMPLERS = ("auto", "grid", "random", "tpe")
@@ -188,9 +187,7 @@ class Sweep:
                 import optuna
 
                 name = f"{self.folder.name or 'sweep'}-{about['id']}{suffix}"
-                study = optuna.create_study(
-                    storage=storage, study_name=name, direction="maximize", load_if_exists=True
-                )
+                study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         except OSError as error:
             raise UserError(f"{str(self.folder)!r} cannot be written ({error.strerror or error}).") from error
         if self.plan.kind == "tpe":
@@ -247,7 +244,7 @@ class Sweep:
         while True:
             try:
                 return reuse.run(session, dataset, folder, split)
-            except InUse:  # its process was held for dead, and lives
+            except InUseError:  # its process was held for dead, and lives
                 time.sleep(tickets.POLL)
 
     def _progress(self, queue: Tickets, number: int, value: float) -> None:
@@ -256,7 +253,10 @@ class Sweep:
         done = [one for one in others if one.state in ("complete", "failed")]
         scored = {one.number: float(one.metrics[self.plan.metric]) for one in done if one.metrics} | {number: value}
         best = max(scored, key=lambda k: (scored[k], -k))
-        spent = [float(one.metrics["seconds"]) for one in done if one.metrics]
+        trials = queue.trials().values()
+        spent = [
+            trial.duration.total_seconds() for trial in trials if trial.duration and trial.state.name == "COMPLETE"
+        ]
         left = len(queue.points) - len(done) - 1
         workers = 1 + sum(one.state == "running" for one in others)
         text = f"trial {number}: {self.plan.metric} {value:.1f} on validation, best {scored[best]:.1f} (trial {best}), "

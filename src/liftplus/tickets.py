@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from liftplus.errors import Unworkable, UserError
+from liftplus.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -110,9 +110,9 @@ class Tickets:
     def work(self, objective: Callable[[Trial, int], float]) -> None:
         """Do tickets until all are done, by this process or others.
 
-        `objective` gets Optuna's trial and the ticket's number and gives the value. `Unworkable` out of it is noted on
-        the ticket, which then counts as done; whatever else it raises ends the work, and the ticket waits for the next
-        process.
+        `objective` gets Optuna's trial and the ticket's number and gives the value. `RunFailedError` out of it is noted
+        on the ticket, which then counts as done; whatever else it raises ends the work, and the ticket waits for the
+        next process.
         """
         import optuna
 
@@ -167,7 +167,7 @@ class Tickets:
             trial.set_user_attr(BEGUN, True)
             try:
                 value = objective(trial, number)
-            except Unworkable as error:
+            except RunFailedError as error:
                 trial.set_user_attr(ERROR, str(error))
                 raise _Unneeded from error
             ended.append(trial.number)

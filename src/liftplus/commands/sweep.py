@@ -27,7 +27,9 @@ def sweep(
     trials: Annotated[
         int | None, typer.Option(min=1, help="Settings to try, by all processes together; all of a grid, or 20.")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="grid, random or tpe; auto takes the grid where it has an end.")] = "auto",
+    sampler: Annotated[
+        str, typer.Option(help="grid, random or tpe; auto takes the grid where it has an end.")
+    ] = "auto",
     metric: Annotated[
         str, typer.Option(help="Validation accuracy to maximise: mean_class, overall, many, medium or few.")
     ] = "mean_class",
@@ -54,7 +56,9 @@ def sweep(
         if given not in allowed:
             raise UserError(f"--{name} is {given!r}; allowed are {', '.join(allowed)}.")
     if parallel.job().size > 1:
-        raise UserError("A sweep shares its trials between processes by itself. Start it several times, not by torchrun.")
+        raise UserError(
+            "A sweep shares its trials between processes by itself. Start it several times, not by torchrun."
+        )
     varied = space.read(data, backbone, method, overrides or [], fixed=(*runs.FREE, "method"))
     asked = runtime.StopRequest()
 
@@ -84,12 +88,10 @@ def _show(made: Sweep, as_json: bool) -> None:
         return
     keys, metric = list(made.plan.space.varied), made.plan.metric
     ranked = sorted(found["trials"], key=lambda one: -(one["metrics"].get(metric) or -1.0))
-    rows = [
-        (one["number"], *(one["point"].get(key) for key in keys), *_figures(one["metrics"], metric), one["error"])
-        for one in ranked[:SHOWN]
-    ]
+    columns = ["trial", *(key.rpartition(".")[2] for key in keys)]
+    rows = [[one["number"], *(one["point"].get(key) for key in keys)] for one in ranked]
     title = f"{made.plan.space.method} on {made.plan.space.data}: accuracy in percent on the validation split"
-    console.table(title, ("trial", *keys, *_columns(metric), "failed"), rows)
+    _table(title, columns, rows[:SHOWN], ranked[:SHOWN], metric)
     if len(ranked) > SHOWN:
         console.out.print(f"… and {len(ranked) - SHOWN} more in {made.folder / sweeps.TABLE}")
     if found["best"] is not None:
@@ -99,14 +101,17 @@ def _show(made: Sweep, as_json: bool) -> None:
         setting = " ".join(f"{key}={value}" for key, value in best["point"].items())
         console.out.print(f"Best: {setting or 'the one setting'} with {metric} {best['mean']:.1f}{spread}.")
     if found["test"]:
-        rows = [(one["number"], *_figures(one["metrics"], "overall"), one["error"]) for one in found["test"]]
-        console.table("That setting on the test split", ("seed", *_columns("overall"), "failed"), rows)
+        seeds = [[one["number"]] for one in found["test"]]
+        _table("That setting on the test split", ["seed"], seeds, found["test"], "overall")
     console.out.print(f"Every trial's run, {sweeps.RESULTS} and {sweeps.TABLE} are in {made.folder}")
 
 
-def _columns(metric: str) -> list[str]:
-    return list(dict.fromkeys([metric, "overall", "many", "medium", "few", "seconds"]))
+def _table(title: str, columns: list[str], rows: list[list[Any]], trials: list[dict[str, Any]], metric: str) -> None:
+    """Figures beside what they belong to; without columns that are empty."""
+    from liftplus import console
 
-
-def _figures(metrics: dict[str, Any], metric: str) -> list[Any]:
-    return [metrics.get(key) for key in _columns(metric)]
+    figures = [one["metrics"] | {"failed": one["error"]} for one in trials]
+    wanted = dict.fromkeys([metric, "overall", "many", "medium", "few", "seconds", "failed"])
+    keys = [key for key in wanted if any(one.get(key) is not None for one in figures)]
+    cells = [[*row, *(one.get(key) for key in keys)] for row, one in zip(rows, figures, strict=True)]
+    console.table(title, [*columns, *(key.replace("_", " ") for key in keys)], cells)

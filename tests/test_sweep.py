@@ -1,0 +1,170 @@
+"""`liftplus sweep` as a user meets it: shared, killed, gone on with; chosen on validation, tested once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import liftplus, until
+
+from liftplus import tickets
+
+from .conftest import Command, write_folder
+
+pytest.importorskip("optuna")
+
+QUICK = ("epochs=1", "workers=0", "train.batch_size=8", "tte=false", "device=cpu", "precision=fp32")
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    """Three classes with a validation split."""
+    return write_folder(tmp_path / "split", {"train": (9, 5, 2), "val": (3, 3, 3), "test": (2, 2, 2)})
+
+
+def refused(ended: Any, *parts: str) -> None:
+    assert ended.code == 2, ended.err
+    assert "Traceback" not in ended.err
+    for part in parts:
+        assert part in ended.err
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def test_the_best_on_validation_is_chosen_and_test_is_touched_last(split: Path, command: Command) -> None:
+    shutil.move(split / "test", split.parent / "kept")
+    for file in (split.parent / "kept").rglob("*.png"):  # pictures that cannot be read: reading one would end the sweep
+        target = split / "test" / file.relative_to(split.parent / "kept")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"junk")
+    grid = ("sweep", "--data", split, "--out", "s", "lr=1e-9,0.02", "seed=0..1", *QUICK)
+    ended = command(*grid, "--json")
+    assert ended.code == 0, ended.err
+    found, folder = json.loads(ended.out), split.parent / "s"
+    assert found["sampler"] == "grid" and found["split"] == "val" and not found["test"]
+    tested = [json.loads(path.read_text()) for path in sorted(folder.rglob("metrics.json"))]
+    assert [one["split"] for one in tested] == ["val"] * 4
+    for one in found["trials"]:
+        run = json.loads((folder / one["folder"] / "config.json").read_text())
+        assert "test" not in run["data"]["images"]
+        assert run["config"]["seed"] == int(one["point"]["seed"])
+        assert run["config"]["train"]["lr"] == float(one["point"]["train.lr"])
+        assert (folder / one["folder"] / "model.safetensors").is_file()
+    means = {
+        lr: sum(one["metrics"]["mean_class"] for one in found["trials"] if one["point"]["train.lr"] == lr) / 2
+        for lr in ("1e-9", "0.02")
+    }
+    assert found["best"]["mean"] == pytest.approx(max(means.values()))
+    assert means[found["best"]["point"]["train.lr"]] == max(means.values())
+    with (folder / "trials.csv").open(newline="") as stream:
+        assert [row["mean_class"] for row in csv.DictReader(stream)] == [
+            str(one["metrics"]["mean_class"]) for one in found["trials"]
+        ]
+    # Now the test split is read, for the first time, and nothing is trained again.
+    refused(command(*grid, "--test-seeds", 1), "png")
+    shutil.rmtree(split / "test")
+    shutil.move(split.parent / "kept", split / "test")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("trial-*/*")}
+    ended = command(*grid, "--test-seeds", 1)
+    assert ended.code == 0, ended.err
+    assert "Best: train.lr" in ended.out and "on the test split" in ended.out
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("trial-*/*")}
+    (test,) = results(folder)["test"]
+    assert test["metrics"]["split"] == "test" and test["folder"] == "test-seed0"
+    refused(command("sweep", "--data", split, "--out", "s", "lr=0.02,0.03", *QUICK), "holds another sweep", "varied")
+
+
+def test_two_processes_and_a_killed_one(split: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform != "linux":
+        pytest.skip("needs signals of Unix")
+    at = split.parent
+    given = ("sweep", "--data", split, "--out", at / "s", "lr=0.001..0.1:log", "--trials", 3, *QUICK, "epochs=6")
+    given = tuple(word for word in given if word != "epochs=1")
+    first = liftplus(*given, "--sampler", "random", told=at / "first")
+    until(lambda: (at / "s" / "trial-000" / "log.jsonl").exists(), first)
+    second = liftplus(*given, "--sampler", "random", told=at / "second")
+    until(lambda: (at / "s" / "trial-001" / "last.safetensors").exists(), second)
+    second.kill()
+    assert first.process.is_alive() or first.wait() == 0
+    first.kill()
+    monkeypatch.setattr(tickets, "GRACE", 2)
+    monkeypatch.setattr(tickets, "BEAT", 1)
+    third = liftplus(*given, "--sampler", "random", told=at / "third")
+    ended = command(*given, "--sampler", "random")
+    assert ended.code == 0, ended.err
+    assert third.wait() == 0, third.told
+    found = results(at / "s")
+    assert [one["state"] for one in found["trials"]] == ["complete"] * 3
+    for one in found["trials"]:
+        lines = (at / "s" / one["folder"] / "log.jsonl").read_text().splitlines()
+        # Gone on with, not begun again: each epoch of each trial was trained once.
+        assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    said = "".join((at / name).read_text() for name in ("first", "second", "third")) + ended.err
+    reported = Counter(line.split(":")[0] for line in said.splitlines() if " on validation, best " in line)
+    assert reported == {"trial 0": 1, "trial 1": 1, "trial 2": 1}
+    again = command(*given, "--sampler", "random")
+    assert again.code == 0 and " on validation, best " not in again.err
+    alone = command("train", "--data", split, "--out", "alone", *QUICK, "epochs=6", f"lr={_rate(found, 1)}")
+    assert alone.code == 0, alone.err
+    for name in ("model.safetensors",):
+        assert _weights(at / "s" / "trial-001" / name) == _weights(at / "alone" / name)
+
+
+def _rate(found: dict[str, Any], trial: int) -> str:
+    return str(found["trials"][trial]["point"]["train.lr"])
+
+
+def _weights(path: Path) -> dict[str, bytes]:
+    from safetensors.torch import load_file
+
+    return {name: value.numpy().tobytes() for name, value in load_file(path).items()}
+
+
+def test_tpe_goes_on_where_it_was_and_a_diverging_trial_is_noted(split: Path, command: Command) -> None:
+    given = ("sweep", "--data", split, "--out", "s", "--sampler", "tpe", *QUICK)
+    ended = command(*given, "--trials", 1, "lr=0.01..0.02", "loss=cross_entropy,logit_adjusted")
+    assert ended.code == 0, ended.err
+    ended = command(*given, "--trials", 2, "lr=0.01..0.02", "loss=cross_entropy,logit_adjusted")
+    assert ended.code == 0, ended.err
+    found = results(split.parent / "s")
+    assert len(found["trials"]) == 2 and ended.err.count("on validation, best") == 1
+    ended = command("sweep", "--data", split, "--out", "d", "lr=1e30,0.01", *QUICK)
+    assert ended.code == 0, ended.err
+    states = {one["point"]["train.lr"]: one for one in results(split.parent / "d")["trials"]}
+    assert states["1e30"]["state"] == "failed" and "not finite" in states["1e30"]["error"]
+    assert results(split.parent / "d")["best"]["point"] == {"train.lr": "0.01"}
+
+
+def test_what_cannot_be_is_refused_before_any_run(split: Path, photos: Path, command: Command) -> None:
+    def sweep(*given: object, data: Path = split) -> Any:
+        return command("sweep", "--data", data, "--out", "s", *QUICK, *given)
+
+    refused(sweep("lr=0.1,0.2", data=photos), "no validation split", "val_share=0.2")
+    refused(sweep("lr=0.1..0.2:lgo"), ":log", "lr=0.001..0.1:log")
+    refused(sweep("lr=0.1"), "Nothing is varied")
+    refused(sweep("lr=0.1..0.2", "seed=0..1"), "luckiest seed")
+    refused(sweep("lr=0.1..0.2", "--sampler", "grid"), "lr=0.1..0.2:5")
+    refused(sweep("lr=0.1,0.2", "--sampler", "random", "--trials", 3), "only 2 settings")
+    refused(sweep("lr=0.1,0.2", "--sampler", "grid", "--trials", 3), "2 points")
+    refused(sweep("lr=0.1,0.2", "--metric", "many"), "no validation image")
+    refused(sweep("lr=0.1,0.2", "--metric", "speed"), "--metric is 'speed'")
+    refused(sweep("lr=0.1,0.2", "--sampler", "best"), "--sampler is 'best'")
+    refused(sweep("lr=0.1,0.2", "--storage", "nonsense"), "no database's address")
+    refused(command("sweep", "--data", split, "--out", split, "lr=0.1,0.2", *QUICK), "exists already")
+    assert not list(split.parent.glob("s/trial-*"))
+
+
+def test_without_optuna_the_command_says_how_to_get_it(
+    split: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    refused(command("sweep", "--data", split, "--out", "s", "lr=0.1,0.2", *QUICK), "pip install 'liftplus[sweep]'")
