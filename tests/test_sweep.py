@@ -83,44 +83,51 @@ def test_the_best_on_validation_is_chosen_and_test_is_touched_last(split: Path, 
     refused(command("sweep", "--data", split, "--out", "s", "lr=0.02,0.03", *QUICK), "holds another sweep", "varied")
 
 
-def test_two_processes_and_a_killed_one(split: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    if sys.platform != "linux":
-        pytest.skip("needs signals of Unix")
+unix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals of Unix")
+
+
+def reported(said: str) -> Counter[str]:
+    """How often each trial was finished."""
+    return Counter(line.split(":")[0] for line in said.splitlines() if " on validation, best " in line)
+
+
+def test_two_processes_share_one_sweep(split: Path) -> None:
     at = split.parent
-    given = ("sweep", "--data", split, "--out", at / "s", "lr=0.001..0.1:log", "--trials", 3, *QUICK, "epochs=6")
-    given = tuple(word for word in given if word != "epochs=1")
-    first = liftplus(*given, "--sampler", "random", told=at / "first")
-    until(lambda: (at / "s" / "trial-000" / "log.jsonl").exists(), first)
-    second = liftplus(*given, "--sampler", "random", told=at / "second")
-    until(lambda: (at / "s" / "trial-001" / "last.safetensors").exists(), second)
+    given = ("sweep", "--data", split, "--out", at / "s", "lr=0.001,0.01,0.02,0.03", *QUICK)
+    both = [liftplus(*given, told=at / name) for name in ("a", "b")]
+    assert [one.wait() for one in both] == [0, 0], "".join(one.told for one in both)
+    assert reported("".join(one.told for one in both)) == {f"trial {k}": 1 for k in range(4)}
+    found = results(at / "s")
+    assert [one["state"] for one in found["trials"]] == ["complete"] * 4
+    assert all(len((at / "s" / one["folder"] / "log.jsonl").read_text().splitlines()) == 1 for one in found["trials"])
+
+
+@unix
+def test_killed_trials_go_on(split: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    at, settings = split.parent, (*QUICK[1:], "epochs=6")
+    given = ("sweep", "--data", split, "--out", at / "s", "lr=0.001..0.1:log", "--trials", 2, "--sampler", "random")
+    first = liftplus(*given, *settings, told=at / "first")
+    until((at / "s" / "trial-000" / "last.safetensors").exists, first)
+    second = liftplus(*given, *settings, told=at / "second")
+    until((at / "s" / "trial-001" / "last.safetensors").exists, second)
     second.kill()
-    assert first.process.is_alive() or first.wait() == 0
     first.kill()
     monkeypatch.setattr(tickets, "GRACE", 2)
-    monkeypatch.setattr(tickets, "BEAT", 1)
-    third = liftplus(*given, "--sampler", "random", told=at / "third")
-    ended = command(*given, "--sampler", "random")
+    monkeypatch.setattr(tickets, "POLL", 0.2)
+    ended = command(*given, *settings)
     assert ended.code == 0, ended.err
-    assert third.wait() == 0, third.told
     found = results(at / "s")
-    assert [one["state"] for one in found["trials"]] == ["complete"] * 3
+    assert [one["state"] for one in found["trials"]] == ["complete"] * 2
     for one in found["trials"]:
         lines = (at / "s" / one["folder"] / "log.jsonl").read_text().splitlines()
-        # Gone on with, not begun again: each epoch of each trial was trained once.
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    said = "".join((at / name).read_text() for name in ("first", "second", "third")) + ended.err
-    reported = Counter(line.split(":")[0] for line in said.splitlines() if " on validation, best " in line)
-    assert reported == {"trial 0": 1, "trial 1": 1, "trial 2": 1}
-    again = command(*given, "--sampler", "random")
-    assert again.code == 0 and " on validation, best " not in again.err
-    alone = command("train", "--data", split, "--out", "alone", *QUICK, "epochs=6", f"lr={_rate(found, 1)}")
+    assert reported(first.told + second.told + ended.err) == {"trial 0": 1, "trial 1": 1}
+    again = command(*given, *settings)
+    assert again.code == 0 and not reported(again.err)
+    rate = found["trials"][1]["point"]["train.lr"]
+    alone = command("train", "--data", split, "--out", "alone", *settings, f"lr={rate}")
     assert alone.code == 0, alone.err
-    for name in ("model.safetensors",):
-        assert _weights(at / "s" / "trial-001" / name) == _weights(at / "alone" / name)
-
-
-def _rate(found: dict[str, Any], trial: int) -> str:
-    return str(found["trials"][trial]["point"]["train.lr"])
+    assert _weights(at / "s" / "trial-001" / "model.safetensors") == _weights(at / "alone" / "model.safetensors")
 
 
 def _weights(path: Path) -> dict[str, bytes]:

@@ -25,11 +25,11 @@ def queue(folder: Path, count: int) -> tickets.Tickets:
 
 
 def work(folder: Path, count: int, seconds: float) -> None:
-    def objective(trial: Any, number: int) -> float:
+    def objective(trial: Any, number: int) -> tuple[float, dict[str, Any]]:
         assert trial.suggest_int("x", 0, 99) == number
         with (folder / f"{number}").open("x"):  # fails where another has done it
             time.sleep(seconds)
-        return float(number)
+        return float(number), {}
 
     queue(folder, count).work(objective)
 
@@ -93,7 +93,7 @@ def test_doubles_of_a_race_are_dropped(tmp_path: Path) -> None:
 def test_what_fails_by_itself_is_not_tried_again_and_what_else_fails_is(tmp_path: Path) -> None:
     made = queue(tmp_path, 2)
 
-    def diverges(_trial: Any, number: int) -> float:
+    def diverges(_trial: Any, number: int) -> tuple[float, dict[str, Any]]:
         if number == 0:
             raise RunFailedError("The loss is not finite.")
         raise UserError("The disk is full.")
@@ -101,23 +101,24 @@ def test_what_fails_by_itself_is_not_tried_again_and_what_else_fails_is(tmp_path
     with pytest.raises(UserError, match="disk"):
         made.work(diverges)
     with pytest.raises(ValueError, match="ours"):  # never swallowed
-        made.work(lambda _trial, _number: float("ours"))
+        made.work(lambda _trial, _number: (float("ours"), {}))
     seen: list[int] = []
-    made.work(lambda _trial, number: seen.append(number) or 1.0)  # type: ignore[func-returns-value]
+    made.work(lambda _trial, number: (seen.append(number), (1.0, {}))[1])  # type: ignore[func-returns-value]
     assert seen == [1]
     assert made.trials()[0].user_attrs[tickets.ERROR] == "The loss is not finite."
 
 
-def test_one_held_for_dead_that_lives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("noted", [{}, {"metrics": 1}])
+def test_one_held_for_dead_that_lives(tmp_path: Path, noted: dict[str, Any]) -> None:
     """A computer slept; others took its trial. It must not fall over when it comes to report."""
     made = queue(tmp_path, 1)
     values = iter((1.0, 2.0))
 
-    def objective(trial: Any, _number: int) -> float:
+    def objective(trial: Any, _number: int) -> tuple[float, dict[str, Any]]:
         value = next(values)
         if value == 1.0:
             made._fail(trial.number)
-        return value
+        return value, noted
 
     made.work(objective)
     assert made.trials()[0].value == 2.0

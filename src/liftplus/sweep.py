@@ -34,6 +34,7 @@ METRICS = ("mean_class", "overall", "many", "medium", "few")
 STARTUP = 10
 """Trials of `tpe` that are drawn at random before it goes by what it has seen (Optuna's own default)."""
 DEFAULT_TRIALS = 20
+Outcome = tuple[float, dict[str, Any]]
 ABOUT, RESULTS, TABLE = "sweep.json", "results.json", "trials.csv"
 
 
@@ -228,15 +229,14 @@ class Sweep:
         varied = self.plan.space.varied
         return {k: _number(given, v) if isinstance(given := varied[k], Range) else v for k, v in point.items()}
 
-    def _trial(self, trial: Trial, number: int, dataset: DataSet, queue: Tickets) -> float:
-        """Train one setting, and its accuracy on the validation split."""
+    def _trial(self, trial: Trial, number: int, dataset: DataSet, queue: Tickets) -> Outcome:
+        """Train one setting, and measure it on the validation split."""
         varied = self.plan.space.varied
         point = {key: _suggest(trial, key, given) for key, given in varied.items()}
         figures = self._run(point, self.folder / f"trial-{number:03d}", dataset, "val", f"trial {number}")
-        trial.set_user_attr("metrics", figures)
         value = float(figures[self.plan.metric])
         self._progress(queue, number, value)
-        return value
+        return value, {"metrics": figures}
 
     def _run(self, point: Point, folder: Path, dataset: DataSet, split: str, name: str) -> dict[str, Any]:
         self.told(f"{name}: {', '.join(f'{key}={_short(value)}' for key, value in point.items())} …")
@@ -293,11 +293,10 @@ class Sweep:
         base = self.plan.space.config(self.plan.space.first()).seed
         start = 0 if SEED in self.plan.space.varied else base
 
-        def objective(trial: Trial, number: int) -> float:
+        def objective(_trial: Trial, number: int) -> Outcome:
             point = best.point | {SEED: str(start + number)}
             figures = self._run(point, self.folder / f"test-seed{start + number}", dataset, "test", "test")
-            trial.set_user_attr("metrics", figures)
-            return float(figures["overall"])
+            return float(figures["overall"]), {"metrics": figures}
 
         seeds = Tickets(study, [{} for _ in range(self.plan.test_seeds)], self.told)
         seeds.work(objective)

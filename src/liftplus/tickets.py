@@ -29,6 +29,8 @@ TICKET, BEGUN, ERROR = "ticket", "begun", "error"
 SQLITE_PATIENCE = 120  # seconds that a process waits while others write
 
 Point = dict[str, Any]
+Objective = Callable[["Trial", int], tuple[float | None, dict[str, Any]]]
+"""From Optuna's trial and the ticket's number to a value, and what to note beside it."""
 
 
 class _Unneeded(Exception):  # noqa: N818 (the trial is dropped; nothing went wrong)
@@ -107,12 +109,11 @@ class Tickets:
                 found[number] = trial
         return found
 
-    def work(self, objective: Callable[[Trial, int], float]) -> None:
+    def work(self, objective: Objective) -> None:
         """Do tickets until all are done, by this process or others.
 
-        `objective` gets Optuna's trial and the ticket's number and gives the value. `RunFailedError` out of it is noted
-        on the ticket, which then counts as done; whatever else it raises ends the work, and the ticket waits for the
-        next process.
+        `RunFailedError` out of the objective is noted on the ticket, which then counts as done; whatever else it raises
+        ends the work, and the ticket waits for the next process.
         """
         import optuna
 
@@ -155,10 +156,10 @@ class Tickets:
 
         self.study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
-    def _do_one(self, objective: Callable[[Trial, int], float]) -> None:
+    def _do_one(self, objective: Objective) -> None:
         import optuna
 
-        ended: list[int] = []
+        over: list[int] = []
 
         def one(trial: Trial) -> float:
             number = trial.user_attrs.get(TICKET)
@@ -166,19 +167,22 @@ class Tickets:
                 raise _Unneeded
             trial.set_user_attr(BEGUN, True)
             try:
-                value = objective(trial, number)
+                value, about = objective(trial, number)
             except RunFailedError as error:
-                trial.set_user_attr(ERROR, str(error))
-                raise _Unneeded from error
-            ended.append(trial.number)
+                value, about = None, {ERROR: str(error)}
+            over.append(trial.number)
+            for key, item in about.items():
+                trial.set_user_attr(key, item)
+            if value is None:
+                raise _Unneeded
             return value
 
         try:
             with _quiet():
                 self.study.optimize(one, n_trials=1, catch=(_Unneeded,))
-        except (ValueError, AssertionError):
-            # Optuna cannot end a trial that others held for dead, after a computer slept, say. They do it again.
-            if not ended or self.study.get_trials()[ended[0]].state != optuna.trial.TrialState.FAIL:
+        except (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError):
+            # Nothing can be told of a trial that others held for dead, after a computer slept, say. They do it again.
+            if not over or self.study.get_trials()[over[0]].state != optuna.trial.TrialState.FAIL:
                 raise
 
     def _is_taken(self, number: int, mine: int) -> bool:
