@@ -119,9 +119,11 @@ def test_the_demo_is_a_preset(photos: Path, command: Command, tmp_path: Path, mo
             str(photos), "mini_clip", tuple(compare.entries("zeroshot,lift+")), seeds, QUICK[1:]
         ),
     )
-    for _ in range(2):  # a new demo takes an earlier one's place
-        ended = command("demo")
-        assert ended.code == 0, ended.err
+    (tmp_path / "runs" / "demo" / "lift+-seed0").mkdir(parents=True)  # an earlier demo's, whose place is taken
+    (tmp_path / "runs" / "demo" / "lift+-seed0" / "old.txt").touch()
+    (tmp_path / "runs" / "demo" / ".liftplus-demo").touch()
+    ended = command("demo")
+    assert ended.code == 0, ended.err
     rows = json.loads((tmp_path / "runs" / "demo" / "results.json").read_text())
     assert [(row["method"], row["tte"]) for row in rows] == [("zeroshot", False), ("lift+", False), ("lift+", True)]
     assert all(list(row) == list(demo.FIELDS) for row in rows)

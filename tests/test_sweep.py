@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -11,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import liftplus, until
 
 from liftplus import tickets
+from processes import liftplus, until
 
 from .conftest import Command, write_folder
 
@@ -93,15 +95,16 @@ def reported(said: str) -> Counter[str]:
 
 def test_two_processes_share_one_sweep(split: Path) -> None:
     at = split.parent
-    given = ("sweep", "--data", split, "--out", at / "s", "lr=0.001,0.01,0.02,0.03", *QUICK)
+    given = ("sweep", "--data", split, "--out", at / "s", "lr=0.001,0.01,0.02", *QUICK)
     both = [liftplus(*given, told=at / name) for name in ("a", "b")]
     assert [one.wait() for one in both] == [0, 0], "".join(one.told for one in both)
-    assert reported("".join(one.told for one in both)) == {f"trial {k}": 1 for k in range(4)}
+    assert reported("".join(one.told for one in both)) == {f"trial {k}": 1 for k in range(3)}
     found = results(at / "s")
-    assert [one["state"] for one in found["trials"]] == ["complete"] * 4
+    assert [one["state"] for one in found["trials"]] == ["complete"] * 3
     assert all(len((at / "s" / one["folder"] / "log.jsonl").read_text().splitlines()) == 1 for one in found["trials"])
 
 
+@pytest.mark.slow
 @unix
 def test_killed_trials_go_on(split: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     at, settings = split.parent, (*QUICK[1:], "epochs=6")
@@ -136,6 +139,7 @@ def _weights(path: Path) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in load_file(path).items()}
 
 
+@pytest.mark.slow
 def test_tpe_goes_on_where_it_was_and_a_diverging_trial_is_noted(split: Path, command: Command) -> None:
     given = ("sweep", "--data", split, "--out", "s", "--sampler", "tpe", *QUICK)
     ended = command(*given, "--trials", 1, "lr=0.01..0.02", "loss=cross_entropy,logit_adjusted")
@@ -175,3 +179,37 @@ def test_without_optuna_the_command_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused(command("sweep", "--data", split, "--out", "s", "lr=0.1,0.2", *QUICK), "pip install 'liftplus[sweep]'")
+
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+LINES = [
+    line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()
+]
+SMALLER = {
+    "clip_vit_b16": "mini_clip",
+    "20": "1",
+    "3": "1",
+    "seed=0..2": "seed=0,2",
+    "val_share=0.2": "val_share=0.3",
+    "lr=0.01,0.02,0.03": "lr=0.01,0.02",
+    "postgresql+psycopg://me@node1/optuna": "sqlite:///server.db",
+    "zeroshot,lift+,full:lr=0.003,lift+:tuner=lora": "zeroshot,lift+:tuner=lora",
+}
+
+
+@pytest.mark.slow
+def test_the_page_runs(photos: Path, command: Command, tmp_path: Path) -> None:
+    """Each of its commands, with the bundled model, fewer trials and one epoch."""
+    shutil.make_archive(str(photos), "zip", photos)
+    told = []
+    for line in LINES:
+        words = [word for word in shlex.split(line) if not word.startswith("CUDA_")]
+        assert words.pop(0) == "liftplus"
+        ended = command(*(SMALLER.get(word, word) for word in words), *QUICK)
+        assert ended.code == 0, ended.err
+        told.append(ended.out)
+    assert len(LINES) == 6 and "Best: seed" not in told[1]
+    assert (tmp_path / "runs" / "lr" / "test-seed0" / "metrics.json").is_file()
+    assert told[2] == told[3]  # the second process found nothing left
+    assert (tmp_path / "server.db").is_file() and not (tmp_path / "runs" / "servers" / "sweep.db").exists()
+    assert (tmp_path / "runs" / "compare" / "compare.md").is_file()
