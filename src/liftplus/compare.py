@@ -72,8 +72,10 @@ class Plan:
     overrides: tuple[str, ...] = ()
 
     def config(self, entry: Entry, seed: int) -> RunConfig:
-        """The settings of one run."""
-        given = [*self.overrides, *entry.overrides, f"seed={seed}"]
+        """The settings of one run; a method that trains nothing heeds no number of epochs given for all."""
+        preset = configs.resolve(data=self.data, backbone=self.backbone, method=entry.method)
+        still = () if preset.train.epochs else ("train.epochs=0",)
+        given = [*self.overrides, *still, *entry.overrides, f"seed={seed}"]
         return configs.resolve(data=self.data, backbone=self.backbone, method=entry.method, overrides=given)
 
     def check(self) -> None:
