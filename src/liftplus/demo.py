@@ -13,6 +13,7 @@ from liftplus.errors import UserError
 
 METHODS = ("zeroshot", "linear_probe", "full", "lift+")
 DATA, BACKBONE = "openmoji_lt", "mini_clip"
+FEATURES = 20  # pictures of a class and split; the report takes half a minute with them
 MARKER, ROWS = ".liftplus-demo", "results.json"
 FIELDS = ("method", "tte", "seed", "overall", "many", "medium", "few", "seconds", "tuned_parameters")
 

@@ -24,7 +24,17 @@ from liftplus.evaluate import Reading, coinciding_grids, predict, score
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
 from liftplus.parallel import Job
-from liftplus.runtime import Advance, Progress, Runtime, Silent, StopRequest, describe
+from liftplus.runtime import (
+    Advance,
+    Progress,
+    Runtime,
+    Silent,
+    StopRequest,
+    command_line,
+    describe,
+    forget_peak_memory,
+    peak_memory,
+)
 from liftplus.train import build, fit, trained_parameters
 
 CONFIG = "config.json"
@@ -186,10 +196,13 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
 
 def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
+    forget_peak_memory(session.runtime.device)
     about = {
+        "command": command_line(),
         "config": config.to_dict(),
         "versions": describe(session.runtime),
         "backbone_identity": model.backbone.identity,
+        "patch_size": model.backbone.facts.patch_size,
         "data": {
             "name": dataset.name,
             "train_counts": dataset.counts(),
@@ -208,7 +221,11 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
         checkpoint.save_model(folder, model, config, dataset)
     metrics = None
     if split in dataset.splits:
-        figures = {"seconds": round(seconds, 2), "trained_parameters": trained_parameters(model)}
+        figures = {
+            "seconds": round(seconds, 2),
+            "trained_parameters": trained_parameters(model),
+            "peak_memory_bytes": peak_memory(session.runtime.device),
+        }
         try:
             metrics = test(session, model, dataset, split, dataset.counts(), folder, figures)
         except UnreadableImage as error:
@@ -268,7 +285,11 @@ def evaluate_run(
     refuse_different(session, dataset, trained.model)
     if session.runtime.job.leads:
         results.new_folder(folder)
-    about = {"config": session.config.to_dict(), "versions": describe(session.runtime)}
+    about = {
+        "command": command_line(),
+        "config": session.config.to_dict(),
+        "versions": describe(session.runtime),
+    }
     return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)
 
 

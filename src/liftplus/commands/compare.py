@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +31,9 @@ def compare(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the runs and tables; finished runs in it are reused.")
     ] = Path("runs/compare"),
+    features: Annotated[
+        int, typer.Option(min=0, help="Pictures of a class for the report's analysis of the features; 0 for none.")
+    ] = 0,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
@@ -36,15 +41,17 @@ def compare(
     from liftplus import compare as script
 
     plan = script.Plan(data, backbone, tuple(script.entries(methods)), seeds, tuple(overrides or ()))
-    rows = carry_out(plan, out)
+    rows = carry_out(plan, out, features)
     if as_json:
         print(json.dumps({"folder": str(out)} | json.loads((out / "compare.json").read_text(encoding="utf-8"))))
     else:
         show(plan, rows, out)
 
 
-def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
-    """Make the runs and write the tables; `note` gets the rows as they come."""
+def carry_out(
+    plan: Plan, out: Path, features: int = 0, note: Callable[[list[Row]], None] = lambda rows: None
+) -> list[Row]:
+    """Make the runs, write the tables and the report; `note` gets the rows as they come."""
     from liftplus import checkpoint, console, parallel, runtime
     from liftplus import compare as script
 
@@ -57,7 +64,20 @@ def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda 
         console.err.print(f"{stopped} The same command goes on.")
         raise SystemExit(128 + (asked.signal or 0)) from None
     script.write(out, plan, rows, script.differences(rows))
+    _report(plan, out, features)
     return rows
+
+
+def _report(plan: Plan, out: Path, features: int) -> None:
+    """One page about all runs; `features` pictures of a class and split for its analysis of the features."""
+    if find_spec("liftplus.report") is None:
+        return
+    from liftplus import console
+
+    folders = [out / entry.folder(seed) for entry in plan.entries for seed in range(plan.seeds)]
+    extra = {"with_features": True, "per_class": features} if features else {}
+    page = import_module("liftplus.report").write(folders, out / "report", progress=console.Bars(), **extra)
+    console.err.print(f"Report: {page}; open it in a browser.")
 
 
 def show(plan: Plan, rows: list[Row], out: Path) -> None:
