@@ -41,17 +41,16 @@ def compare(
     from liftplus import compare as script
 
     plan = script.Plan(data, backbone, tuple(script.entries(methods)), seeds, tuple(overrides or ()))
-    rows = carry_out(plan, out, features)
+    rows = carry_out(plan, out)
+    page = report(plan, out, features)
     if as_json:
         print(json.dumps({"folder": str(out)} | json.loads((out / "compare.json").read_text(encoding="utf-8"))))
     else:
-        show(plan, rows, out)
+        show(plan, rows, out, page)
 
 
-def carry_out(
-    plan: Plan, out: Path, features: int = 0, note: Callable[[list[Row]], None] = lambda rows: None
-) -> list[Row]:
-    """Make the runs, write the tables and the report; `note` gets the rows as they come."""
+def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
+    """Make the runs and write the tables; `note` gets the rows as they come."""
     from liftplus import checkpoint, console, parallel, runtime
     from liftplus import compare as script
 
@@ -64,23 +63,22 @@ def carry_out(
         console.err.print(f"{stopped} The same command goes on.")
         raise SystemExit(128 + (asked.signal or 0)) from None
     script.write(out, plan, rows, script.differences(rows))
-    _report(plan, out, features)
     return rows
 
 
-def _report(plan: Plan, out: Path, features: int) -> None:
+def report(plan: Plan, out: Path, features: int) -> Path | None:
     """One page about all runs; `features` pictures of a class and split for its analysis of the features."""
     if find_spec("liftplus.report") is None:
-        return
+        return None
     from liftplus import console
 
     folders = [out / entry.folder(seed) for entry in plan.entries for seed in range(plan.seeds)]
     extra = {"with_features": True, "per_class": features} if features else {}
-    page = import_module("liftplus.report").write(folders, out / "report", progress=console.Bars(), **extra)
-    console.err.print(f"Report: {page}; open it in a browser.")
+    page: Path = import_module("liftplus.report").write(folders, out / "report", progress=console.Bars(), **extra)
+    return page
 
 
-def show(plan: Plan, rows: list[Row], out: Path) -> None:
+def show(plan: Plan, rows: list[Row], out: Path, page: Path | None) -> None:
     """The table and what it proves, for a person."""
     from liftplus import compare as script
     from liftplus import console
@@ -91,3 +89,5 @@ def show(plan: Plan, rows: list[Row], out: Path) -> None:
         console.out.print(sentence)
     console.out.print(script.caveat(plan.seeds))
     console.out.print(f"All comparisons: {out / 'compare.md'}. Each run's files: {out}/METHOD-seedN/")
+    if page is not None:
+        console.out.print(f"Report: {page}; open it in a browser.")

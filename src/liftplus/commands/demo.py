@@ -25,6 +25,6 @@ def demo(
         raise UserError("The demo runs in one process. Start it without torchrun.")
     preset.clear(out)
     plan = preset.plan(seeds)
-    rows = compare.carry_out(plan, out, preset.FEATURES, note=lambda rows: preset.write(out, rows))
-    compare.show(plan, rows, out)
+    rows = compare.carry_out(plan, out, note=lambda rows: preset.write(out, rows))
+    compare.show(plan, rows, out, compare.report(plan, out, preset.FEATURES))
     console.out.print(f"Rows: {out / preset.ROWS}")
