@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -114,7 +115,8 @@ def test_killed_trials_go_on(split: Path, command: Command, monkeypatch: pytest.
     second = liftplus(*given, *settings, told=at / "second")
     until((at / "s" / "trial-001" / "last.safetensors").exists, second)
     second.kill()
-    first.kill()
+    first.send(signal.SIGTERM)
+    assert first.wait() in (143, -signal.SIGTERM)  # the latter between two trials
     monkeypatch.setattr(tickets, "GRACE", 2)
     monkeypatch.setattr(tickets, "POLL", 0.2)
     ended = command(*given, *settings)
@@ -171,6 +173,8 @@ def test_what_cannot_be_is_refused_before_any_run(split: Path, photos: Path, com
     refused(sweep("lr=0.1,0.2", "--sampler", "best"), "--sampler is 'best'")
     refused(sweep("lr=0.1,0.2", "--storage", "nonsense"), "no database's address")
     refused(command("sweep", "--data", split, "--out", split, "lr=0.1,0.2", *QUICK), "exists already")
+    (split.parent / "s" / "sweep.db").write_bytes(b"no database" * 999)
+    refused(sweep("lr=0.1,0.2"), "cannot be opened")
     assert not list(split.parent.glob("s/trial-*"))
 
 

@@ -45,7 +45,7 @@ def test_three_processes_do_each_once(tmp_path: Path, monkeypatch: pytest.Monkey
     queue(tmp_path, 7)
     processes = [child(tmp_path, 7, 0.02) for _ in range(3)]
     for process in processes:
-        process.join(60)
+        process.join(240)
         assert process.exitcode == 0
     done = queue(tmp_path, 7).trials()
     assert sorted(done) == list(range(7)) and all(one.value == number for number, one in done.items())
@@ -122,6 +122,19 @@ def test_one_held_for_dead_that_lives(tmp_path: Path, noted: dict[str, Any]) -> 
 
     made.work(objective)
     assert made.trials()[0].value == 2.0
+
+
+def test_a_storage_that_goes_away_is_told(tmp_path: Path) -> None:
+    made = queue(tmp_path, 1)
+
+    def objective(_trial: Any, _number: int) -> tuple[float, dict[str, Any]]:
+        (tmp_path / "db").write_bytes(b"no database any more" * 1000)
+        return 1.0, {"metrics": 1}
+
+    with pytest.raises(UserError, match="The storage failed"), tickets.reached():
+        made.work(objective)
+    with pytest.raises(ValueError, match="ours"), tickets.reached():
+        raise ValueError("ours")
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,11 @@ class Sweep:
         points = self.plan.points()
         for note in dataset.notes:
             self.told(f"Note: {note}")
-        study = self._study("", points)
+        with tickets.reached():
+            self._all(dataset, points)
+
+    def _all(self, dataset: DataSet, points: Sequence[Point]) -> None:
+        study = self._study("")
         # Without a test split no trial can touch it.
         seen = replace(dataset, splits={name: part for name, part in dataset.splits.items() if name != "test"})
         queue = Tickets(study, [self._native(point) for point in points], self.told)
@@ -175,22 +179,25 @@ class Sweep:
         """Every trial as it stands, in the order of its number."""
         return [self._done(number, trial, "trial-{:03d}") for number, trial in sorted(queue.trials().items())]
 
-    def _study(self, suffix: str, points: Sequence[Point]) -> Study:
+    def _study(self, suffix: str) -> Study:
         """Optuna's study, made by the first process to come; the folder is refused to another sweep."""
-        if self.folder.exists() and not (self.folder / ABOUT).is_file():
+        own = {results.LOCK, ABOUT, f"{ABOUT}.tmp"}  # what a process beside this one may have begun with
+        foreign = self.folder.exists() and (not self.folder.is_dir() or {p.name for p in self.folder.iterdir()} - own)
+        if foreign and not (self.folder / ABOUT).is_file():
             results.refuse_existing(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._alone():
-                about = self._about(len(points))
+                about = self._about()
                 # Two processes that make the same tables at once trip over each other.
                 storage = tickets.storage(self.storage or f"sqlite:///{(self.folder / 'sweep.db').absolute()}")
                 import optuna
 
                 name = f"{self.folder.name or 'sweep'}-{about['id']}{suffix}"
                 study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        except OSError as error:
-            raise UserError(f"{str(self.folder)!r} cannot be written ({error.strerror or error}).") from error
+        except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{str(self.folder)!r} cannot be written ({reason}). Choose another --out.") from error
         if self.plan.kind == "tpe":
             # One process alone finds the same settings again; several must not all draw the same.
             alone = not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
@@ -203,7 +210,7 @@ class Sweep:
     def _alone(self) -> FileLock:
         return FileLock(self.folder / results.LOCK, timeout=tickets.SQLITE_PATIENCE)
 
-    def _about(self, trials: int) -> dict[str, Any]:
+    def _about(self) -> dict[str, Any]:
         """What the folder's sweep is; written by the first process, compared by the others."""
         plan, base = self.plan, self.plan.space.config(self.plan.space.first())
         varied = {key: _told(given) for key, given in plan.space.varied.items()}
@@ -282,7 +289,7 @@ class Sweep:
     def _test(self, dataset: DataSet, queue: Tickets) -> None:
         """Train the best setting with several seeds and test it, once and for all."""
         best = self._best(queue)
-        study = self._study("-test", queue.points)
+        study = self._study("-test")
         chosen = study.user_attrs.get("setting")
         if chosen not in (None, best.point):
             raise UserError(

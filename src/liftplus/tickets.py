@@ -61,6 +61,26 @@ def storage(url: str) -> RDBStorage:
             raise UserError(f"--storage {_shown(url)} cannot be opened ({reason}).") from error
 
 
+@contextmanager
+def reached() -> Iterator[None]:
+    """A storage that fails under way, or is gone, in a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        chain: list[BaseException] = [error]  # Optuna may fall over its own handling of a storage's error
+        while behind := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(behind)
+        blamed = [one for one in chain if type(one).__module__.partition(".")[0] in ("sqlalchemy", "optuna")]
+        if not blamed:
+            raise
+        reason = str(blamed[-1].__cause__ or blamed[-1]).splitlines()[0]
+        raise UserError(
+            f"The storage failed ({reason}). Finished trials are kept; when it works again, the same command goes on."
+        ) from error
+
+
 def _shown(url: str) -> str:
     """An address without the password in it."""
     head, at, tail = url.rpartition("@")
