@@ -85,10 +85,11 @@ def test_equal_and_hopeless_cases() -> None:
     assert not Difference("a", "b", "overall", points, half, p, None, 3, 4).exceeds
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """Images and seeds both drawn anew: 95 % of intervals cover the difference, and a few more, as the module says."""
+@pytest.mark.parametrize(("seeds", "low", "high"), [(1, 0.0, 0.9), (3, 0.92, 0.97), (5, 0.95, 1.0)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(seeds: int, low: float, high: float) -> None:
+    """Images and seeds both drawn anew. One seed knows nothing of the others, and its interval is too narrow."""
     rng = np.random.default_rng(0)
-    seeds, images, covered, trials = 3, 300, 0, 600
+    images, covered, trials = 300, 0, 400
     weight, strata = noise.weights("overall", np.zeros(images, dtype=np.int64), (9,))
     for _ in range(trials):
         hard = rng.normal(0, 1, images)  # shared by both methods
@@ -96,7 +97,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         right = [(skill[k] - hard + 0.7 * rng.normal(size=(seeds, images)) > 0).astype(float) for k in (0, 1)]
         points, half, _ = noise.compare(right[0], right[1], weight, strata)
         covered += half is not None and abs(points) <= half  # the truth is 0
-    assert 0.93 <= covered / trials <= 1.0, covered / trials
+    assert low <= covered / trials <= high, covered / trials
 
 
 def test_holm_against_a_worked_example() -> None:
