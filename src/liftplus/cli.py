@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from liftplus.commands import compare, demo, evaluate, info, predict, sweep, train
+from liftplus.commands import compare, demo, evaluate, info, predict, prepare, report, sweep, train
 from liftplus.errors import UserError, told
 
 app = typer.Typer(
@@ -30,7 +30,9 @@ app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("info")(info.info)
 data_app.command("inspect")(info.inspect)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
+app.command("prepare")(prepare.prepare)
 
 
 def main() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,19 +64,18 @@ def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda 
     return rows
 
 
-def report(plan: Plan, out: Path, features: int) -> Path | None:
+def report(plan: Plan, out: Path, features: int) -> Path:
     """One page about all runs; `features` pictures of a class and split for its analysis of the features."""
-    if find_spec("liftplus.report") is None:
-        return None
     from liftplus import console
+    from liftplus.report import write
 
     folders = [out / entry.folder(seed) for entry in plan.entries for seed in range(plan.seeds)]
-    extra = {"with_features": True, "per_class": features} if features else {}
-    page: Path = import_module("liftplus.report").write(folders, out / "report", progress=console.Bars(), **extra)
-    return page
+    return write(
+        folders, out / "report", with_features=features > 0, per_class=max(features, 2), progress=console.Bars()
+    )
 
 
-def show(plan: Plan, rows: list[Row], out: Path, page: Path | None) -> None:
+def show(plan: Plan, rows: list[Row], out: Path, page: Path) -> None:
     """The table and what it proves, for a person."""
     from liftplus import compare as script
     from liftplus import console
@@ -89,5 +86,4 @@ def show(plan: Plan, rows: list[Row], out: Path, page: Path | None) -> None:
         console.out.print(sentence)
     console.out.print(script.caveat(plan.seeds))
     console.out.print(f"All comparisons: {out / 'compare.md'}. Each run's files: {out}/METHOD-seedN/")
-    if page is not None:
-        console.out.print(f"Report: {page}; open it in a browser.")
+    console.out.print(f"Report: {page}; open it in a browser.")
