@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from liftplus.commands import demo, evaluate, info, predict, prepare, report, train
+from liftplus.commands import compare, demo, evaluate, info, predict, prepare, report, sweep, train
 from liftplus.errors import UserError, told
 
 
@@ -44,6 +44,8 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("zeroshot")(train.zeroshot)
+app.command("sweep")(sweep.sweep)
+app.command("compare")(compare.compare)
 app.command("info")(info.info)
 data_app.command("inspect")(info.inspect)
 app.command("report")(report.report)

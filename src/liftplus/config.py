@@ -273,6 +273,12 @@ def _full_key(run: RunConfig, values: dict[str, Any], key: str) -> str:
     raise UserError(f"Unknown key {key!r}.{hint} Known keys: {', '.join(leaves)}.")
 
 
+def locate(run: RunConfig, key: str) -> tuple[str, bool]:
+    """The dotted key that a user's short form stands for, and whether its value is text, which nothing is read into."""
+    full = _full_key(run, run.to_dict(), key)
+    return full, _is_text(run, full)
+
+
 def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:

@@ -25,6 +25,14 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(said)
 
 
+class RunFailedError(UserError):
+    """A run that its own settings have ended: the loss diverged, or memory ran out. Others may go well."""
+
+
+class InUseError(UserError):
+    """A folder that another process is writing into."""
+
+
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest one and the list of those that do."""
     names = sorted(allowed)

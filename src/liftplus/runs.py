@@ -46,7 +46,7 @@ FREE = ("device", "compile", "train.workers", "train.save_minutes", "backbone.we
 class Outcome:
     """What a run gave."""
 
-    metrics: Metrics | None  # None where the data has no test split
+    metrics: Metrics | None  # None where the data lacks the split to be tested
     seconds: float
     parameters: dict[str, int]
     chosen: Chosen  # which epoch's weights
@@ -166,22 +166,30 @@ def unfinished(folder: Path) -> RunConfig | None:
     return from_dict(about["config"])
 
 
+def changes(begun: RunConfig, config: RunConfig) -> list[str]:
+    """The settings that differ and change a result, each with its old and new value."""
+    old, new = flat(begun), flat(config)
+    return [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in dict.fromkeys([*new, *old])
+        if old.get(key) != new.get(key) and key not in FREE
+    ]
+
+
 def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
     """Refuse to go on with other settings than a run began with, but for those that change no result."""
-    old, new = flat(begun), flat(config)
-    changed = [key for key in new if old.get(key) != new[key] and key not in FREE]
-    if changed:
+    if changed := changes(begun, config):
         raise UserError(
             f"{str(folder)!r} holds an unfinished run with other settings: "
-            + "; ".join(f"{key} was {old.get(key)!r}, now {new[key]!r}" for key in changed[:4])
+            + "; ".join(changed[:4])
             + ". Give the same ones, `liftplus train --resume FOLDER` to go on as it began, or another --out."
         )
 
 
-def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
+def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str = "test") -> Outcome:
     """Train (where the method trains), test, and write everything into a folder; goes on where a run stopped.
 
-    Of several processes the leader alone writes.
+    Of several processes the leader alone writes. Where the data lacks the split to be tested, none is.
     """
     refuse_different(session, dataset, model)
     leads = session.runtime.job.leads
@@ -189,10 +197,10 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
         # Another process may have begun or finished a run here since this one looked.
         if leads and (folder / CONFIG).is_file() and (begun := unfinished(folder)) is not None:
             refuse_changes(begun, session.config, folder)
-        return _train_run(session, dataset, model, folder)
+        return _train_run(session, dataset, model, folder, split)
 
 
-def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
+def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
     forget_peak_memory(session.runtime.device)
     about = {
@@ -205,7 +213,8 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
             "name": dataset.name,
             "train_counts": dataset.counts(),
             "notes": dataset.notes,
-            "images": {name: len(split) for name, split in dataset.splits.items()},
+            "images": {name: len(part) for name, part in dataset.splits.items()},
+            "fingerprints": {name: dataset.fingerprint(name) for name in dataset.splits},
         },
         "parameters": parameters,
     }
@@ -219,7 +228,7 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
     if config.train.epochs:
         _save(session, dataset, model, folder, fitted)
     try:
-        metrics = _test(session, dataset, model, folder, fitted)
+        metrics = _test(session, dataset, model, folder, fitted, split)
     except UnreadableImage as error:
         _save(session, dataset, model, folder, fitted)
         keeper.discard()
@@ -233,9 +242,11 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
     return Outcome(metrics, fitted.seconds, parameters, fitted.chosen)
 
 
-def _test(session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit) -> Metrics | None:
-    """Test a run at its end, where there is a test split."""
-    if "test" not in dataset.splits:
+def _test(
+    session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit, split: str
+) -> Metrics | None:
+    """Test a run at its end, where the data has that split."""
+    if split not in dataset.splits:
         return None
     figures = {
         "seconds": round(fitted.seconds, 2),
@@ -243,7 +254,7 @@ def _test(session: Session, dataset: DataSet, model: Classifier, folder: Path, f
         "peak_memory_bytes": peak_memory(session.runtime.device),
     }
     with _interrupted_in_test(folder):
-        return test(session, model, dataset, "test", dataset.counts(), folder, _weights(fitted.chosen) | figures)
+        return test(session, model, dataset, split, dataset.counts(), folder, _weights(fitted.chosen) | figures)
 
 
 def _weights(chosen: Chosen | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from liftplus.checkpoint import Position
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import Batch
-from liftplus.errors import UserError
+from liftplus.errors import RunFailedError
 from liftplus.evaluate import Normalise
 from liftplus.losses import LossModule
 from liftplus.model import Classifier
@@ -63,7 +63,7 @@ class Step:
         try:
             total = self._gradients(batch)
         except torch.OutOfMemoryError as error:
-            raise UserError(
+            raise RunFailedError(
                 f"The device ran out of memory with {min(self.micro, len(batch.labels))} images at a time. Try "
                 f"train.micro_batch={max(1, self.micro // 2)}, which gives the same result, or "
                 "backbone.grad_checkpointing=true."
@@ -178,7 +178,7 @@ class Watch:
         files = [self.keys[index] for indices, _ in parts for index in indices]
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         largest, name = max(found for _, found in parts)
-        raise UserError(
+        raise RunFailedError(
             f"The loss is not finite in epoch {epoch + 1}, step {number - behind}, at learning rate {lr:g}. The batch "
             f"has {', '.join(files[:3])}{more}; its largest activation is {largest:.3g}, given by {name}. "
             "Nothing was saved since. Lower train.lr, or use precision=fp32."
