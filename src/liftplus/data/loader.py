@@ -164,15 +164,16 @@ def _shared(batch: Batch) -> Batch | UserError:
     return batch
 
 
-def _lost(error: RuntimeError) -> str | None:
+def _lost(error: Exception) -> str | None:
     """What to say where worker processes died or cannot be heard any more; None for any other error."""
     if "Too many open files" in str(error):
         return "The loader has too many open files. Raise the limit (ulimit -n), or use fewer workers."
     found = re.search(r"DataLoader worker \(pid\D*([\d, ]*\d)\)", str(error))
-    if found is None:
+    if found is None and isinstance(error, RuntimeError):
         return None
+    which = f" (process {found[1]})" if found else ""  # not known where it died in the middle of sending
     return (
-        f"A loader worker (process {found[1]}) was killed or crashed. Most often the machine ran out of memory, or the "
+        f"A loader worker{which} was killed or crashed. Most often the machine ran out of memory, or the "
         "container out of shared memory (/dev/shm; docker run --shm-size=8g). Use fewer workers, or workers=0."
     )
 
@@ -254,7 +255,7 @@ class Loader:
                 if isinstance(batch, UserError):
                     raise type(batch)(*batch.args)
                 yield batch
-        except RuntimeError as error:
+        except (RuntimeError, EOFError, ConnectionError) as error:
             if (reason := _lost(error)) is None:
                 raise
             raise UserError(reason) from error

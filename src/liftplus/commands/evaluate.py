@@ -1,0 +1,48 @@
+"""`liftplus eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftplus.commands import options
+from liftplus.commands.options import AsJson, Out, Overrides, Run
+
+
+def evaluate(
+    run: Run,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Other data than the run's.")] = None,
+    split: Annotated[str, typer.Option(help="Split to test on: test, val or train.")] = "test",
+    out: Out = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Test a finished run again: on its own data or other data, with other test options."""
+    from liftplus import checkpoint, console, parallel, results, runs
+
+    settings = options.run_settings(run, data, overrides)
+    session = options.session(settings)
+    folder = parallel.job().from_leader(lambda: out or _free(run / "eval"))
+    if session.runtime.job.leads:
+        results.refuse_existing(folder)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    dataset, metrics = runs.evaluate_run(session, trained, split, folder, other_data=data is not None)
+    for note in runs.notes(settings, dataset, trained.model):
+        console.err.print(f"Note: {note}")
+    if as_json:
+        print(json.dumps({"folder": str(folder)} | metrics.summary()))
+        return
+    label = "five crops" if settings.evaluation.tte else "one crop"
+    console.accuracy_table(f"{run} on {dataset.name} ({split})", [(label, metrics.summary())])
+    console.out.print(f"Files are in {folder}")
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, … that does not exist, so that no result is overwritten."""
+    number = 1
+    while (chosen := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return chosen

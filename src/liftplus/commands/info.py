@@ -1,0 +1,42 @@
+"""`liftplus info` and `liftplus data inspect`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from liftplus.commands.options import AsJson, Data, Method, Overrides
+
+
+def info(
+    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="Show this backbone's parameters.")] = None,
+    method: Method = "lift+",
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Take the classes from here.")] = None,
+    find: Annotated[
+        str | None, typer.Option("--find", "-f", help="List all names of backbones that contain this, e.g. dinov3.")
+    ] = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """List what there is, or show a backbone's tuners and count parameters, without loading weights."""
+    from liftplus import describe
+
+    if find is not None:
+        describe.backbones(find, as_json)
+    elif backbone is None and data is None and not overrides:
+        describe.parts(as_json)
+    else:
+        describe.model(backbone or "mini_clip", method, data, overrides or [], as_json)
+
+
+def inspect(
+    data: Annotated[str, Data],
+    as_json: AsJson = False,
+    files: Annotated[bool, typer.Option("--files/--no-files", help="Also read and decode every file.")] = True,
+    overrides: Overrides = None,
+) -> None:
+    """Counts, imbalance ratio, groups, duplicate or empty classes, unreadable files."""
+    from liftplus import describe
+
+    describe.data(data, files, overrides or [], as_json)

@@ -1,0 +1,131 @@
+"""`liftplus train` and `liftplus zeroshot`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from liftplus.commands import options
+from liftplus.commands.options import AsJson, BackboneName, Data, Method, Out, Overrides
+from liftplus.errors import UserError
+
+if TYPE_CHECKING:
+    from liftplus.config import RunConfig
+    from liftplus.data.dataset import DataSet
+
+
+def train(
+    data: Annotated[str | None, Data] = None,
+    backbone: BackboneName = "mini_clip",
+    method: Method = "lift+",
+    out: Out = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the unfinished run in this folder, as it began.")
+    ] = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Fine-tune on a data set, test the result, and write a run folder. The same command again goes on."""
+    from liftplus import config
+
+    if resume is not None:
+        _train(config.changed(_begun(resume), overrides or ()), resume, as_json)
+    elif data is None:
+        raise UserError("Give --data: a folder, archive, table, list or known name; or --resume FOLDER.")
+    else:
+        settings = config.resolve(data=data, backbone=backbone, method=method, overrides=overrides or ())
+        _train(settings, out, as_json)
+
+
+def _begun(folder: Path) -> dict[str, Any]:
+    """The settings of the unfinished run in a folder, which the leader alone has to see."""
+    from liftplus import parallel, runs
+
+    def read() -> dict[str, Any]:
+        begun = runs.unfinished(folder) if folder.is_dir() else None
+        if begun is None:
+            raise UserError(
+                f"{str(folder)!r} holds no unfinished run. Give the folder of one, or --data for a new run."
+            )
+        return begun.to_dict()
+
+    return parallel.job().from_leader(read)
+
+
+def zeroshot(
+    data: Annotated[str, Data],
+    backbone: BackboneName = "mini_clip",
+    out: Out = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Test the backbone as it is, from the class names alone."""
+    from liftplus import config
+
+    _train(config.resolve(data=data, backbone=backbone, method="zeroshot", overrides=overrides or ()), out, as_json)
+
+
+def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
+    from liftplus import checkpoint, console, parallel, results, runs, runtime
+
+    folder = out or Path("runs") / _run_name(config)
+    goes_on = parallel.job().from_leader(lambda: _goes_on(folder, config))
+    asked = runtime.StopRequest(parallel.job())
+    session = options.session(config, asked)
+    dataset = session.data()
+    model = session.model(dataset)
+    for note in runs.notes(config, dataset, model):
+        console.err.print(f"Note: {note}")
+    _describe_data(dataset)
+    try:
+        if session.runtime.job.leads and not goes_on:
+            results.new_folder(folder)
+        outcome = runs.train_run(session, dataset, model, folder)
+    except checkpoint.Stopped as stopped:
+        console.err.print(f"{stopped} Go on with: liftplus train --resume {folder}")
+        session.runtime.job.meet()  # torchrun ends all when one has ended
+        raise SystemExit(128 + (asked.signal or 0)) from None
+    measured = outcome.metrics.summary() if outcome.metrics else {}
+    if as_json:
+        print(
+            json.dumps({"folder": str(folder), "seconds": outcome.seconds, "parameters": outcome.parameters} | measured)
+        )
+        return
+    counts = outcome.parameters
+    if measured:
+        title = f"{config.method} on {dataset.name} with {config.backbone.name}: accuracy in percent on the test split"
+        console.accuracy_table(title, [("five crops" if config.evaluation.tte else "one crop", measured)])
+    console.out.print(
+        f"{counts['tuned']:,} tuned and {counts['head']:,} head parameters, {outcome.seconds:.0f} s of training. "
+        f"Files are in {folder}"
+    )
+
+
+def _goes_on(folder: Path, config: RunConfig) -> bool:
+    """Whether the folder holds an unfinished run of these settings; one of others is refused."""
+    from liftplus import console, runs
+
+    begun = runs.unfinished(folder)
+    if begun is not None:
+        runs.refuse_changes(begun, config, folder)
+        console.err.print(f"Going on with the unfinished run in {folder}.")
+    return begun is not None
+
+
+def _run_name(config: RunConfig) -> str:
+    words = Path(config.data.source).name.split(".")[0] or "data"
+    return f"{words}-{config.backbone.name}-{config.method}-seed{config.seed}"
+
+
+def _describe_data(dataset: DataSet) -> None:
+    from liftplus import console
+
+    counts = dataset.counts()
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    console.err.print(
+        f"{dataset.name}: {dataset.num_classes} classes, {sizes} images, "
+        f"{max(counts)} to {min(counts)} training images a class."
+    )

@@ -1,0 +1,208 @@
+"""One optimiser step, and the watch over losses that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liftplus.checkpoint import Position
+from liftplus.config import RunConfig
+from liftplus.data.dataset import DataSet
+from liftplus.data.loader import Batch
+from liftplus.errors import UserError
+from liftplus.evaluate import Normalise
+from liftplus.losses import LossModule
+from liftplus.model import Classifier
+from liftplus.runtime import Runtime
+
+READ_EVERY = 20
+
+
+class Step:
+    """One optimiser step: normalise, forward, loss, backward, update; returns the loss, still on the device.
+
+    Of a job of several processes each is given its part of the batch; loss and update are those of the whole.
+    """
+
+    def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
+        self.model, self.runtime, self.job = model, runtime, runtime.job
+        self.micro = config.train.micro_batch or config.train.batch_size
+        loss = config.loss.for_head(config.head)
+        self.loss: LossModule = loss.build(torch.tensor(dataset.counts()), dataset.class_names)
+        self.loss.to(runtime.device, torch.float32)
+        self.normalise = Normalise(model.backbone.facts).to(runtime.device)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimiser = torch.optim.SGD(
+            self.trained.values(),
+            lr=config.train.lr,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self.watch = Watch(model, dataset.splits["train"].keys, runtime)
+        self.checked = False
+
+    @property
+    def rate(self) -> float:
+        """The present learning rate."""
+        return float(self.optimiser.param_groups[0]["lr"])
+
+    def set_rate(self, lr: float) -> None:
+        """Use this learning rate from the next step on."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+
+    def __call__(self, batch: Batch) -> Tensor:
+        try:
+            total = self._gradients(batch)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"The device ran out of memory with {min(self.micro, len(batch.labels))} images at a time. Try "
+                f"train.micro_batch={max(1, self.micro // 2)}, which gives the same result, or "
+                "backbone.grad_checkpointing=true."
+            ) from error
+        if not self.checked and len(batch.labels):
+            self._check_gradients()
+        self._add_up(total)
+        if self.watch.sound(total, batch, self.rate):
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        return total
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Forward and backward over the batch's pieces; this process's share of the batch's loss."""
+        total = torch.zeros((), device=self.runtime.device)
+        truth = batch.labels.to(self.runtime.device, non_blocking=True)
+        whole = self.loss.total_weight(truth)
+        self.job.add([whole])
+        if not len(truth):  # a batch smaller than the number of processes
+            return total
+        for images, labels in zip(batch.images.split(self.micro), truth.split(self.micro), strict=True):
+            images = images.to(self.runtime.device, non_blocking=True)
+            with self.runtime.autocast():
+                logits = self.model(self.normalise(images))
+            # A piece counts by its share of the batch's weights, as its images do in the loss of the whole batch.
+            loss = self.loss(logits, labels) * (self.loss.total_weight(labels) / whole)
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _add_up(self, loss: Tensor) -> None:
+        """Make gradients and loss those of the whole batch, in one exchange between the processes."""
+        if self.job.size == 1:
+            return
+        for p in self.trained.values():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        self.job.add([loss, *(p.grad for p in self.trained.values() if p.grad is not None)])
+
+    def _check_gradients(self) -> None:
+        silent = [name for name, p in self.trained.items() if p.grad is None]
+        if silent:
+            raise AssertionError(f"trainable weights without a gradient after the first step: {silent}")
+        self.checked = True
+
+    def alike(self, position: Position) -> Position:
+        """Make every process's weights, momentum and position the leader's."""
+        if self.job.size == 1:
+            return position
+        (tensors, values), position = self.job.from_leader(lambda: (self.state(), position))
+        if not self.job.leads:
+            self.load_state(tensors, values)
+        return position
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Learned weights and momentum by name, on the CPU; the state of the gradient scaler."""
+        tensors = {f"model.{name}": value for name, value in self.model.learned_state().items()}
+        for name, p in self.trained.items():
+            momentum = self.optimiser.state[p].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum.detach().cpu().contiguous()
+        return tensors, {"scaler": self.scaler.state_dict()}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+        self.model.load_learned(parts["model"])
+        for name, p in self.trained.items():
+            if name in parts["momentum"]:
+                self.optimiser.state[p]["momentum_buffer"] = parts["momentum"][name].to(p, copy=True)
+        self.scaler.load_state_dict(values["scaler"])
+
+
+class Watch:
+    """Looks out for losses that are not finite, without waiting for the device.
+
+    On the CPU, where reading costs nothing, such a step changes no weight; on a GPU it is found at the next `check`,
+    before anything is saved.
+    """
+
+    def __init__(self, model: Classifier, keys: Sequence[str], runtime: Runtime) -> None:
+        self.model, self.keys, self.runtime = model, keys, runtime
+        self.steps = 0
+        self.broken = torch.full((), -1, device=runtime.device)  # number of the first step that broke
+        # As many batches as may pass before the next look.
+        self.recent: deque[tuple[Batch, float]] = deque(maxlen=1 if self.reads_freely else READ_EVERY)
+
+    def sound(self, loss: Tensor, batch: Batch, lr: float) -> bool:
+        """Note a step's loss; False where it is known not to be finite."""
+        self.recent.append((batch, lr))
+        finite = torch.isfinite(loss)
+        self.broken = torch.where((self.broken < 0) & ~finite, self.steps, self.broken)
+        self.steps += 1
+        return loss.device.type != "cpu" or bool(finite)
+
+    @property
+    def reads_freely(self) -> bool:
+        """Whether looking at the loss after every step costs nothing."""
+        return self.broken.device.type == "cpu"
+
+    def check(self, epoch: int, number: int) -> None:
+        """Raise where a loss since the last check was not finite; `number` is the last step's in its epoch, from 1."""
+        first = int(self.broken)
+        if first < 0:
+            return
+        behind = self.steps - 1 - first
+        batch, lr = self.recent[-1 - behind]
+        parts = self.runtime.job.from_all((batch.indices.tolist(), self._largest_activation(batch)))
+        files = [self.keys[index] for indices, _ in parts for index in indices]
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        largest, name = max(found for _, found in parts)
+        raise UserError(
+            f"The loss is not finite in epoch {epoch + 1}, step {number - behind}, at learning rate {lr:g}. The batch "
+            f"has {', '.join(files[:3])}{more}; its largest activation is {largest:.3g}, given by {name}. "
+            "Nothing was saved since. Lower train.lr, or use precision=fp32."
+        )
+
+    @torch.no_grad()
+    def _largest_activation(self, batch: Batch) -> tuple[float, str]:
+        """With the module that gives it: the first one whose output is not finite, else the one with the largest."""
+        if not len(batch.labels):
+            return 0.0, ""
+        found: list[tuple[float, str]] = []
+
+        def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+                if isinstance(out, Tensor) and out.is_floating_point():
+                    found.append((float(torch.nan_to_num(out.float(), nan=math.inf).abs().max()), name))
+
+            return hook
+
+        leaves = [(name, module) for name, module in self.model.named_modules() if not any(module.children())]
+        handles = [module.register_forward_hook(look(name)) for name, module in leaves]
+        try:
+            normalise = Normalise(self.model.backbone.facts).to(self.runtime.device)
+            with self.runtime.autocast():
+                self.model(normalise(batch.images.to(self.runtime.device)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return next((item for item in found if math.isinf(item[0])), None) or max(found)
