@@ -43,6 +43,8 @@ class Trained:
     class_names: tuple[str, ...]
     class_ids: tuple[str, ...]
     train_counts: tuple[int, ...]
+    former_names: tuple[str, ...] = ()
+    """Names [C] that the classes bore in training, where some were changed since."""
 
 
 def save_model(folder: Path, model: Classifier, config: RunConfig, dataset: DataSet) -> None:
@@ -84,7 +86,12 @@ def _seal(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The description inside a run's model file."""
-    return read_tensors(_model_file(folder))[0]
+    return read_model(folder)[0]
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and learned tensors of a run's model file."""
+    return read_tensors(_model_file(folder))
 
 
 def _model_file(folder: Path) -> Path:
@@ -139,7 +146,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
 
     `backbone_config` replaces the run's own, for weights that have moved since.
     """
-    about, state = read_tensors(_model_file(folder))
+    about, state = read_model(folder)
     config = from_dict(about["config"])
     backbone = catalogue.load(backbone_config or config.backbone)
     if backbone.identity != about["backbone_identity"]:
@@ -151,7 +158,12 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     classes = len(about["class_names"])
     head = config.head.build(backbone, classes)
     model = Classifier.assemble(
-        backbone, dict(config.tuner), head, _class_texts(about, config), centre=centres(config.head_init)
+        backbone,
+        dict(config.tuner),
+        head,
+        _class_texts(about, config),
+        centre=centres(config.head_init),
+        sized_for=about.get("sized_for"),
     )
     try:
         model.load_learned(state)
@@ -159,7 +171,8 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
         raise UserError(f"The weights in {str(folder / FILE)!r} do not fit its configuration: {error}.") from error
     runtime.place(model)
     model.requires_grad_(False)
-    return Trained(model, config, tuple(about["class_names"]), tuple(about["class_ids"]), tuple(about["train_counts"]))
+    classes_of = [tuple(about[key]) for key in ("class_names", "class_ids", "train_counts")]
+    return Trained(model, config, *classes_of, tuple(about.get("former_names", ())))
 
 
 @dataclass(frozen=True)

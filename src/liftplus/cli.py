@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from liftplus.commands import demo, evaluate, info, predict, train
+from liftplus.commands import classes, demo, evaluate, export, hub, info, predict, train
 from liftplus.errors import UserError, told
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data before training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+classes_app = typer.Typer(help="Add or rename classes of a finished run.", no_args_is_help=True)
+app.add_typer(classes_app, name="classes")
 
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
@@ -29,6 +31,11 @@ app.command("zeroshot")(train.zeroshot)
 app.command("info")(info.info)
 data_app.command("inspect")(info.inspect)
 app.command("demo")(demo.demo)
+app.command("export")(export.export)
+app.command("push")(hub.push)
+app.command("pull")(hub.pull)
+classes_app.command("add")(classes.add)
+classes_app.command("rename")(classes.rename)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from liftplus import checkpoint, results
+from liftplus import checkpoint, priors, results
 from liftplus.checkpoint import Keeper, Position, Resumable, Stopped, Trained
 from liftplus.config import RunConfig, flat, from_dict, replaced
 from liftplus.data import sources
@@ -139,7 +139,8 @@ def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
         "about unseen data. Take weights trained without them for a fair test."
     )
     seen = leak if model.backbone.facts.saw_imagenet and "imagenet" in dataset.name.lower() else None
-    return [*dataset.notes, *replaced(config), *(note for note in (grids, untested, both, seen) if note)]
+    prior = priors.note(config, config.evaluation.prior)
+    return [*dataset.notes, *replaced(config), *(note for note in (grids, untested, both, seen, prior) if note)]
 
 
 def unfinished(folder: Path) -> RunConfig | None:
@@ -178,6 +179,7 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
 
 def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
+    priors.shift(config, dataset.class_names, dataset.counts(), config.evaluation.prior)  # refused now, if at all
     about = {
         "config": config.to_dict(),
         "versions": describe(session.runtime),
@@ -239,6 +241,7 @@ def test(
 ) -> Metrics:
     """Metrics and tables of one split, written into a folder by the leader."""
     evaluation, part = session.config.evaluation, dataset.splits[split]
+    expect(session, model, dataset.class_names, train_counts)
     reading = Reading(dataset.store, part, session.config.train.workers, session.progress)
     found = predict(model, reading, evaluation, model.backbone.facts, session.runtime)
     metrics = score(found, part, tuple(train_counts))
@@ -248,6 +251,13 @@ def test(
     return metrics
 
 
+def expect(session: Session, model: Classifier, class_names: Sequence[str], train_counts: Sequence[int]) -> None:
+    """Have the model reckon with the prior that `evaluation.prior` names."""
+    config = session.config
+    shift = priors.shift(config, class_names, train_counts, config.evaluation.prior)
+    model.shift = None if shift is None else shift.to(session.runtime.device)
+
+
 def evaluate_run(
     session: Session, trained: Trained, split: str, folder: Path, *, other_data: bool
 ) -> tuple[DataSet, Metrics]:
@@ -255,6 +265,7 @@ def evaluate_run(
 
     Other data than the run's is never split: without a test split, all of it is tested.
     """
+    expect(session, trained.model, trained.class_names, trained.train_counts)
     dataset = aligned(session.data(for_testing=other_data), split, trained)
     refuse_different(session, dataset, trained.model)
     if session.runtime.job.leads:
@@ -271,13 +282,13 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     if split not in dataset.splits:
         raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
     by_id = {class_id: k for k, class_id in enumerate(trained.class_ids)}
-    by_name = {name.casefold(): k for k, name in enumerate(trained.class_names)}
+    names = [trained.former_names, trained.class_names]  # a name of now wins over the same one of before
+    by_name = {name.casefold(): k for listed in names for k, name in enumerate(listed)}
 
     def place(class_id: str, name: str) -> int | None:
         same = by_id.get(class_id)
-        if same is not None and (not dataset.named or trained.class_names[same].casefold() == name.casefold()):
-            return same
-        return by_name.get(name.casefold())
+        borne = [listed[same].casefold() for listed in names if listed] if same is not None else []
+        return same if same is not None and (not dataset.named or name.casefold() in borne) else by_name.get(name.casefold())
 
     moved = [place(*pair) for pair in zip(dataset.class_ids, dataset.class_names, strict=True)]
     part = dataset.splits[split]
@@ -339,6 +350,7 @@ def predict_files(session: Session, trained: Trained, files: Sequence[str], *, s
     good = [name for name in files if name not in broken]
     guesses = {name: Guess(name, (), (), reason) for name, reason in broken.items()}
     if good:
+        expect(session, trained.model, trained.class_names, trained.train_counts)
         split, workers = Split(good, [0] * len(good)), session.config.train.workers
         reading = Reading(store, split, workers, session.progress, label="Predicting")
         found = predict(
