@@ -39,11 +39,11 @@ def stage(run: Path, folder: Path, repo_id: str, licence: str | None) -> list[st
     about["config"] = without_paths(about["config"])
     write_tensors(folder / FILE, state, about | {"format": FORMAT})
     record = read_json(run / CONFIG, "config") if (run / CONFIG).is_file() else {}
-    record |= {"config": about["config"]}
+    record = without_paths(record) | {"config": about["config"]}
     write_json(folder / CONFIG, record)
-    metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else None
+    metrics = without_paths(read_json(run / "metrics.json")) if (run / "metrics.json").is_file() else None
     if metrics is not None:
-        write_json(folder / "metrics.json", without_paths(metrics))
+        write_json(folder / "metrics.json", metrics)
     for name in FILES:
         if (run / name).is_file() and not (folder / name).exists():
             shutil.copyfile(run / name, folder / name)

@@ -172,8 +172,10 @@ def hooked(model: Classifier) -> Iterator[Hooked]:
         branches = tuple(owner for owner in owners if isinstance(owner, LowRank))
         if not branches:
             continue
-        parent = model.backbone.image.get_submodule(path.rpartition(".")[0])
-        if isinstance(parent, SplitAttention) or getattr(parent, "qkv_bias_separate", False):
+        above, _, name = path.rpartition(".")
+        parent = model.backbone.image.get_submodule(above)
+        past = name == "qkv" and getattr(parent, "qkv_bias_separate", False)  # as made, it would not be called
+        if isinstance(parent, SplitAttention) or past:
             raise UserError(
                 f"LoRA acts on {path!r}, a part of attention that {model.backbone.name!r} hides inside one module in its "
                 "own library, so peft has no name for it. Export the merged model to ONNX or .pt2 instead."

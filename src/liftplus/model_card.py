@@ -55,7 +55,7 @@ def _header(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, l
             f"    dataset: {{type: {json.dumps(data)}, name: {json.dumps(data)}, split: {metrics.get('split', 'test')}}}",
             "    metrics:",
             *(
-                f"    - {{type: accuracy, name: {json.dumps(group)}, value: {metrics[group]}}}"
+                f"    - {{type: accuracy, name: {json.dumps(group)}, value: {metrics[group]:.2f}}}"
                 for group in GROUPS
                 if metrics.get(group) is not None
             ),
