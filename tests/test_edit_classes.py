@@ -73,10 +73,14 @@ def test_added_where_the_text_side_is_trained(train: Any, tmp_path: Path) -> Non
 def test_renamed(train: Any, command: Command, tmp_path: Path) -> None:
     """The model is the same; the run's own data still finds its classes, by their former names."""
     run = train("run", 'class_weights={"red square": 2}')
-    ended = command("classes", "rename", "run", "red square=box", "blue sky=green hill", "green hill=blue sky", "-o", "r")
+    ended = command(
+        "classes", "rename", "run", "red square=box", "blue sky=green hill", "green hill=blue sky", "-o", "r"
+    )
     assert ended.code == 0, ended.err
     before, after = load(run), load(tmp_path / "r")
-    assert [dict(zip(before.class_names, after.class_names, strict=True))[name] for name in sorted(before.class_names)] == [
+    assert [
+        dict(zip(before.class_names, after.class_names, strict=True))[name] for name in sorted(before.class_names)
+    ] == [
         "green hill",
         "blue sky",
         "box",
@@ -128,7 +132,11 @@ def test_without_a_text_tower_refused(train: Any, tmp_path: Path) -> None:
 
 def test_what_cannot_be_renamed_is_refused(train: Any, command: Command, tmp_path: Path) -> None:
     train("run")
-    for given, said in (("red sqare=x", "Did you mean 'red square'"), ("red square", "OLD=NEW"), ("red square=", "empty")):
+    for given, said in (
+        ("red sqare=x", "Did you mean 'red square'"),
+        ("red square", "OLD=NEW"),
+        ("red square=", "empty"),
+    ):
         ended = command("classes", "rename", "run", given, "--out", "r")
         assert ended.code == 2 and said in ended.err
     ended = command("classes", "add", "nowhere", "x", "--out", "r")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from liftplus import checkpoint, export, runtime
+from liftplus import export, runtime
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.checkpoint import Trained

@@ -65,7 +65,13 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.repositories[found[1]][line["value"]["path"]] = content
-            self.answer({"commitOid": COMMIT, "commitUrl": f"https://huggingface.co/{found[1]}/commit/{COMMIT}", "success": True})
+            self.answer(
+                {
+                    "commitOid": COMMIT,
+                    "commitUrl": f"https://huggingface.co/{found[1]}/commit/{COMMIT}",
+                    "success": True,
+                }
+            )
         else:
             self.missing("Unknown")
 
@@ -92,7 +98,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(data, headers={"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'})
         return self.missing("Unknown")
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 (http.server's name)
 
 
 @pytest.fixture

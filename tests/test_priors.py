@@ -37,7 +37,9 @@ def learned(config: RunConfig, counts: list[int]) -> Tensor:
     joint = (shown / shown.sum())[:, None] * LIKELIHOOD
     loss = config.loss.build(torch.tensor(counts), NAMES)
     logits = torch.zeros(5, 3, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([logits], max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [logits], max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+    )
 
     def expected() -> Any:
         optimiser.zero_grad()

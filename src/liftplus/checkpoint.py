@@ -171,8 +171,8 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
         raise UserError(f"The weights in {str(folder / FILE)!r} do not fit its configuration: {error}.") from error
     runtime.place(model)
     model.requires_grad_(False)
-    classes_of = [tuple(about[key]) for key in ("class_names", "class_ids", "train_counts")]
-    return Trained(model, config, *classes_of, tuple(about.get("former_names", ())))
+    names, former = tuple(about["class_names"]), tuple(about.get("former_names", ()))
+    return Trained(model, config, names, tuple(about["class_ids"]), tuple(about["train_counts"]), former)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ def add(run: Path, names: Sequence[str], out: Path, weights: str | None = None) 
     _write(run, out, about, state, {"added": list(names)})
 
 
-def rename(run: Path, names: Mapping[str, str], out: Path, *, new_rows: bool = False, weights: str | None = None) -> None:
+def rename(
+    run: Path, names: Mapping[str, str], out: Path, *, new_rows: bool = False, weights: str | None = None
+) -> None:
     """A copy of a run whose classes are called otherwise.
 
     Args:
@@ -104,8 +106,8 @@ def _refuse_twice(names: Sequence[str], new: set[str]) -> None:
 def _backbone(config: RunConfig, about: dict[str, Any], weights: str | None) -> Backbone:
     if config.head.name not in HEADS:
         raise UserError(
-            f"The run's head is {config.head.name!r}: rows of any length, with a bias, to which a row from a name alone "
-            f"does not compare. Rows from names work with head={', '.join(HEADS)}."
+            f"The run's head is {config.head.name!r}: rows of any length, with a bias, to which a row from a name "
+            f"alone does not compare. Rows from names work with head={', '.join(HEADS)}."
         )
     settings = config.backbone if weights is None else config.backbone.model_copy(update={"weights": weights})
     backbone = catalogue.load(settings)

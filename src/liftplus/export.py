@@ -90,7 +90,7 @@ def required(form: Format) -> None:
 
 
 def views(store: Store, split: Split, evaluation: Evaluation, trained: Trained, most: int) -> Tensor:
-    """Pictures as the graph takes them, fp32 [n, 3, R, R] or [n, 5, 3, R, R]: at most so many, spread over the split."""
+    """Pictures as the graph takes them, fp32 [n, 3, R, R] or [n, 5, 3, R, R]: at most so many of the split."""
     cut = crops(evaluation, trained.model.backbone.facts)
     chosen = range(0, len(split), max(1, len(split) // most))
     found = []
@@ -107,7 +107,7 @@ def views(store: Store, split: Split, evaluation: Evaluation, trained: Trained, 
 
 @torch.no_grad()
 def export(trained: Trained, out: Path, form: Format, images: Tensor, progress: Progress, prior: str) -> Parity:
-    """Write the graph and, beside it, FILE.json with class names and input; a file that fails the comparison is removed.
+    """Write the graph and, beside it, FILE.json with class names and input; what fails the comparison is not kept.
 
     Args:
         trained: on the CPU in fp32; its model is merged in place.
@@ -163,7 +163,10 @@ def description(trained: Trained, prior: str, kept: list[str], *, five_crops: bo
             f"at {where}",
         },
         "normalised_inside": {"mean": list(facts.mean), "std": list(facts.std)},
-        "outputs": {"logits": ["batch", len(trained.class_names)], "probabilities": ["batch", len(trained.class_names)]},
+        "outputs": {
+            "logits": ["batch", len(trained.class_names)],
+            "probabilities": ["batch", len(trained.class_names)],
+        },
         "prior": prior,
         "backbone": trained.config.backbone.name,
         "backbone_identity": trained.model.backbone.identity,

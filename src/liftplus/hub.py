@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is the client's, whichever it is
     HfHubHTTPError,
-    HTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
@@ -70,7 +70,7 @@ def without_paths(value: Any) -> Any:
 def push(
     run: Path, repo_id: str, *, private: bool, revision: str | None, licence: str | None, api: HfApi | None = None
 ) -> tuple[str, list[str]]:
-    """Upload a run; the address of the commit, and the files. The token is the hub's own (`hf auth login`, HF_TOKEN)."""
+    """Upload a run; the address of the commit, and the files. The token is that of `hf auth login`."""
     api = api or HfApi()
     read_about(run)
     with tempfile.TemporaryDirectory(prefix="liftplus-push-") as name:
@@ -95,9 +95,7 @@ def pull(repo_id: str, out: Path, *, revision: str | None, api: HfApi | None = N
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=out.parent) as name, _told(repo_id):
         # One commit for all files, though somebody may push meanwhile.
         commit = api.model_info(repo_id, revision=revision).sha
-        api.snapshot_download(
-            repo_id, revision=commit, local_dir=name, allow_patterns=[*FILES, CARD], max_workers=4
-        )
+        api.snapshot_download(repo_id, revision=commit, local_dir=name, allow_patterns=[*FILES, CARD], max_workers=4)
         if not (Path(name) / FILE).is_file():
             raise UserError(f"{repo_id!r} holds no liftplus run ({FILE} is missing). Check the name.")
         read_about(Path(name))  # verifies the checksum
@@ -127,7 +125,9 @@ def _told(repo_id: str) -> Iterator[None]:
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
-            raise UserError(f"The hub refuses access to {repo_id!r}. Run `hf auth login` with a token for it.") from error
+            raise UserError(
+                f"The hub refuses access to {repo_id!r}. Run `hf auth login` with a token for it."
+            ) from error
         reason = f"it answered {status}" if status else str(error).splitlines()[0] if str(error) else "no answer"
         raise UserError(
             f"The model hub cannot be reached, or does not answer as it should ({reason}). Without a network, copy the "

@@ -96,8 +96,8 @@ def read_folder(model: Classifier, folder: Path) -> int:
     strange = [key for key in STRANGE if config.get(key)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or strange:
         raise UserError(
-            f"{str(folder / CONFIG)!r} is no plain LoRA ({', '.join(strange) or config.get('peft_type')}), which is all "
-            "that can be taken over. Merge it into the backbone with peft's merge_and_unload instead."
+            f"{str(folder / CONFIG)!r} is no plain LoRA ({', '.join(strange) or config.get('peft_type')}), which is "
+            "all that can be taken over. Merge it into the backbone with peft's merge_and_unload instead."
         )
     pairs = _pairs(folder / WEIGHTS)
     places = {place.path: place for place in hooked(model)}
@@ -122,7 +122,9 @@ def read_folder(model: Classifier, folder: Path) -> int:
 def _parts(place: Hooked, a: Tensor, b: Tensor) -> Iterator[tuple[LowRank, Tensor, Tensor]]:
     """Each branch with its down [in, k] and up [k, width] from A [r, in], B [out, r]: columns of B that reach it."""
     if a.shape[1] != place.layer.weight.shape[1] or len(b) != _rows(place.layer):
-        raise UserError(f"The adapter's weights of {place.path!r} do not fit the model: {tuple(b.shape)} x {tuple(a.shape)}.")
+        raise UserError(
+            f"The adapter's weights of {place.path!r} do not fit the model: {tuple(b.shape)} x {tuple(a.shape)}."
+        )
     covered = torch.zeros(len(b), dtype=torch.bool)
     for branch in place.branches:
         rows = slice(branch.start, branch.start + branch.up.shape[1])
@@ -137,14 +139,16 @@ def _parts(place: Hooked, a: Tensor, b: Tensor) -> Iterator[tuple[LowRank, Tenso
     if b[~covered].any():
         raise UserError(
             f"The adapter tunes all of {place.path!r}, the model's LoRA parts of it. Set "
-            "tuner.lora.targets=[\"q\",\"k\",\"v\"]."
+            'tuner.lora.targets=["q","k","v"].'
         )
 
 
 def _factor(config: dict[str, Any], path: str, a: Tensor) -> float:
     """alpha / r, or alpha / sqrt(r), with alpha by peft's patterns."""
     patterns = config.get("alpha_pattern") or {}
-    alpha = next((value for key, value in patterns.items() if path == key or path.endswith(f".{key}")), config["lora_alpha"])
+    alpha = next(
+        (value for key, value in patterns.items() if path == key or path.endswith(f".{key}")), config["lora_alpha"]
+    )
     return float(alpha) / (len(a) ** 0.5 if config.get("use_rslora") else len(a))
 
 
@@ -153,7 +157,9 @@ def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}). Give the folder that peft's save_pretrained made.") from error
+        raise UserError(
+            f"{str(path)!r} cannot be read ({error}). Give the folder that peft's save_pretrained made."
+        ) from error
     found: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         layer, mark, rest = name.removeprefix(PREFIX).rpartition(".lora_")
@@ -177,8 +183,8 @@ def hooked(model: Classifier) -> Iterator[Hooked]:
         past = name == "qkv" and getattr(parent, "qkv_bias_separate", False)  # as made, it would not be called
         if isinstance(parent, SplitAttention) or past:
             raise UserError(
-                f"LoRA acts on {path!r}, a part of attention that {model.backbone.name!r} hides inside one module in its "
-                "own library, so peft has no name for it. Export the merged model to ONNX or .pt2 instead."
+                f"LoRA acts on {path!r}, a part of attention that {model.backbone.name!r} hides inside one module in "
+                "its own library, so peft has no name for it. Export the merged model to ONNX or .pt2 instead."
             )
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         yield Hooked(path, layer, branches)
@@ -190,8 +196,9 @@ def _rows(layer: nn.Linear | nn.Conv2d) -> int:
 
 def _only_lora(trained: Trained) -> None:
     tuners = trained.config.tuner
+    text = " on the text side" if any(tuner.side != "image" for tuner in tuners.values()) else ""
     if list(tuners) != ["lora"] or not isinstance(tuners["lora"], LoRA) or tuners["lora"].side != "image":
         raise UserError(
-            f"peft's LoRA holds low-rank additions to the image tower alone; this run tunes {'+'.join(tuners) or 'nothing'}"
-            f"{' on the text side' if any(t.side != 'image' for t in tuners.values()) else ''}. Export to ONNX or .pt2."
+            f"peft's LoRA holds low-rank additions to the image tower alone; this run tunes "
+            f"{'+'.join(tuners) or 'nothing'}{text}. Export to ONNX or .pt2."
         )

@@ -36,6 +36,7 @@ def write(
 
 def _header(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, licence: str | None) -> str:
     """YAML of strings as JSON writes them, which YAML reads."""
+    split = (metrics or {}).get("split", "test")
     base = base_model(config["backbone"]["name"])
     lines = [
         "---",
@@ -52,7 +53,7 @@ def _header(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, l
             f"- name: {json.dumps(config['method'] + ' on ' + config['backbone']['name'])}",
             "  results:",
             "  - task: {type: image-classification}",
-            f"    dataset: {{type: {json.dumps(data)}, name: {json.dumps(data)}, split: {metrics.get('split', 'test')}}}",
+            f"    dataset: {{type: {json.dumps(data)}, name: {json.dumps(data)}, split: {split}}}",
             "    metrics:",
             *(
                 f"    - {{type: accuracy, name: {json.dumps(group)}, value: {metrics[group]:.2f}}}"
@@ -75,8 +76,9 @@ def _results(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, 
         return f"## Results\n\nThis model was not tested.{changed}\n"
     cells = ["–" if metrics.get(group) is None else f"{metrics[group]:.1f}" for group in GROUPS]
     crops = "five crops" if config["evaluation"]["tte"] else "one crop"
+    split = metrics.get("split", "test")
     return (
-        f"## Results\n\nAccuracy in percent on {data}, split {metrics.get('split', 'test')}, {crops}, one run with seed "
+        f"## Results\n\nAccuracy in percent on {data}, split {split}, {crops}, one run with seed "
         f"{config['seed']}. Groups by training images: many over 100, medium 20 to 100, few under 20.\n\n"
         f"| {' | '.join(GROUPS)} |\n|{'---|' * len(GROUPS)}\n| {' | '.join(cells)} |\n\n"
         "Accuracies of each class are in `per_class.csv`.\n"
@@ -108,9 +110,10 @@ def _training(config: dict[str, Any], record: dict[str, Any]) -> str:
     lines = [f"- {note}" for note in notes]
     said = ("\n\nAbout the data:\n\n" + "\n".join(lines)) if lines else ""
     train = config["train"]
+    tuners = ", ".join(f"`{name}`" for name in config["tuner"]) or "none"
     return (
         f"## Training\n\n{train['epochs']} epochs, learning rate {train['lr']}, batches of {train['batch_size']}, loss "
-        f"`{config['loss']['name']}`, tuners {', '.join(f'`{name}`' for name in config['tuner']) or 'none'}. All settings "
+        f"`{config['loss']['name']}`, tuners {tuners}. All settings "
         f"and versions are in `config.json`.{said}\n"
     )
 

@@ -288,7 +288,11 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     def place(class_id: str, name: str) -> int | None:
         same = by_id.get(class_id)
         borne = [listed[same].casefold() for listed in names if listed] if same is not None else []
-        return same if same is not None and (not dataset.named or name.casefold() in borne) else by_name.get(name.casefold())
+        return (
+            same
+            if same is not None and (not dataset.named or name.casefold() in borne)
+            else by_name.get(name.casefold())
+        )
 
     moved = [place(*pair) for pair in zip(dataset.class_ids, dataset.class_names, strict=True)]
     part = dataset.splits[split]

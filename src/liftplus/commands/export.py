@@ -48,7 +48,9 @@ def export(
         _export_peft(run, out, change)
         return
     if form not in exporting.SUFFIXES or out.suffix != exporting.SUFFIXES[form]:
-        raise UserError(f"--out is {str(out)!r}; its name must end in .onnx or .pt2, or give --format peft and a folder.")
+        raise UserError(
+            f"--out is {str(out)!r}; its name must end in .onnx or .pt2, or give --format peft and a folder."
+        )
     if not out.parent.is_dir() or out.is_dir():
         raise UserError(f"--out is {str(out)!r}; {str(out.parent)!r} must be a folder. Make it first.")
     chosen = "onnx" if form == "onnx" else "pt2"
