@@ -32,7 +32,7 @@ from liftplus.results import write_json
 from liftplus.runtime import Progress
 
 Format = Literal["onnx", "pt2"]
-SUFFIXES: dict[str, str] = {"onnx": ".onnx", "pt2": ".pt2"}
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2"}
 TOLERANCE = 1e-4
 """Most by which logits may differ from PyTorch's in fp32, in units of the logits' deviation where that is above 1."""
 INPUT, OUTPUTS = "images", ("logits", "probabilities")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from liftplus.checkpoint import Trained
+    from liftplus.export import Format
     from liftplus.runs import Session
 
 CHECKED = 100
@@ -40,36 +41,22 @@ def export(
     ] = None,
 ) -> None:
     """Write image tower and head as ONNX or torch.export's .pt2, compared with PyTorch; or LoRA weights for peft."""
-    from liftplus import checkpoint, console
+    from liftplus import checkpoint, console, priors
     from liftplus import export as exporting
 
-    form = form or {".onnx": "onnx", ".pt2": "pt2"}.get(out.suffix, "")
     if form == "peft":
         _export_peft(run, out, change)
         return
-    if form not in exporting.SUFFIXES or out.suffix != exporting.SUFFIXES[form]:
-        raise UserError(
-            f"--out is {str(out)!r}; its name must end in .onnx or .pt2, or give --format peft and a folder."
-        )
-    if not out.parent.is_dir() or out.is_dir():
-        raise UserError(f"--out is {str(out)!r}; {str(out.parent)!r} must be a folder. Make it first.")
-    chosen = "onnx" if form == "onnx" else "pt2"
-    exporting.required(chosen)  # type: ignore[arg-type]
-    settings = options.run_settings(
-        run,
-        None,
-        [
-            *(change or []),
-            f"evaluation.tte={str(five_crops).lower()}",
-            "device=cpu",
-            "precision=fp32",
-            "grad_checkpointing=false",
-        ],
-    )
+    chosen = _format(out, form)
+    crops = f"evaluation.tte={str(five_crops).lower()}"
+    fixed = (crops, f"evaluation.prior={prior}", "device=cpu", "precision=fp32", "grad_checkpointing=false")
+    settings = options.run_settings(run, None, [*(change or []), *fixed])
+    if note := priors.note(settings, prior):
+        console.err.print(f"Note: {note}")
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     images, source = _pictures(session, trained, check)
-    parity = exporting.export(trained, out, chosen, images, session.progress, prior)  # type: ignore[arg-type]
+    parity = exporting.export(trained, out, chosen, images, session.progress, prior)
     if as_json:
         print(json.dumps({"file": str(out), "compared_on": source} | vars(parity)))
         return
@@ -77,6 +64,22 @@ def export(
         f"{out} and {exporting.beside(out).name}: logits differ from PyTorch's by at most {parity.difference:.1e} "
         f"(their deviation is {parity.deviation:.1f}) on {parity.images} pictures of {source}."
     )
+
+
+def _format(out: Path, form: str | None) -> Format:
+    """The format by its name or the file's; refuses what cannot be written before any work."""
+    from liftplus import export as exporting
+
+    by_name = next((known for known, suffix in exporting.SUFFIXES.items() if out.suffix == suffix), None)
+    if by_name is None or form not in (None, by_name):
+        raise UserError(
+            f"--out is {str(out)!r}; its name must end in .onnx or .pt2, as --format says where it is given. "
+            "For peft give --format peft and a folder."
+        )
+    if not out.parent.is_dir() or out.is_dir():
+        raise UserError(f"--out is {str(out)!r}; {str(out.parent)!r} must be a folder. Make it first.")
+    exporting.required(by_name)
+    return by_name
 
 
 def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tuple[Tensor, str]:
