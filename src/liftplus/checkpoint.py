@@ -169,7 +169,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
         model.load_learned(state)
     except ValueError as error:
         raise UserError(f"The weights in {str(folder / FILE)!r} do not fit its configuration: {error}.") from error
-    runtime.place(model)
+    model.put(runtime)
     model.requires_grad_(False)
     names, former = tuple(about["class_names"]), tuple(about.get("former_names", ()))
     return Trained(model, config, names, tuple(about["class_ids"]), tuple(about["train_counts"]), former)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from liftplus.commands import classes, demo, evaluate, export, hub, info, predict, train
+from liftplus.commands import classes, demo, evaluate, export, hub, info, predict, prepare, report, train
 from liftplus.errors import UserError, told
 
 app = typer.Typer(
@@ -30,12 +30,14 @@ app.command("predict")(predict.predict)
 app.command("zeroshot")(train.zeroshot)
 app.command("info")(info.info)
 data_app.command("inspect")(info.inspect)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("export")(export.export)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 classes_app.command("add")(classes.add)
 classes_app.command("rename")(classes.rename)
+app.command("prepare")(prepare.prepare)
 
 
 def main() -> None:

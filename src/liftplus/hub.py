@@ -40,6 +40,7 @@ def stage(run: Path, folder: Path, repo_id: str, licence: str | None) -> list[st
     write_tensors(folder / FILE, state, about | {"format": FORMAT})
     record = read_json(run / CONFIG, "config") if (run / CONFIG).is_file() else {}
     record = without_paths(record) | {"config": about["config"]}
+    record.pop("command", None)  # it names places of this machine
     write_json(folder / CONFIG, record)
     metrics = without_paths(read_json(run / "metrics.json")) if (run / "metrics.json").is_file() else None
     if metrics is not None:
