@@ -70,6 +70,8 @@ class Trained:
     train_counts: tuple[int, ...]
     folder: Path = Path()  # of the run
     chosen: Chosen | None = None  # unknown for a file from before it was noted
+    former_names: tuple[str, ...] = ()
+    """Names [C] that the classes bore in training, where some were changed since."""
 
 
 def save_model(
@@ -126,7 +128,12 @@ def _seal(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The description inside a run's model file."""
-    return read_tensors(_model_file(folder))[0]
+    return read_model(folder)[0]
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and learned tensors of a run's model file."""
+    return read_tensors(_model_file(folder))
 
 
 def _model_file(folder: Path) -> Path:
@@ -184,7 +191,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     `backbone_config` replaces the run's own, for weights that have moved since.
     """
     path = _model_file(folder)
-    about, state = read_tensors(path)
+    about, state = read_model(folder)
     config = from_dict(about["config"])
     backbone = catalogue.load(backbone_config or config.backbone)
     if backbone.identity != about["backbone_identity"]:
@@ -195,7 +202,12 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
         )
     head = config.head.build(backbone, len(about["class_names"]))
     model = Classifier.assemble(
-        backbone, dict(config.tuner), head, _class_texts(about, config), centre=centres(config.head_init)
+        backbone,
+        dict(config.tuner),
+        head,
+        _class_texts(about, config),
+        centre=centres(config.head_init),
+        sized_for=about.get("sized_for"),
     )
     try:
         model.load_learned(state)
@@ -205,7 +217,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     model.requires_grad_(False)
     names, ids, counts = (tuple(about[key]) for key in ("class_names", "class_ids", "train_counts"))
     chosen = Chosen(**about["weights"]) if "weights" in about else None
-    return Trained(model, config, names, ids, counts, path.parent, chosen)
+    return Trained(model, config, names, ids, counts, path.parent, chosen, tuple(about.get("former_names", ())))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,20 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from liftplus.commands import compare, demo, evaluate, info, predict, prepare, report, sweep, train
+from liftplus.commands import (
+    classes,
+    compare,
+    demo,
+    evaluate,
+    export,
+    hub,
+    info,
+    predict,
+    prepare,
+    report,
+    sweep,
+    train,
+)
 from liftplus.errors import UserError, told
 
 
@@ -39,6 +52,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data before training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+classes_app = typer.Typer(help="Add or rename classes of a finished run.", no_args_is_help=True)
+app.add_typer(classes_app, name="classes")
 
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
@@ -50,6 +65,11 @@ app.command("info")(info.info)
 data_app.command("inspect")(info.inspect)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
+app.command("export")(export.export)
+app.command("push")(hub.push)
+app.command("pull")(hub.pull)
+classes_app.command("add")(classes.add)
+classes_app.command("rename")(classes.rename)
 app.command("prepare")(prepare.prepare)
 
 

@@ -76,11 +76,13 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     if split not in dataset.splits:
         raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
     by_id = {class_id: k for k, class_id in enumerate(trained.class_ids)}
-    by_name = {name.casefold(): k for k, name in enumerate(trained.class_names)}
+    names = [trained.former_names, trained.class_names]  # a name of now wins over the same one of before
+    by_name = {name.casefold(): k for listed in names for k, name in enumerate(listed)}
 
     def place(class_id: str, name: str) -> int | None:
         same = by_id.get(class_id)
-        if same is not None and (not dataset.named or trained.class_names[same].casefold() == name.casefold()):
+        borne = [listed[same].casefold() for listed in names if listed] if same is not None else []
+        if same is not None and (not dataset.named or name.casefold() in borne):
             return same
         return by_name.get(name.casefold())
 

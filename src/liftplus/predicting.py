@@ -14,7 +14,7 @@ from liftplus.data.stores import FolderStore
 from liftplus.determinism import deterministic
 from liftplus.errors import UserError
 from liftplus.evaluate import Reading, predict
-from liftplus.runs import Session
+from liftplus.runs import Session, expect
 
 
 def image_files(inputs: Iterable[str]) -> list[str]:
@@ -57,6 +57,7 @@ def predict_files(session: Session, trained: Trained, files: Sequence[str], *, s
     good = [name for name in files if name not in broken]
     guesses = {name: Guess(name, (), (), reason) for name, reason in broken.items()}
     if good:
+        expect(session, trained.model, trained.class_names, trained.train_counts)
         split, workers = Split(good, [0] * len(good)), session.config.train.workers
         reading = Reading(store, split, workers, session.progress, label="Predicting")
         with deterministic(session.config.deterministic):

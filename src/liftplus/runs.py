@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from liftplus import checkpoint, results
+from liftplus import checkpoint, priors, results
 from liftplus.checkpoint import Chosen, Keeper, Position, Resumable, Stopped, Trained
 from liftplus.config import RunConfig, flat, from_dict, replaced
 from liftplus.data import sources
@@ -151,7 +151,8 @@ def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
         "about unseen data. Take weights trained without them for a fair test."
     )
     seen = leak if model.backbone.facts.saw_imagenet and "imagenet" in dataset.name.lower() else None
-    return [*dataset.notes, *replaced(config), *(note for note in (grids, untested, both, seen) if note)]
+    prior = priors.note(config, config.evaluation.prior)
+    return [*dataset.notes, *replaced(config), *(note for note in (grids, untested, both, seen, prior) if note)]
 
 
 def unfinished(folder: Path) -> RunConfig | None:
@@ -202,6 +203,7 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
 
 def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
+    priors.shift(config, dataset.class_names, dataset.counts(), config.evaluation.prior)  # refused now, if at all
     forget_peak_memory(session.runtime.device)
     about = {
         "command": command_line(),
@@ -322,6 +324,7 @@ def test(
 ) -> Metrics:
     """Metrics and tables of one split, written into a folder by the leader."""
     evaluation, part = session.config.evaluation, dataset.splits[split]
+    expect(session, model, dataset.class_names, train_counts)
     reading = Reading(dataset.store, part, session.config.train.workers, session.progress)
     with deterministic(session.config.deterministic):
         found = predict(model, reading, evaluation, model.backbone.facts, session.runtime)
@@ -332,6 +335,13 @@ def test(
     return metrics
 
 
+def expect(session: Session, model: Classifier, class_names: Sequence[str], train_counts: Sequence[int]) -> None:
+    """Have the model reckon with the prior that `evaluation.prior` names."""
+    config = session.config
+    shift = priors.shift(config, class_names, train_counts, config.evaluation.prior)
+    model.shift = None if shift is None else shift.to(session.runtime.device)
+
+
 def evaluate_run(
     session: Session, trained: Trained, split: str, folder: Path, *, other_data: bool
 ) -> tuple[DataSet, Metrics]:
@@ -340,6 +350,7 @@ def evaluate_run(
     Other data than the run's is never split: without a test split, all of it is tested. The run's own pictures are in
     the splits they had in training.
     """
+    expect(session, trained.model, trained.class_names, trained.train_counts)
     dataset = session.data(for_testing=other_data)
     dataset = aligned(dataset if other_data else as_in_run(dataset, trained.folder, split), split, trained)
     refuse_different(session, dataset, trained.model)

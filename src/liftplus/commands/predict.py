@@ -27,6 +27,9 @@ def predict(
     tte: Annotated[
         bool | None, typer.Option("--tte/--one-crop", help="Five crops or one; as in training if not given.")
     ] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="How often classes come: training, uniform, or a JSON file of counts.")
+    ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. device=cpu or weights=PATH; repeatable.")
     ] = None,
@@ -39,7 +42,8 @@ def predict(
     _check_target(out)
     files = predicting.image_files(inputs)
     crops = [] if tte is None else [f"evaluation.tte={str(tte).lower()}"]
-    settings = options.run_settings(run, None, [f"evaluation.top_k={top_k}", *crops, *(change or [])])
+    expected = [] if prior is None else [f"evaluation.prior={prior}"]
+    settings = options.run_settings(run, None, [f"evaluation.top_k={top_k}", *crops, *expected, *(change or [])])
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     guesses = predicting.predict_files(session, trained, files, skip_unreadable=unreadable == "skip")

@@ -145,6 +145,8 @@ class Evaluation(Component):
     """Images a batch (five crops each under TTE)."""
     top_k: int = Field(default=5, ge=1)
     """Classes kept for each image in predictions."""
+    prior: str = "as_trained"
+    """How often classes come in use: as_trained (logits as they are), training, uniform, or a JSON file of counts."""
 
 
 class Crops(Protocol):
