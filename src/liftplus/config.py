@@ -94,6 +94,8 @@ class RunConfig(BaseModel):
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of matrix products; auto takes bf16 where the device computes in it."""
+    cache: bool = True
+    """Compute features of frozen towers once and keep them on disk for later runs."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     tuner: Annotated[dict[str, SerializeAsAny[Tuner]], BeforeValidator(_tuners)] = {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Facts
@@ -28,7 +30,13 @@ class Normalise(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(facts.std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.ndim == 2:  # features that were computed before
+            return images
         return (images.float() - self.mean) / self.std
+
+
+View = Callable[[Image], Tensor]
+"""A fixed cut: a picture to uint8 [crops, 3, R, R]."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +92,19 @@ class Reading:
 def collect(
     model: nn.Module,
     reading: Reading,
-    view: CentreCrop | FiveCrops,
+    view: View,
     facts: Facts,
     runtime: Runtime,
     batch_size: int = 128,
+    *,
+    each: bool = False,
 ) -> Tensor:
     """The model's outputs averaged over the crops, fp32 [N, ...], on the CPU, in the split's order.
 
-    Several processes each run over their part, and each gets all the rows.
+    With `each`, every crop's own [N, crops, ...]. Several processes each run over their part, and each gets all rows.
     """
     part = replace(reading, split=_part(reading.split, runtime))
-    return runtime.job.whole(_outputs(model, part, view, facts, runtime, batch_size), len(reading.split))
+    return runtime.job.whole(_outputs(model, part, view, facts, runtime, batch_size, each=each), len(reading.split))
 
 
 def _part(split: Split, runtime: Runtime) -> Split:
@@ -107,10 +117,12 @@ def _part(split: Split, runtime: Runtime) -> Split:
 def _outputs(
     model: nn.Module,
     reading: Reading,
-    view: CentreCrop | FiveCrops,
+    view: View,
     facts: Facts,
     runtime: Runtime,
     batch_size: int,
+    *,
+    each: bool = False,
 ) -> Tensor:
     """`collect` in this process alone."""
     loader = Loader(
@@ -130,7 +142,8 @@ def _outputs(
             images = batch.images.to(runtime.device, non_blocking=True)
             with runtime.autocast():
                 out = model(normalise(images.flatten(0, 1)))
-            parts.append(out.float().unflatten(0, images.shape[:2]).mean(1).cpu())
+            out = out.float().unflatten(0, images.shape[:2])
+            parts.append((out if each else out.mean(1)).cpu())
             advance()
     return torch.cat(parts)
 
@@ -140,9 +153,14 @@ def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: F
     """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
     part = replace(reading, split=_part(reading.split, runtime))
     logits = _outputs(model, part, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
+    return best(logits, evaluation, runtime, len(reading.split))
+
+
+def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -> Predictions:
+    """Top-k classes and probabilities of all `count` images, from the logits of this process's part [n, C]."""
     chances = logits.softmax(-1)
-    best = ranked(chances, min(evaluation.top_k, logits.shape[1]))
-    classes, values = (runtime.job.whole(rows, len(reading.split)) for rows in (best, chances.gather(1, best)))
+    top = ranked(chances, min(evaluation.top_k, logits.shape[1]))
+    classes, values = (runtime.job.whole(rows, count) for rows in (top, chances.gather(1, top)))
     return Predictions(classes, values)
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from liftplus.data.images import IMAGE_SUFFIXES, UnreadableImage
 from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
 from liftplus.evaluate import Reading, coinciding_grids, predict, score
+from liftplus.features import Cache, predict_once
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
 from liftplus.parallel import Job
@@ -65,7 +67,12 @@ class Session:
 
     def model(self, dataset: DataSet) -> Classifier:
         """The classifier before its first step: backbone, tuners, initialised head."""
-        return build(self.config, dataset, self.runtime, self.progress)
+        return build(self.config, dataset, self.runtime, self.progress, self.cache)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Where features of frozen towers are kept; its notes tell what was read from there."""
+        return Cache.of(self.config.cache, self.runtime.job)
 
 
 class SharedKeeper(Keeper):
@@ -189,6 +196,7 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
             "images": {name: len(split) for name, split in dataset.splits.items()},
         },
         "parameters": parameters,
+        "cache": session.cache.notes,
     }
     if job.leads and not (folder / checkpoint.STATE).is_file():
         results.write_json(folder / CONFIG, about)
@@ -224,7 +232,16 @@ def _fit(session: Session, dataset: DataSet, model: Classifier, folder: Path, ke
             results.append_json(log, entry)
 
     with session.stop or nullcontext():
-        done = fit(model, session.config, dataset, session.runtime, progress=session.progress, log=note, keeper=keeper)
+        done = fit(
+            model,
+            session.config,
+            dataset,
+            session.runtime,
+            progress=session.progress,
+            log=note,
+            keeper=keeper,
+            cache=session.cache,
+        )
     return done.seconds
 
 
@@ -240,9 +257,11 @@ def test(
     """Metrics and tables of one split, written into a folder by the leader."""
     evaluation, part = session.config.evaluation, dataset.splits[split]
     reading = Reading(dataset.store, part, session.config.train.workers, session.progress)
-    found = predict(model, reading, evaluation, model.backbone.facts, session.runtime)
+    found = predict_once(model, reading, evaluation, session.runtime, session.cache)
     metrics = score(found, part, tuple(train_counts))
-    what = {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()}
+    what: dict[str, Any] = {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()}
+    if session.cache.notes:
+        what["cache"] = session.cache.notes
     if session.runtime.job.leads:
         results.write_evaluation(folder, dataset, part, found, metrics, train_counts, what | about)
     return metrics

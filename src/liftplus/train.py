@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,16 +20,28 @@ from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import Loader, TrainView, seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
-from liftplus.evaluate import Reading, collect
+from liftplus.evaluate import Reading
+from liftplus.features import Cache, FixedCrop, Rows, bare, image_features, text_features
 from liftplus.head_init import InitContext, centres, class_prompts
 from liftplus.model import Classifier
 from liftplus.runtime import Progress, Runtime, Silent
 from liftplus.step import READ_EVERY, Step
 
 
-def build(config: RunConfig, dataset: DataSet, runtime: Runtime, progress: Progress | None = None) -> Classifier:
-    """The classifier with its head initialised, on the device, ready for the first step."""
+def build(
+    config: RunConfig,
+    dataset: DataSet,
+    runtime: Runtime,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+) -> Classifier:
+    """The classifier with its head initialised, on the device, ready for the first step.
+
+    Args:
+        cache: where features are kept, and what says so; by default as `config.cache` has it.
+    """
     check(config, dataset)
+    cache = cache or Cache.of(config.cache, runtime.job)
     backbone = catalogue.load(config.backbone)
     runtime.place(backbone)
     with torch.random.fork_rng(devices=[]):
@@ -37,8 +50,9 @@ def build(config: RunConfig, dataset: DataSet, runtime: Runtime, progress: Progr
         context = InitContext(
             backbone,
             dataset.class_names,
-            plain_features(config, dataset, backbone, runtime, progress),
+            plain_features(config, dataset, backbone, runtime, cache, progress),
             seeded(config.seed, -1),
+            None if backbone.text is None else partial(text_features, cache, backbone.text, backbone.identity, runtime),
         )
         rows = config.head.rows(context, config.head_init)
         head.weight.data.copy_(rows)
@@ -79,7 +93,12 @@ def check(config: RunConfig, dataset: DataSet) -> None:
 
 
 def plain_features(
-    config: RunConfig, dataset: DataSet, backbone: Backbone, runtime: Runtime, progress: Progress | None
+    config: RunConfig,
+    dataset: DataSet,
+    backbone: Backbone,
+    runtime: Runtime,
+    cache: Cache,
+    progress: Progress | None,
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
     """A function that gives bare features of at most k training images a class, short side and centre crop R."""
 
@@ -91,8 +110,8 @@ def plain_features(
         reading = Reading(
             dataset.store, split, config.train.workers, progress, label="Features for the first classifier"
         )
-        out = collect(backbone, reading, view, backbone.facts, runtime, config.evaluation.batch_size)
-        return out.clone(), torch.tensor(split.labels)
+        out = image_features(cache, backbone, reading, view, runtime, config.evaluation.batch_size)
+        return out[:, 0], torch.tensor(split.labels)
 
     return features
 
@@ -126,17 +145,21 @@ def fit(
     progress: Progress | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
     keeper: Keeper | None = None,
+    cache: Cache | None = None,
 ) -> Fit:
     """Train in place with SGD and a cosine learning rate (METHOD, section Training).
 
     Args:
         log: called with a record at the end of each epoch.
         keeper: saves the state and brings a saved one back; training goes on from there, bit for bit.
+        cache: where features are kept; by default as `config.cache` has it.
 
     Several processes of one job take their parts of every batch and come to the same weights; each has its own keeper,
     and the leader's state is that of all.
     """
-    loader, step = _loader(model, config, dataset, runtime), Step(model, config, dataset, runtime)
+    cache = cache or Cache.of(config.cache, runtime.job)
+    loader = _loader(model, config, dataset, runtime, cache, progress)
+    step = Step(model, config, dataset, runtime)
     epochs = config.train.epochs
     at = step.alike(Position() if keeper is None else keeper.restore(step))
     clock, done = time.perf_counter() - at.seconds, at.epoch * len(loader) + at.step
@@ -162,8 +185,17 @@ def fit(
     return Fit(at.losses, at.seconds)
 
 
-def _loader(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> Loader:
+def _loader(
+    model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime, cache: Cache, progress: Progress | None
+) -> Loader | Rows:
+    """Batches of pictures; of features, where backbone and pictures stay the same through all epochs."""
     train, facts = dataset.splits["train"], model.backbone.facts
+    order = config.sampler.order(train.labels, config.train.epochs, config.seed)
+    if cache.on and config.augment.fixed and bare(model):
+        crop = FixedCrop(config.augment, facts.image_size, facts.interpolation)
+        reading = Reading(dataset.store, train, config.train.workers, progress, label="Features of the training images")
+        rows = image_features(cache, model.backbone, reading, crop, runtime, config.evaluation.batch_size)
+        return Rows(rows[:, 0], train.labels, order, config.train.batch_size, runtime.job)
     view = TrainView(config.augment, facts.image_size, facts.interpolation, config.train.epochs, config.seed)
     return Loader(
         dataset.store,
@@ -171,7 +203,7 @@ def _loader(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Run
         view,
         batch_size=config.train.batch_size,
         workers=config.train.workers,
-        order=config.sampler.order(train.labels, config.train.epochs, config.seed),
+        order=order,
         pin=runtime.device.type == "cuda",
         job=runtime.job,
     )
