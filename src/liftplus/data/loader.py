@@ -169,11 +169,11 @@ def _lost(error: Exception) -> str | None:
     if "Too many open files" in str(error):
         return "The loader has too many open files. Raise the limit (ulimit -n), or use fewer workers."
     found = re.search(r"DataLoader worker \(pid\D*([\d, ]*\d)\)", str(error))
-    cut = not isinstance(error, RuntimeError)  # it died in the middle of sending
-    if found is None and not cut:
+    if found is None and isinstance(error, RuntimeError):
         return None
+    which = f" (process {found[1]})" if found else ""  # not known where it died in the middle of sending
     return (
-        f"A loader worker{f' (process {found[1]})' if found else ''} was killed or crashed. Most often the machine ran out of memory, or the "
+        f"A loader worker{which} was killed or crashed. Most often the machine ran out of memory, or the "
         "container out of shared memory (/dev/shm; docker run --shm-size=8g). Use fewer workers, or workers=0."
     )
 
