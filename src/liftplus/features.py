@@ -143,7 +143,7 @@ def _text(key: dict[str, Any] | None) -> str | None:
 
 
 def _digest(rows: Tensor) -> str:
-    return hashlib.sha256(memoryview(rows.flatten().view(torch.uint8).numpy())).hexdigest()
+    return hashlib.sha256(rows.flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _read(path: Path, about: str) -> Tensor | None:

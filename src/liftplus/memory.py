@@ -30,6 +30,10 @@ from liftplus.runtime import Runtime
 OVERHEAD = 700_000_000
 """Bytes that CUDA's context, its libraries' workspaces and the allocator's rounding take beside the tensors. Between
 0.4 and 0.9 GB by card and driver: an allowance, not a prediction."""
+USABLE = 0.95
+"""Share of a GPU's free memory that tensors can fill: the allocator leaves gaps between them."""
+BATCHES = (8, 16, 32, 64, 128, 256)
+"""Batch sizes of the table."""
 SAMPLES = (16, 32)
 """Batch sizes of the trial runs; memory is a straight line in the batch size from there on."""
 
@@ -157,6 +161,64 @@ def testing(config: RunConfig, classes: int, device: str, precision: str) -> Nee
     return trial.need(trial.test, learning=False)
 
 
+def advice(config: RunConfig, classes: int, runtime: Runtime) -> str | None:
+    """What would fit into this GPU's memory, as a sentence; None where that cannot be told.
+
+    Read just after a step ran out of memory: what this process holds itself counts as free.
+    """
+    if runtime.device.type != "cuda":
+        return None
+    room = int((torch.cuda.mem_get_info(runtime.device)[0] + torch.cuda.memory_reserved(runtime.device)) * USABLE)
+    tried = min(config.train.micro_batch or config.train.batch_size, config.train.batch_size)
+    split = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 1})})
+    saving = {"backbone": config.backbone.model_copy(update={"grad_checkpointing": True})}
+    ways = [("", split), ("backbone.grad_checkpointing=true", split.model_copy(update=saving))]
+    for option, run in ways[config.backbone.grad_checkpointing :]:
+        fits = min(training(run, classes, "cuda", runtime.precision).most(room), tried)
+        if fits == tried and not option:
+            continue  # it should have fitted, so this way the prediction is of no use
+        whole = fits >= config.train.batch_size
+        settings = [text for text in (option, "" if whole else f"train.micro_batch={fits}") if text]
+        if fits:
+            return (
+                f"By prediction {' with '.join(settings)} fits into the {room / 1e9:.1f} GB that are free for it, and "
+                "gives the same result."
+            )
+    return (
+        f"By prediction not even single images fit into the {room / 1e9:.1f} GB that are free for it. Choose a "
+        "smaller backbone, a smaller backbone.image_size, or another device."
+    )
+
+
+def table(config: RunConfig, classes: int) -> dict[str, Any]:
+    """Predicted bytes by images at a time, with and without gradient checkpointing, and of a test batch.
+
+    For the device that the configuration names; "auto" plans for a GPU, whether there is one here or not.
+    """
+    device = "cpu" if config.device == "cpu" else "cuda"
+    precision = "bf16" if config.precision == "auto" else config.precision
+    ways = {}
+    for saving in (False, True):
+        backbone = config.backbone.model_copy(update={"grad_checkpointing": saving})
+        ways[saving] = training(config.model_copy(update={"backbone": backbone}), classes, device, precision)
+    test = testing(config, classes, device, precision)
+    out: dict[str, Any] = {
+        "device": device,
+        "precision": precision,
+        "weights": ways[False].weights,
+        "gradients_and_momentum": ways[False].learning,
+        "overhead": OVERHEAD if device == "cuda" else 0,
+        "training": [
+            {"images": n, "plain": ways[False].tensors(n), "grad_checkpointing": ways[True].tensors(n)} for n in BATCHES
+        ],
+        "testing": {"images": config.evaluation.batch_size, "bytes": test.tensors(config.evaluation.batch_size)},
+    }
+    if device == "cuda" and torch.cuda.is_available():
+        room = int(torch.cuda.mem_get_info()[0] * USABLE) - OVERHEAD
+        out["largest_here"] = {"plain": ways[False].most(room), "grad_checkpointing": ways[True].most(room)}
+    return out
+
+
 class Trial:
     """A classifier whose tensors are shapes only, to be run in every way that memory is asked about."""
 
@@ -185,21 +247,25 @@ class Trial:
 
     def need(self, run: Callable[[int], None], *, learning: bool) -> Need:
         """Peaks of two runs, and the line through them."""
-        held = [*self.model.parameters(), *self.model.buffers()]
-        learnt = sum(p.nbytes for p in self.trained) if learning else 0
-        peaks = []
-        for images in SAMPLES:
-            living = Living([*held, *self.loss.buffers(), *(self.momentum if learning else [])])
-            with ExitStack() as stack:
-                stack.enter_context(self.fake)
-                if self.device != "cpu":
-                    stack.enter_context(_AsOnGPU(self.here.precision != "fp32"))
-                stack.enter_context(living)
-                run(images)
-            peaks.append(living.highest)
-        each = -(-(peaks[1] - peaks[0]) // (SAMPLES[1] - SAMPLES[0]))
-        weights = sum(t.nbytes for t in held)
-        return Need(weights, 2 * learnt, peaks[1] - each * SAMPLES[1], each)
+        few, many = (self.peak(run, images, learning=learning) for images in SAMPLES)
+        each = -(-(many - few) // (SAMPLES[1] - SAMPLES[0]))
+        weights = sum(tensor.nbytes for tensor in self._held())
+        trained = sum(p.nbytes for p in self.trained) if learning else 0
+        return Need(weights, 2 * trained, many - each * SAMPLES[1], each)
+
+    def peak(self, run: Callable[[int], None], images: int, *, learning: bool = True) -> int:
+        """Bytes of all tensors at the highest while `run(images)` runs."""
+        living = Living([*self._held(), *self.loss.buffers(), *(self.momentum if learning else [])])
+        with ExitStack() as stack:
+            stack.enter_context(self.fake)
+            if self.device != "cpu":
+                stack.enter_context(_AsOnGPU(self.here.precision != "fp32"))
+            stack.enter_context(living)
+            run(images)
+        return living.highest
+
+    def _held(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]
 
     def step(self, images: int, *, adds: bool = False) -> None:
         """Forward, loss, backward and update as `step.Step` does them; `adds`: onto the gradients of a piece before."""
