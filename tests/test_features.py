@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import Command, picture
 from liftplus import config, features, parallel, runtime, train
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone, BackboneConfig
@@ -28,6 +27,8 @@ from liftplus.data.stores import ArrayStore, FolderStore, ZipStore, open_store
 from liftplus.data.transforms import CentreCrop, NoAugment
 from liftplus.evaluate import Reading, predict
 from liftplus.features import Cache
+
+from .conftest import Command, picture
 
 CPU = runtime.choose("cpu", "fp32")
 

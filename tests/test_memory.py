@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Command
 from liftplus import config, memory
 from liftplus.backbones import catalogue
 from liftplus.config import RunConfig
@@ -24,6 +23,8 @@ from liftplus.errors import UserError
 from liftplus.model import Classifier
 from liftplus.runtime import Runtime
 from liftplus.step import Step
+
+from .conftest import Command
 
 CLASSES = 101
 
@@ -105,8 +106,8 @@ def test_prediction_is_within_15_percent_of_the_tensors_of_a_real_step(
 
 RESIDENT = """
 import json, resource, sys, torch
-sys.path.insert(0, {tests!r})
-from test_memory import planned, real_step
+sys.path.insert(0, {root!r})
+from tests.test_memory import planned, real_step
 from liftplus.runtime import Runtime
 torch.set_num_threads(1)
 run = planned({backbone!r}, *{overrides!r})
@@ -127,7 +128,7 @@ def test_prediction_is_within_15_percent_of_what_the_system_gives_the_process(sa
     """The first step of one image warms libraries and allocator up; from there on what is added is the step's."""
     overrides = ["train.batch_size=32", f"grad_checkpointing={saving}"]
     backbone = "timm/vit_small_patch16_224.augreg_in21k"
-    code = RESIDENT.format(tests=str(Path(__file__).parent), backbone=backbone, overrides=overrides)
+    code = RESIDENT.format(root=str(Path(__file__).parents[1]), backbone=backbone, overrides=overrides)
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     need = memory.training(planned(backbone, *overrides), CLASSES, "cpu", "fp32")

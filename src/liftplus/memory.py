@@ -1,7 +1,7 @@
 """How much device memory a training step or a test takes: a trial run on tensors that have shapes but no contents.
 
-The real classifier, loss and optimiser run under PyTorch's `FakeTensorMode`, on the device and in the precision that
-are asked about, while the bytes of all living tensors are added up. No weights are read and no GPU is needed.
+The real classifier, loss and optimiser run under PyTorch's `FakeTensorMode`, prepared for the device and the precision
+that are asked about, while the bytes of all living tensors are added up. No weights are read and no GPU is needed.
 """
 
 from __future__ import annotations
@@ -91,9 +91,11 @@ class _AsOnGPU(TorchFunctionMode):
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        if func is F.scaled_dot_product_attention and args[0].ndim == 4:
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]
-        if self.autocasts and func in _IN_FP32 and torch.is_autocast_enabled("cpu"):
+        casts = self.autocasts and torch.is_autocast_enabled("cpu")
+        if func is F.scaled_dot_product_attention and len(args) >= 3 and args[0].ndim == 4:
+            parts = [x.to(torch.get_autocast_dtype("cpu")) if casts else x for x in args[:3]]
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts)[0]
+        if casts and func in _IN_FP32:
             args = tuple(x.float() if isinstance(x, Tensor) else x for x in args)
             options = {key: x.float() if isinstance(x, Tensor) else x for key, x in options.items()}
         return func(*args, **options)
@@ -169,7 +171,8 @@ def advice(config: RunConfig, classes: int, runtime: Runtime) -> str | None:
     if runtime.device.type != "cuda":
         return None
     room = int((torch.cuda.mem_get_info(runtime.device)[0] + torch.cuda.memory_reserved(runtime.device)) * USABLE)
-    tried = min(config.train.micro_batch or config.train.batch_size, config.train.batch_size)
+    own = -(-config.train.batch_size // runtime.job.size)  # this process's part of a batch
+    tried = min(config.train.micro_batch or own, own)
     split = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 1})})
     saving = {"backbone": config.backbone.model_copy(update={"grad_checkpointing": True})}
     ways = [("", split), ("backbone.grad_checkpointing=true", split.model_copy(update=saving))]
@@ -177,8 +180,7 @@ def advice(config: RunConfig, classes: int, runtime: Runtime) -> str | None:
         fits = min(training(run, classes, "cuda", runtime.precision).most(room), tried)
         if fits == tried and not option:
             continue  # it should have fitted, so this way the prediction is of no use
-        whole = fits >= config.train.batch_size
-        settings = [text for text in (option, "" if whole else f"train.micro_batch={fits}") if text]
+        settings = [text for text in (option, "" if fits == own else f"train.micro_batch={fits}") if text]
         if fits:
             return (
                 f"By prediction {' with '.join(settings)} fits into the {room / 1e9:.1f} GB that are free for it, and "

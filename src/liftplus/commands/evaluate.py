@@ -30,7 +30,7 @@ def evaluate(
         results.refuse_existing(folder)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     dataset, metrics = runs.evaluate_run(session, trained, split, folder, other_data=data is not None)
-    for note in runs.notes(settings, dataset, trained.model):
+    for note in [*runs.notes(settings, dataset, trained.model), *session.cache.notes]:
         console.err.print(f"Note: {note}")
     if as_json:
         print(json.dumps({"folder": str(folder)} | metrics.summary()))

@@ -35,7 +35,7 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
-CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "train")
+CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "train", "cache")
 
 
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
@@ -52,6 +52,6 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
     if fixed:
         raise UserError(
             f"{fixed[0]} belongs to the trained run and cannot be changed any more. "
-            "Allowed are data.*, evaluation.*, device, precision, train.workers and backbone.weights."
+            "Allowed are data.*, evaluation.*, device, precision, cache, train.workers and backbone.weights."
         )
     return settings
