@@ -52,7 +52,7 @@ def backbone() -> Backbone:
 
 def rows(cache: Cache, backbone: Backbone, dataset: DataSet, view: Any = None, batch_size: int = 8) -> Tensor:
     reading = Reading(dataset.store, dataset.splits["train"], workers=0)
-    return features.image_features(cache, backbone, reading, view or CentreCrop(48), CPU, batch_size)
+    return features.image_features(cache, backbone, reading, view or CentreCrop(64), CPU, batch_size)
 
 
 def read(cache: Cache) -> int:
@@ -90,12 +90,12 @@ def test_other_weights_transform_batch_or_precision_miss(
 ) -> None:
     dataset = sources.load(config.resolve(data=str(photos)).data)
     rows(cache, backbone, dataset)
-    rows(cache, backbone, dataset, CentreCrop(48, margin=0))
-    rows(cache, backbone, dataset, CentreCrop(48, "bilinear"))
-    rows(cache, backbone, dataset, features.FixedCrop(NoAugment(), 48, "bicubic"))
+    rows(cache, backbone, dataset, CentreCrop(64, margin=0))
+    rows(cache, backbone, dataset, CentreCrop(64, "bilinear"))
+    rows(cache, backbone, dataset, features.FixedCrop(NoAugment(), 64, "bicubic"))
     rows(cache, backbone, dataset, batch_size=4)
     reading = Reading(dataset.store, dataset.splits["train"], workers=0)
-    features.image_features(cache, backbone, reading, CentreCrop(48), runtime.Runtime(CPU.device, "bf16"), 8)
+    features.image_features(cache, backbone, reading, CentreCrop(64), runtime.Runtime(CPU.device, "bf16"), 8)
     changed = catalogue.load(BackboneConfig())
     with torch.no_grad():
         next(changed.image.parameters()).view(-1)[0] += 1
@@ -118,7 +118,7 @@ def test_random_weights_tuned_towers_and_unknown_sources_are_never_kept(
     tuned = catalogue.load(BackboneConfig())
     next(tuned.image.parameters()).requires_grad_(True)
     rows(cache, tuned, dataset)
-    rows(cache, backbone, dataset, view=lambda image: CentreCrop(48)(image))
+    rows(cache, backbone, dataset, view=lambda image: CentreCrop(64)(image))
 
     class Own(FolderStore):
         pass
