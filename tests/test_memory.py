@@ -75,13 +75,13 @@ def counted(run: RunConfig, precision: str) -> int:
 CASES: list[tuple[str, str, list[str]]] = [
     ("mini_clip", "fp32", ["train.batch_size=4"]),
     ("mini_clip", "fp32", ["train.batch_size=48"]),
-    ("mini_clip", "bf16", ["train.batch_size=48"]),
+    ("mini_clip", "bf16", ["train.batch_size=8"]),
     ("mini_clip", "fp32", ["train.batch_size=48", "grad_checkpointing=true"]),
     ("mini_clip", "fp32", ["train.batch_size=48", "micro_batch=16"]),
     ("mini_clip", "fp32", ["train.batch_size=16", "tuner=full"]),
 ]
 SLOW_CASES: list[tuple[str, str, list[str]]] = [
-    (name, precision, ["train.batch_size=24", f"grad_checkpointing={saving}"])
+    (name, precision, ["train.batch_size=12", f"grad_checkpointing={saving}"])
     for name in (
         "timm/vit_tiny_patch16_224.augreg_in21k",
         "timm/resnet18.a1_in1k",
