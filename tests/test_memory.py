@@ -47,7 +47,7 @@ def real_step(run: RunConfig, runtime: Runtime, classes: int = CLASSES) -> tuple
     torch.nn.init.normal_(head.weight)
     model = Classifier(backbone, dict(run.tuner), head, classes)
     backbone.text = None
-    runtime.place(model)
+    model.put(runtime)
     names = tuple(f"class {k}" for k in range(classes))
     train = Split([str(k) for k in range(classes)], list(range(classes)))
     step = Step(model, run, DataSet("counted", names, names, {"train": train}, NoPictures()), runtime)

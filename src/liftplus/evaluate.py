@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Facts
 from liftplus.data.dataset import Split, Store
 from liftplus.data.loader import FixedView, Loader
-from liftplus.data.transforms import CentreCrop, Evaluation, FiveCrops
+from liftplus.data.transforms import CentreCrop, Crops, Evaluation, FiveCrops
 from liftplus.metrics import Metrics, accuracies, ranked
 from liftplus.runtime import Progress, Runtime, Silent
 
@@ -33,10 +31,6 @@ class Normalise(nn.Module):
         if images.ndim == 2:  # features that were computed before
             return images
         return (images.float() - self.mean) / self.std
-
-
-View = Callable[[Image], Tensor]
-"""A fixed cut: a picture to uint8 [crops, 3, R, R]."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ class Reading:
 def collect(
     model: nn.Module,
     reading: Reading,
-    view: View,
+    view: Crops,
     facts: Facts,
     runtime: Runtime,
     batch_size: int = 128,
@@ -117,7 +111,7 @@ def _part(split: Split, runtime: Runtime) -> Split:
 def _outputs(
     model: nn.Module,
     reading: Reading,
-    view: View,
+    view: Crops,
     facts: Facts,
     runtime: Runtime,
     batch_size: int,
@@ -128,7 +122,7 @@ def _outputs(
     loader = Loader(
         reading.store,
         reading.split,
-        FixedView(view),
+        FixedView(view.picture),
         batch_size=batch_size,
         workers=reading.workers,
         pin=runtime.device.type == "cuda",
@@ -139,13 +133,16 @@ def _outputs(
     parts: list[Tensor] = []
     with keeping(), (reading.progress or Silent()).task(reading.label, len(loader)) as advance:
         for batch in loader.epoch():
-            images = batch.images.to(runtime.device, non_blocking=True)
+            pictures = batch.images.to(runtime.device, non_blocking=True)
+            images = view.cut(pictures, batch.sizes.to(runtime.device, non_blocking=True))
             with runtime.autocast():
                 out = model(normalise(images.flatten(0, 1)))
             out = out.float().unflatten(0, images.shape[:2])
-            parts.append((out if each else out.mean(1)).cpu())
+            parts.append(out if each else out.mean(1))
+            if len(parts) > 1:  # of the batch before, so that the device has the next one while this waits
+                parts[-2] = parts[-2].cpu()
             advance()
-    return torch.cat(parts)
+    return torch.cat([*parts[:-1], *(part.cpu() for part in parts[-1:])])
 
 
 @torch.inference_mode()

@@ -25,12 +25,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from liftplus.backbones.base import Backbone
+from liftplus.backbones.base import Backbone, in_precision
 from liftplus.backbones.text import ClassTexts, TextEncoder, nested
 from liftplus.data.identity import identity
 from liftplus.data.loader import Batch
-from liftplus.data.transforms import Augment, Evaluation
-from liftplus.evaluate import Predictions, Reading, View, best, collect, crops, predict
+from liftplus.data.pictures import Picture
+from liftplus.data.transforms import Augment, Crops, Evaluation
+from liftplus.evaluate import Predictions, Reading, best, collect, crops, predict
 from liftplus.model import Classifier
 from liftplus.parallel import ALONE, Job
 from liftplus.runtime import Runtime, describe
@@ -219,8 +220,10 @@ def _weights(module: nn.Module, origin: str) -> dict[str, Any] | None:
 
 def untouched(module: nn.Module) -> bool:
     """Whether nothing in a tower is trained and no hook acts on it."""
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-    return not hooked and not any(p.requires_grad for p in module.parameters())
+    hooks = [
+        hook for part in module.modules() for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    ]
+    return all(hook is in_precision for hook in hooks) and not any(p.requires_grad for p in module.parameters())
 
 
 def bare(model: Classifier) -> bool:
@@ -229,7 +232,7 @@ def bare(model: Classifier) -> bool:
 
 
 def image_features(
-    cache: Cache, backbone: Backbone, reading: Reading, view: View, runtime: Runtime, batch_size: int
+    cache: Cache, backbone: Backbone, reading: Reading, view: Crops, runtime: Runtime, batch_size: int
 ) -> Tensor:
     """Features of every crop of every image of a split, fp32 [N, crops, D], on the CPU."""
 
@@ -288,8 +291,13 @@ class FixedCrop:
     size: int
     kernel: str
 
-    def __call__(self, image: Image) -> Tensor:
-        return self.augment(image, self.size, self.kernel, 1.0, torch.Generator())[None]
+    def picture(self, picture: Image | Picture) -> Tensor:
+        """The view itself, uint8 [3, R, R]."""
+        return self.augment(picture, self.size, self.kernel, 1.0, torch.Generator())
+
+    def cut(self, pictures: Tensor, sizes: Tensor) -> Tensor:
+        """See `Crops`."""
+        return pictures.view(len(sizes), 1, 3, self.size, self.size)
 
 
 class Rows:

@@ -228,7 +228,9 @@ class Trial:
         self.config, self.classes, self.device = config, classes, device
         self.here = Runtime(torch.device("cpu"), precision)
         self.model = unloaded(config, classes)
-        Runtime(torch.device(device), precision).prepare(self.model)
+        there = Runtime(torch.device(device), precision)
+        there.prepare(self.model)
+        self.model.backbone.store_frozen(there.dtype)
         loss = config.loss.for_head(config.head).model_copy(update={"class_weights": None})
         self.loss: LossModule = loss.build(torch.full((classes,), 100)).float()
         self.normalise = Normalise(self.model.backbone.facts)
@@ -276,6 +278,7 @@ class Trial:
             lr=self.config.train.lr,
             momentum=self.config.train.momentum,
             weight_decay=self.config.train.weight_decay,
+            foreach=False,  # one weight after the other, as on the CPU; on a GPU the fused update needs as little
         )
         for p, momentum in zip(self.trained, self.momentum, strict=True):
             optimiser.state[p]["momentum_buffer"] = momentum

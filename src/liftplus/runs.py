@@ -31,7 +31,7 @@ from liftplus.train import build, fit, trained_parameters
 
 CONFIG = "config.json"
 # Settings that may differ when an interrupted run goes on: they change no result.
-FREE = ("device", "train.workers", "train.save_minutes", "backbone.weights", "backbone.grad_checkpointing")
+FREE = ("device", "compile", "train.workers", "train.save_minutes", "backbone.weights", "backbone.grad_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -354,6 +354,7 @@ class Guess:
 def predict_files(session: Session, trained: Trained, files: Sequence[str], *, skip_unreadable: bool) -> list[Guess]:
     """Top-k classes of image files, in the order given."""
     store = FolderStore("")
+    store.decode = session.config.data.decode
     broken = broken_files(store, files) if skip_unreadable else {}
     good = [name for name in files if name not in broken]
     guesses = {name: Guess(name, (), (), reason) for name, reason in broken.items()}

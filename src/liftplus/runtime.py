@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import signal
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,17 +23,33 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and in which precision a model runs, and which processes run it together."""
+    """Where and in which precision a model runs, and which processes run it together.
+
+    Attributes:
+        device, precision: as resolved; the latter is bf16, fp16 or fp32.
+        job: the processes.
+        compiles: whether models are compiled before they run.
+    """
 
     device: torch.device
     precision: str
     job: Job = ALONE
+    compiles: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the run's precision; nothing for fp32."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products and of frozen weights."""
+        return DTYPES[self.precision]
+
+    def compiled(self, model: nn.Module) -> Callable[..., Any]:
+        """The model as a function of one batch; batches of one size compile once."""
+        return Compiled(model) if self.compiles else model
 
     def place(self, model: nn.Module) -> None:
         """Move a model here and prepare it."""
@@ -51,8 +68,9 @@ class Runtime:
                 module.fused_attn = fused  # type: ignore[assignment]
 
 
-def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE) -> Runtime:
-    """Resolve "auto": a GPU where there is one; bf16 where the device computes in it, else fp16 (GPU) or fp32 (CPU).
+def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE, compiling: str = "auto") -> Runtime:
+    """Resolve "auto": a GPU where there is one; bf16 where the device computes in it, else fp16 (GPU) or fp32 (CPU);
+    compiled models on a GPU.
 
     Of a job of several processes each takes the GPU of its number.
     """
@@ -74,7 +92,8 @@ def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE) -> R
         precision = _best_precision(chosen)
     if precision == "fp16" and chosen.type == "cpu":
         raise UserError("precision=fp16 needs a GPU. On this device choose bf16 or fp32, or leave precision=auto.")
-    return Runtime(chosen, precision, job)
+    compiles = chosen.type == "cuda" if compiling == "auto" else compiling == "on"
+    return Runtime(chosen, precision, job, compiles)
 
 
 def _own_device(device: str, job: Job) -> str:
@@ -121,6 +140,40 @@ def describe(runtime: Runtime) -> dict[str, str]:
         "precision": runtime.precision,
         "processes": str(runtime.job.size),
     }
+
+
+class Compiled:
+    """A model as a function of one batch, made faster by torch.compile; it runs as it is where that fails.
+
+    A smaller batch, as the last of an epoch, is filled up to the size of the first one with pictures whose outputs are
+    dropped, since another size would be compiled anew.
+    """
+
+    def __init__(self, model: nn.Module, compiler: Callable[..., Any] = torch.compile) -> None:
+        self.model = model
+        self.forward: Callable[..., Any] = compiler(model, dynamic=False)
+        self.tried, self.full = False, 0
+
+    def __call__(self, images: torch.Tensor) -> Any:
+        count, self.full = len(images), max(self.full, len(images))
+        if count < self.full and self.forward is not self.model:
+            images = torch.cat([images, images[-1:].expand(self.full - count, *images.shape[1:])])
+        return self._first(images)[:count] if not self.tried else self.forward(images)[:count]
+
+    def _first(self, images: torch.Tensor) -> Any:
+        self.tried = True
+        try:
+            return self.forward(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers fail with exceptions of every kind
+            warnings.warn(f"torch.compile failed ({_first_line(error)}); the model runs without it.", stacklevel=3)
+            self.forward = self.model
+            return self.model(images)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class Progress(Protocol):

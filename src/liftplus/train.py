@@ -67,7 +67,7 @@ def build(
         raise UserError(
             "Nothing is left to train: the tuner is none and the head is frozen. Use epochs=0, or another tuner."
         )
-    runtime.place(model)
+    model.put(runtime)
     return model
 
 

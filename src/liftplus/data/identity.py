@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Sequence
 
 from liftplus.data.dataset import Store
+from liftplus.data.shards import ShardStore
 from liftplus.data.stores import ArrayStore, FolderStore, TarStore, ZipStore
 
 SETTLED = 2.0
@@ -34,6 +35,10 @@ def identity(store: Store, keys: Sequence[str]) -> str | None:
                 newest = max(newest, _file(digest, store.where(key)))
         elif isinstance(store, ZipStore | TarStore) and type(store) in (ZipStore, TarStore):
             newest = _file(digest, store.path)
+        elif type(store) is ShardStore:
+            for shard in sorted({store.index[key][0] for key in keys}):
+                newest = max(newest, _file(digest, str(store.folder / shard)))
+            digest.update(repr([store.index[key] for key in keys]).encode(errors="surrogateescape"))
         else:
             return None
         if type(store) is ZipStore:
