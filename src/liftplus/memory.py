@@ -288,7 +288,7 @@ class Trial:
         with self.here.autocast():
             logits = self.model(self.normalise(pictures))
         loss = self.loss(logits, labels)
-        loss.backward()
+        torch.autograd.backward(loss)  # loss.backward() would turn `_AsOnGPU` off for what is computed again
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
