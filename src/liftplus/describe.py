@@ -92,7 +92,7 @@ def model(backbone: str, method: str, data: str | None, overrides: list[str], as
         "feature_width": built.backbone.dim,
         "blocks": built.backbone.depth,
         "tuners_that_fit": fits,
-        "memory": memory.table(config, classes),
+        "memory": _memory(config, classes),
         "shapes": shapes,
         "config": config.to_dict(),
     }
@@ -127,7 +127,19 @@ def _show_model(about: dict[str, Any]) -> None:
     console.out.print("Configuration: " + json.dumps(about["config"]))
 
 
-def _show_memory(need: dict[str, Any]) -> None:
+def _memory(config: configs.RunConfig, classes: int) -> dict[str, Any] | None:
+    """The table of predicted memory; None for a model that cannot be run without contents."""
+    try:
+        return memory.table(config, classes)
+    except RuntimeError:
+        return None
+
+
+def _show_memory(need: dict[str, Any] | None) -> None:
+    if need is None:
+        console.out.print("Memory: no prediction, as this model cannot be run without contents.")
+        return
+
     def size(number: int) -> float:
         return (number + need["overhead"]) / 1e9
 

@@ -127,7 +127,7 @@ def _outputs(
         workers=reading.workers,
         pin=runtime.device.type == "cuda",
     )
-    normalise = Normalise(facts).to(runtime.device)
+    normalise, forward = Normalise(facts).to(runtime.device), runtime.compiled(model)
     # A classifier with a trained text side would encode its class prompts for every batch.
     keeping = getattr(model, "class_features_kept", nullcontext)
     parts: list[Tensor] = []
@@ -136,7 +136,7 @@ def _outputs(
             pictures = batch.images.to(runtime.device, non_blocking=True)
             images = view.cut(pictures, batch.sizes.to(runtime.device, non_blocking=True))
             with runtime.autocast():
-                out = model(normalise(images.flatten(0, 1)))
+                out = forward(normalise(images.flatten(0, 1)))
             out = out.float().unflatten(0, images.shape[:2])
             parts.append(out if each else out.mean(1))
             if len(parts) > 1:  # of the batch before, so that the device has the next one while this waits

@@ -26,7 +26,17 @@ from liftplus.features import Cache, predict_once
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
 from liftplus.parallel import Job
-from liftplus.runtime import Advance, Progress, Runtime, Silent, StopRequest, describe
+from liftplus.runtime import (
+    Advance,
+    Progress,
+    Runtime,
+    Silent,
+    StopRequest,
+    command_line,
+    describe,
+    forget_peak_memory,
+    peak_memory,
+)
 from liftplus.train import build, fit, trained_parameters
 
 CONFIG = "config.json"
@@ -185,10 +195,13 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
 
 def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
+    forget_peak_memory(session.runtime.device)
     about = {
+        "command": command_line(),
         "config": config.to_dict(),
         "versions": describe(session.runtime),
         "backbone_identity": model.backbone.identity,
+        "patch_size": model.backbone.facts.patch_size,
         "data": {
             "name": dataset.name,
             "train_counts": dataset.counts(),
@@ -207,7 +220,11 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
         checkpoint.save_model(folder, model, config, dataset)
     metrics = None
     if "test" in dataset.splits:
-        figures = {"seconds": round(seconds, 2), "trained_parameters": trained_parameters(model)}
+        figures = {
+            "seconds": round(seconds, 2),
+            "trained_parameters": trained_parameters(model),
+            "peak_memory_bytes": peak_memory(session.runtime.device),
+        }
         try:
             metrics = test(session, model, dataset, "test", dataset.counts(), folder, figures)
         except UnreadableImage as error:
@@ -278,7 +295,11 @@ def evaluate_run(
     refuse_different(session, dataset, trained.model)
     if session.runtime.job.leads:
         results.new_folder(folder)
-    about = {"config": session.config.to_dict(), "versions": describe(session.runtime)}
+    about = {
+        "command": command_line(),
+        "config": session.config.to_dict(),
+        "versions": describe(session.runtime),
+    }
     return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)
 
 
