@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -288,7 +289,9 @@ class Trial:
         with self.here.autocast():
             logits = self.model(self.normalise(pictures))
         loss = self.loss(logits, labels)
-        torch.autograd.backward(loss)  # loss.backward() would turn `_AsOnGPU` off for what is computed again
+        # loss.backward() would turn `_AsOnGPU` off, and blocks would be computed again by other rules.
+        start = (torch.ones_like(loss),)
+        _engine_run_backward((loss,), start, False, False, (), allow_unreachable=True, accumulate_grad=True)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
