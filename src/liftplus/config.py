@@ -104,6 +104,8 @@ class RunConfig(BaseModel):
     """On a GPU, only algorithms that give the same bits each time, cuDNN's among them; slower. A CPU always does."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for training and testing; auto: on a GPU. Costs a minute at the start."""
+    cache: bool = True
+    """Compute features of frozen towers once and keep them on disk for later runs."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     tuner: Annotated[dict[str, SerializeAsAny[Tuner]], BeforeValidator(_tuners)] = {}

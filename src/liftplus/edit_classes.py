@@ -11,10 +11,11 @@ from torch import Tensor
 
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
+from liftplus.backbones.text import centred
 from liftplus.checkpoint import FILE, FORMAT, read_model, write_tensors
 from liftplus.config import RunConfig, from_dict
 from liftplus.errors import UserError, unknown
-from liftplus.head_init import HeadInit, Semantic, class_features, class_prompts, text_rows
+from liftplus.head_init import HeadInit, Semantic, centres, class_prompts, text_rows
 from liftplus.results import new_folder, read_json, write_json
 
 HEADS = ("cosine", "l2norm", "layernorm", "joint")
@@ -126,7 +127,9 @@ def _init(config: RunConfig) -> HeadInit:
 
 def _rows(backbone: Backbone, config: RunConfig, names: Sequence[str]) -> Tensor:
     """Unit rows of all classes [C, D] from the text tower as it came, before any training."""
-    joint = class_features(backbone.text_encoder("a class without images"), _init(config), names)
+    init = _init(config)
+    joint = backbone.text_encoder("a class without images").encode(class_prompts(init, names))
+    joint = centred(joint) if centres(init) else joint
     return joint if config.head.name == "joint" else text_rows(backbone, joint)
 
 

@@ -18,7 +18,7 @@ from liftplus.tuners.merging import in_use, merge_hooks
 
 
 class Classifier(nn.Module):
-    """Images [B, 3, R, R] -> logits [B, C].
+    """Images [B, 3, R, R], or features [B, D] that the backbone gave for them, -> logits [B, C].
 
     Attributes:
         backbone: frozen but for what tuners set free in it.
@@ -85,7 +85,7 @@ class Classifier(nn.Module):
         return logits if self.shift is None else logits + self.shift
 
     def _logits(self, images: Tensor) -> Tensor:
-        features = self.backbone(images)
+        features = images if images.ndim == 2 else self.backbone(images)
         if isinstance(self.head, JointModule):
             features = self.backbone.joint(features)
             if self.reads_text:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from liftplus.data.dataset import DataSet
 from liftplus.data.images import UnreadableImage
 from liftplus.determinism import deterministic
 from liftplus.errors import Interrupted, UserError
-from liftplus.evaluate import Reading, coinciding_grids, predict, score
+from liftplus.evaluate import Reading, coinciding_grids, score
+from liftplus.features import Cache, predict_once
 from liftplus.matching import aligned, as_in_run, write_splits
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
@@ -77,7 +79,12 @@ class Session:
     def model(self, dataset: DataSet) -> Classifier:
         """The classifier before its first step: backbone, tuners, initialised head."""
         with deterministic(self.config.deterministic):
-            return build(self.config, dataset, self.runtime, self.progress)
+            return build(self.config, dataset, self.runtime, self.progress, self.cache)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Where features of frozen towers are kept; its notes tell what was read from there."""
+        return Cache.of(self.config.cache, self.runtime.job)
 
 
 class SharedKeeper(Keeper):
@@ -219,6 +226,7 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
             "fingerprints": {name: dataset.fingerprint(name) for name in dataset.splits},
         },
         "parameters": parameters,
+        "cache": session.cache.notes,
     }
     if job.leads and not (folder / checkpoint.STATE).is_file():
         results.write_json(folder / CONFIG, about)
@@ -310,7 +318,16 @@ def _fit(session: Session, dataset: DataSet, model: Classifier, folder: Path, ke
             results.append_json(log, entry)
 
     with session.stop or nullcontext():
-        return fit(model, session.config, dataset, session.runtime, progress=session.progress, log=note, keeper=keeper)
+        return fit(
+            model,
+            session.config,
+            dataset,
+            session.runtime,
+            progress=session.progress,
+            log=note,
+            keeper=keeper,
+            cache=session.cache,
+        )
 
 
 def test(
@@ -327,9 +344,11 @@ def test(
     expect(session, model, dataset.class_names, train_counts)
     reading = Reading(dataset.store, part, session.config.train.workers, session.progress)
     with deterministic(session.config.deterministic):
-        found = predict(model, reading, evaluation, model.backbone.facts, session.runtime)
+        found = predict_once(model, reading, evaluation, session.runtime, session.cache)
     metrics = score(found, part, tuple(train_counts))
-    what = {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()}
+    what: dict[str, Any] = {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()}
+    if session.cache.notes:
+        what["cache"] = session.cache.notes
     if session.runtime.job.leads:
         results.write_evaluation(folder, dataset, part, found, metrics, train_counts, what | about)
     return metrics

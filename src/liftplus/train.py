@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from liftplus.data.loader import Loader, TrainView, seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.determinism import deterministic
 from liftplus.errors import UserError
-from liftplus.evaluate import Reading, collect
+from liftplus.evaluate import Reading
+from liftplus.features import Cache, FixedCrop, Rows, bare, image_features, text_features
 from liftplus.head_init import InitContext, centres, class_prompts
 from liftplus.model import Classifier
 from liftplus.runtime import Advance, Progress, Runtime, Silent
@@ -29,9 +31,20 @@ from liftplus.selection import Selection, UnderWay
 from liftplus.step import READ_EVERY, Step
 
 
-def build(config: RunConfig, dataset: DataSet, runtime: Runtime, progress: Progress | None = None) -> Classifier:
-    """The classifier with its head initialised, on the device, ready for the first step."""
+def build(
+    config: RunConfig,
+    dataset: DataSet,
+    runtime: Runtime,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+) -> Classifier:
+    """The classifier with its head initialised, on the device, ready for the first step.
+
+    Args:
+        cache: where features are kept, and what says so; by default as `config.cache` has it.
+    """
     check(config, dataset)
+    cache = cache or Cache.of(config.cache, runtime.job)
     backbone = catalogue.load(config.backbone)
     runtime.place(backbone)
     with torch.random.fork_rng(devices=[]):
@@ -40,8 +53,9 @@ def build(config: RunConfig, dataset: DataSet, runtime: Runtime, progress: Progr
         context = InitContext(
             backbone,
             dataset.class_names,
-            plain_features(config, dataset, backbone, runtime, progress),
+            plain_features(config, dataset, backbone, runtime, cache, progress),
             seeded(config.seed, -1),
+            None if backbone.text is None else partial(text_features, cache, backbone.text, backbone.identity, runtime),
         )
         rows = config.head.rows(context, config.head_init)
         head.weight.data.copy_(rows)
@@ -83,7 +97,12 @@ def check(config: RunConfig, dataset: DataSet) -> None:
 
 
 def plain_features(
-    config: RunConfig, dataset: DataSet, backbone: Backbone, runtime: Runtime, progress: Progress | None
+    config: RunConfig,
+    dataset: DataSet,
+    backbone: Backbone,
+    runtime: Runtime,
+    cache: Cache,
+    progress: Progress | None,
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
     """A function that gives bare features of at most k training images a class, short side and centre crop R."""
 
@@ -95,8 +114,8 @@ def plain_features(
         reading = Reading(
             dataset.store, split, config.train.workers, progress, label="Features for the first classifier"
         )
-        out = collect(backbone, reading, view, backbone.facts, runtime, config.evaluation.batch_size)
-        return out.clone(), torch.tensor(split.labels)
+        out = image_features(cache, backbone, reading, view, runtime, config.evaluation.batch_size)
+        return out[:, 0], torch.tensor(split.labels)
 
     return features
 
@@ -141,18 +160,22 @@ def fit(
     progress: Progress | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
     keeper: Keeper | None = None,
+    cache: Cache | None = None,
 ) -> Fit:
     """Train in place with SGD and a cosine learning rate (METHOD, section Training).
 
     Args:
         log: called with a record at the end of each epoch.
         keeper: saves the state and brings a saved one back; training goes on from there, bit for bit.
+        cache: where features are kept; by default as `config.cache` has it.
 
     Several processes of one job take their parts of every batch and come to the same weights; each has its own keeper,
     and the leader's state is that of all.
     """
     with deterministic(config.deterministic):
-        loop = _Loop(model, config, dataset, runtime, keeper)
+        cache = cache or Cache.of(config.cache, runtime.job)
+        loader = _loader(model, config, dataset, runtime, cache, progress)
+        loop = _Loop(loader, Step(model, config, dataset, runtime), Selection(model, config, dataset, runtime), keeper)
         at, epochs = loop.begin(), config.train.epochs
         with (progress or Silent()).task("Training", loop.work(Position(epochs)), loop.work(at)) as advance:
             for _ in range(at.epoch, epochs):
@@ -170,12 +193,9 @@ def fit(
 class _Loop:
     """What the loop works with."""
 
-    def __init__(
-        self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime, keeper: Keeper | None
-    ) -> None:
-        self.config, self.runtime, self.keeper = config, runtime, keeper
-        self.loader, self.step = _loader(model, config, dataset, runtime), Step(model, config, dataset, runtime)
-        self.selection = Selection(model, config, dataset, runtime)
+    def __init__(self, loader: Loader | Rows, step: Step, selection: Selection, keeper: Keeper | None) -> None:
+        self.loader, self.step, self.selection, self.keeper = loader, step, selection, keeper
+        self.config, self.runtime = step.config, step.runtime
         self.under_way = UnderWay(self.step, self.selection)
         self.began = time.perf_counter()
 
@@ -215,8 +235,17 @@ class _Loop:
         return Position(epoch + 1, 0, 0.0, (*at.losses, float(total) / batches), self.seconds())
 
 
-def _loader(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> Loader:
+def _loader(
+    model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime, cache: Cache, progress: Progress | None
+) -> Loader | Rows:
+    """Batches of pictures; of features, where backbone and pictures stay the same through all epochs."""
     train, facts = dataset.splits["train"], model.backbone.facts
+    order = config.sampler.order(train.labels, config.train.epochs, config.seed)
+    if cache.on and config.augment.fixed and bare(model):
+        crop = FixedCrop(config.augment, facts.image_size, facts.interpolation)
+        reading = Reading(dataset.store, train, config.train.workers, progress, label="Features of the training images")
+        rows = image_features(cache, model.backbone, reading, crop, runtime, config.evaluation.batch_size)
+        return Rows(rows[:, 0], train.labels, order, config.train.batch_size, runtime.job)
     view = TrainView(config.augment, facts.image_size, facts.interpolation, config.train.epochs, config.seed)
     return Loader(
         dataset.store,
@@ -224,7 +253,7 @@ def _loader(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Run
         view,
         batch_size=config.train.batch_size,
         workers=config.train.workers,
-        order=config.sampler.order(train.labels, config.train.epochs, config.seed),
+        order=order,
         pin=runtime.device.type == "cuda",
         job=runtime.job,
     )

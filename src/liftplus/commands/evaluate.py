@@ -31,7 +31,7 @@ def evaluate(
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     other = data is not None and not options.same_data(data, trained.config.to_dict())
     dataset, metrics = runs.evaluate_run(session, trained, split, folder, other_data=other)
-    for note in runs.notes(settings, dataset, trained.model):
+    for note in [*runs.notes(settings, dataset, trained.model), *session.cache.notes]:
         console.err.print(f"Note: {note}")
     if as_json:
         print(json.dumps({"folder": str(folder)} | metrics.summary()))

@@ -36,7 +36,7 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
-CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "deterministic", "compile", "train")
+CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "deterministic", "compile", "train", "cache")
 
 
 def same_data(data: str, values: dict[str, Any]) -> bool:
@@ -65,6 +65,6 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
     if fixed:
         raise UserError(
             f"{fixed[0]} belongs to the trained run and cannot be changed any more. "
-            "Allowed are data.*, evaluation.*, device, precision, train.workers and backbone.weights."
+            "Allowed are data.*, evaluation.*, device, precision, cache, train.workers and backbone.weights."
         )
     return settings

@@ -89,6 +89,8 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
         console.err.print(f"{stopped} Go on with: liftplus train --resume {folder}")
         session.runtime.job.meet()  # torchrun ends all when one has ended
         raise SystemExit(128 + (asked.signal or 0)) from None
+    for note in session.cache.notes:
+        console.err.print(f"Note: {note}", highlight=False)
     measured = outcome.metrics.summary() if outcome.metrics else {}
     chosen = outcome.chosen
     if as_json:

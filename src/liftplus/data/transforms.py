@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -51,6 +51,9 @@ def _randint(generator: torch.Generator, most: int) -> int:
 
 class Augment(Component):
     """Configuration of a training augmentation; also the function itself, so that it travels to workers."""
+
+    fixed: ClassVar[bool] = False
+    """Whether it gives the same view in every epoch."""
 
     @abstractmethod
     def box(self, width: int, height: int, progress: float, generator: torch.Generator) -> Box:
@@ -127,6 +130,8 @@ class LiftAugment(Augment):
 @register("augment", "none")
 class NoAugment(Augment):
     """The largest central square: what testing with one crop sees, without its margin."""
+
+    fixed: ClassVar[bool] = True
 
     def box(self, width: int, height: int, progress: float, generator: torch.Generator) -> Box:
         side = min(width, height)
