@@ -1,41 +1,40 @@
 """liftplus from Python: load data, fit, evaluate, predict, save, load.
 
-Everything here is also under `liftplus` itself. Nothing is printed and no folder is written unless asked for.
+Everything here is also under `liftplus` itself. Nothing is printed, and no run folder is written unless asked for.
+Features of frozen towers are kept for the next time as by the commands; `cache=False` keeps none.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
-from liftplus import checkpoint, config, results, runs, runtime, train
-from liftplus.checkpoint import Trained
+from liftplus import checkpoint, config, matching, predicting, results, runs, runtime, train
+from liftplus.checkpoint import Chosen, Trained
 from liftplus.config import RunConfig
-from liftplus.data import sources, splits
+from liftplus.data import sources
 from liftplus.data.config import DataConfig
-from liftplus.data.dataset import DataSet, Split, are_numbers, sorted_ids
-from liftplus.data.images import upright_rgb
-from liftplus.data.stores import ArrayStore, FolderStore
+from liftplus.data.dataset import DataSet
+from liftplus.data.labelled import Labelled, from_images, labels_of, pictures_of, store_of
 from liftplus.errors import UserError
-from liftplus.evaluate import Reading, predict, score
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
 from liftplus.runs import Session
 from liftplus.runtime import Progress, Silent
 
+__all__ = ["Model", "Predictions", "fit", "from_images", "load", "load_data"]
+
 Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 Pictures = Picture | Sequence[Picture]
 """One image or several: paths, Pillow images or uint8 [H, W, 3]; an array [N, H, W, 3] is several."""
-Labelled = tuple[Iterable[Any], Sequence[Hashable] | ArrayLike]
-"""Images and their labels, as `from_images` takes them."""
 Data = str | os.PathLike[str] | DataSet | Labelled
 
 
@@ -57,119 +56,6 @@ def load_data(source: str | os.PathLike[str], **settings: Any) -> DataSet:
     """
     chosen = config.resolve(data=os.fspath(source), overrides=_overrides(settings)).data
     return sources.load(chosen)
-
-
-def from_images(
-    images: Iterable[Any],
-    labels: Sequence[Hashable] | ArrayLike,
-    *,
-    class_names: Mapping[Any, str] | Sequence[str] | None = None,
-    test: Labelled | None = None,
-    test_share: float = 0.0,
-    seed: int = 0,
-) -> DataSet:
-    """A data set of single images with their labels.
-
-    Args:
-        images: uint8 [N, H, W, 3]; or N pictures [H, W, 3] of different sizes, Pillow images, or paths of files.
-        labels: N labels of any kind; equal ones are one class.
-        class_names: words for the labels, which the text encoder reads: a mapping from label to name, or the names in
-            the order of the sorted labels. By default text labels are their own names, and others mean nothing.
-        test: more images and labels, to test on.
-        test_share: share of the pictures to set aside for testing, spread like the classes, where `test` is not given.
-        seed: of that choice.
-
-    Raises:
-        UserError: a picture or label is none.
-
-    >>> data = liftplus.from_images(images, labels, class_names={0: "red square", 1: "green hill", 2: "blue sky"})
-    >>> data.class_names, data.counts()
-    (('red square', 'green hill', 'blue sky'), (6, 4, 2))
-    """
-    pictures = _pictures(images)
-    given = _labels(labels, len(pictures))
-    classes = _sorted(given)
-    index = {label: k for k, label in enumerate(classes)}
-    parts = {"train": list(range(len(given)))}
-    if test is not None:
-        more = _pictures(test[0])
-        parts["test"] = list(range(len(given), len(given) + len(more)))
-        pictures, given = [*pictures, *more], [*given, *_labels(test[1], len(more))]
-        if strange := [label for label in given if label not in index]:
-            raise UserError(f"The test labels have classes that training does not know, first {strange[0]!r}.")
-    elif test_share:
-        held = splits.held_out([index[label] for label in given], test_share, seed).tolist()
-        parts = {"train": sorted(set(parts["train"]) - set(held)), "test": held}
-    store, keys = _store(pictures)
-    names, named = _names(classes, class_names)
-    made = {name: Split([keys[i] for i in rows], [index[given[i]] for i in rows]) for name, rows in parts.items()}
-    return DataSet(
-        "images", names, tuple(map(str, classes)), {k: v for k, v in made.items() if len(v)}, store, (), named
-    )
-
-
-def _pictures(images: Iterable[Any]) -> list[Any]:
-    """Paths as text, and pictures [H, W, 3] of uint8, one kind of the two."""
-    found = [_picture(number, one) for number, one in enumerate(images)]
-    if not found:
-        raise UserError("There are no images. Give paths, Pillow images or uint8 arrays [H, W, 3].")
-    if len({type(one) for one in found}) > 1:
-        raise UserError("Some images are paths and some are not. Give either.")
-    return found
-
-
-def _picture(number: int, one: Any) -> str | NDArray[np.uint8]:
-    if isinstance(one, str | os.PathLike):
-        return str(os.fspath(one))
-    pixels = np.asarray(upright_rgb(one) if isinstance(one, Image.Image) else one)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise UserError(
-            f"Image {number} is {pixels.dtype} {list(pixels.shape)}. Give paths, Pillow images or uint8 arrays "
-            "[H, W, 3]: red, green and blue from 0 to 255."
-        )
-    return pixels
-
-
-def _store(pictures: list[Any]) -> tuple[FolderStore | ArrayStore, list[str]]:
-    """Where pictures are read from, and the key of each."""
-    store: FolderStore | ArrayStore
-    if isinstance(pictures[0], str):
-        store, keys = FolderStore(""), pictures
-    else:
-        store, keys = ArrayStore(cast(Any, pictures), "image "), [str(k) for k in range(len(pictures))]
-    store.decode = DataConfig().decode
-    return store, keys
-
-
-def _labels(labels: Any, count: int) -> list[Hashable]:
-    given = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
-    if len(given) != count:
-        raise UserError(f"There are {count} pictures and {len(given)} labels; give one label for each picture.")
-    return given
-
-
-def _sorted(labels: Iterable[Hashable]) -> list[Hashable]:
-    """Each label once: by value where they compare, else by their text."""
-    once = list(dict.fromkeys(labels))
-    try:
-        return sorted(once)  # type: ignore[type-var]
-    except TypeError:
-        place = {text: k for k, text in enumerate(sorted_ids(map(str, once)))}
-        return sorted(once, key=lambda label: place[str(label)])
-
-
-def _names(classes: list[Hashable], given: Mapping[Any, str] | Sequence[str] | None) -> tuple[tuple[str, ...], bool]:
-    """A name for each class, and whether they are words."""
-    if isinstance(given, Mapping):
-        if missing := [label for label in classes if label not in given]:
-            raise UserError(f"class_names has no name for {missing[0]!r}; give one for each label.")
-        return tuple(str(given[label]) for label in classes), True
-    if given is not None:
-        if len(given) != len(classes):
-            raise UserError(f"There are {len(classes)} classes and {len(given)} class_names; give one for each.")
-        return tuple(map(str, given)), True
-    words = tuple(map(str, classes))
-    return words, all(isinstance(label, str) for label in classes) and not are_numbers(words)
 
 
 def fit(
@@ -210,12 +96,16 @@ def fit(
         results.new_folder(Path(out))
     classifier = session.model(dataset)
     notes += runs.notes(chosen, dataset, classifier)
-    if out is None:
-        train.fit(classifier, chosen, dataset, session.runtime, progress=session.progress)
-    else:
-        runs.train_run(session, dataset, classifier, Path(out))
-    trained = Trained(classifier, chosen, dataset.class_names, dataset.class_ids, dataset.counts())
-    return Model(trained, session, dataset, tuple(notes), None if out is None else Path(out))
+    weights: Chosen | None = None
+    if out is not None:
+        weights = runs.train_run(session, dataset, classifier, Path(out)).chosen
+    elif chosen.train.epochs:
+        weights = train.fit(
+            classifier, chosen, dataset, session.runtime, progress=session.progress, cache=session.cache
+        ).chosen
+    place = Path() if out is None else Path(out)
+    trained = Trained(classifier, chosen, dataset.class_names, dataset.class_ids, dataset.counts(), place, weights)
+    return Model(trained, session, dataset, tuple(notes))
 
 
 def _dataset(data: DataSet | Labelled) -> DataSet:
@@ -287,7 +177,7 @@ class Model:
         session: settings and device that it runs with.
         dataset: what it was fitted on; None for one that was loaded.
         notes: what was decided for the user, one sentence each.
-        folder: where its files are; None for one that was only made in memory.
+        file: what it was loaded from.
     """
 
     def __init__(
@@ -296,10 +186,9 @@ class Model:
         session: Session,
         dataset: DataSet | None = None,
         notes: tuple[str, ...] = (),
-        folder: Path | None = None,
+        file: Path | None = None,
     ) -> None:
-        self.trained, self.session, self.dataset = trained, session, dataset
-        self.notes, self.folder = notes, folder
+        self.trained, self.session, self.dataset, self.notes, self.file = trained, session, dataset, notes, file
 
     def __repr__(self) -> str:
         kind = f"{self.config.method} on {self.config.backbone.name}"
@@ -336,11 +225,8 @@ class Model:
         (True, True)
         """
         session = self._with(tte)
-        dataset = runs.aligned(self._to_test(data, session), split, self.trained)
-        part = dataset.splits[split]
-        reading = Reading(dataset.store, part, self.config.train.workers, session.progress)
-        found = predict(self.network, reading, session.config.evaluation, self.network.backbone.facts, session.runtime)
-        return score(found, part, self.trained.train_counts)
+        dataset = matching.aligned(self._to_test(data, session), split, self.trained)
+        return runs.measure(session, self.network, dataset, split, self.trained.train_counts)[1]
 
     def _to_test(self, data: Data | None, session: Session) -> DataSet:
         if data is None:
@@ -353,7 +239,7 @@ class Model:
         if isinstance(data, DataSet):
             return data
         names = dict(zip(self.trained.class_ids, self.class_names, strict=True))
-        labels = _labels(data[1], len(cast(Any, data[0])))
+        labels = labels_of(data[1], len(cast(Any, data[0])))
         known = {label: names.get(str(label), str(label)) for label in labels}
         made = from_images(data[0], labels, class_names=known)
         return replace(made, splits={"test": made.splits["train"]})
@@ -394,15 +280,10 @@ class Model:
         """The k best classes of each image [N, k] and their probabilities."""
         session = self._with(tte, top_k)
         single = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4
-        pictures = _pictures(cast(Any, [images] if single else images))
+        pictures = pictures_of(cast(Any, [images] if single else images))
         if isinstance(pictures[0], str):
-            pictures = runs.image_files(pictures)
-        store, keys = _store(pictures)
-        store.decode = self.config.data.decode
-        reading = Reading(
-            store, Split(keys, [0] * len(keys)), self.config.train.workers, session.progress, "Predicting"
-        )
-        found = predict(self.network, reading, session.config.evaluation, self.network.backbone.facts, session.runtime)
+            pictures = predicting.image_files(pictures)
+        found = predicting.predict_in(session, self.trained, *store_of(pictures))
         return found.classes.numpy(), found.probabilities.numpy()
 
     def _with(self, tte: bool | None, top_k: int = 1) -> Session:
@@ -421,10 +302,10 @@ class Model:
         'photos'
         """
         target = results.new_folder(Path(folder))
-        if self.folder is not None:
-            results.write_bytes(target / checkpoint.FILE, (self.folder / checkpoint.FILE).read_bytes())
+        if self.dataset is None and self.file is not None:
+            results.write_bytes(target / checkpoint.FILE, self.file.read_bytes())
         else:
-            checkpoint.save_model(target, self.network, self.config, cast(DataSet, self.dataset))
+            checkpoint.save_model(target, self.network, self.config, cast(DataSet, self.dataset), self.trained.chosen)
         return target
 
 
@@ -432,14 +313,14 @@ def load(folder: str | os.PathLike[str], *, progress: bool | Progress = False, *
     """A model that was saved, or trained by `liftplus train`.
 
     Args:
-        folder: a run folder.
+        folder: a run folder, or a model file in it.
         progress: True shows bars on stderr.
         settings: what may change after training, such as `device="cpu"`, `tte=False` or `weights="clip.safetensors"`.
 
     Raises:
         UserError: the folder holds no model, or the backbone's weights are others than in training.
 
-    >>> again = liftplus.load("models/photos", device="cpu")
+    >>> again = liftplus.load("runs/photos", device="cpu")
     >>> again.predict("photos/test/blue sky").names == model.predict("photos/test/blue sky").names
     True
     """
@@ -447,4 +328,4 @@ def load(folder: str | os.PathLike[str], *, progress: bool | Progress = False, *
     chosen = config.after_training(checkpoint.read_about(place)["config"], _overrides(settings))
     session = _session(chosen, progress)
     trained = checkpoint.load_model(place, session.runtime, chosen.backbone)
-    return Model(trained, session, folder=place)
+    return Model(trained, session, file=place if place.is_file() else place / checkpoint.FILE)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from liftplus.errors import UserError
 
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
@@ -21,7 +24,7 @@ Overrides = Annotated[
     typer.Argument(help="key=value for anything else, e.g. epochs=10 lr=0.01.", metavar="[KEY=VALUE]..."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or a model file in it.")]
 
 
 def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
@@ -33,13 +36,21 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
+def same_data(data: str, values: dict[str, Any]) -> bool:
+    """Whether --data names the very data that a run was trained on."""
+    source = values["data"]["source"]
+    return data == source or (
+        bool(source) and os.path.exists(source) and os.path.realpath(data) == os.path.realpath(source)
+    )
+
+
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
     """A run's settings with what may change after training changed."""
     from liftplus import checkpoint, config
 
     values = checkpoint.read_about(run)["config"]
-    if data is not None:
-        before = config.from_dict(values).to_dict()
+    before = config.from_dict(values).to_dict()
+    if data is not None and not same_data(data, values):
         values["data"] = {
             "source": data,
             "unreadable": before["data"]["unreadable"],

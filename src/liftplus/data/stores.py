@@ -284,9 +284,9 @@ class TarStore(FileStore):
 
 
 class ArrayStore(ByteStore):
-    """Pictures of an array [N, H, W, 3] of uint8; keys are indices."""
+    """Pictures of an array [N, H, W, 3], or of N arrays [H, W, 3], of uint8; keys are indices."""
 
-    def __init__(self, images: NDArray[np.uint8], name: str = "array") -> None:
+    def __init__(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], name: str = "array") -> None:
         self.images = images
         self.name = name
 
