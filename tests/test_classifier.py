@@ -49,3 +49,73 @@ def tiny(**options: Any) -> LiftPlusClassifier:
 @parametrize_with_checks([tiny(image_shape="fill", lr=0.1)])
 def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+def coloured(count: int, size: tuple[int, int] = (12, 10)) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
+    names = np.array(list(COLOURS))
+    labels = np.arange(count) % 3
+    return np.stack([np.asarray(picture(COLOURS[names[k]], n, size)) for n, k in enumerate(labels)]), names[labels]
+
+
+def test_images_in_every_form(tmp_path: Path) -> None:
+    """Arrays, rows, files, Pillow images and single arrays are the same pictures."""
+    images, y = coloured(12)
+    fitted = tiny().fit(images, y)
+    assert fitted.n_features_in_ == images[0].size and fitted.pixel_range_ is None
+    expected = fitted.predict_proba(images)
+    assert expected.shape == (12, 3) and fitted.score(images, y) > 0.9
+    paths = [tmp_path / f"{n}.png" for n in range(len(images))]
+    for path, pixels in zip(paths, images, strict=True):
+        Image.fromarray(pixels).save(path)
+    forms: list[Any] = [paths, np.array(list(map(str, paths))), list(images), [Image.fromarray(one) for one in images]]
+    for form in forms:
+        np.testing.assert_array_equal(fitted.predict_proba(form), expected)
+    np.testing.assert_array_equal(tiny().fit(paths, y).predict_proba(images), expected)
+    rows = images.reshape(len(images), -1)
+    np.testing.assert_array_equal(tiny(image_shape=(10, 12, 3)).fit(rows, y).predict_proba(rows), expected)
+
+
+def test_values_are_scaled_to_the_range_of_training() -> None:
+    images, y = coloured(12, (8, 8))
+    images[0, 0, 0], images[1, 0, 0] = 0, 255
+    expected = tiny().fit(images, y).predict_proba(images)
+    scaled = tiny().fit(images / 51 - 1, y)
+    assert scaled.pixel_range_ == (-1.0, 4.0)
+    np.testing.assert_array_equal(scaled.predict_proba(images / 51 - 1), expected)
+    grey = images[..., :1]
+    found = tiny().fit(grey, y).predict_proba(grey)
+    square = grey.reshape(len(images), 64)
+    np.testing.assert_array_equal(tiny().fit(square, y).predict_proba(square), found)
+    np.testing.assert_array_equal(tiny().fit(grey[..., 0], y).predict_proba(grey[..., 0]), found)
+
+
+def test_rows_that_are_no_image_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rows of 7 values.* image_shape=\(H, W\)"):
+        tiny().fit(np.zeros((4, 7)), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"rows of 12 values.* image_shape=\(5, 5\)"):
+        tiny(image_shape=(5, 5)).fit(np.zeros((4, 12)), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"images are \[N, H, W\]"):
+        tiny().fit(np.zeros((4, 5, 5, 2)), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="1 class"):
+        tiny().fit(np.zeros((4, 4)), [1, 1, 1, 1])
+    with pytest.raises(UserError, match="Unknown backbone"):
+        LiftPlusClassifier("clip_vit_b61").fit(np.zeros((4, 4)), [0, 1, 0, 1])
+
+
+def test_search_pickle_and_what_is_left_behind() -> None:
+    images, y = coloured(12)
+    search = GridSearchCV(tiny(), {"lr": [0.05, 1e-6], "method": ["linear_probe"]}, cv=2).fit(images, y)
+    best = search.best_estimator_
+    assert best.get_params()["lr"] == best.model_.config.train.lr
+    again = pickle.loads(pickle.dumps(best))
+    np.testing.assert_array_equal(again.predict_proba(images), best.predict_proba(images))
+    assert len(best.model_.dataset.store.images) == 0
+    fresh = clone(best)
+    assert not hasattr(fresh, "model_") and fresh.get_params() == best.get_params()
+
+
+def test_seeds() -> None:
+    images, y = coloured(12)
+    first, same, other = (tiny(random_state=seed, settings=QUICK | {"augment": "mda"}).fit(images, y) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.predict_proba(images), same.predict_proba(images))
+    assert (first.predict_proba(images) != other.predict_proba(images)).any()

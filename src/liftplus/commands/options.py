@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from liftplus.errors import UserError
-
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
     from liftplus.runs import Session
