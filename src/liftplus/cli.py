@@ -6,7 +6,8 @@ import io
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -25,7 +26,14 @@ from liftplus.commands import (
     sweep,
     train,
 )
+from liftplus.commands.examples import epilog
 from liftplus.errors import UserError, told
+
+LOUDNESS = ("-q", "--quiet", "-v", "--verbose")
+CODES = (
+    "Exit codes: 0 done; 2 something to put right, told in a sentence; 1 a mistake in liftplus, told with a traceback; "
+    "130 or 143 stopped by Ctrl-C or SIGTERM, with what was done saved."
+)
 
 
 class _Ended(Exception):  # noqa: N818 (it carries what ended the command)
@@ -36,41 +44,88 @@ class _Ended(Exception):  # noqa: N818 (it carries what ended the command)
 
 
 class _Commands(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """-q and -v count wherever they stand."""
+        end = args.index("--") if "--" in args else len(args)
+        moved = [word for word in args[:end] if word in LOUDNESS]
+        kept = [word for word in args[:end] if word not in LOUDNESS]
+        return super().parse_args(ctx, [*moved, *kept, *args[end:]])
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (EOFError, KeyboardInterrupt) as error:
+        except (EOFError, KeyboardInterrupt, BrokenPipeError) as error:
             raise _Ended(error) from error
 
 
 app = typer.Typer(
     cls=_Commands,
     help="Fine-tune CLIP and other vision foundation models on long-tailed image data (LIFT, LIFT+).",
+    epilog=CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at data before training.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-classes_app = typer.Typer(help="Add or rename classes of a finished run.", no_args_is_help=True)
-app.add_typer(classes_app, name="classes")
 
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("zeroshot")(train.zeroshot)
-app.command("sweep")(sweep.sweep)
-app.command("compare")(compare.compare)
-app.command("info")(info.info)
-data_app.command("inspect")(info.inspect)
-app.command("report")(report.report)
-app.command("demo")(demo.demo)
-app.command("export")(export.export)
-app.command("push")(hub.push)
-app.command("pull")(hub.pull)
-classes_app.command("add")(classes.add)
-classes_app.command("rename")(classes.rename)
-app.command("prepare")(prepare.prepare)
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"liftplus {version('liftplus')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors. May stand anywhere.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say more: machine, settings, tracebacks. May stand anywhere.")
+    ] = False,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """What every command heeds."""
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose contradict each other. Give one of them.")
+    if quiet or verbose:
+        from liftplus import console
+
+        console.speak(quiet=quiet, verbose=verbose)
+
+
+def _group(name: str, panel: str, about: str) -> typer.Typer:
+    group = typer.Typer(help=about, no_args_is_help=True)
+    app.add_typer(group, name=name, rich_help_panel=panel)
+    return group
+
+
+LOOK, TRAIN, USE, SHARE = "Look", "Train", "Use a run", "Share a run"
+data_app = _group("data", LOOK, "Look at data before training.")
+classes_app = _group("classes", USE, "Add or rename classes of a finished run.")
+
+# In the order of the work; help shows the panels in the order in which they come here.
+for panel, name, command in (
+    (LOOK, "demo", demo.demo),
+    (LOOK, "info", info.info),
+    (LOOK, "data inspect", info.inspect),
+    (LOOK, "prepare", prepare.prepare),
+    (TRAIN, "train", train.train),
+    (TRAIN, "zeroshot", train.zeroshot),
+    (TRAIN, "compare", compare.compare),
+    (TRAIN, "sweep", sweep.sweep),
+    (USE, "eval", evaluate.evaluate),
+    (USE, "predict", predict.predict),
+    (USE, "report", report.report),
+    (USE, "classes add", classes.add),
+    (USE, "classes rename", classes.rename),
+    (SHARE, "export", export.export),
+    (SHARE, "push", hub.push),
+    (SHARE, "pull", hub.pull),
+):
+    group, _, own = name.rpartition(" ")
+    place = {"": app, "data": data_app, "classes": classes_app}[group]
+    place.command(own, epilog=epilog(name), rich_help_panel=None if group else panel)(command)
 
 
 def main() -> None:
@@ -83,9 +138,16 @@ def main() -> None:
     try:
         _run()
     except (UserError, OSError, KeyboardInterrupt) as error:
-        sentence, code = told(error)
+        if isinstance(error, BrokenPipeError):  # who read the output has gone, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        sentence, code = told(error, in_full=_wants_all())
         print(sentence, file=sys.stderr)
         raise SystemExit(code) from None
+
+
+def _wants_all() -> bool:
+    return any(word in sys.argv[1:] for word in ("-v", "--verbose"))
 
 
 def _run() -> None:
@@ -112,7 +174,7 @@ def _main_of_several() -> NoReturn:
         job.leave()
         raise
     except BaseException as error:
-        sentence, code = told(error)
+        sentence, code = told(error, in_full=_wants_all())
         if job.speaks():
             print(sentence, file=sys.__stderr__, flush=True)
         os._exit(code)  # an ordinary exit would wait for PyTorch's threads, and they for other processes

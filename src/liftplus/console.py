@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,16 +15,39 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from liftplus.runtime import Advance
+from liftplus.runtime import Advance, Silent
+
+READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Who read the output has gone, as `head` does: no mistake of anyone."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(READER_GONE) from None
+
 
 # Names from data are shown as they are: brackets in them are no markup.
-out = Console(soft_wrap=True, markup=False, highlight=False)
-err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+out = _Console(soft_wrap=True, markup=False, highlight=False)
+err = _Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+
+
+detail = _Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=True)
+"""What is said with --verbose only."""
+
+
+def speak(*, quiet: bool, verbose: bool) -> None:
+    """How much to say: with `quiet` errors and results alone, with `verbose` details too."""
+    err.quiet, detail.quiet = quiet, not verbose
+    if quiet:
+        warnings.simplefilter("ignore")
 
 
 def silence() -> None:
     """Say nothing any more: another process speaks for this one."""
-    out.quiet = err.quiet = True
+    out.quiet = err.quiet = detail.quiet = True
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
 
 
@@ -35,6 +59,10 @@ class Bars:
 
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Advance]:
+        if err.quiet:
+            with Silent().task(label, total, done) as advance:
+                yield advance
+            return
         if not sys.stderr.isatty():
             yield _Lines(label, total, done)
             return
@@ -50,11 +78,11 @@ class Bars:
         with RichProgress(*columns, console=err, transient=True) as bar:
             number = bar.add_task(label, total=total, completed=done, figures="")
 
-            def advance(**figures: float) -> None:
+            def step(**figures: float) -> None:
                 text = {"figures": "  ".join(f"{key} {value:.4g}" for key, value in figures.items())} if figures else {}
                 bar.update(number, advance=1, **text)  # type: ignore[arg-type]
 
-            yield advance
+            yield step
 
 
 class _Lines:

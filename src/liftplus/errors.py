@@ -42,8 +42,13 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names[:LISTED])}{more}.")
 
 
-def told(error: BaseException) -> tuple[str, int]:
-    """What the command line says of an error, and its exit code; of a mistake of ours, where it happened."""
+def told(error: BaseException, *, in_full: bool = False) -> tuple[str, int]:
+    """What the command line says of an error, and its exit code; of a mistake of ours, where it happened.
+
+    With `in_full`, where any error happened.
+    """
+    if in_full:
+        return "".join(traceback.format_exception(error)), told(error)[1]
     if isinstance(error, UserError):
         return f"Error: {error}", 2
     if isinstance(error, OSError):

@@ -192,10 +192,10 @@ class Following:
 
     def tested(self, figures: dict[str, Any]) -> None:
         """The accuracies of the test at the end."""
-        self.begin()
         self._log({f"test/{key}": value for key, value in numbers(figures).items()})
 
     def _log(self, values: dict[str, float]) -> None:
+        self.begin()
         for name, tracker in list(self.trackers.items()):
             with self._forgiving(name):
                 tracker.log(values, self.epochs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from liftplus.commands.options import AsJson
 from liftplus.errors import UserError
 
 
@@ -15,9 +17,10 @@ def demo(
         Path, typer.Option("--out", "-o", help="Folder for the results; an earlier demo's is replaced.")
     ] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different seeds.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Zero-shot, linear probe, full fine-tuning and LIFT+ on the bundled model and a drawn long-tailed data set."""
-    from liftplus import console, parallel
+    from liftplus import console, parallel, results
     from liftplus import demo as preset
     from liftplus.commands import compare
 
@@ -26,5 +29,9 @@ def demo(
     preset.clear(out)
     plan = preset.plan(seeds)
     rows = compare.carry_out(plan, out, note=lambda rows: preset.write(out, rows))
-    compare.show(plan, rows, out, compare.report(plan, out, preset.FEATURES))
+    page = compare.report(plan, out, preset.FEATURES)
+    if as_json:
+        print(json.dumps({"folder": str(out), "page": str(page), "rows": results.read_json(out / preset.ROWS)}))
+        return
+    compare.show(plan, rows, out, page)
     console.out.print(f"Rows: {out / preset.ROWS}")

@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
-from liftplus.commands import options
+from liftplus.commands import completion, options
 from liftplus.commands.options import AsJson, Out, Overrides, Run
 
 
 def evaluate(
     run: Run,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="Other data than the run's.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", autocompletion=completion.data, help="Other data than the run's.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to test on: test, val or train.")] = "test",
     out: Out = None,
     as_json: AsJson = False,

@@ -6,13 +6,19 @@ from typing import Annotated
 
 import typer
 
+from liftplus.commands import completion
 from liftplus.commands.options import AsJson, Data, Method, Overrides
 
 
 def info(
-    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="Show this backbone's parameters.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", "-b", autocompletion=completion.backbones, help="Show this backbone's parameters."),
+    ] = None,
     method: Method = "lift+",
-    data: Annotated[str | None, typer.Option("--data", "-d", help="Take the classes from here.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", autocompletion=completion.data, help="Take the classes from here.")
+    ] = None,
     find: Annotated[
         str | None, typer.Option("--find", "-f", help="List all names of backbones that contain this, e.g. dinov3.")
     ] = None,

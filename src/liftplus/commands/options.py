@@ -8,29 +8,53 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from liftplus.commands import completion
+
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
     from liftplus.runs import Session
     from liftplus.runtime import StopRequest
 
-Data = typer.Option("--data", "-d", help="Folder, .zip, .tar, .csv, .parquet, list file, or a known name.")
-BackboneName = Annotated[str, typer.Option("--backbone", "-b", help="Pretrained model; `liftplus info` lists them.")]
-Method = Annotated[str, typer.Option("--method", "-m", help="lift+, lift, linear_probe, full or zeroshot.")]
+Data = typer.Option(
+    "--data",
+    "-d",
+    autocompletion=completion.data,
+    help="Folder, .zip, .tar, .csv, .parquet, list file, or a known name.",
+)
+BackboneName = Annotated[
+    str,
+    typer.Option(
+        "--backbone", "-b", autocompletion=completion.backbones, help="Pretrained model; `liftplus info` lists them."
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method", "-m", autocompletion=completion.methods, help="lift+, lift, linear_probe, full or zeroshot."
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; it must not exist yet.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="key=value for anything else, e.g. epochs=10 lr=0.01.", metavar="[KEY=VALUE]..."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or a model file in it.")]
+Run = Annotated[
+    Path, typer.Argument(autocompletion=completion.runs, help="Folder of a finished run, or a model file in it.")
+]
 
 
 def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     """The run on this machine; of several processes the leader alone shows its progress."""
     from liftplus import console, parallel, runs, runtime
+    from liftplus.config import flat
 
     job = parallel.job()
     place = runtime.choose(config.device, config.precision, job, config.compile)
+    if job.leads:
+        facts = " ".join(f"{name}={value}" for name, value in runtime.describe(place).items())
+        console.detail.print(f"Machine: {facts}")
+        console.detail.print(f"Settings: {' '.join(f'{key}={value}' for key, value in flat(config).items())}")
     return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 

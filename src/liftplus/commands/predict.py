@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import Run
+from liftplus.commands.options import AsJson, Run
 from liftplus.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def predict(
     change: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. device=cpu or weights=PATH; repeatable.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Classify image files with a finished run."""
     from liftplus import checkpoint, parallel, predicting
@@ -48,7 +50,7 @@ def predict(
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     guesses = predicting.predict_files(session, trained, files, skip_unreadable=unreadable == "skip")
     if parallel.job().leads:
-        _write_guesses(guesses, out)
+        _write_guesses(guesses, out, as_json)
 
 
 def _check_target(out: Path | None) -> None:
@@ -61,39 +63,49 @@ def _check_target(out: Path | None) -> None:
         raise UserError(f"--out is {str(out)!r}; {str(out.parent)!r} must be a folder that can be written to.")
 
 
-def _write_guesses(guesses: list[Guess], out: Path | None) -> None:
+def _write_guesses(guesses: list[Guess], out: Path | None, as_json: bool) -> None:
     from liftplus import console, results
 
-    if out is not None and out.suffix == ".json":
-        results.write_json(
-            out,
-            [
-                {
-                    "path": g.path,
-                    "error": g.error,
-                    "top": [
-                        {"class": name, "probability": round(p, 6)}
-                        for name, p in zip(g.classes, g.probabilities, strict=True)
-                    ],
-                }
-                for g in guesses
-            ],
-        )
+    if out is None and as_json:
+        print(json.dumps(_entries(guesses), indent=2, ensure_ascii=False))
+    elif out is None:
+        csv.writer(sys.stdout, lineterminator="\n").writerows(_table(guesses))
     else:
-        count = max((len(g.classes) for g in guesses), default=0)
-        header = ["path", *(f"{what}_{k + 1}" for k in range(count) for what in ("class", "probability")), "error"]
-        rows = [
-            [
-                g.path,
-                *(cell for name, p in zip(g.classes, g.probabilities, strict=True) for cell in (name, f"{p:.6f}")),
-                *[""] * (2 * (count - len(g.classes))),
-                g.error or "",
-            ]
-            for g in guesses
-        ]
-        if out is None:
-            csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
+        if out.suffix == ".json":
+            results.write_json(out, _entries(guesses))
         else:
+            header, *rows = _table(guesses)
             results.write_csv(out, header, rows)
-    if out is not None:
-        console.out.print(f"{len(guesses)} predictions are in {out}")
+        if as_json:
+            print(json.dumps({"file": str(out), "images": len(guesses)}))
+        else:
+            console.out.print(f"{len(guesses)} predictions are in {out}")
+
+
+def _entries(guesses: list[Guess]) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": g.path,
+            "error": g.error,
+            "top": [
+                {"class": name, "probability": round(p, 6)} for name, p in zip(g.classes, g.probabilities, strict=True)
+            ],
+        }
+        for g in guesses
+    ]
+
+
+def _table(guesses: list[Guess]) -> list[list[str]]:
+    """A header and a row for each image."""
+    count = max((len(g.classes) for g in guesses), default=0)
+    header = ["path", *(f"{what}_{k + 1}" for k in range(count) for what in ("class", "probability")), "error"]
+    rows = [
+        [
+            g.path,
+            *(cell for name, p in zip(g.classes, g.probabilities, strict=True) for cell in (name, f"{p:.6f}")),
+            *[""] * (2 * (count - len(g.classes))),
+            g.error or "",
+        ]
+        for g in guesses
+    ]
+    return [header, *rows]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from liftplus.commands.options import Data, Overrides
+from liftplus.commands.options import AsJson, Data, Overrides
 from liftplus.errors import UserError
 
 
@@ -18,6 +19,7 @@ def prepare(
         int, typer.Option(min=16, help="Longest that the shorter side may be; pictures are never enlarged.")
     ] = 256,
     quality: Annotated[int, typer.Option(min=50, max=100, help="JPEG quality; what is lossless stays so.")] = 95,
+    as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Write a resized copy of a data set as WebDataset shards; give its folder as --data to train on it."""
@@ -33,4 +35,7 @@ def prepare(
     with console.Bars().task("Copying", total) as advance:
         shards.write(dataset, out, shards.Recipe(size, quality), advance)
     used = sum(file.stat().st_size for file in out.iterdir())
+    if as_json:
+        print(json.dumps({"folder": str(out), "images": total, "bytes": used}))
+        return
     console.out.print(f"{total:,} pictures, {used / 1e6:,.1f} MB, are in {out}; train on them with --data {out}")

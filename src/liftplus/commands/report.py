@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from liftplus.commands import completion
+from liftplus.commands.options import AsJson
 from liftplus.errors import UserError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders of one data set; seeds of one kind are averaged.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            autocompletion=completion.runs, help="Run folders of one data set; seeds of one kind are averaged."
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for the report; RUN/report, or report/ beside several runs."),
@@ -21,6 +29,7 @@ def report(
         bool, typer.Option("--features", help="Compute the features for 'Why heavy fine-tuning hurts'.")
     ] = False,
     per_class: Annotated[int, typer.Option(min=2, help="Pictures a class and split for --features, at most.")] = 50,
+    as_json: AsJson = False,
 ) -> None:
     """Write a page about one or several runs: accuracies, curves, classes, confusions, calibration, cost.
 
@@ -40,7 +49,10 @@ def report(
         progress=console.Bars(),
         told=lambda text: console.err.print(f"Note: {text}"),
     )
-    console.out.print(f"The report is {page}; open it in a browser.")
+    if as_json:
+        print(json.dumps({"page": str(page)}))
+    else:
+        console.out.print(f"The report is {page}; open it in a browser.")
 
 
 def _beside(runs: list[Path]) -> Path:

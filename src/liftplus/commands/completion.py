@@ -1,0 +1,50 @@
+"""What the shell offers after TAB. It runs at every press of the key, so nothing heavy is imported."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tomllib
+from collections.abc import Iterable
+from importlib.resources import files
+
+DATA_SETS = ("openmoji_lt", "cifar10_lt", "cifar100_lt", "imagenet_lt", "places_lt", "inat2018")
+MODEL = "model.safetensors"
+
+
+def _presets(kind: str) -> dict[str, dict[str, object]]:
+    return tomllib.loads((files("liftplus") / "presets" / f"{kind}.toml").read_text(encoding="utf-8"))
+
+
+def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def backbones(incomplete: str) -> list[str]:
+    """Short names of backbones."""
+    return _starting(incomplete, _presets("backbones"))
+
+
+def methods(incomplete: str) -> list[str]:
+    """Names of methods."""
+    return _starting(incomplete, _presets("methods"))
+
+
+def data(incomplete: str) -> list[str]:
+    """Known data sets, and files and folders."""
+    return [*_starting(incomplete, DATA_SETS), *_paths(incomplete)]
+
+
+def runs(incomplete: str) -> list[str]:
+    """Folders of finished runs, here and below runs/; and folders on the way to others."""
+    start, _, _ = incomplete.rpartition(os.sep)
+    inside = glob.escape(start) + os.sep if start else ""
+    depths = ("*", os.path.join("*", "*"), os.path.join("*", "*", "*"))
+    found = [path for depth in depths for path in glob.glob(os.path.join(inside + depth, MODEL))]
+    return _starting(incomplete, sorted(os.path.dirname(path) for path in found)) or _paths(incomplete)
+
+
+def _paths(incomplete: str) -> list[str]:
+    """Files and folders that begin like this; folders end in a slash."""
+    found = sorted(glob.glob(glob.escape(incomplete) + "*"))
+    return [path + os.sep if os.path.isdir(path) else path for path in found]

@@ -1,0 +1,45 @@
+"""What stands at the end of each command's help: commands to copy."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("liftplus demo", "liftplus demo --seeds 3 --out runs/demo3"),
+    "info": (
+        "liftplus info",
+        "liftplus info --find dinov3",
+        "liftplus info --backbone clip_vit_b16 tuner=lora num_classes=1000",
+    ),
+    "data inspect": (
+        "liftplus data inspect --data photos.zip",
+        "liftplus data inspect --data photos --no-files --json",
+    ),
+    "prepare": ("liftplus prepare --data photos.zip --out small --size 256",),
+    "train": (
+        "liftplus train --data photos.zip --out runs/photos",
+        "liftplus train --data photos --backbone clip_vit_b16 epochs=10 lr=0.01 seed=1",
+        "liftplus train --data photos --method full lr=0.0003 track=tensorboard",
+        "liftplus train --resume runs/photos",
+    ),
+    "zeroshot": ("liftplus zeroshot --data photos --backbone clip_vit_b16",),
+    "sweep": ("liftplus sweep --data photos --out runs/sweep lr=0.001..0.1:log epochs=5,10 --trials 12",),
+    "compare": (
+        "liftplus compare --data photos --seeds 3",
+        "liftplus compare --data photos --methods lift+,full:lr=0.0003",
+    ),
+    "eval": ("liftplus eval runs/photos tte=false", "liftplus eval runs/photos --data other_photos --json"),
+    "predict": (
+        "liftplus predict runs/photos new_pictures --out predictions.csv",
+        "liftplus predict runs/photos 'new/*.jpg' --top-k 1 --json",
+    ),
+    "report": ("liftplus report runs/photos", "liftplus report runs/photos runs/full --features"),
+    "classes add": ("liftplus classes add runs/photos 'rare moth' --out runs/more",),
+    "classes rename": ("liftplus classes rename runs/photos 'moth=emperor moth' --out runs/renamed",),
+    "export": ("liftplus export runs/photos --out photos.onnx", "liftplus export runs/photos --out photos.pt2"),
+    "push": ("liftplus push runs/photos me/photos",),
+    "pull": ("liftplus pull me/photos --out runs/pulled",),
+}
+
+
+def epilog(command: str) -> str:
+    """The examples of a command, for the end of its help; each in a line of its own."""
+    return "\n\n".join(["Examples:", *(line.replace("[", r"\[") for line in EXAMPLES[command])])

@@ -1,0 +1,189 @@
+"""Experiment trackers: what they hold is what the run folder holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liftplus import tracking
+from liftplus.errors import UserError
+
+from .conftest import Command
+
+QUICK = ("epochs=2", "workers=0", "train.batch_size=8", "tte=false", "precision=fp32", "device=cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def expected(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every number of log.jsonl and metrics.json by the name that trackers get."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    found = {
+        f"train/{key}": [(record["epoch"], record[key]) for record in records] for key in ("loss", "lr", "seconds")
+    }
+    metrics = json.loads((run / "metrics.json").read_text())
+    return found | {f"test/{key}": [(2, metrics[key])] for key in ("overall", "mean_class", "few", "images")}
+
+
+def agrees(found: dict[str, list[tuple[int, float]]], run: Path) -> None:
+    wanted = expected(run)
+    assert found.keys() == wanted.keys()
+    for key, points in wanted.items():
+        assert [step for step, _ in found[key]] == [step for step, _ in points], key
+        assert [value for _, value in found[key]] == pytest.approx([value for _, value in points], rel=1e-5), key
+
+
+def test_tensorboard(photos: Path, command: Command, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    ended = command("train", "--data", photos, "--out", "run", "track=tensorboard", *QUICK)
+    assert ended.code == 0, ended.err
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    found = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    agrees(found, tmp_path / "run")
+    text = events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert '"loss.tau": 1.0' in text
+    assert command("eval", "run", "--json").code == 0
+
+
+def test_mlflow(photos: Path, command: Command, tmp_path: Path) -> None:
+    import mlflow
+
+    ended = command("train", "--data", photos, "--out", "runs/one", "track=mlflow", *QUICK)
+    assert ended.code == 0, ended.err
+    assert "failed" not in ended.err
+    client = mlflow.MlflowClient((tmp_path / "runs" / "mlruns").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("liftplus").experiment_id])
+    assert run.info.run_name == "one" and run.info.status == "FINISHED" and run.data.params["loss.tau"] == "1.0"
+    found = {
+        key: [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, key)]
+        for key in run.data.metrics
+    }
+    agrees(found, tmp_path / "runs" / "one")
+
+
+def test_wandb_offline(photos: Path, command: Command, tmp_path: Path) -> None:
+    ended = command("train", "--data", photos, "--out", "run", "track=wandb", *QUICK)
+    assert ended.code == 0, ended.err
+    assert "failed" not in ended.err
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert json.loads((tmp_path / "run" / tracking.RECORD).read_text())["wandb"] in file.name
+    agrees(wandb_history(file), tmp_path / "run")
+
+
+def wandb_history(file: Path) -> dict[str, list[tuple[int, float]]]:
+    """What a file of Weights & Biases holds."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for data in level_db_log(file.read_bytes()):
+        record = Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            key = "/".join(item.nested_key) or item.key
+            if not key.startswith("_"):
+                found.setdefault(key, []).append((record.history.step.num, json.loads(item.value_json)))
+    return found
+
+
+def level_db_log(data: bytes) -> Iterator[bytes]:
+    """The records of a file in LevelDB's log format behind a header of 7 bytes, in blocks of 32 KiB."""
+    place, pieces = 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if left < 7 or kind == 0:  # the rest of a block is filled up
+            place += left
+            continue
+        pieces += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield pieces
+            pieces = b""
+
+
+class Noting(tracking.Tracker):
+    """Notes what it is told."""
+
+    package = "json"
+    said: list[Any] = []  # noqa: RUF012
+
+    def __init__(self, run: tracking.Tracked) -> None:
+        self.said.append(("begin", run.known_as("noting")))
+        run.note("noting", "7")
+
+    def log(self, values: dict[str, float], epoch: int) -> None:
+        if epoch == 3:
+            raise ConnectionError("no route to host")
+        self.said.append((epoch, values))
+
+    def end(self, *, finished: bool) -> None:
+        self.said.append(finished)
+
+
+@pytest.fixture
+def noting(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    monkeypatch.setitem(tracking.TRACKERS, "noting", Noting)
+    monkeypatch.setattr(Noting, "said", [])
+    return Noting.said
+
+
+def test_a_run_that_goes_on_is_known(noting: list[Any], tmp_path: Path) -> None:
+    run = tracking.Tracked(tmp_path, {})
+
+    def interrupted() -> None:
+        with tracking.Following(["noting"], run) as tracked:
+            tracked.begin()
+            tracked.epoch_done({"epoch": 1, "loss": 0.5, "validation": {"overall": 50.0, "many": None}, "name": "x"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with tracking.Following(["noting"], run) as tracked:
+        tracked.epoch_done({"epoch": 2, "loss": 0.25})
+        tracked.tested({"overall": 60})
+    assert noting == [
+        ("begin", None),
+        (1, {"train/loss": 0.5, "train/validation/overall": 50.0}),
+        False,
+        ("begin", "7"),
+        (2, {"train/loss": 0.25}),
+        (2, {"test/overall": 60}),
+        True,
+    ]
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(noting: list[Any], tmp_path: Path) -> None:
+    with tracking.Following(["noting"], tracking.Tracked(tmp_path, {})) as tracked:
+        tracked.epoch_done({"epoch": 2, "loss": 1.0})
+        with pytest.warns(UserWarning, match="track=noting failed .no route to host.; the run goes on without it"):
+            tracked.epoch_done({"epoch": 3, "loss": 1.0})
+        tracked.epoch_done({"epoch": 4, "loss": 1.0})
+    assert noting == [("begin", None), (2, {"train/loss": 1.0})]
+
+
+def test_nothing_is_imported_unless_asked(photos: Path, command: Command, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ended = command("train", "--data", photos, "--out", "run", *QUICK)
+    assert ended.code == 0 and not (tmp_path / "run" / tracking.RECORD).exists()
+
+
+def test_mistakes_are_told_before_work(photos: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = command("train", "--data", photos, "track=tensorbord", *QUICK)
+    assert ended.code == 2 and "track.0 = 'tensorbord' is not allowed" in ended.err and "'mlflow'" in ended.err
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"track=wandb needs .* pip install 'liftplus\[wandb\]'"):
+        tracking.require(["wandb"])
+    ended = command("train", "--data", photos, "--out", "run", "track=wandb", *QUICK)
+    assert ended.code == 2 and "liftplus[wandb]" in ended.err and not Path("run").exists()
