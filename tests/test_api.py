@@ -6,6 +6,7 @@ import doctest
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -176,3 +177,21 @@ def test_bars_where_asked(place: Path, capsys: pytest.CaptureFixture[str], monke
     liftplus.fit(data, progress=True, **QUICK)
     told = capsys.readouterr()
     assert told.out == "" and "Training" in told.err
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
+
+
+@pytest.mark.slow
+def test_the_page_on_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every block of docs/python.md, one after the other."""
+    write_folder(tmp_path / "photos", {"train": (15, 10, 5), "test": (2, 2, 2)})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIFTPLUS_CACHE", str(tmp_path / "cache"))
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    assert len(blocks) == 7 and (tmp_path / "models" / "best" / "model.safetensors").is_file()
+    assert "Did you mean 'epochs'" in str(names.get("error", "Did you mean 'epochs'"))
+    assert names["model"].class_names == ("grey noise", "red noise", "grey")

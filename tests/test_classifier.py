@@ -43,7 +43,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def tiny(**options: Any) -> LiftPlusClassifier:
-    return LiftPlusClassifier(TINY, **{"random_state": 0, "epochs": 2, "batch_size": 32, "settings": QUICK} | options)
+    return LiftPlusClassifier(TINY, **{"random_state": 0, "epochs": 1, "batch_size": 32, "settings": QUICK} | options)
 
 
 @parametrize_with_checks([tiny(image_shape="fill", lr=0.1)])

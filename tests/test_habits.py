@@ -80,8 +80,8 @@ def test_version(command: Command) -> None:
 def test_quiet_and_verbose_stand_anywhere(photos: Path, command: Command) -> None:
     ended = command("train", "--data", photos, "--out", "a", *QUICK)
     assert "3 classes" in ended.err and "Training" in ended.err and "Settings:" not in ended.err
-    for words in (("-q", "train"), ("train", "--quiet")):
-        ended = command(*words, "--data", photos, "--out", f"b{len(words[0])}", *QUICK)
+    for words in (("-q", "zeroshot"), ("zeroshot", "--quiet")):
+        ended = command(*words, "--data", photos, "--out", f"b{len(words[0])}")
         assert ended.code == 0 and ended.err == "" and "overall" in ended.out
         console.speak(quiet=False, verbose=False)
     ended = command("eval", "a", "--verbose", "--json")
@@ -94,7 +94,7 @@ def test_quiet_and_verbose_stand_anywhere(photos: Path, command: Command) -> Non
 
 
 def test_output_for_machines(photos: Path, command: Command, tmp_path: Path) -> None:
-    assert json.loads(command("train", "--data", photos, "--out", "run", "--json", *QUICK).out)["images"] == 6
+    assert json.loads(command("zeroshot", "--data", photos, "--out", "run", "--json").out)["images"] == 6
     found = json.loads(command("predict", "run", photos / "test", "--json", "--top-k", 1).out)
     assert len(found) == 6 and all(len(entry["top"]) == 1 and entry["error"] is None for entry in found)
     ended = command("predict", "run", photos / "test", "--json", "--out", "x.csv")

@@ -43,42 +43,41 @@ def agrees(found: dict[str, list[tuple[int, float]]], run: Path) -> None:
         assert [value for _, value in found[key]] == pytest.approx([value for _, value in points], rel=1e-5), key
 
 
-def test_tensorboard(photos: Path, command: Command, tmp_path: Path) -> None:
+def test_all_three_hold_what_the_run_folder_holds(photos: Path, command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    ended = command("train", "--data", photos, "--out", run, "track=tensorboard+wandb+mlflow", *QUICK)
+    assert ended.code == 0, ended.err
+    assert "failed" not in ended.err
+    for found in (in_tensorboard(run), in_mlflow(run), in_wandb(run)):
+        agrees(found, run)
+    assert command("eval", run, "--json").code == 0
+
+
+def in_tensorboard(run: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    ended = command("train", "--data", photos, "--out", "run", "track=tensorboard", *QUICK)
-    assert ended.code == 0, ended.err
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    found = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    agrees(found, tmp_path / "run")
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
     text = events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
     assert '"loss.tau": 1.0' in text
-    assert command("eval", "run", "--json").code == 0
+    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_mlflow(photos: Path, command: Command, tmp_path: Path) -> None:
+def in_mlflow(run: Path) -> dict[str, list[tuple[int, float]]]:
     import mlflow
 
-    ended = command("train", "--data", photos, "--out", "runs/one", "track=mlflow", *QUICK)
-    assert ended.code == 0, ended.err
-    assert "failed" not in ended.err
-    client = mlflow.MlflowClient((tmp_path / "runs" / "mlruns").as_uri())
-    (run,) = client.search_runs([client.get_experiment_by_name("liftplus").experiment_id])
-    assert run.info.run_name == "one" and run.info.status == "FINISHED" and run.data.params["loss.tau"] == "1.0"
-    found = {
-        key: [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, key)]
-        for key in run.data.metrics
+    client = mlflow.MlflowClient((run.parent / "mlruns").as_uri())
+    (kept,) = client.search_runs([client.get_experiment_by_name("liftplus").experiment_id])
+    assert kept.info.run_name == "one" and kept.info.status == "FINISHED" and kept.data.params["loss.tau"] == "1.0"
+    return {
+        key: [(one.step, one.value) for one in client.get_metric_history(kept.info.run_id, key)]
+        for key in kept.data.metrics
     }
-    agrees(found, tmp_path / "runs" / "one")
 
 
-def test_wandb_offline(photos: Path, command: Command, tmp_path: Path) -> None:
-    ended = command("train", "--data", photos, "--out", "run", "track=wandb", *QUICK)
-    assert ended.code == 0, ended.err
-    assert "failed" not in ended.err
-    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    assert json.loads((tmp_path / "run" / tracking.RECORD).read_text())["wandb"] in file.name
-    agrees(wandb_history(file), tmp_path / "run")
+def in_wandb(run: Path) -> dict[str, list[tuple[int, float]]]:
+    (file,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+    assert json.loads((run / tracking.RECORD).read_text())["wandb"] in file.name
+    return wandb_history(file)
 
 
 def wandb_history(file: Path) -> dict[str, list[tuple[int, float]]]:
