@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import contenders
-import harness
 import numpy as np
 import torch
-from contenders import MODELS, Work
 from PIL import Image
 
+import contenders
+import harness
+from contenders import MODELS, Work
 from liftplus import runtime, train
 from liftplus.data import sources
 from liftplus.data.config import DataConfig
@@ -151,7 +151,9 @@ def start_times(folder: Path, device: str) -> list[dict[str, Any]]:
         taken = []
         for number in range(3):
             began = time.time()
-            given = [part.format(now=began, out=folder / f"run{number}") if "{" in part[:1] else part for part in command]
+            given = [
+                part.format(now=began, out=folder / f"run{number}") if "{" in part[:1] else part for part in command
+            ]
             ended = subprocess.run(given, capture_output=True, text=True, check=False)
             if ended.returncode:
                 raise RuntimeError(f"{name} failed: {ended.stderr[-2000:]}")

@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py --device cpu --out benchmarks/results/cpu-evaluation.json
     python benchmarks/evaluation.py --device cuda --batch 128 --images 2048 --classes 1000 --width 32
 
-liftplus runs its own `evaluate.predict`; only its loader is stood in for by one that keeps the batches on the device, so
-that no picture is decoded while the clock runs. Images a second count pictures, not crops.
+liftplus runs its own `evaluate.predict`; only its loader is stood in for by one that keeps the batches on the device,
+so that no picture is decoded while the clock runs. Images a second count pictures, not crops.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import fields, replace
 from typing import Any
 from unittest import mock
 
+import torch
+from torch import Tensor
+
 import contenders
 import flops
 import harness
-import torch
 from contenders import MODELS, Work
-from torch import Tensor
-
 from liftplus import evaluate, runtime
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import FixedView, Loader

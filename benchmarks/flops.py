@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from contenders import Work, catalogue_size, plain_classifier
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+
+from contenders import Work, catalogue_size, plain_classifier
 
 
 def _counted(work: Work, *, training: bool) -> int:

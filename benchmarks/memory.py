@@ -14,11 +14,11 @@ import gc
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 import contenders
 import harness
-import torch
 from contenders import MODELS, Work
-
 from liftplus import runtime, train
 
 

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 import contenders
 import flops
 import harness
-import torch
 from contenders import MODELS, Work
-
 from liftplus import runtime
 
 

@@ -4,22 +4,23 @@
     python benchmarks/train_step.py --device cuda --batch 128 --classes 1000 --width 32
 
 Each does the same work on one resident uint8 batch: normalise, forward, logit-adjusted loss, backward, SGD. Weights are
-random, which changes no time. bf16 on a CPU without bf16 units is many times slower than fp32 and left out unless asked for with
---emulated. `times_baseline` compares with the plain fp32 loop, turn by turn.
+random, which changes no time. bf16 on a CPU without bf16 units is many times slower than fp32 and left out unless asked
+for with --emulated. `times_baseline` compares with the plain fp32 loop, turn by turn.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
+
+import torch
 
 import contenders
 import flops
 import harness
-import torch
 from contenders import MODELS, Step, Work
-
 from liftplus import runtime
 
 BASELINE = "plain fp32 loop"
@@ -48,9 +49,10 @@ def ways(work: Work, chosen: runtime.Runtime, *, emulated: bool = False) -> dict
     }
     if gpu:
         out["plain fp16 autocast loop"] = lambda: contenders.plain(work, batch, torch.float16)
-    if gpu or emulated or harness.multiplies_bf16():
+    peft = find_spec("peft") is not None
+    if peft and (gpu or emulated or harness.multiplies_bf16()):
         out["timm + peft LoRA, bf16 autocast"] = lambda: contenders.peft_lora(work, batch, half)
-    if not gpu:
+    if peft and not gpu:
         out["timm + peft LoRA, fp32"] = lambda: contenders.peft_lora(work, batch, None)
     name = "bf16 autocast" if gpu else "fp32"
     out[f"full fine-tuning, {name}"] = lambda: contenders.full(work, batch, half if gpu else None)
@@ -61,7 +63,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     chosen = runtime.choose(args.device, args.precision)
     work = Work(args.model, args.batch, args.classes, args.width, args.size)
     record = harness.about(args, chosen) | {"work": work.shown, "peak": harness.peak(chosen.device, chosen.precision)}
-    chosen_ways = {name: make for name, make in ways(work, chosen, emulated=args.emulated).items() if not args.only or name in args.only}
+    chosen_ways = {
+        name: make
+        for name, make in ways(work, chosen, emulated=args.emulated).items()
+        if not args.only or name in args.only
+    }
     useful = args.batch * flops.of_step(work)
     runners = [
         # Useful FLOPs are those of the light step; for the others the number would mean something else.
