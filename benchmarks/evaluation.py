@@ -123,9 +123,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             device,
             baseline=BASELINE,
             peak=record["peak"]["used"],
-            warm_up=args.warm_up,
-            repeats=args.repeats,
-            calls=args.calls or 1,
+            **harness.timing(args, device, calls=1),
         )
         record["rows"] += [{"crops": crops} | row for row in rows]
         harness.write(args.out, record)

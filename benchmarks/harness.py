@@ -61,15 +61,29 @@ def settle(device: torch.device) -> None:
 
 
 def interleaved(
-    contenders: Sequence[Contender], device: torch.device, *, warm_up: int = 2, repeats: int = 7, calls: int = 1
+    contenders: Sequence[Contender],
+    device: torch.device,
+    *,
+    warm_up: int = 2,
+    repeats: int = 7,
+    calls: int = 1,
+    seconds: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Seconds a call of each contender, one value a turn; each turn times `calls` calls between two waits."""
+    """Seconds a call of each contender, one value a turn; each turn times `calls` calls between two waits.
+
+    After two turns no further one begins that would probably end later than `seconds` from now.
+    """
+    start = time.perf_counter()
     for contender in contenders:
         for _ in range(warm_up):
             contender.work()
         settle(device)
     taken: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for _ in range(repeats):
+    turn = time.perf_counter()
+    for number in range(repeats):
+        now = time.perf_counter()
+        if number >= 2 and now - start + (now - turn) / number > seconds:
+            break
         for contender in contenders:
             settle(device)
             began = time.perf_counter()
@@ -108,12 +122,13 @@ def compare(
     *,
     baseline: str,
     peak: float | None = None,
-    warm_up: int = 2,
-    repeats: int = 7,
-    calls: int = 1,
+    **timing: Any,
 ) -> list[dict[str, Any]]:
-    """Rows of a table: seconds, images/s, times the baseline's speed, useful FLOP/s and share of `peak`."""
-    taken = interleaved(contenders, device, warm_up=warm_up, repeats=repeats, calls=calls)
+    """Rows of a table: seconds, images/s, times the baseline's speed, useful FLOP/s and share of `peak`.
+
+    `timing` is what `interleaved` takes.
+    """
+    taken = interleaved(contenders, device, **timing)
     rows = []
     for contender in contenders:
         seconds = taken[contender.name]
@@ -121,6 +136,7 @@ def compare(
         row: dict[str, Any] = {
             "name": contender.name,
             "images": contender.images,
+            "turns": len(seconds),
             "seconds": spread(seconds),
             "images_per_second": significant(contender.images / middle),
         }
@@ -224,10 +240,17 @@ def about(args: argparse.Namespace, chosen: runtime.Runtime) -> dict[str, Any]:
     return {
         "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *map(_shown, sys.argv[1:])]),
         "date": date.today().isoformat(),
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "settings": {key: _plain(value) for key, value in vars(args).items()},
         "hardware": hardware(chosen.device),
         "versions": runtime.describe(chosen) | extra,
     }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: it knows no paths and no infinity."""
+    if isinstance(value, Path):
+        return value.name
+    return None if value == math.inf else value
 
 
 def _shown(argument: str) -> str:
@@ -250,13 +273,15 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     out.add_argument("--out", type=Path, help="where the JSON goes")
     out.add_argument("--repeats", type=int, default=7)
     out.add_argument("--warm-up", type=int, default=2)
+    out.add_argument("--seconds", type=float, default=math.inf, help="begin no further turn after so long")
     out.add_argument("--calls", type=int, help="calls a timed turn; by default 1 on a CPU and 10 on a GPU")
     return out
 
 
-def calls_of(args: argparse.Namespace, device: torch.device) -> int:
-    """Calls a timed turn."""
-    return int(args.calls or (10 if device.type == "cuda" else 1))
+def timing(args: argparse.Namespace, device: torch.device, calls: int = 10) -> dict[str, Any]:
+    """What `interleaved` takes, as the options say; `calls` a turn on a GPU unless they say otherwise."""
+    calls = args.calls or (calls if device.type == "cuda" else 1)
+    return {"warm_up": args.warm_up, "repeats": args.repeats, "calls": calls, "seconds": args.seconds}
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:

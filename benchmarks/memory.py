@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import gc
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -73,7 +75,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def predicted(work: Work, chosen: runtime.Runtime) -> int | None:
     """What liftplus foretells for this step; None where it does not."""
-    return None
+    if find_spec("liftplus.memory") is None:
+        return None
+    need = import_module("liftplus.memory").training(
+        work.settings(chosen), work.classes, chosen.device.type, chosen.precision
+    )
+    return int(need.tensors(work.batch))
 
 
 def compared(peak: int | None, foretold: int | None) -> dict[str, Any]:

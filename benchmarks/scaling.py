@@ -85,9 +85,7 @@ def axis_rows(
         chosen.device,
         baseline=runners[0].name,
         peak=peak,
-        warm_up=args.warm_up,
-        repeats=args.repeats,
-        calls=harness.calls_of(args, chosen.device),
+        **harness.timing(args, chosen.device),
     )
     first = rows[0]
     for row, (value, _) in zip(rows, members, strict=True):

@@ -79,9 +79,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         chosen.device,
         baseline=BASELINE,
         peak=record["peak"]["used"],
-        warm_up=args.warm_up,
-        repeats=args.repeats,
-        calls=harness.calls_of(args, chosen.device),
+        **harness.timing(args, chosen.device),
     )
     return record | {"rows": rows}
 

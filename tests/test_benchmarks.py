@@ -188,6 +188,17 @@ def test_two_arms_for_real(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_memory_layouts(tmp_path: Path) -> None:
+    out = tmp_path / "layouts.json"
+    small = ["--backbone", "mini_clip", "--size", 64, "--batch", 2, "--repeats", 2, "--warm-up", 1, "--device", "cpu"]
+    run("memory_layout.py", *small, "--out", out)
+    rows = json.loads(out.read_text())["rows"]
+    assert {(row["kind"], row["name"]) for row in rows} >= {
+        (kind, f"{layout} fp32") for kind in ("forward", "training") for layout in ("contiguous", "channels-last")
+    }
+
+
+@pytest.mark.slow
 def test_start_times_are_told(script: Callable[[str], Any], tmp_path: Path) -> None:
     rows = script("epoch").start_times(tmp_path, "cpu")
     assert [row["name"] for row in rows][:2] == ["import liftplus", "liftplus --help"]
