@@ -150,6 +150,24 @@ def compare(
     return rows
 
 
+@dataclass
+class Undisturbed:
+    """How much of the machine this process had between entering and leaving: CPU time over wall time and threads.
+
+    On a CPU well below 1 means that something else was running, and that the times are not to be trusted.
+    """
+
+    share: float = 0.0
+
+    def __enter__(self) -> Undisturbed:
+        self._began = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        wall, own = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        self.share = significant(own / wall / torch.get_num_threads(), 3)
+
+
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
     """Largest number of bytes in tensors while `work` runs.
 

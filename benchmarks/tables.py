@@ -37,6 +37,8 @@ def caption(record: dict[str, Any]) -> str:
     settings, timed = record["settings"], ""
     if "repeats" in settings:
         timed = f"; warm-up {settings['warm_up']}, {settings['repeats']} repeats, median (spread)"
+    if "cpu_share" in record and "gpu" not in machine:
+        timed += f"; the process had {min(1, record['cpu_share']):.0%} of the cores"
     peak = record.get("peak")
     told = f" Peak: {peak['used'] / 1e12:.3g} TFLOP/s in {peak['precision']} ({peak['source']})." if peak else ""
     return (

@@ -74,14 +74,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         harness.Contender(name, make(), args.batch, useful if name in ("liftplus", BASELINE) else None)
         for name, make in chosen_ways.items()
     ]
-    rows = harness.compare(
-        runners,
-        chosen.device,
-        baseline=BASELINE,
-        peak=record["peak"]["used"],
-        **harness.timing(args, chosen.device),
-    )
-    return record | {"rows": rows}
+    with harness.Undisturbed() as machine:
+        rows = harness.compare(
+            runners,
+            chosen.device,
+            baseline=BASELINE,
+            peak=record["peak"]["used"],
+            **harness.timing(args, chosen.device),
+        )
+    return record | {"rows": rows, "cpu_share": machine.share}
 
 
 def main() -> None:
