@@ -69,6 +69,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             harness.write(args.out, record)
             gc.collect()
             if chosen.device.type == "cuda":
+                torch._dynamo.reset()  # compiled steps would keep their models
                 torch.cuda.empty_cache()
     return record
 

@@ -9,6 +9,9 @@ LIFT+ on mini_clip with --seeds seeds an arm. `run` adds one line to the file af
 the runs that are missing. Both arms see the same images, order and crops, so the difference is taken seed by seed. It
 is within noise where its mean is below twice its standard error, or below the seeds' own standard deviation. --minutes
 begins no run that would probably end later.
+
+precision=auto is fp32 on a CPU without bf16 units. There the fast arm takes bf16 with the roundings of such units at
+the speed of fp32 (rounded.py), unless --fast says otherwise; the rows say so.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +34,11 @@ from liftplus import config, results, runs, runtime, train
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
 from liftplus.evaluate import Reading, predict, score
+from rounded import RoundedProducts
 
 ARMS = {
-    "reference": ("precision=fp32", "data.decode=exact", "compile=false"),
-    "fast": ("precision=auto", "data.decode=fast", "compile=auto"),
+    "reference": ("precision=fp32", "data.decode=exact", "train.compile=false"),
+    "fast": ("precision=auto", "data.decode=fast"),
 }
 GROUPS = ("overall", "many", "medium", "few")
 SAME = ("data", "epochs", "train_images", "test_images", "backbone")
@@ -82,10 +87,11 @@ def one(args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> d
     settings = config.resolve(data=args.data, backbone=args.backbone, method="lift+", overrides=given)
     chosen = runtime.choose(settings.device, settings.precision)
     data = smaller(runs.Session(settings, chosen).data(), args)
-    model = train.build(settings, data, chosen)
-    fitted = train.fit(model, settings, data, chosen)
-    split = data.splits["test"]
-    found = predict(model, Reading(data.store, split), settings.evaluation, model.backbone.facts, chosen)
+    split, rounds = data.splits["test"], emulates(chosen)
+    with RoundedProducts() if rounds else nullcontext():
+        model = train.build(settings, data, chosen)
+        fitted = train.fit(model, settings, data, chosen)
+        found = predict(model, Reading(data.store, split), settings.evaluation, model.backbone.facts, chosen)
     metrics = score(found, split, data.counts())
     sizes = {"train_images": len(data.splits["train"]), "test_images": len(split)}
     return {
@@ -97,7 +103,7 @@ def one(args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> d
         **sizes,
         "keys": list(keys),
         "tte": settings.evaluation.tte,
-        "precision": chosen.precision,
+        "precision": chosen.precision + (" by rounding fp32 products" if rounds else ""),
         "seconds": round(fitted.seconds, 1),
         "losses": [harness.significant(loss, 6) for loss in fitted.losses],
         **{group: metrics.summary()[group] for group in GROUPS},
@@ -110,7 +116,8 @@ def run(args: argparse.Namespace) -> None:
     """All runs that the file does not hold yet, arms in turns, seed by seed."""
     began, longest = time.perf_counter(), 0.0
     arms = {"reference": args.reference, "fast": args.fast}
-    chosen = {arm: list(ARMS[arm]) if keys is None else keys for arm, keys in arms.items()}
+    defaults = {"reference": existing(ARMS["reference"]), "fast": fast_keys(args.device)}
+    chosen = {arm: defaults[arm] if keys is None else keys for arm, keys in arms.items()}
     for keys in chosen.values():  # refuse a wrong key before long work starts
         config.resolve(data=args.data, backbone=args.backbone, overrides=keys)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +137,23 @@ def run(args: argparse.Namespace) -> None:
             longest = max(longest, time.perf_counter() - start)
             results.append_json(args.out, row)
             print(f"{row['data']} seed {seed} {arm:9} {row['overall']:.2f} % in {row['seconds']:.0f} s", flush=True)
+
+
+def existing(keys: Sequence[str]) -> list[str]:
+    """Those settings that this version has: one without the key has only one way."""
+    known = config.flat(config.RunConfig())
+    return [key for key in keys if key.partition("=")[0] in known]
+
+
+def emulates(chosen: runtime.Runtime) -> bool:
+    """Whether bf16 has to be imitated here."""
+    return chosen.device.type == "cpu" and chosen.precision == "bf16" and not harness.multiplies_bf16()
+
+
+def fast_keys(device: str) -> list[str]:
+    """The fast arm's settings, with bf16 also on a CPU that would not choose it."""
+    keys, on_cpu = existing(ARMS["fast"]), runtime.choose(device).device.type == "cpu"
+    return [key.replace("=auto", "=bf16") if on_cpu and key.startswith("precision") else key for key in keys]
 
 
 def made(row: dict[str, Any], args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> bool:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,27 @@ def test_runs_that_are_there_are_not_made_again(
     same.run(same.parse([*given, "--seeds", "3"]))
     assert asked[4:] == [(1, "fast"), (2, "reference"), (2, "fast")]
     assert {row["verdict"] for row in same.summary(same.lines(out))} == {"within noise"}
+
+
+def test_imitated_bf16_rounds_as_bf16_does(script: Callable[[str], Any]) -> None:
+    """Forward and backward of a small network in autocast, against the CPU's own slow bf16."""
+    mode = script("rounded").RoundedProducts
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 4), torch.nn.Flatten(), torch.nn.Linear(128, 5))
+    images, grads, seen = torch.randn(7, 3, 16, 16), [], []
+    for imitate in (False, True):
+        net.zero_grad()
+        with mode() if imitate else nullcontext():
+            with torch.autocast("cpu", torch.bfloat16):
+                out = net(images)
+            out.float().square().sum().backward()
+        assert out.dtype is torch.bfloat16
+        seen.append(out.detach().float())
+        grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    torch.testing.assert_close(seen[1], seen[0], rtol=2**-7, atol=2**-9)  # one unit in the last place of bf16
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2**-6 * float(b.abs().max()))
+    assert not torch.equal(seen[1], net(images).detach())  # it does round
 
 
 def test_a_part_keeps_every_class(script: Callable[[str], Any]) -> None:
