@@ -71,7 +71,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds a call of each contender, one value a turn; each turn times `calls` calls between two waits.
 
-    After two turns no further one begins that would probably end later than `seconds` from now.
+    After the first turn no further one begins that would probably end later than `seconds` from now.
     """
     start = time.perf_counter()
     for contender in contenders:
@@ -82,7 +82,7 @@ def interleaved(
     turn = time.perf_counter()
     for number in range(repeats):
         now = time.perf_counter()
-        if number >= 2 and now - start + (now - turn) / number > seconds:
+        if number >= 1 and now - start + (now - turn) / number > seconds:
             break
         for contender in contenders:
             settle(device)
