@@ -68,8 +68,12 @@ def interleaved(
     repeats: int = 7,
     calls: int = 1,
     seconds: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds a call of each contender, one value a turn; each turn times `calls` calls between two waits.
+
+    `clock` may be `time.process_time`, which counts the CPU time of all threads: of use with one thread on a machine
+    that others use too.
 
     After the first turn no further one begins that would probably end later than `seconds` from now.
     """
@@ -86,11 +90,11 @@ def interleaved(
             break
         for contender in contenders:
             settle(device)
-            began = time.perf_counter()
+            began = clock()
             for _ in range(calls):
                 contender.work()
             settle(device)
-            taken[contender.name].append((time.perf_counter() - began) / calls)
+            taken[contender.name].append((clock() - began) / calls)
     return taken
 
 
@@ -196,14 +200,14 @@ def matmul_peak(device: torch.device, precision: str, side: int | None = None) -
     side = side or (8192 if device.type == "cuda" else 2048)
     a = torch.randn(side, side, device=device).to(runtime.DTYPES[precision])
     work = Contender("product", lambda: a @ a, 1)
-    seconds = interleaved([work], device, warm_up=1, repeats=5, calls=10 if device.type == "cuda" else 1)
+    seconds = interleaved([work], device, warm_up=1, repeats=15, calls=10 if device.type == "cuda" else 1)
     return 2 * side**3 / min(seconds["product"])
 
 
 def peak(device: torch.device, precision: str) -> dict[str, Any]:
     """The peak that shares refer to: the data sheet's for a known GPU in 16 bits, else the measured one."""
     measured = matmul_peak(device, precision)
-    out = {"precision": precision, "measured": significant(measured), "source": "largest of 5 square matrix products"}
+    out = {"precision": precision, "measured": significant(measured), "source": "best of 15 square matrix products"}
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
         sheet = next((value for known, value in DATA_SHEET.items() if known in name), None)
@@ -292,6 +296,7 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     out.add_argument("--repeats", type=int, default=7)
     out.add_argument("--warm-up", type=int, default=2)
     out.add_argument("--seconds", type=float, default=math.inf, help="begin no further turn after so long")
+    out.add_argument("--cpu-time", action="store_true", help="CPU seconds; for one thread on a machine that is in use")
     out.add_argument("--calls", type=int, help="calls a timed turn; by default 1 on a CPU and 10 on a GPU")
     return out
 
@@ -299,7 +304,8 @@ def parser(text: str | None) -> argparse.ArgumentParser:
 def timing(args: argparse.Namespace, device: torch.device, calls: int = 10) -> dict[str, Any]:
     """What `interleaved` takes, as the options say; `calls` a turn on a GPU unless they say otherwise."""
     calls = args.calls or (calls if device.type == "cuda" else 1)
-    return {"warm_up": args.warm_up, "repeats": args.repeats, "calls": calls, "seconds": args.seconds}
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    return {"warm_up": args.warm_up, "repeats": args.repeats, "calls": calls, "seconds": args.seconds, "clock": clock}
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:

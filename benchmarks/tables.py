@@ -37,6 +37,7 @@ def caption(record: dict[str, Any]) -> str:
     settings, timed = record["settings"], ""
     if "repeats" in settings:
         timed = f"; warm-up {settings['warm_up']}, {settings['repeats']} repeats, median (spread)"
+        timed += "; CPU time of one thread" if settings.get("cpu_time") else ""
     if "cpu_share" in record and "gpu" not in machine:
         timed += f"; the process had {min(1, record['cpu_share']):.0%} of the cores"
     peak = record.get("peak")
