@@ -218,6 +218,8 @@ def main() -> None:
         print(f"{stage}: {' '.join(command)}", flush=True)
         record["stages"][stage] = run(stage, command, str(chosen.device), left)
         record["verdicts"] = [line.judge(record["stages"]) for line in lines]
+        for line in record["verdicts"] if args.small else ():
+            line["verdict"] = "no verdict" if line["measured"] is not None else "not measured"
         record["seconds"] = round(time.perf_counter() - began, 1)
         harness.write(args.out, record)
     show(record)

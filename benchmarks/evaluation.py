@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     images = args.images or args.batch * (16 if gpu else 1)
     data, a_crop = contenders.dataset(args.classes, images), flops.of_forward(work)
     record = harness.about(args, chosen) | {"work": work.shown | {"images": images}}
-    record |= {"peak": harness.peak(device, chosen.precision), "rows": []}
+    record |= {"peak": harness.peak(args, chosen), "rows": []}
     for crops in args.crops:
         evaluation = Evaluation(tte=crops == 5, batch_size=args.batch)
         useful = float(images * crops * a_crop)

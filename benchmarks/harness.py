@@ -77,6 +77,7 @@ def interleaved(
 
     After the first turn no further one begins that would probably end later than `seconds` from now.
     """
+    assert len({contender.name for contender in contenders}) == len(contenders), "contenders are told apart by name"
     start = time.perf_counter()
     for contender in contenders:
         for _ in range(warm_up):
@@ -195,18 +196,19 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
     return most
 
 
-def matmul_peak(device: torch.device, precision: str, side: int | None = None) -> float:
+def matmul_peak(device: torch.device, precision: str, clock: Callable[[], float] = time.perf_counter) -> float:
     """FLOP/s of the fastest of a few products of square matrices: what the matrix units reach at best."""
-    side = side or (8192 if device.type == "cuda" else 2048)
+    side = 8192 if device.type == "cuda" else 2048
     a = torch.randn(side, side, device=device).to(runtime.DTYPES[precision])
     work = Contender("product", lambda: a @ a, 1)
-    seconds = interleaved([work], device, warm_up=1, repeats=15, calls=10 if device.type == "cuda" else 1)
+    seconds = interleaved([work], device, warm_up=1, repeats=15, calls=10 if device.type == "cuda" else 1, clock=clock)
     return 2 * side**3 / min(seconds["product"])
 
 
-def peak(device: torch.device, precision: str) -> dict[str, Any]:
+def peak(args: argparse.Namespace, chosen: runtime.Runtime) -> dict[str, Any]:
     """The peak that shares refer to: the data sheet's for a known GPU in 16 bits, else the measured one."""
-    measured = matmul_peak(device, precision)
+    device, precision = chosen.device, chosen.precision
+    measured = matmul_peak(device, precision, timing(args, device)["clock"])
     out = {"precision": precision, "measured": significant(measured), "source": "best of 15 square matrix products"}
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)

@@ -46,7 +46,7 @@ def variants(args: argparse.Namespace) -> Iterator[tuple[str, int, Work]]:
     sizes = args.sizes if args.sizes is not None else [side // 2 // 16 * 16, side]
     axes = {"batch": batches, "size": sizes, "classes": args.class_counts, "width": args.widths}
     for axis, values in axes.items():
-        for value in values:
+        for value in dict.fromkeys(values):
             yield axis, value, replace(base, **{axis: value})
 
 
@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     chosen = runtime.choose(args.device, args.precision)
     base = Work(args.model, args.batch, args.classes, args.width, args.size)
     record = harness.about(args, chosen) | {"work": base.shown, "rows": []}
-    record |= {"peak": harness.peak(chosen.device, chosen.precision)}
+    record |= {"peak": harness.peak(args, chosen)}
     groups: dict[str, list[tuple[int, Work]]] = {}
     for axis, value, work in variants(args):
         groups.setdefault(axis, []).append((value, work))

@@ -62,7 +62,7 @@ def ways(work: Work, chosen: runtime.Runtime, *, emulated: bool = False) -> dict
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     chosen = runtime.choose(args.device, args.precision)
     work = Work(args.model, args.batch, args.classes, args.width, args.size)
-    record = harness.about(args, chosen) | {"work": work.shown, "peak": harness.peak(chosen.device, chosen.precision)}
+    record = harness.about(args, chosen) | {"work": work.shown, "peak": harness.peak(args, chosen)}
     chosen_ways = {
         name: make
         for name, make in ways(work, chosen, emulated=args.emulated).items()
