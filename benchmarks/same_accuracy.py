@@ -24,13 +24,16 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import harness
-from liftplus import config, results, runs, runtime, train
+from liftplus import config, results, runtime, train
+from liftplus.data import sources
+from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
 from liftplus.evaluate import Reading, predict, score
@@ -80,13 +83,19 @@ def smaller(data: DataSet, args: argparse.Namespace) -> DataSet:
     return replace(data, splits=data.splits | cut)
 
 
+@cache
+def loaded(about: str) -> DataSet:
+    """The data set of a `data` section: the same for all seeds."""
+    return sources.load(DataConfig.model_validate_json(about))
+
+
 def one(args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> dict[str, Any]:
     """Train and test once."""
     given = [f"seed={seed}", f"device={args.device}", *keys]
     given += [] if args.epochs is None else [f"train.epochs={args.epochs}"]
     settings = config.resolve(data=args.data, backbone=args.backbone, method="lift+", overrides=given)
     chosen = runtime.choose(settings.device, settings.precision)
-    data = smaller(runs.Session(settings, chosen).data(), args)
+    data = smaller(loaded(settings.data.model_dump_json()), args)
     split, rounds = data.splits["test"], emulates(chosen)
     with RoundedProducts() if rounds else nullcontext():
         model = train.build(settings, data, chosen)
