@@ -40,7 +40,7 @@ from liftplus.evaluate import Reading, predict, score
 from rounded import RoundedProducts
 
 ARMS = {
-    "reference": ("precision=fp32", "data.decode=exact", "train.compile=false"),
+    "reference": ("precision=fp32", "data.decode=exact", "compile=off"),
     "fast": ("precision=auto", "data.decode=fast"),
 }
 GROUPS = ("overall", "many", "medium", "few")

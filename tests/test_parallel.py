@@ -72,7 +72,9 @@ def ended(job: subprocess.Popen[str], seconds: float = 150) -> tuple[int, str]:
 def outcome(folder: Path) -> dict[str, Any]:
     """What must be equal: all but the time it took and the machine."""
     told = results.read_json(folder / "metrics.json")
-    metrics = {key: value for key, value in told.items() if key not in ("seconds", "versions")}
+    metrics = {
+        key: value for key, value in told.items() if key not in ("seconds", "versions", "command", "peak_memory_bytes")
+    }
     return {"metrics": metrics} | {name: (folder / name).read_text() for name in ("per_class.csv", "confusion.csv")}
 
 

@@ -106,8 +106,9 @@ def check_files(folder: Path) -> None:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What must be equal, the time it took left out."""
-    metrics = {key: value for key, value in results.read_json(folder / "metrics.json").items() if key != "seconds"}
+    """What must be equal, time and memory left out."""
+    told = results.read_json(folder / "metrics.json")
+    metrics = {key: value for key, value in told.items() if key not in ("seconds", "peak_memory_bytes")}
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {
         "files": {name: (folder / name).read_bytes() for name in FILES},

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import browser
 
 from .conftest import Command
 
@@ -44,6 +47,25 @@ def test_demo_repeats_the_committed_results(command: Command, tmp_path: Path) ->
         assert row["overall"] == pytest.approx(mean(committed, row["method"], "overall", row["tte"]), abs=3.0)
     assert mean(rows, "lift+", "few") > mean(rows, "full", "few")
     assert "lift+" in ended.out and "results.json" in ended.out
+    the_report_opens(tmp_path)
+
+
+def the_report_opens(folder: Path) -> None:
+    """The demo's page in a browser: every figure is there and seen, the table sorts, and nothing is reported."""
+    page = folder / "runs" / "demo" / "report" / "report.html"
+    assert len(list(page.parent.glob("figures/*.png"))) == 10
+    if reason := browser.missing():
+        assert not os.environ.get("CI"), reason
+        return
+    with browser.chromium(folder / "profile") as driver:
+        for size in ((1280, 900), (390, 844)):
+            browser.look(driver, *size)
+            driver.get(page.as_uri())
+            script = "return [...document.querySelectorAll('figure svg')].map(s => s.clientHeight)"
+            heights = driver.execute_script(script)
+            assert len(heights) == 10 and min(heights) > 100
+            assert driver.execute_script("return document.querySelector('#table tbody').rows.length") == 50
+            assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
         model.load_learned(state)
     except ValueError as error:
         raise UserError(f"The weights in {str(folder / FILE)!r} do not fit its configuration: {error}.") from error
-    runtime.place(model)
+    model.put(runtime)
     model.requires_grad_(False)
     return Trained(model, config, tuple(about["class_names"]), tuple(about["class_ids"]), tuple(about["train_counts"]))
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from liftplus.commands import demo, evaluate, info, predict, train
+from liftplus.commands import demo, evaluate, info, predict, prepare, report, train
 from liftplus.errors import UserError, told
 
 app = typer.Typer(
@@ -28,7 +28,9 @@ app.command("predict")(predict.predict)
 app.command("zeroshot")(train.zeroshot)
 app.command("info")(info.info)
 data_app.command("inspect")(info.inspect)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
+app.command("prepare")(prepare.prepare)
 
 
 def main() -> None:

@@ -93,7 +93,9 @@ class RunConfig(BaseModel):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Precision of matrix products; auto takes bf16 where the device computes in it."""
+    """Precision of matrix products and frozen weights; auto takes bf16 where the device computes in it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for training and testing; auto: on a GPU. Costs a minute at the start."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     tuner: Annotated[dict[str, SerializeAsAny[Tuner]], BeforeValidator(_tuners)] = {}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from liftplus import config as configs
-from liftplus import console, results, runs, runtime, train
+from liftplus import console, report, results, runs, runtime, train
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
 from liftplus.runtime import Progress
@@ -15,6 +15,7 @@ from liftplus.runtime import Progress
 METHODS = ("zeroshot", "linear_probe", "full", "lift+")
 DATA, BACKBONE = "openmoji_lt", "mini_clip"
 MARKER = ".liftplus-demo"
+FEATURES = 20  # pictures of a class and split; the report takes half a minute with them
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ def run(out: Path, seeds: int) -> None:
             rows += compare(method, seed, dataset, out / f"{method}-seed{seed}", console.Bars())
             results.write_json(out / "results.json", [asdict(row) for row in rows])
     show(rows, out)
+    folders = [out / f"{method}-seed{seed}" for seed in range(seeds) for method in METHODS]
+    page = report.write(
+        folders, out / "report", with_features=True, per_class=FEATURES, progress=console.Bars(), dataset=dataset
+    )
+    console.out.print(f"Report: {page}; open it in a browser.")
 
 
 def _session(method: str, seed: int, bars: Progress) -> runs.Session:

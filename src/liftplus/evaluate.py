@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from liftplus.backbones.base import Facts
 from liftplus.data.dataset import Split, Store
 from liftplus.data.loader import FixedView, Loader
-from liftplus.data.transforms import CentreCrop, Evaluation, FiveCrops
+from liftplus.data.transforms import CentreCrop, Crops, Evaluation, FiveCrops
 from liftplus.metrics import Metrics, accuracies, ranked
 from liftplus.runtime import Progress, Runtime, Silent
 
@@ -84,7 +84,7 @@ class Reading:
 def collect(
     model: nn.Module,
     reading: Reading,
-    view: CentreCrop | FiveCrops,
+    view: Crops,
     facts: Facts,
     runtime: Runtime,
     batch_size: int = 128,
@@ -107,7 +107,7 @@ def _part(split: Split, runtime: Runtime) -> Split:
 def _outputs(
     model: nn.Module,
     reading: Reading,
-    view: CentreCrop | FiveCrops,
+    view: Crops,
     facts: Facts,
     runtime: Runtime,
     batch_size: int,
@@ -116,23 +116,26 @@ def _outputs(
     loader = Loader(
         reading.store,
         reading.split,
-        FixedView(view),
+        FixedView(view.picture),
         batch_size=batch_size,
         workers=reading.workers,
         pin=runtime.device.type == "cuda",
     )
-    normalise = Normalise(facts).to(runtime.device)
+    normalise, forward = Normalise(facts).to(runtime.device), runtime.compiled(model)
     # A classifier with a trained text side would encode its class prompts for every batch.
     keeping = getattr(model, "class_features_kept", nullcontext)
     parts: list[Tensor] = []
     with keeping(), (reading.progress or Silent()).task(reading.label, len(loader)) as advance:
         for batch in loader.epoch():
-            images = batch.images.to(runtime.device, non_blocking=True)
+            pictures = batch.images.to(runtime.device, non_blocking=True)
+            images = view.cut(pictures, batch.sizes.to(runtime.device, non_blocking=True))
             with runtime.autocast():
-                out = model(normalise(images.flatten(0, 1)))
-            parts.append(out.float().unflatten(0, images.shape[:2]).mean(1).cpu())
+                out = forward(normalise(images.flatten(0, 1)))
+            parts.append(out.float().unflatten(0, images.shape[:2]).mean(1))
+            if len(parts) > 1:  # of the batch before, so that the device has the next one while this waits
+                parts[-2] = parts[-2].cpu()
             advance()
-    return torch.cat(parts)
+    return torch.cat([*parts[:-1], *(part.cpu() for part in parts[-1:])])
 
 
 @torch.inference_mode()

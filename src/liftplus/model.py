@@ -12,6 +12,7 @@ from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import ClassTexts
 from liftplus.errors import UserError
 from liftplus.heads import HeadModule, JointModule
+from liftplus.runtime import Runtime
 from liftplus.tuners.base import Tuner
 
 
@@ -66,6 +67,11 @@ class Classifier(nn.Module):
         if not reads_text:
             backbone.text = None
         return model
+
+    def put(self, runtime: Runtime) -> None:
+        """Move it to the device; frozen weights take the precision of the run, trained ones stay in fp32."""
+        runtime.place(self)
+        self.backbone.store_frozen(runtime.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.backbone(images)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,11 +27,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and in which precision a model runs, and which processes run it together."""
+    """Where and in which precision a model runs, and which processes run it together.
+
+    Attributes:
+        device, precision: as resolved; the latter is bf16, fp16 or fp32.
+        job: the processes.
+        compiles: whether models are compiled before they run.
+    """
 
     device: torch.device
     precision: str
     job: Job = ALONE
+    compiles: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the run's precision; nothing for fp32."""
@@ -34,8 +46,17 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products and of frozen weights."""
+        return DTYPES[self.precision]
+
+    def compiled(self, model: nn.Module) -> Callable[..., Any]:
+        """The model as a function of one batch; batches of one size compile once."""
+        return Compiled(model) if self.compiles else model
+
     def place(self, model: nn.Module) -> None:
-        """Move a model here and choose the attention kernel and memory layout that are fast here."""
+        """Move a model here; store frozen weights, and choose attention kernel and memory layout, as is fast here."""
         model.to(self.device)
         # EfficientNet-Lite0 at 96 px on one core: 1.3 times the training steps, 1.6 times the forward passes.
         if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
@@ -47,8 +68,9 @@ class Runtime:
                 module.fused_attn = fused  # type: ignore[assignment]
 
 
-def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE) -> Runtime:
-    """Resolve "auto": a GPU where there is one; bf16 where the device computes in it, else fp16 (GPU) or fp32 (CPU).
+def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE, compiling: str = "auto") -> Runtime:
+    """Resolve "auto": a GPU where there is one; bf16 where the device computes in it, else fp16 (GPU) or fp32 (CPU);
+    compiled models on a GPU.
 
     Of a job of several processes each takes the GPU of its number.
     """
@@ -70,7 +92,8 @@ def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE) -> R
         precision = _best_precision(chosen)
     if precision == "fp16" and chosen.type == "cpu":
         raise UserError("precision=fp16 needs a GPU. On this device choose bf16 or fp32, or leave precision=auto.")
-    return Runtime(chosen, precision, job)
+    compiles = chosen.type == "cuda" if compiling == "auto" else compiling == "on"
+    return Runtime(chosen, precision, job, compiles)
 
 
 def _own_device(device: str, job: Job) -> str:
@@ -117,6 +140,68 @@ def describe(runtime: Runtime) -> dict[str, str]:
         "precision": runtime.precision,
         "processes": str(runtime.job.size),
     }
+
+
+class Compiled:
+    """A model as a function of one batch, made faster by torch.compile; it runs as it is where that fails.
+
+    A smaller batch, as the last of an epoch, is filled up to the size of the first one with pictures whose outputs are
+    dropped, since another size would be compiled anew.
+    """
+
+    def __init__(self, model: nn.Module, compiler: Callable[..., Any] = torch.compile) -> None:
+        self.model = model
+        self.forward: Callable[..., Any] = compiler(model, dynamic=False)
+        self.tried, self.full = False, 0
+
+    def __call__(self, images: torch.Tensor) -> Any:
+        count, self.full = len(images), max(self.full, len(images))
+        if count < self.full and self.forward is not self.model:
+            images = torch.cat([images, images[-1:].expand(self.full - count, *images.shape[1:])])
+        return self._first(images)[:count] if not self.tried else self.forward(images)[:count]
+
+    def _first(self, images: torch.Tensor) -> Any:
+        self.tried = True
+        try:
+            return self.forward(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers fail with exceptions of every kind
+            warnings.warn(f"torch.compile failed ({_first_line(error)}); the model runs without it.", stacklevel=3)
+            self.forward = self.model
+            return self.model(images)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def command_line() -> str:
+    """The command that started this process, as a shell would take it."""
+    return shlex.join([os.path.basename(sys.argv[0]) or "python", *sys.argv[1:]])
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now on, where the system allows that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes in use at once: allocated on a GPU, or resident in this process; None where the system keeps no count.
+
+    Loader processes are not counted.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return 1024 * int(found[0]) if found else None
 
 
 class Progress(Protocol):

@@ -35,6 +35,7 @@ class Step:
         loss = config.loss.for_head(config.head)
         self.loss: LossModule = loss.build(torch.tensor(dataset.counts()), dataset.class_names)
         self.loss.to(runtime.device, torch.float32)
+        self.forward = runtime.compiled(model)
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimiser = torch.optim.SGD(
@@ -42,6 +43,7 @@ class Step:
             lr=config.train.lr,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
+            fused=runtime.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.watch = Watch(model, dataset.splits["train"].keys, runtime)
@@ -86,7 +88,7 @@ class Step:
         for images, labels in zip(batch.images.split(self.micro), truth.split(self.micro), strict=True):
             images = images.to(self.runtime.device, non_blocking=True)
             with self.runtime.autocast():
-                logits = self.model(self.normalise(images))
+                logits = self.forward(self.normalise(images))
             # A piece counts by its share of the batch's weights, as its images do in the loss of the whole batch.
             loss = self.loss(logits, labels) * (self.loss.total_weight(labels) / whole)
             self.scaler.scale(loss).backward()

@@ -53,7 +53,7 @@ def build(config: RunConfig, dataset: DataSet, runtime: Runtime, progress: Progr
         raise UserError(
             "Nothing is left to train: the tuner is none and the head is frozen. Use epochs=0, or another tuner."
         )
-    runtime.place(model)
+    model.put(runtime)
     return model
 
 

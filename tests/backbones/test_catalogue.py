@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from liftplus.backbones import catalogue, from_timm, mini_clip
 from liftplus.backbones.base import Backbone, BackboneConfig
+from liftplus.backbones.clip import LeanQuickGELU
 from liftplus.errors import UserError
 from zoo import ZOO, backbone_of
 
@@ -118,7 +119,7 @@ def test_the_activation_is_the_one_of_the_training(name: str) -> None:
     assert backbone.text is not None
     quick = name not in EXACT
     assert len(QUICK) == 7 and len(EXACT) == 6
-    assert activations(backbone.image) == {TimmQuickGELU if quick else nn.GELU}
+    assert activations(backbone.image) == {LeanQuickGELU if quick else nn.GELU}
     assert activations(backbone.text.tower) == {QuickGELU if quick else nn.GELU}
 
 

@@ -136,15 +136,23 @@ def test_refused_where_a_site_is_missing(lab: Any, name: str, backbone: str) -> 
 
 
 def test_mixed_precision(lab: Any, name: str, backbone: str, options: dict[str, Any]) -> None:
-    """bf16 keeps to fp32 within 4 eps sqrt(depth) of the cosines' scale, and logits come out in fp32."""
+    """bf16 keeps to fp32 within 4 eps sqrt(depth) of the cosines' scale, and logits come out in fp32.
+
+    Frozen weights are stored in bf16, trained ones and their gradients stay in fp32.
+    """
     model = lab.attachable(name, backbone, options)
     expected = model(lab.images(model))
+    model.backbone.store_frozen(torch.bfloat16)
+    assert {p.dtype for p in model.trainable()} <= {torch.float32}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(lab.images(model))
     scale = float(getattr(model.head, "scale", 1.0))
     eps, depth = torch.finfo(torch.bfloat16).eps, model.backbone.depth
     assert out.dtype == torch.float32
     assert float((out - expected).detach().abs().max()) <= 4 * eps * depth**0.5 * scale
+    if out.requires_grad:
+        out.sum().backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.trainable())
 
 
 def test_checkpointing_changes_no_gradient(lab: Any, name: str, backbone: str, options: dict[str, Any]) -> None:

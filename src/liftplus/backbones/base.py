@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from liftplus.backbones.sites import Side, Site, residual_blocks, sites_of, split_packed_attention
+from liftplus.backbones.sites import Side, Site, is_norm, residual_blocks, sites_of, split_packed_attention
 from liftplus.backbones.text import TextEncoder
 from liftplus.errors import UserError
 
@@ -82,6 +82,8 @@ class Backbone(nn.Module):
         projection = None if image_projection is None else nn.Parameter(image_projection.detach().clone())
         self.register_parameter("image_projection", projection)
         self.joint_end = nn.Identity()
+        for first in residual_blocks(image)[:1]:
+            first.register_forward_pre_hook(_in_precision)
         self.requires_grad_(False).eval()
 
     @property
@@ -147,6 +149,17 @@ class Backbone(nn.Module):
         for block in (block for tower in towers for block in residual_blocks(tower)):
             block.forward = Recomputed(block)
 
+    def store_frozen(self, dtype: torch.dtype) -> None:
+        """Keep the towers' weights that are not trained in the precision they are multiplied in: no step casts them.
+
+        Norms stay in fp32, in which they are computed, and so do projections to the joint space.
+        """
+        towers = [self.image] if self.text is None else [self.image, self.text.tower]
+        for module in (module for tower in towers for module in tower.modules() if not is_norm(module)):
+            for name, p in module.named_parameters(recurse=False):
+                if p.dtype == torch.float32 and not p.requires_grad and name != "text_projection":
+                    p.data = p.data.to(dtype)
+
     def train(self, mode: bool = True) -> Backbone:
         """Stay in evaluation mode: dropout and batch statistics of frozen layers must not move."""
         return super().train(False)
@@ -173,6 +186,17 @@ class Backbone(nn.Module):
                 "Choose a CLIP backbone, or head_init=class_mean."
             )
         return self.text
+
+
+def _in_precision(_block: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Hook before the first block: under autocast the residual stream runs in its precision.
+
+    A norm before the blocks, as CLIP has it, would leave the stream in fp32 on a GPU: twice the memory traffic.
+    """
+    x = args[0]
+    if not torch.is_autocast_enabled(x.device.type):
+        return None
+    return (x.to(torch.get_autocast_dtype(x.device.type)), *args[1:])
 
 
 class Recomputed:

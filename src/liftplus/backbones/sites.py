@@ -233,10 +233,15 @@ _NORMS = (
 )
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises, in any of the forms that timm and open_clip use."""
+    return isinstance(module, _NORMS)
+
+
 def _norms(layer: int, block: nn.Module) -> Iterator[Site]:
     for path, module in block.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(module, _NORMS) and weight is not None:
+        if is_norm(module) and weight is not None:
             yield Site("norm", layer, module, module, weight.numel(), weight.numel(), name=path)
 
 

@@ -31,11 +31,11 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     from liftplus import console, parallel, runs, runtime
 
     job = parallel.job()
-    place = runtime.choose(config.device, config.precision, job)
+    place = runtime.choose(config.device, config.precision, job, config.compile)
     return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
-CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "train")
+CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "compile", "train")
 
 
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
@@ -45,7 +45,11 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
     values = checkpoint.read_about(run)["config"]
     before = config.from_dict(values).to_dict()
     if data is not None:
-        values["data"] = {"source": data, "unreadable": values["data"]["unreadable"]}
+        values["data"] = {
+            "source": data,
+            "unreadable": before["data"]["unreadable"],
+            "decode": before["data"]["decode"],
+        }
     settings = config.changed(values, overrides or ())
     after = settings.to_dict()
     fixed = [key for key in after if key not in CHANGEABLE and after[key] != before[key]]

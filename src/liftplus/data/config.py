@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from liftplus.data.pictures import Decode
 
 
 class DataConfig(BaseModel):
@@ -36,5 +38,24 @@ class DataConfig(BaseModel):
     """Seed of the splits made here."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do at a picture that cannot be decoded: stop and name it, or leave it out and say so."""
+    decode: Decode = "fast"
+    """How pictures are decoded and resized: "exact" by Pillow alone; "fast" with less work and pixels that differ by
+    rounding; "scaled" decodes large JPEGs at a fraction of their size, which blurs or sharpens them a little."""
     num_classes: int | None = Field(default=None, ge=2)
     """For `info` without data: the number of classes to plan for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, values: Any) -> Any:
+        """A saved section is whole; one without `decode` was written when Pillow did all of it."""
+        if isinstance(values, dict) and "decode" not in values and values.keys() >= _FIRST_SAVED:
+            return values | {"decode": "exact"}
+        return values
+
+
+_FIRST_SAVED = frozenset(
+    {
+        *("source", "root", "train_list", "val_list", "test_list", "class_names", "level", "imbalance_ratio"),
+        *("val_share", "test_share", "split_seed", "unreadable", "num_classes"),
+    }
+)

@@ -11,12 +11,20 @@ from typing import Protocol
 
 from PIL.Image import Image
 
+from liftplus.data.pictures import Decode, Picture
+
 
 class Store(Protocol):
     """Where pictures come from. Stores travel to loader workers, so they pickle and open files lazily."""
 
+    decode: Decode
+
     def image(self, key: str) -> Image:
-        """The decoded picture in RGB, upright. Raises `UnreadableImage`, which names the file."""
+        """The picture decoded by Pillow, in RGB, upright. Raises `UnreadableImage`, which names the file."""
+        ...
+
+    def picture(self, key: str) -> Picture:
+        """The picture, to be cut and resized as `decode` says. Raises `UnreadableImage`, here or when it is cut."""
         ...
 
 

@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from liftplus.data.dataset import Split, Store
+from liftplus.data.pictures import Picture
 from liftplus.data.stores import ArrayStore
 from liftplus.data.transforms import Augment, progress_of
 from liftplus.errors import UserError
@@ -29,15 +30,25 @@ from liftplus.parallel import ALONE, Job
 
 @dataclass(frozen=True)
 class Batch:
-    """uint8 images [B, 3, R, R] in training, [B, crops, 3, R, R] in testing; labels and indices [B]."""
+    """Pictures with their labels and indices [B].
+
+    Attributes:
+        images: uint8 [B, 3, H, W]; [bytes], one after the other, where their sizes differ.
+        sizes: height and width of each picture [B, 2].
+    """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    sizes: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
 
     def pin_memory(self) -> Batch:
         """Called by the data loader for copies to a GPU."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory())
+        return Batch(*(part.pin_memory() for part in self.parts()))
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Its tensors, in order."""
+        return self.images, self.labels, self.indices, self.sizes
 
 
 def seeded(*parts: int) -> torch.Generator:
@@ -56,19 +67,19 @@ class TrainView:
     epochs: int
     seed: int
 
-    def __call__(self, image: Image, epoch: int, index: int, repeat: int = 0) -> Tensor:
+    def __call__(self, picture: Image | Picture, epoch: int, index: int, repeat: int = 0) -> Tensor:
         generator = seeded(self.seed, epoch, index, repeat) if repeat else seeded(self.seed, epoch, index)
-        return self.augment(image, self.size, self.kernel, progress_of(epoch, self.epochs), generator)
+        return self.augment(picture, self.size, self.kernel, progress_of(epoch, self.epochs), generator)
 
 
 @dataclass(frozen=True)
 class FixedView:
     """A fixed transform, the same in every epoch."""
 
-    crops: Callable[[Image], Tensor]
+    transform: Callable[[Image | Picture], Tensor]
 
-    def __call__(self, image: Image, epoch: int, index: int, repeat: int = 0) -> Tensor:
-        return self.crops(image)
+    def __call__(self, picture: Image | Picture, epoch: int, index: int, repeat: int = 0) -> Tensor:
+        return self.transform(picture)
 
 
 Item = tuple[Tensor, int, int] | UserError
@@ -81,10 +92,10 @@ class _Pictures(Dataset[Item]):
     def __getitem__(self, where: Any) -> Item:
         epoch, index, repeat = where
         try:
-            image = self.store.image(self.split.keys[index])
+            view = self.view(self.store.picture(self.split.keys[index]), epoch, index, repeat)
         except UserError as error:  # returned, so that it reaches the user without a worker's traceback
             return error
-        return self.view(image, epoch, index, repeat), self.split.labels[index], index
+        return view, self.split.labels[index], index
 
 
 def repeats(indices: Tensor) -> Tensor:
@@ -147,14 +158,17 @@ def _collate(items: list[Item]) -> Batch | UserError:
     if not items:  # of a batch smaller than the number of processes
         return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
     views, labels, indices = zip(*items, strict=True)
-    batch = Batch(torch.stack(views), torch.tensor(labels), torch.tensor(indices))
+    sizes = torch.tensor([view.shape[-2:] for view in views])
+    alike = all(view.shape == views[0].shape for view in views)
+    images = torch.stack(views) if alike else torch.cat([view.flatten() for view in views])
+    batch = Batch(images, torch.tensor(labels), torch.tensor(indices), sizes)
     return batch if get_worker_info() is None else _shared(batch)
 
 
 def _shared(batch: Batch) -> Batch | UserError:
     """A batch ready to be sent. Left to the queue, a failure would be swallowed there and the run wait for ever."""
     try:
-        for part in (batch.images, batch.labels, batch.indices):
+        for part in batch.parts():
             part.share_memory_()
     except (RuntimeError, OSError) as error:
         return UserError(
@@ -201,14 +215,14 @@ class Shuffled:
 
 
 def auto_workers(store: Store) -> int:
-    """No worker processes for pictures in memory, else one fewer than the cores, at most 8.
+    """No worker processes for pictures in memory, else one fewer than the cores, at most 16.
 
     Processes that torchrun started side by side share the cores.
     """
     if isinstance(store, ArrayStore):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+    return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
 class Loader:

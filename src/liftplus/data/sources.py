@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
-from liftplus.data import cifar, class_names, documents, inaturalist, lists, manifest, splits, tree
+from liftplus.data import cifar, class_names, documents, inaturalist, lists, manifest, shards, splits, tree
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split, Store, Table, are_numbers, listing, sorted_ids
 from liftplus.data.inspection import unreadable
@@ -59,15 +59,21 @@ def load(
         UserError: it does not exist, is incomplete or contradicts itself.
     """
     _refuse_unused(config)
+    dataset = _read(config, for_testing)
+    dataset.store.decode = config.decode
+    return without_unreadable(dataset, progress) if config.unreadable == "skip" else dataset
+
+
+def _read(config: DataConfig, for_testing: bool) -> DataSet:
     if config.source == "openmoji_lt":
         # Imported here, because its art is an optional dependency.
         return cast(DataSet, import_module("liftplus.data.openmoji").load(config))
     if config.source in _CIFAR:
-        dataset = _from_cifar(config)
-    else:
-        table, store = _from_lists(config) if _uses_lists(config) else _from_path(config)
-        dataset = assemble(config.source or str(config.train_list), table, store, config, for_testing)
-    return without_unreadable(dataset, progress) if config.unreadable == "skip" else dataset
+        return _from_cifar(config)
+    table: Table
+    store: Store
+    table, store = _from_lists(config) if _uses_lists(config) else _from_path(config)
+    return assemble(config.source or str(config.train_list), table, store, config, for_testing)
 
 
 def assemble(name: str, table: Table, store: Store, config: DataConfig, for_testing: bool = False) -> DataSet:
@@ -141,7 +147,7 @@ def _refuse_unused(config: DataConfig) -> None:
     """A key that the source cannot heed must not be passed over in silence."""
     made = ("openmoji_lt", *_CIFAR)
     if config.source == "openmoji_lt":
-        given_keys = config.model_fields_set - {"source", "imbalance_ratio", "unreadable", "num_classes"}
+        given_keys = config.model_fields_set - {"source", "imbalance_ratio", "unreadable", "num_classes", "decode"}
         idle = [key for key in sorted(given_keys) if getattr(config, key) != type(config).model_fields[key].default]
         if idle:
             raise UserError(
@@ -223,9 +229,11 @@ def _benchmark(config: DataConfig) -> dict[str, Path]:
     return paths
 
 
-def _from_path(config: DataConfig) -> tuple[Table, FileStore]:
+def _from_path(config: DataConfig) -> tuple[Table, Store]:
     path = _existing(config.source)
     suffix = path.suffix.lower()
+    if shards.is_prepared(path):
+        return shards.read(path)
     if path.is_dir():
         found = lists.find(path)
         if len(found) > 1:

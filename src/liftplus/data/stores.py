@@ -27,6 +27,7 @@ from PIL import Image
 from liftplus.data import archives, documents
 from liftplus.data.dataset import listing
 from liftplus.data.images import UnreadableImage, decode
+from liftplus.data.pictures import ArrayPicture, Decode, Picture, PillowPicture, picture
 from liftplus.errors import UserError
 
 
@@ -40,7 +41,13 @@ class Members:
 
 
 class ByteStore(ABC):
-    """A store whose pictures exist as encoded files."""
+    """A store whose pictures exist as encoded files.
+
+    Attributes:
+        decode: how `picture` decodes and resizes.
+    """
+
+    decode: Decode = "exact"
 
     @abstractmethod
     def read(self, key: str) -> bytes:
@@ -53,6 +60,10 @@ class ByteStore(ABC):
     def image(self, key: str) -> Image.Image:
         """The decoded picture in RGB, upright."""
         return decode(self.read(key), self.where(key))
+
+    def picture(self, key: str) -> Picture:
+        """The picture, to be cut and resized as `decode` says."""
+        return picture(self.read(key), self.where(key), self.decode)
 
 
 class FileStore(ByteStore):
@@ -146,7 +157,7 @@ class ZipStore(FileStore):
         self._open: tuple[int, zipfile.ZipFile, threading.Lock] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_open": None}
+        return {**self.__dict__, "_open": None}
 
     def _handle(self) -> tuple[int, zipfile.ZipFile, threading.Lock]:
         # A forked worker that shared the parent's file position would read the wrong bytes.
@@ -289,6 +300,11 @@ class ArrayStore(ByteStore):
             return Image.fromarray(self.images[int(key)])
         except (ValueError, IndexError) as error:
             raise UnreadableImage(f"{self.where(key)} cannot be read: {error}.") from error
+
+    def picture(self, key: str) -> Picture:
+        """The picture, to be cut and resized as `decode` says."""
+        image = self.image(key)
+        return PillowPicture(image) if self.decode == "exact" else ArrayPicture(np.asarray(image))
 
     def read(self, key: str) -> bytes:
         """The picture as an uncompressed image file, so that equal pixels are equal bytes."""

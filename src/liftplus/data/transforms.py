@@ -9,42 +9,35 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from liftplus.data.pictures import Box, Picture, PillowPicture
 from liftplus.registry import Component, register
-
-KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-Box = tuple[int, int, int, int]
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture to uint8 [3, H, W]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
 
 _LONGEST = 100
 """Times the shorter side that a longer one is scaled to: without a bound, a line of 1 x 60,000 pixels fills memory."""
 
 
-def resize_short_side(image: Image.Image, size: int, kernel: str) -> Image.Image:
-    """Scale so that the shorter side is `size`; the longer side is truncated to whole pixels, and to 100 `size`."""
-    width, height = image.size
+def short_side(width: int, height: int, size: int) -> tuple[int, int]:
+    """(width, height) with a shorter side of `size`; the longer one is cut to whole pixels, and to 100 `size`."""
     if width <= height:
-        target = (size, min(max(size, int(size * height / width)), _LONGEST * size))
-    else:
-        target = (min(max(size, int(size * width / height)), _LONGEST * size), size)
-    return image if target == image.size else image.resize(target, KERNELS[kernel])
+        return size, min(max(size, int(size * height / width)), _LONGEST * size)
+    return min(max(size, int(size * width / height)), _LONGEST * size), size
 
 
-def crop_resized(image: Image.Image, box: Box, size: int, kernel: str) -> Tensor:
-    """Cut (left, top, right, bottom) and resize to a square of `size` pixels."""
-    return to_tensor(image.crop(box).resize((size, size), KERNELS[kernel]))
+def _scaled(picture: Image.Image | Picture, size: int, kernel: str) -> Tensor:
+    """The whole picture with a shorter side of `size`: uint8 [3, H, W]."""
+    picture = _as_picture(picture)
+    return picture.cut((0, 0, *picture.size), short_side(*picture.size, size), kernel)
+
+
+def _as_picture(picture: Image.Image | Picture) -> Picture:
+    return PillowPicture(picture) if isinstance(picture, Image.Image) else picture
 
 
 def _rand(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
@@ -64,10 +57,11 @@ class Augment(Component):
         """The part of a width x height picture to train on (left, top, right, bottom)."""
 
     def __call__(
-        self, image: Image.Image, size: int, kernel: str, progress: float, generator: torch.Generator
+        self, picture: Image.Image | Picture, size: int, kernel: str, progress: float, generator: torch.Generator
     ) -> Tensor:
         """One training view, uint8 [3, size, size]; `progress` t runs from 0 to 1 over the epochs."""
-        return crop_resized(image, self.box(*image.size, progress, generator), size, kernel)
+        picture = _as_picture(picture)
+        return picture.cut(self.box(*picture.size, progress, generator), (size, size), kernel)
 
 
 def progress_of(epoch: int, epochs: int) -> float:
@@ -124,9 +118,9 @@ class LiftAugment(Augment):
         return left, top, left + wide, top + high
 
     def __call__(
-        self, image: Image.Image, size: int, kernel: str, progress: float, generator: torch.Generator
+        self, picture: Image.Image | Picture, size: int, kernel: str, progress: float, generator: torch.Generator
     ) -> Tensor:
-        view = super().__call__(image, size, kernel, progress, generator)
+        view = super().__call__(picture, size, kernel, progress, generator)
         return view.flip(-1) if _rand(generator) < 0.5 else view
 
 
@@ -153,6 +147,23 @@ class Evaluation(Component):
     """Classes kept for each image in predictions."""
 
 
+class Crops(Protocol):
+    """The crops of a fixed size that testing cuts. Workers make one small picture, the device cuts it."""
+
+    def picture(self, picture: Image.Image | Picture) -> Tensor:
+        """What the crops are cut from: uint8 [3, H, W], of any size."""
+        ...
+
+    def cut(self, pictures: Tensor, sizes: Tensor) -> Tensor:
+        """The crops [B, crops, 3, R, R] of pictures that follow each other in memory, on their device.
+
+        Args:
+            pictures: uint8, of any shape.
+            sizes: height and width of each, whole numbers [B, 2].
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class CentreCrop:
     """Resize the short side to R + R // 7, cut the central R x R: uint8 [1, 3, R, R]."""
@@ -161,11 +172,19 @@ class CentreCrop:
     kernel: str = "bicubic"
     margin: int | None = None
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, picture: Image.Image | Picture) -> Tensor:
+        return self.picture(picture)[None]
+
+    def picture(self, picture: Image.Image | Picture) -> Tensor:
+        """The crop itself, uint8 [3, R, R]."""
         margin = self.size // 7 if self.margin is None else self.margin
-        image = resize_short_side(image, self.size + margin, self.kernel)
-        left, top = _middle(image.width - self.size), _middle(image.height - self.size)
-        return to_tensor(image.crop((left, top, left + self.size, top + self.size)))[None]
+        whole = _scaled(picture, self.size + margin, self.kernel)
+        top, left = (round((side - self.size) / 2) for side in whole.shape[1:])
+        return whole[:, top : top + self.size, left : left + self.size].contiguous()
+
+    def cut(self, pictures: Tensor, sizes: Tensor) -> Tensor:
+        """See `Crops`."""
+        return pictures.view(len(sizes), 1, 3, self.size, self.size)
 
 
 @dataclass(frozen=True)
@@ -176,13 +195,31 @@ class FiveCrops:
     expand: int = 24
     kernel: str = "bicubic"
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        image = resize_short_side(image, self.size + self.expand, self.kernel)
-        right, bottom = image.width - self.size, image.height - self.size
-        corners = ((0, 0), (right, 0), (0, bottom), (right, bottom), (_middle(right), _middle(bottom)))
-        picture = to_tensor(image)
-        return torch.stack([picture[:, y : y + self.size, x : x + self.size] for x, y in corners])
+    def __call__(self, picture: Image.Image | Picture) -> Tensor:
+        small = self.picture(picture)
+        return self.cut(small, torch.tensor([small.shape[1:]]))[0]
 
+    def picture(self, picture: Image.Image | Picture) -> Tensor:
+        """The resized picture, uint8 [3, H, W]; of a longer side over 3 R, only the three parts that crops show."""
+        whole = _scaled(picture, self.size + self.expand, self.kernel)
+        for side in (1, 2):
+            slack = whole.shape[side] - self.size
+            if slack > 2 * self.size:
+                whole = torch.cat([whole.narrow(side, at, self.size) for at in (0, round(slack / 2), slack)], side)
+        return whole
 
-def _middle(slack: int) -> int:
-    return round(slack / 2)
+    def cut(self, pictures: Tensor, sizes: Tensor) -> Tensor:
+        """See `Crops`. One gather of whole rows for the batch."""
+        height, width = sizes[:, :1], sizes[:, 1:]
+        area = height * width
+        begin = (3 * area).cumsum(0) - 3 * area
+        left, top = (side - self.size for side in (width, height))
+        # torch.round takes halves to the even number, as Python's does.
+        middle = [(slack / 2).round().long() for slack in (left, top)]
+        none = torch.zeros_like(left)
+        left = torch.cat([none, left, none, left, middle[0]], 1)
+        top = torch.cat([none, none, top, top, middle[1]], 1)
+        first = begin + top * width + left
+        offsets = torch.arange(3, device=sizes.device)[:, None], torch.arange(self.size, device=sizes.device)
+        rows = offsets[0] * area[:, :, None, None] + offsets[1] * width[:, :, None, None]
+        return pictures.flatten().unfold(0, self.size, 1)[first[:, :, None, None] + rows]

@@ -51,7 +51,8 @@ class Masked(nn.Module):
         """
         for name, values in self.values.items():
             mask = getattr(self, f"{name}_mask")
-            module.__dict__[name] = module._parameters[name].masked_scatter(mask, values)  # type: ignore[union-attr]
+            own: Tensor = module._parameters[name]  # type: ignore[assignment]
+            module.__dict__[name] = own.masked_scatter(mask, values.to(own.dtype))
 
     def restore(self, module: nn.Module, _args: object, _output: Any) -> None:
         """Hook after the layer, also after an error in it."""

@@ -26,8 +26,12 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.up(F.relu(self.down(self.norm(x))))
-        return out if self.scale is None else out * self.scale
+        hidden = F.relu(self.down(self.norm(x)))
+        if self.scale is None:
+            out: Tensor = self.up(hidden)
+            return out
+        # Scaling the weights is the same as scaling their output, of which nothing has to be kept this way.
+        return F.linear(hidden, self.up.weight * self.scale, self.up.bias * self.scale)
 
     def add(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
         """Hook after a module: its output y becomes y + own(y)."""

@@ -1,0 +1,36 @@
+"""Write a smaller copy of a data set that loads fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftplus.commands.options import Data, Overrides
+from liftplus.errors import UserError
+
+
+def prepare(
+    data: Annotated[str, Data],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the copy; it must not exist yet.")],
+    size: Annotated[
+        int, typer.Option(min=16, help="Longest that the shorter side may be; pictures are never enlarged.")
+    ] = 256,
+    quality: Annotated[int, typer.Option(min=50, max=100, help="JPEG quality; what is lossless stays so.")] = 95,
+    overrides: Overrides = None,
+) -> None:
+    """Write a resized copy of a data set as WebDataset shards; give its folder as --data to train on it."""
+    from liftplus import config, console, parallel
+    from liftplus.data import shards, sources
+
+    if parallel.job().size > 1:
+        raise UserError("A copy is made by one process. Start it without torchrun.")
+    if out.exists():
+        raise UserError(f"{str(out)!r} exists already. Choose another place with --out, or remove it first.")
+    dataset = sources.load(config.resolve(data=data, overrides=overrides or ()).data)
+    total = sum(map(len, dataset.splits.values()))
+    with console.Bars().task("Copying", total) as advance:
+        shards.write(dataset, out, shards.Recipe(size, quality), advance)
+    used = sum(file.stat().st_size for file in out.iterdir())
+    console.out.print(f"{total:,} pictures, {used / 1e6:,.1f} MB, are in {out}; train on them with --data {out}")

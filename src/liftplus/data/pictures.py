@@ -1,0 +1,188 @@
+"""Pictures that are cut and resized as `data.decode` says: by Pillow, or by faster code that gives nearly its pixels.
+
+Bicubic and bilinear resizing antialias in both. Decoded JPEGs are the same bits; resizing differs by rounding.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from liftplus.data.images import decode, upright_header
+
+Box = tuple[int, int, int, int]
+Decode = Literal["fast", "exact", "scaled"]
+
+KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Picture(Protocol):
+    """An upright RGB picture; whether its data can be decoded may show only when pixels are asked for."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        ...
+
+    def cut(self, box: Box, size: tuple[int, int], kernel: str) -> Tensor:
+        """The part (left, top, right, bottom) at another size (width, height): uint8 [3, height, width]."""
+        ...
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture to uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class PillowPicture:
+    """The reference: Pillow decodes, cuts and resizes."""
+
+    image: Image.Image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.size
+
+    def cut(self, box: Box, size: tuple[int, int], kernel: str) -> Tensor:
+        part = self.image if box == (0, 0, *self.image.size) else self.image.crop(box)
+        return to_tensor(part if part.size == size else part.resize(size, KERNELS[kernel]))
+
+
+@dataclass(frozen=True)
+class ArrayPicture:
+    """Decoded pixels [H, W, 3] of uint8."""
+
+    pixels: NDArray[np.uint8]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def cut(self, box: Box, size: tuple[int, int], kernel: str) -> Tensor:
+        return _resized(self.pixels, box, size, kernel)
+
+
+@dataclass(frozen=True)
+class JpegPicture:
+    """A plain JPEG of one scan, of which only the rows down to the end of the box are decoded.
+
+    Attributes:
+        data: the file up to its end mark.
+        name: what an error calls it.
+        frame: where the header of the frame starts in it.
+        unit: rows that are coded together, 8 or 16 as a rule.
+        scaled: decode at 1/2, 1/4 or 1/8 of the size where the box is still no smaller than what is asked for.
+    """
+
+    data: bytes
+    name: str
+    size: tuple[int, int]
+    frame: int
+    unit: int
+    scaled: bool
+
+    def cut(self, box: Box, size: tuple[int, int], kernel: str) -> Tensor:
+        least = min((box[2] - box[0]) // size[0], (box[3] - box[1]) // size[1])
+        shrink = max(k for k in (1, 2, 4, 8) if k <= max(least, 1)) if self.scaled else 1
+        pixels = self._decoded(box[3], shrink)
+        if pixels is None:  # whatever it was, Pillow's verdict counts
+            return ArrayPicture(np.asarray(decode(self.data, self.name))).cut(box, size, kernel)
+        left, top, right, bottom = (round(edge / shrink) for edge in box)
+        return _resized(pixels, (left, top, right, bottom), size, kernel)
+
+    def _decoded(self, bottom: int, shrink: int) -> NDArray[np.uint8] | None:
+        import simplejpeg
+
+        width, height = self.size
+        # One unit more than the box, since colours are interpolated from the rows below.
+        rows = min(height, (-(-bottom // self.unit) + 1) * self.unit)
+        data = bytearray(self.data)
+        data[self.frame + 5 : self.frame + 7] = rows.to_bytes(2, "big")
+        wanted = (-(-rows // shrink), -(-width // shrink))
+        try:
+            # Not strict: damage that libjpeg can mend is mended, as Pillow has it.
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+                data,
+                "RGB",
+                min_height=wanted[0],
+                min_width=wanted[1],
+                min_factor=shrink,
+                buffer=_memory.of(3 * wanted[0] * wanted[1]),
+                strict=False,
+            )
+        except ValueError:
+            return None
+        return pixels if pixels.shape == (*wanted, 3) else None
+
+
+class _Memory(threading.local):
+    """Room for decoded pixels, kept by each thread: fresh pages from the system would take a sixth of the time."""
+
+    most = 1 << 26
+    kept = np.empty(0, np.uint8)
+
+    def of(self, size: int) -> NDArray[np.uint8]:
+        """An array of this many bytes, which the next call may hand out again."""
+        if size > self.most:
+            return np.empty(size, np.uint8)
+        if size > len(self.kept):
+            self.kept = np.empty(min(2 * size, self.most), np.uint8)
+        return self.kept[:size]
+
+
+_memory = _Memory()
+
+
+def picture(data: bytes, name: str, how: Decode) -> Picture:
+    """The picture in the bytes of an image file. Raises `UnreadableImage`, here or when pixels are asked for."""
+    if how == "exact":
+        return PillowPicture(decode(data, name))
+    return _plain_jpeg(data, name, how == "scaled") or ArrayPicture(np.asarray(decode(data, name)))
+
+
+# In the coded pixels of one scan, 0xFF stands before 0x00, before restart marks or before further 0xFF only.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
+    """A JPEG that libjpeg reads without any doubt; None for all other files, which are Pillow's."""
+    if not data.startswith(b"\xff\xd8\xff") or (size := upright_header(data)) is None:
+        return None
+    place, frame, parts = 2, 0, 0
+    while data[place : place + 1] == b"\xff" and place + 10 < len(data):
+        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if kind in (0xC0, 0xC1):
+            frame, parts = place, data[place + 9]
+        elif kind == 0xDA:
+            break
+        elif 0xC2 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            return None  # progressive, lossless or arithmetic
+        place += 2 + length
+    # All colours in one scan, and nothing behind it but the end.
+    if not frame or data[place + 1 : place + 2] != b"\xda" or data[place + 4] != parts or parts not in (1, 3):
+        return None
+    end = _MARKER.search(data, place + 2 + int.from_bytes(data[place + 2 : place + 4], "big"))
+    if end is None or end.group() != b"\xff\xd9":
+        return None
+    factors = [data[frame + 11 + 3 * part] & 15 for part in range(parts)]
+    unit = 8 * (max(factors) if parts > 1 else 1)
+    return JpegPicture(data[: end.end()], name, size, frame, unit, scaled)
+
+
+def _resized(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], kernel: str) -> Tensor:
+    left, top, right, bottom = box
+    part = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())[top:bottom, left:right]
+    part = part.permute(2, 0, 1)
+    if (right - left, bottom - top) == size:
+        return part.clone(memory_format=torch.contiguous_format)
+    return interpolate(part[None], size[::-1], mode=kernel, antialias=True)[0].contiguous()

@@ -1,0 +1,5 @@
+"""One self-contained page about one or several runs: `liftplus report`, and `write` for Python."""
+
+from liftplus.report.page import write
+
+__all__ = ["write"]

@@ -1,0 +1,150 @@
+"""How every figure looks, and its three forms: inline SVG that follows the page's colours, PNG, CSV."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from liftplus import results
+
+INK, MUTED, GRID = "#1c2126", "#5f6973", "#dfe3e7"
+# Okabe & Ito's colours, some darkened for contrast on white; each series has its own marker and dash besides.
+SERIES = ("#0072b2", "#d55e00", "#00835f", "#b5487f", "#b27a00", "#3a8fc4", "#6b4fa0", "#6e6e6e")
+MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", (0, (1, 1.2)))
+GROUPS = {"many": "#33475b", "medium": "#7d93a7", "few": "#d0901a"}
+VARIABLES = (
+    {INK: "--ink", MUTED: "--muted", GRID: "--grid"}
+    | {colour: f"--s{place}" for place, colour in enumerate(SERIES)}
+    | {colour: f"--{name}" for name, colour in GROUPS.items()}
+)
+_STYLE: Any = {
+    "font.size": 9.5,
+    "font.family": "sans-serif",
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.8,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "liftplus",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, marker and dash of one series."""
+
+    colour: str
+    marker: str
+    dash: Any
+
+    @classmethod
+    def of(cls, place: int) -> Look:
+        """The look of the series at a place in the report."""
+        turn = place // len(SERIES)
+        return cls(SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], DASHES[turn % len(DASHES)])
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure and its numbers.
+
+    Attributes:
+        name: of its files.
+        title: a heading.
+        reading: how to read it and what to look for, one or two sentences.
+        header, rows: the numbers.
+        figure: what was drawn.
+    """
+
+    name: str
+    title: str
+    reading: str
+    header: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
+    figure: Figure
+
+
+def canvas(width: float = 4.6, height: float = 2.95, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure in the common style, in inches."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        found = figure.subplots(1, columns, sharey=True, squeeze=False)
+    return figure, list(found[0])
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """The series' names below the axes, where there are several."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        columns = max(1, min(len(labels), 4, int(60 // (max(map(len, labels)) + 7))))
+        with matplotlib.rc_context(_STYLE):
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def inner_legend(axes: Axes) -> None:
+    """The names in the upper right corner, for a figure that is empty there."""
+    with matplotlib.rc_context(_STYLE):
+        axes.legend(loc="upper right")
+
+
+def cell(value: Any) -> Any:
+    """A number as a CSV and a table show it."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def save(chart: Chart, folder: Path) -> str:
+    """Write the figure's PNG and CSV into a folder; its SVG, for a page that has the variables."""
+    results.write_csv(folder / f"{chart.name}.csv", chart.header, ([cell(v) for v in row] for row in chart.rows))
+    picture, drawing = io.BytesIO(), io.StringIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name's letters that the font lacks
+        chart.figure.savefig(picture, format="png", dpi=160, metadata={"Software": None})
+        chart.figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    results.write_bytes(folder / f"{chart.name}.png", picture.getvalue())
+    return inline(drawing.getvalue(), chart.name, chart.title, chart.reading)
+
+
+def inline(svg: str, name: str, title: str, description: str) -> str:
+    """A drawing of Matplotlib's as part of a page: own ids, the page's colours and font, a name for screen readers."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 var(--sans)", svg)
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", svg)
+    opening = re.sub(r'\s(width|height)="[^"]*"', "", svg[: svg.index(">") + 1])
+    opening = opening[:-1] + f' role="img" aria-labelledby="{name}-title {name}-desc">'
+    words = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
+    return opening + words + svg[svg.index(">") + 1 :]

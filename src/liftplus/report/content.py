@@ -1,0 +1,208 @@
+"""What the page's tables and lists say, as plain values for the template."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from liftplus import config
+from liftplus.errors import UserError
+from liftplus.metrics import group_of
+from liftplus.report import read
+from liftplus.report.chart import SERIES
+from liftplus.report.read import Run
+from liftplus.report.series import MEASURES, Series, Spread, flat
+
+COST_HEADER = (
+    "run",
+    "tuned weights",
+    "classifier weights",
+    "share trained",
+    "training time",
+    "memory",
+    "device",
+    "precision",
+)
+
+
+def entry(series: Sequence[Series], place: int) -> dict[str, Any]:
+    """Label and colour of a series."""
+    return {"label": series[place].label, "colour": place % len(SERIES)}
+
+
+def accuracy(series: Sequence[Series]) -> list[dict[str, Any]]:
+    """Rows of the table of results: (mean, sd, whether it is the column's best)."""
+    table = [[s.measure(key) for key in MEASURES] for s in series]
+    best = [max((f"{x.mean:.1f}" for x in column if x), key=float, default="") for column in zip(*table, strict=True)]
+    rows = []
+    for place, (one, spreads) in enumerate(zip(series, table, strict=True)):
+        if one.tested:
+            cells = [_cell(spread, top) for spread, top in zip(spreads, best, strict=True)]
+            crops = "five" if one.tested[0].tte else "one"
+            rows.append(entry(series, place) | {"cells": cells, "crops": crops, "seeds": len(one.tested)})
+    if len(rows) == 1:
+        rows[0]["cells"] = [(mean, sd, False) for mean, sd, _ in rows[0]["cells"]]
+    return rows
+
+
+def _cell(spread: Spread | None, best: str) -> tuple[str, str, bool]:
+    if spread is None:
+        return "–", "", False
+    shown = f"{spread.mean:.1f}"
+    return shown, "" if spread.sd is None else f"{spread.sd:.1f}", shown == best
+
+
+def others(series: Sequence[Series]) -> list[list[str]]:
+    """Evaluations in folders inside the runs', one row each."""
+    rows = []
+    for run in (run for one in series for run in one.runs):
+        for tested in run.others:
+            figures = [tested.metrics.get(key) for key in MEASURES]
+            shown = ["–" if figure is None else f"{figure:.1f}" for figure in figures]
+            rows.append([str(tested.folder), *tested.what, "five" if tested.tte else "one", *shown])
+    return rows
+
+
+def groups(run: Run) -> tuple[list[list[str]], str]:
+    """Classes and training pictures of each group, and a sentence on the imbalance."""
+    counts, classes, pictures = run.train_counts, Counter[str](), Counter[str]()
+    for n in counts:
+        classes[group_of(n)] += 1
+        pictures[group_of(n)] += n
+    total = sum(counts)
+    rows = [
+        [name, f"{classes[name]:,}", f"{pictures[name]:,}", f"{100 * pictures[name] / max(total, 1):.1f} %"]
+        for name in ("many", "medium", "few")
+    ]
+    least = min((n for n in counts if n), default=0)
+    ratio = f", an imbalance ratio of {max(counts) / least:,.0f}" if least else ""
+    text = f"{len(counts):,} classes with {max(counts):,} to {min(counts):,} of {total:,} training pictures{ratio}."
+    return rows, text
+
+
+def class_table(series: Sequence[Series]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """Columns and rows of the table of classes."""
+    classes = next((t.classes for s in series for t in s.tested if t.classes), ())
+    columns: list[dict[str, Any]] = [
+        {"key": "name", "title": "Class", "kind": "text"},
+        {"key": "id", "title": "Id", "kind": "id"},
+        {"key": "group", "title": "Group", "kind": "group"},
+        {"key": "train", "title": "Train", "kind": "count"},
+        {"key": "test", "title": "Test", "kind": "count"},
+    ]
+    found = [(place, values) for place, one in enumerate(series) if (values := one.per_class())]
+    for place, _ in found:
+        columns.append(
+            {"key": f"s{place}", "title": series[place].label, "kind": "percent", "colour": place % len(SERIES)}
+        )
+    focus = best(series)
+    columns.append({"key": "taken", "title": f"Often taken for ({focus.label})", "kind": "text"})
+    taken: dict[int, str] = {}
+    for true, guess, _ in focus.confusion():
+        if max(true, guess) < len(classes):
+            taken.setdefault(true, classes[guess].name)
+    rows = []
+    for k, row in enumerate(classes):
+        values = [None if v[k] is None else round(v[k] or 0.0, 2) for _, v in found]
+        rows.append([row.name, row.id, row.group, row.train_images, row.test_images, *values, taken.get(k)])
+    return columns, rows
+
+
+def best(series: Sequence[Series]) -> Series:
+    """The series with the highest overall accuracy."""
+    return max(series, key=lambda one: m.mean if (m := one.measure("overall")) else -1.0)
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def cost(series: Sequence[Series]) -> list[dict[str, Any]]:
+    """Weights, time, memory and machine of each series."""
+    rows = []
+    for place, one in enumerate(series):
+        about = one.runs[0].about
+        weights, versions = read.table(about.get("parameters")), read.table(about.get("versions"))
+        tuned, head, all_ = (
+            weights.get("tuned"),
+            weights.get("head"),
+            sum(n for n in weights.values() if isinstance(n, int)),
+        )
+        moved = (tuned or 0) + (head or 0) if read.table(one.config.get("train")).get("epochs") else 0
+        share = f"{100 * moved / all_:.2f} %" if all_ else "–"
+        seconds = Spread.of([run.seconds for run in one.runs])
+        peaks = [run.tested.metrics.get("peak_memory_bytes") for run in one.runs if run.tested]
+        peak = max((p for p in peaks if isinstance(p, int)), default=None)
+        cells = [
+            "–" if tuned is None else f"{tuned:,}",
+            "–" if head is None else f"{head:,}",
+            share,
+            _time(seconds),
+            "–" if peak is None else f"{peak / 2**20:,.0f} MiB",
+            str(versions.get("hardware") or versions.get("device") or "–"),
+            str(versions.get("precision", "–")),
+        ]
+        rows.append(entry(series, place) | {"cells": cells})
+    return rows
+
+
+def _time(spread: Spread | None) -> str:
+    if spread is None:
+        return "–"
+    if spread.mean >= 5400:
+        return f"{spread.mean / 3600:.1f} h"
+    return f"{spread.mean:.0f} s" + (f" ± {spread.sd:.0f}" if spread.sd is not None else "")
+
+
+def record(run: Run) -> dict[str, Any]:
+    """Command, versions and settings of one run."""
+    command = run.about.get("command")
+    typed = command if isinstance(command, str) else None
+    plain = typed is not None and typed.startswith(("liftplus train --data", "liftplus zeroshot", "liftplus train -d"))
+    versions = run.about.get("versions")
+    return {
+        "folder": str(run.folder),
+        "command": typed,
+        "alone": None if plain else alone(run.config),
+        "versions": list(versions.items()) if isinstance(versions, dict) else [],
+        "config": [(key, _plain(value)) for key, value in flat(run.config)],
+    }
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def alone(values: dict[str, Any]) -> str | None:
+    """The command that makes a run of these settings; None where there is none that surely does."""
+    try:
+        run = config.from_dict(values)
+        named = {"data": run.data.source, "backbone": run.backbone.name, "method": run.method}
+        base = config.resolve(**named)
+        given = [f"tuner={'+'.join(run.tuner) or 'none'}"] if list(run.tuner) != list(base.tuner) else []
+        given += [f"{k}={getattr(run, k).name}" for k in config.PARTS if getattr(run, k).name != getattr(base, k).name]
+        base = config.resolve(**named, overrides=given)
+        before, after = config.flat(base), config.flat(run)
+        given += [f"{key}={_plain(value)}" for key, value in after.items() if before.get(key) != value]
+        if config.resolve(**named, overrides=given) != run:
+            return None
+    except (UserError, KeyError, TypeError, AttributeError):
+        return None
+    words = [
+        "liftplus",
+        "train",
+        "--data",
+        str(run.data.source),
+        "--backbone",
+        run.backbone.name,
+        "--method",
+        run.method,
+    ]
+    return shlex.join(words + given)

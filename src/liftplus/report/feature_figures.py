@@ -1,0 +1,121 @@
+"""The figures of "Why heavy fine-tuning hurts"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from liftplus.report.chart import INK, MUTED, Chart, Look, canvas, legend
+from liftplus.report.features import BARE, Distances
+from liftplus.report.figures import binned, count_axis
+
+_POINTS = 1500
+
+
+def charts(found: Sequence[Distances], counts: Sequence[int], looks: Sequence[Look]) -> list[Chart]:
+    """Distances within classes, their gap, and separation between classes."""
+    made = [_within(found, counts), _gap(found, counts, looks)]
+    return [chart for chart in made if chart is not None] + [_separation(found, looks)]
+
+
+def _pairs(values: Sequence[float | None], counts: Sequence[int]) -> np.ndarray:
+    pairs = [(n, v) for n, v in zip(counts, values, strict=True) if v is not None]
+    return np.array(pairs, dtype=float).reshape(-1, 2)
+
+
+def _within(found: Sequence[Distances], counts: Sequence[int]) -> Chart | None:
+    if not any(len(_pairs(d.train, counts)) for d in found):
+        return None
+    figure, panels = canvas(width=max(4.6, 2.3 * len(found)), height=2.95, columns=len(found))
+    rows = []
+    for axes, one in zip(panels, found, strict=True):
+        for split, values, look in (("train", one.train, Look.of(0)), ("test", one.test, Look.of(1))):
+            points = _pairs(values, counts)
+            if not len(points):
+                continue
+            middle = binned(points)
+            if len(points) <= _POINTS:
+                axes.plot(
+                    points[:, 0],
+                    points[:, 1],
+                    look.marker,
+                    color=look.colour,
+                    alpha=0.25,
+                    markersize=3,
+                    markeredgewidth=0,
+                )
+            axes.plot(middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, label=split)
+        rows += [[one.label, n, a, b] for n, a, b in zip(counts, one.train, one.test, strict=True)]
+        count_axis(axes, [n for values in (one.train, one.test) for n in _pairs(values, counts)[:, 0]], fine=False)
+        axes.set_xlabel("training pictures")
+        axes.set_title(_broken(one.label), fontsize=9.5, color=INK, pad=16)
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylabel("distance within the class")
+    legend(figure, panels[0])
+    reading = (
+        "Mean cosine distance between two pictures of one class. Where training pictures of rare classes lie far "
+        "closer together than test pictures, the model has learned those pictures by heart."
+    )
+    header = ("model", "train_images", "train_distance", "test_distance")
+    return Chart("intra_class_distance", "Distances within classes", reading, header, rows, figure)
+
+
+def _broken(label: str) -> str:
+    return label.replace(" (", "\n(", 1) if len(label) > 22 else label
+
+
+def _short(one: Distances) -> str:
+    return BARE if one.label.startswith(BARE) else one.label
+
+
+def _gap(found: Sequence[Distances], counts: Sequence[int], looks: Sequence[Look]) -> Chart | None:
+    figure, (axes,) = canvas()
+    rows = []
+    for one, look in zip(found, looks, strict=True):
+        points = _pairs(one.gaps(), counts)
+        if len(points):
+            middle = binned(points)
+            axes.plot(
+                middle[:, 0],
+                middle[:, 1],
+                color=look.colour,
+                marker=look.marker,
+                linestyle=look.dash,
+                label=_short(one),
+            )
+            rows += [[one.label, *(float(v) for v in row)] for row in middle]
+    if not rows:
+        return None
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    count_axis(axes, [n for one in found for n in _pairs(one.gaps(), counts)[:, 0]])
+    axes.set_ylabel("test less train distance")
+    legend(figure, axes)
+    reading = (
+        "How much farther apart test pictures of a class lie than its training pictures. A line that rises to the left "
+        "means that train and test no longer agree on rare classes: the fine-tuning was too heavy for them."
+    )
+    header = ("model", "train_images_mean", "gap_mean", "classes")
+    return Chart("distance_gap", "Gap between test and train", reading, header, rows, figure)
+
+
+def _separation(found: Sequence[Distances], looks: Sequence[Look]) -> Chart:
+    figure, (axes,) = canvas()
+    for place, (one, look) in enumerate(zip(found, looks, strict=True)):
+        for offset, value, solid in ((-0.2, one.between, 1.0), (0.2, one.within, 0.4)):
+            if value is not None:
+                axes.barh(place + offset, value, 0.36, color=look.colour, alpha=solid, linewidth=0)
+                word = "between" if solid == 1.0 else "within"
+                axes.annotate(f" {word} {value:.2f}", (value, place + offset), va="center", fontsize=8.5, color=MUTED)
+    axes.set_yticks(range(len(found)), [_broken(one.label) for one in found])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, 1.4 * max([v for one in found for v in (one.between, one.within) if v is not None], default=1))
+    axes.set_xlabel("mean cosine distance of test features")
+    rows = [[one.label, one.between, one.within] for one in found]
+    reading = (
+        "Distance between the mean directions of two classes (full colour) and between two pictures of one class "
+        "(pale). Classes are easy to tell apart where the first is much larger than the second."
+    )
+    return Chart("separation", "Separation of classes", reading, ("model", "between", "within"), rows, figure)

@@ -1,0 +1,188 @@
+"""How close features of one class lie together, in training and in test pictures: the papers' account of why heavy
+fine-tuning hurts. Its gap on rare classes is what a user looks for in their own runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liftplus import checkpoint, config, results, runtime
+from liftplus.backbones import catalogue
+from liftplus.backbones.base import Backbone
+from liftplus.data.dataset import DataSet, Split
+from liftplus.data.loader import seeded
+from liftplus.data.transforms import CentreCrop
+from liftplus.errors import UserError
+from liftplus.evaluate import Reading, collect
+from liftplus.metrics import group_of
+from liftplus.report.series import Series, Spread
+from liftplus.runtime import Progress, Runtime
+from liftplus.train import first_of_each
+
+BARE = "bare backbone"
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Cosine distances, in [0, 2], among one model's features.
+
+    Attributes:
+        label: the model: a series' label, or the bare backbone with the series that leave it as it is.
+        train, test: mean distance between two pictures of a class, one entry a class; None for fewer than two pictures.
+        between: mean distance between the mean directions of two classes' test features; None for fewer than two
+            classes.
+    """
+
+    label: str
+    train: tuple[float | None, ...]
+    test: tuple[float | None, ...]
+    between: float | None
+
+    def gaps(self) -> list[float | None]:
+        """Test less train of each class that has both."""
+        return [None if a is None or b is None else b - a for a, b in zip(self.train, self.test, strict=True)]
+
+    def gap(self, counts: Sequence[int], group: str) -> float | None:
+        """Mean gap over the classes of a group."""
+        spread = Spread.of([g for g, n in zip(self.gaps(), counts, strict=True) if group_of(n) == group])
+        return spread.mean if spread else None
+
+    @property
+    def within(self) -> float | None:
+        """Mean distance between two test pictures of a class, over classes."""
+        spread = Spread.of(self.test)
+        return spread.mean if spread else None
+
+
+def within(features: Tensor, labels: Tensor, classes: int) -> tuple[tuple[float | None, ...], Tensor, Tensor]:
+    """Mean cosine distance between two different pictures of each class, without the pairs being formed.
+
+    With unit vectors u of n pictures, the mean cosine over pairs is (|sum u|^2 - n) / (n (n - 1)); as a mean over
+    pairs of different pictures it does not depend on n, so rare and frequent classes compare.
+
+    Args:
+        features: [N, D]; of any length, only directions count.
+        labels: class index of each row [N].
+        classes: C.
+
+    Returns:
+        the distance of each class (None for n < 2), unit mean directions [C, D], and n [C].
+    """
+    unit = F.normalize(features.double(), dim=-1)
+    total = torch.zeros(classes, unit.shape[1], dtype=unit.dtype).index_add_(0, labels, unit)
+    n = torch.bincount(labels, minlength=classes).double()
+    cosine = (total.square().sum(-1) - n) / (n * (n - 1))
+    distances = tuple(float(1 - c) if k >= 2 else None for c, k in zip(cosine.tolist(), n.tolist(), strict=True))
+    return distances, F.normalize(total, dim=-1), n
+
+
+def between(directions: Tensor, n: Tensor) -> float | None:
+    """Mean cosine distance between two classes' directions [C, D], over classes with pictures."""
+    held = directions[n > 0]
+    count = len(held)
+    if count < 2:
+        return None
+    return float(1 - (held.sum(0).square().sum() - count) / (count * (count - 1)))
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What features are computed with.
+
+    Attributes:
+        per_class: at most so many pictures of a class and split.
+        cache: file of what was computed before.
+    """
+
+    dataset: DataSet
+    runtime: Runtime
+    progress: Progress
+    per_class: int
+    cache: Path
+    batch_size: int = 128
+
+    def distances(self, label: str, identity: str, load: Callable[[], Backbone]) -> Distances:
+        """Of one model, from the cache where it is in it."""
+        prints = [self.dataset.fingerprint(split) for split in ("train", "test")]
+        key = hashlib.sha256(json.dumps([identity, prints, self.per_class]).encode()).hexdigest()
+        known = self._known()
+        if key not in known:
+            known[key] = asdict(self._compute(label, load()))
+            results.write_json(self.cache, known)
+        found = known[key]
+        return Distances(label, tuple(found["train"]), tuple(found["test"]), found["between"])
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            value = results.read_json(self.cache)
+        except UserError:  # none yet, or a damaged one: compute
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _compute(self, label: str, backbone: Backbone) -> Distances:
+        classes, facts = self.dataset.num_classes, backbone.facts
+        view = CentreCrop(facts.image_size, facts.interpolation)
+        found = {}
+        for name in ("train", "test"):
+            whole = self.dataset.splits[name]
+            chosen = first_of_each(whole, self.per_class, seeded(0, -2))
+            part = Split([whole.keys[i] for i in chosen], [whole.labels[i] for i in chosen])
+            reading = Reading(self.dataset.store, part, progress=self.progress, label=f"Features ({label}, {name})")
+            features = collect(backbone, reading, view, facts, self.runtime, self.batch_size)
+            found[name] = within(features, torch.tensor(part.labels), classes)
+        return Distances(label, found["train"][0], found["test"][0], between(*found["test"][1:]))
+
+
+def measure(
+    series: Sequence[Series], dataset: DataSet, out: Path, per_class: int, progress: Progress
+) -> tuple[list[Distances], list[str]]:
+    """Distances under the bare backbone and under each series' first run that tunes it, and why some are missing.
+
+    Raises:
+        UserError: the backbone's weights or a test split are not there.
+    """
+    first = config.from_dict(series[0].config)
+    place = runtime.choose(first.device, first.precision)
+    if "test" not in dataset.splits:
+        raise UserError(f"{dataset.name!r} has no test split, so train and test features cannot be compared.")
+    bench = Workbench(dataset, place, progress, per_class, out / "features.json", first.evaluation.batch_size)
+    still = [s.label for s in series if not s.config.get("tuner")]
+    name = f"{BARE} ({', '.join(still)})" if still else BARE
+
+    def bare() -> Backbone:
+        backbone = catalogue.load(first.backbone)
+        place.place(backbone)
+        return backbone
+
+    problems: list[str] = []
+    found = [bench.distances(name, str(series[0].runs[0].about.get("backbone_identity")), bare)]
+    for one in series:
+        if one.label not in still:
+            folder = one.runs[0].folder
+            try:
+                found.append(bench.distances(one.label, _identity(folder), partial(_tuned, folder, place, dataset)))
+            except UserError as error:
+                problems.append(f"Features of {one.label} could not be computed: {error}")
+    return found, problems
+
+
+def _identity(folder: Path) -> str:
+    about = checkpoint.read_about(folder)
+    return json.dumps([about["backbone_identity"], about.get("sha256")])
+
+
+def _tuned(folder: Path, place: Runtime, dataset: DataSet) -> Backbone:
+    trained = checkpoint.load_model(folder, place)
+    if trained.class_ids != dataset.class_ids:
+        raise UserError(f"The classes of {dataset.name!r} have changed since {str(folder)!r} was trained.")
+    return trained.model.backbone

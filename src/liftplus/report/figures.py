@@ -1,0 +1,258 @@
+"""The figures about one or several series of runs; each is None where its numbers are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from liftplus.metrics import FEW_UNDER, MANY_OVER, group_of
+from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, inner_legend, legend
+from liftplus.report.series import MEASURES, Series, Spread, calibrations, tte_effect
+
+_POINTS = 1500  # more points than these are a cloud that says nothing, and slow pages
+
+
+def accuracy(series: Sequence[Series]) -> Chart | None:
+    """Overall and by group, the standard deviation over seeds as a bar."""
+    keys = ("overall", "many", "medium", "few")
+    found = [(k, s, [s.measure(key) for key in keys]) for k, s in enumerate(series) if s.tested]
+    if not found:
+        return None
+    figure, (axes,) = canvas()
+    _bars(axes, keys, [(s.label, Look.of(k), spreads) for k, s, spreads in found])
+    axes.set_ylabel("accuracy in percent")
+    axes.set_ylim(0, min(100, 1.12 * max(s.mean for _, _, spreads in found for s in spreads if s)) or 1)
+    legend(figure, axes)
+    rows = [[s.label, key, *_spread(s.measure(key))] for _, s, _ in found for key in MEASURES]
+    reading = (
+        f"Many: classes of over {MANY_OVER} training pictures; medium: {FEW_UNDER} to {MANY_OVER}; few: under "
+        f"{FEW_UNDER}. A group is the mean of its classes. Whiskers: one standard deviation over the seeds."
+    )
+    return Chart("accuracy", "Accuracy by group", reading, ("series", "measure", "mean", "sd", "seeds"), rows, figure)
+
+
+def _spread(spread: Spread | None) -> list[Any]:
+    return [spread.mean, spread.sd, spread.n] if spread else [None, None, 0]
+
+
+def _bars(axes: Axes, keys: Sequence[str], series: Sequence[tuple[str, Look, Sequence[Spread | None]]]) -> None:
+    """Groups of bars, one colour and hatch-free; a missing value leaves its place empty."""
+    width = 0.8 / len(series)
+    for place, (label, look, spreads) in enumerate(series):
+        at = [k + width * (place - (len(series) - 1) / 2) for k in range(len(keys))]
+        held = [(x, s) for x, s in zip(at, spreads, strict=True) if s is not None]
+        axes.bar([x for x, _ in held], [s.mean for _, s in held], 0.88 * width, color=look.colour, label=label)
+        spread = [(x, s.mean, s.sd) for x, s in held if s.sd is not None]
+        if spread:
+            x, mean, sd = zip(*spread, strict=True)
+            axes.errorbar(x, mean, sd, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+    axes.set_xticks(range(len(keys)), [key.replace("_", " ") for key in keys])
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="x", visible=False)
+
+
+def tail(series: Sequence[Series]) -> Chart | None:
+    """Training pictures a class, by rank, in the three groups."""
+    run = next((run for s in series for run in s.runs if run.train_counts), None)
+    if run is None:
+        return None
+    names = [row.name for row in run.tested.classes] if run.tested else []
+    order = sorted(range(len(run.train_counts)), key=lambda k: -run.train_counts[k])
+    counts = np.array([run.train_counts[k] for k in order])
+    figure, (axes,) = canvas()
+    ranks = np.arange(1, len(counts) + 1)
+    for group, colour in GROUPS.items():
+        inside = np.array([group_of(n) == group for n in counts])
+        if inside.any():
+            label = f"{group}: {inside.sum():,} classes, {counts[inside].sum():,} pictures"
+            edges = [ranks[inside][0] - 0.5, *(ranks[inside] + 0.5)]
+            heights = [*counts[inside], counts[inside][-1]]
+            axes.fill_between(edges, heights, step="post", color=colour, label=label, linewidth=0)
+    axes.set_yscale("symlog", linthresh=1, linscale=0.3)
+    axes.set_ylim(0, 30 * max(1, int(counts.max())))  # room for the names
+    axes.set_xlim(0.5, len(counts) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
+    axes.set_xlabel("class by rank")
+    axes.set_ylabel("training pictures")
+    inner_legend(axes)
+    rows = [
+        [rank, names[k] if names else k, int(n), group_of(int(n))]
+        for rank, (k, n) in enumerate(zip(order, counts, strict=True), 1)
+    ]
+    reading = "Training pictures of each class, the most frequent first, on a logarithmic scale."
+    return Chart("long_tail", "The data's long tail", reading, ("rank", "class", "train_images", "group"), rows, figure)
+
+
+def curves(series: Sequence[Series], key: str) -> Chart | None:
+    """Loss or learning rate by epoch, the mean over seeds with its deviation as a band."""
+    found = [(k, s, _by_epoch(s, key)) for k, s in enumerate(series)]
+    found = [entry for entry in found if entry[2]]
+    if not found:
+        return None
+    figure, (axes,) = canvas()
+    rows = []
+    for place, one, spreads in found:
+        look, x = Look.of(place), list(spreads)
+        mean = np.array([s.mean for s in spreads.values()])
+        sd = np.array([s.sd or 0.0 for s in spreads.values()])
+        axes.plot(x, mean, color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label)
+        if sd.any():
+            axes.fill_between(x, mean - sd, mean + sd, color=look.colour, alpha=0.18, linewidth=0)
+        rows += [[one.label, epoch, *_spread(s)] for epoch, s in spreads.items()]
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylim(bottom=0)
+    title, label, reading = {
+        "loss": (
+            "Training loss",
+            "mean loss of the epoch",
+            "A curve that starts high and is still falling steeply at the end converges slowly: look at the "
+            "classifier's initialisation. Losses of different kinds are not comparable in height.",
+        ),
+        "lr": ("Learning rate", "learning rate", "The learning rate of the last step of each epoch."),
+    }[key]
+    axes.set_ylabel(label)
+    legend(figure, axes)
+    return Chart(key, title, reading, ("series", "epoch", "mean", "sd", "seeds"), rows, figure)
+
+
+def _by_epoch(series: Series, key: str) -> dict[int, Spread]:
+    epochs = sorted({int(entry["epoch"]) for run in series.runs for entry in run.log})
+    found = {}
+    for epoch in epochs:
+        values = [entry[key] for run in series.runs for entry in run.log if entry["epoch"] == epoch]
+        if spread := Spread.of(values):
+            found[epoch] = spread
+    return found
+
+
+def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
+    """Each class's accuracy at its training count, and the mean over classes of like count."""
+    found = [(k, s, _points(s)) for k, s in enumerate(series)]
+    found = [entry for entry in found if len(entry[2])]
+    if not found:
+        return None
+    figure, (axes,) = canvas()
+    rows = []
+    dots = sum(len(points) for _, _, points in found) <= _POINTS
+    for place, one, points in found:
+        look = Look.of(place)
+        if dots:
+            axes.plot(
+                points[:, 0],
+                points[:, 1],
+                look.marker,
+                color=look.colour,
+                alpha=0.28,
+                markersize=3.2,
+                markeredgewidth=0,
+            )
+        middle = binned(points)
+        axes.plot(
+            middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label
+        )
+        rows += [[one.label, *(float(v) for v in row)] for row in middle]
+    count_axis(axes, [n for _, _, points in found for n in points[:, 0]])
+    axes.set_ylim(-3, 103)
+    axes.set_ylabel("accuracy in percent")
+    legend(figure, axes)
+    reading = "Lines: mean over classes of a like count (bins of a factor of two)" + (
+        "; points: single classes. " if dots else ". "
+    )
+    reading += "A line that drops to the left while another does not shows a tail that was damaged."
+    header = ("series", "train_images_mean", "accuracy_mean", "classes")
+    return Chart("accuracy_by_count", "Accuracy against training pictures", reading, header, rows, figure)
+
+
+def count_axis(axes: Axes, counts: Sequence[float], *, fine: bool = True) -> None:
+    """A logarithmic axis of training pictures with the borders of the groups; `fine`: ticks between powers of ten."""
+    low, high = float(min(counts, default=1)), float(max(counts, default=1))
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(-0.3 if low < 1 else low / 1.25, max(high, 2) * 1.25)
+    steps = (1, 2, 5) if fine and high <= 2000 else (1,)
+    axes.set_xticks([0] * (low < 1) + [n * 10**k for k in range(7) for n in steps if low <= n * 10**k <= high])
+    axes.xaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
+    axes.set_xlabel("training pictures of the class")
+    for border in (FEW_UNDER, MANY_OVER):
+        if low < border < high:
+            axes.axvline(border, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    edges = (low, FEW_UNDER, MANY_OVER, high)
+    for name, left, right in zip(("few", "medium", "many"), edges, edges[1:], strict=False):
+        if max(left, low) * 1.6 < min(right, high):
+            middle = (max(left, low, 0.7) * min(right, high)) ** 0.5
+            axes.text(
+                middle,
+                1.01,
+                name,
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=8.5,
+                color=MUTED,
+            )
+
+
+def _points(series: Series) -> Any:
+    """(training count, accuracy) of the classes that have one."""
+    counts = next((t.classes for t in series.tested if t.classes), ())
+    pairs = zip((row.train_images for row in counts), series.per_class(), strict=True) if counts else ()
+    return np.array([(n, a) for n, a in pairs if a is not None], dtype=float).reshape(-1, 2)
+
+
+def binned(points: Any) -> Any:
+    """(mean count, mean value, classes) over bins of a factor of two in the count; classes without any apart."""
+    bins = np.floor(np.log2(np.maximum(points[:, 0], 0.5)))
+    found = [points[bins == k] for k in np.unique(bins)]
+    return np.array([(part[:, 0].mean(), part[:, 1].mean(), len(part)) for part in found])
+
+
+def reliability(series: Sequence[Series]) -> Chart | None:
+    """The share that is right against the probability that the model gave."""
+    found = [(k, s, c) for k, s in enumerate(series) if (c := calibrations(s)) is not None]
+    if not found:
+        return None
+    figure, (axes,) = canvas()
+    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    rows = []
+    for place, one, (curve, spread) in found:
+        look = Look.of(place)
+        x, y = ([100 * b[k] for b in curve.bins] for k in (2, 3))
+        label = f"{one.label}: ECE {spread.mean:.1f}"
+        axes.plot(x, y, color=look.colour, marker=look.marker, linestyle=look.dash, label=label)
+        rows += [[one.label, *b] for b in curve.bins]
+    axes.set_xlim(0, 102)
+    axes.set_ylim(-2, 103)
+    axes.set_xlabel("probability given to the best class, percent")
+    axes.set_ylabel("right, percent")
+    legend(figure, axes)
+    reading = (
+        "On the dashed line, probabilities mean what they say; below it the model is too sure, above it too modest. "
+        "ECE: expected calibration error, in points."
+    )
+    header = ("series", "bin_from", "images", "probability_mean", "right_share")
+    return Chart("reliability", "Reliability of the probabilities", reading, header, rows, figure)
+
+
+def tte(series: Sequence[Series]) -> Chart | None:
+    """What five crops gain over one."""
+    keys = ("overall", "many", "medium", "few")
+    found = [(k, s, e) for k, s in enumerate(series) if (e := tte_effect(s))]
+    if not found:
+        return None
+    figure, (axes,) = canvas()
+    gains = [(s.label, Look.of(k), [e[key][2] if key in e else None for key in keys]) for k, s, e in found]
+    _bars(axes, keys, gains)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.set_ylabel("gain in points")
+    legend(figure, axes)
+    rows = [
+        [s.label, key, *(part.mean for part in e[key]), e[key][2].sd, e[key][2].n] for _, s, e in found for key in e
+    ]
+    reading = "Accuracy with five crops less accuracy with one crop, by group. Around zero: the crops saw the same."
+    header = ("series", "measure", "one_crop", "five_crops", "gain", "gain_sd", "seeds")
+    return Chart("tte", "What five crops gain", reading, header, rows, figure)

@@ -1,0 +1,301 @@
+"""Put a report together and write it: report.html, and figures/ with each figure as PNG and its numbers as CSV."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from liftplus import config, results
+from liftplus.data import sources
+from liftplus.data.dataset import DataSet
+from liftplus.errors import UserError
+from liftplus.report import chart, content, feature_figures, features, figures, findings, read, thumbnails
+from liftplus.report.chart import Chart, Look
+from liftplus.report.features import Distances
+from liftplus.report.series import MEASURES, Series, grouped
+from liftplus.runtime import Progress, Silent
+
+PAGE, MARKER = "report.html", ".liftplus-report"
+CHARTS = (
+    *("accuracy", "accuracy_by_count", "long_tail", "loss", "lr", "reliability", "tte"),
+    *("intra_class_distance", "distance_gap", "separation"),
+)
+SHOWN_SERIES = 8  # whose confused pairs are shown
+SHOWN = 40  # rows of a figure's table on the page
+
+
+@dataclass
+class Draft:
+    """A report on its way.
+
+    Attributes:
+        series: what is compared.
+        out: the report's folder.
+        dataset: the runs' data, once loaded.
+        charts: what was drawn so far.
+        problems: what could not be shown, one sentence each.
+    """
+
+    series: list[Series]
+    out: Path
+    dataset: DataSet | None = None
+    charts: dict[str, Chart] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, *made: Chart | None) -> None:
+        """Keep those charts that there are."""
+        self.charts |= {one.name: one for one in made if one is not None}
+
+    def data(self) -> DataSet:
+        """The data that the runs were trained on; raises UserError where they are not there any more."""
+        if self.dataset is None:
+            wanted = config.from_dict(self.series[0].config).data
+            try:
+                self.dataset = sources.load(wanted.model_copy(update={"unreadable": "stop"}))
+            except (OSError, ImportError) as error:
+                raise UserError(f"The data cannot be read ({error}).") from error
+        return self.dataset
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Training pictures of each class."""
+        return next((run.train_counts for one in self.series for run in one.runs if run.train_counts), ())
+
+
+def write(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    with_features: bool = False,
+    per_class: int = 50,
+    progress: Progress | None = None,
+    told: Callable[[str], None] | None = None,
+    dataset: DataSet | None = None,
+) -> Path:
+    """Write a report about one or several runs of one data set, in place of an earlier one.
+
+    Args:
+        runs: run folders; those that differ by seed alone are taken together.
+        out: the report's folder: new, empty, or that of an earlier report.
+        with_features: compute features with the runs' models for "Why heavy fine-tuning hurts"; needs the data and
+            the backbone's weights. What was computed is kept in the folder.
+        per_class: pictures of a class and split whose features are computed, at most.
+        told: called with a sentence for everything that had to be left out.
+        dataset: the runs' data, where they are loaded already.
+
+    Returns:
+        the page's path.
+
+    Raises:
+        UserError: a folder is no run, runs are of different classes, or `out` holds something else.
+    """
+    if not runs:
+        raise UserError("Give at least one run folder.")
+    refuse_foreign(out)
+    folders = list({folder.resolve(): folder for folder in runs}.values())
+    series = grouped([read.run(folder) for folder in folders])
+    prepare(out)
+    problems = [text for one in series for run in one.runs for text in run.problems]
+    draft = Draft(series, out, dataset, problems=problems)
+    draft.add(figures.accuracy(series), figures.accuracy_by_count(series), figures.tail(series))
+    draft.add(figures.curves(series, "loss"), figures.curves(series, "lr"))
+    draft.add(figures.reliability(series), figures.tte(series))
+    watching = progress or Silent()
+    distances = _features(draft, per_class, watching) if with_features else []
+    values = _values(draft, distances, watching) | {"per_class": per_class, "with_features": with_features}
+    values |= _feature_note(draft, distances, with_features)
+    _tables(draft, values)
+    for text in draft.problems:
+        (told or (lambda _text: None))(text)
+    page = out / PAGE
+    results.write_bytes(page, render(values | {"problems": draft.problems}).encode(errors="replace"))
+    return page
+
+
+def refuse_foreign(out: Path) -> None:
+    """Leave alone what is not an earlier report's."""
+    if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{str(out)!r} holds something other than a report. Choose another folder with --out.")
+
+
+def prepare(out: Path) -> None:
+    """Make the folder, and take an earlier report's figures away."""
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    (out / PAGE).unlink(missing_ok=True)
+    for suffix in ("png", "csv"):
+        for old in (out / "figures").glob(f"*.{suffix}"):
+            old.unlink()
+
+
+def _features(draft: Draft, per_class: int, progress: Progress) -> list[Distances]:
+    try:
+        found, problems = features.measure(draft.series, draft.data(), draft.out, per_class, progress)
+    except UserError as error:
+        draft.problems.append(f"Features could not be computed: {error}")
+        return []
+    draft.problems += problems
+    places = {one.label: place for place, one in enumerate(draft.series)}
+    still = [place for place, one in enumerate(draft.series) if not one.config.get("tuner")]
+    looks = [Look.of(still[0] if still else 7), *(Look.of(places[d.label]) for d in found[1:])]
+    draft.add(*feature_figures.charts(found, draft.counts, looks))
+    return found
+
+
+def _feature_note(draft: Draft, distances: Sequence[Distances], asked: bool) -> dict[str, Any]:
+    note = command = None
+    if not distances and not asked:
+        folders = [str(run.folder) for one in draft.series for run in one.runs]
+        command = shlex.join(["liftplus", "report", *folders, "--out", str(draft.out), "--features"])
+        note = "Whether that happened in these runs takes their features, which this command computes:"
+    elif not distances:
+        note = "Features could not be computed; the reason stands at the top of this page."
+    elif len(distances) == 1:
+        note = "None of these runs tunes the backbone, so there is nothing to compare it with."
+    return {"features_note": note, "features_command": command}
+
+
+def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) -> dict[str, Any]:
+    """Everything that the template shows but for the figures."""
+    series = draft.series
+    first = series[0].runs[0]
+    known = read.table(first.about.get("data"))
+    found = findings.everything(series, distances, draft.counts)
+    rows, sentence = content.groups(first) if first.train_counts else ([], "")
+    seeds = [len(one.runs) for one in series]
+    backbones = list(dict.fromkeys(str(read.table(one.config.get("backbone")).get("name", "?")) for one in series))
+    return {
+        "title": str(known.get("name") or (first.tested.what[0] if first.tested else "") or first.folder.name),
+        "subtitle": f"{_runs(seeds)} · {', '.join(backbones[:3])}",
+        "accuracy": content.accuracy(series),
+        "spread": max(seeds) > 1,
+        "measures": [key.replace("_", " ") for key in MEASURES],
+        "findings": [one for one in found if one.section != "features"] + _verdict(found),
+        "heavy": [one for one in found if one.section == "features"],
+        "others": content.others(series),
+        "groups": rows,
+        "imbalance": sentence,
+        "notes": [str(text) for text in known.get("notes") or ()][:5],
+        "tte_commands": _tte_commands(series),
+        "cost": content.cost(series),
+        "cost_header": content.COST_HEADER,
+        "runs": [content.record(run) for one in series for run in one.runs],
+        "version": version("liftplus"),
+    } | _confused(draft, progress)
+
+
+def _verdict(found: Sequence[findings.Finding]) -> list[findings.Finding]:
+    """The feature findings that belong on top: failures."""
+    return [one for one in found if one.section == "features" and one.sign == "bad"]
+
+
+def _runs(seeds: Sequence[int]) -> str:
+    """How many runs there are, and of what, from the number of seeds of each series."""
+    if len(seeds) == sum(seeds):
+        return f"{len(seeds)} run{'' if len(seeds) == 1 else 's'}"
+    each = str(max(seeds)) if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)}"
+    return f"{sum(seeds)} runs, {each} seeds each"
+
+
+def _tte_commands(series: Sequence[Series]) -> list[str]:
+    """For each series tested with one setting only, what tests its first run with the other."""
+    lines = []
+    for one in series:
+        if one.tested and not any(run.other_crops for run in one.runs):
+            run = next(run for run in one.runs if run.tested)
+            five = not (run.tested is not None and run.tested.tte)
+            lines.append(shlex.join(["liftplus", "eval", str(run.folder), f"evaluation.tte={str(five).lower()}"]))
+    return lines
+
+
+def _confused(draft: Draft, progress: Progress) -> dict[str, Any]:
+    """The confused pairs of each series, the best one first, with pictures where the data are still there."""
+    chosen = [one for one in draft.series if any(t.confusion and t.classes for t in one.tested)]
+    if not chosen:
+        return {"confused": [], "pictures_note": None}
+    note = dataset = None
+    try:
+        dataset = draft.data()
+    except UserError as error:
+        note = f"No pictures are shown, because the run's data cannot be read: {error}"
+    top = content.best(chosen)
+    chosen = sorted(chosen, key=lambda one: one is not top)[:SHOWN_SERIES]
+    entries = []
+    with progress.task("Pictures of confused classes", len(chosen)) as advance:
+        for one in chosen:
+            found = thumbnails.pairs(one, dataset)
+            entries.append(content.entry(draft.series, draft.series.index(one)) | {"pairs": found})
+            advance()
+    shown = any(p.wrong or p.example for e in entries for p in e["pairs"])
+    if note is None and not shown and any(e["pairs"] for e in entries):
+        note = "No pictures are shown, because none of the files that the run tested can be read any more."
+    return {"confused": entries, "pictures_note": note}
+
+
+def _tables(draft: Draft, values: dict[str, Any]) -> None:
+    """Write every figure and table beside the page, and what the template needs of them into `values`."""
+    folder, shown = draft.out / "figures", {}
+    for name, one in draft.charts.items():
+        rows = [[_short(cell) for cell in row] for row in one.rows[:SHOWN]]
+        shown[name] = {
+            "name": name,
+            "title": one.title,
+            "reading": one.reading,
+            "header": one.header,
+            "rows": rows,
+            "more": max(0, len(one.rows) - SHOWN),
+            "wide": one.figure.get_figwidth() > 6,
+            "svg": Markup(chart.save(one, folder)),
+        }
+    columns, rows = content.class_table(draft.series)
+    if rows:
+        results.write_csv(folder / "classes.csv", [column["title"] for column in columns], rows)
+    header = ("series", "true", "predicted", "images", "share", "true_train_images", "predicted_train_images")
+    pairs = [
+        (e["label"], p.true, p.predicted, chart.cell(p.images), chart.cell(p.share), p.true_train, p.predicted_train)
+        for e in values["confused"]
+        for p in e["pairs"]
+    ]
+    if values["confused"]:
+        results.write_csv(folder / "confused_pairs.csv", header, pairs)
+    results.write_csv(folder / "cost.csv", content.COST_HEADER, ([e["label"], *e["cells"]] for e in values["cost"]))
+    values["charts"] = {name: shown.get(name) for name in CHARTS}
+    values["classes"] = content.script_json({"columns": columns, "rows": rows}) if rows else None
+    values["sections"] = _sections(values)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "–" if value is None else str(value)
+
+
+def _sections(values: dict[str, Any]) -> list[tuple[str, str]]:
+    charts = values["charts"]
+    there = [
+        ("accuracy", "Accuracy", charts["accuracy"]),
+        ("data", "Data", charts["long_tail"] or charts["loss"]),
+        ("classes", "Classes", values["classes"]),
+        ("confused", "Confused", values["confused"]),
+        ("calibration", "Probabilities", charts["reliability"] or charts["tte"] or values["tte_commands"]),
+        ("features", "Heavy or light", True),
+        ("cost", "Cost and record", True),
+    ]
+    return [(section, name) for section, name, held in there if held]
+
+
+def render(values: dict[str, Any]) -> str:
+    """The page; whatever is not marked as safe is escaped."""
+    here = files("liftplus.report")
+    parts = {name: Markup((here / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
+    return template.render(values | parts)

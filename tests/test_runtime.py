@@ -1,0 +1,157 @@
+"""Where the training step spends nothing: frozen weights, compiled models, batches of another size."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from liftplus import config, runtime
+from liftplus.backbones.clip import LeanQuickGELU, Shape, clip_backbone
+from liftplus.heads import Cosine
+from liftplus.model import Classifier
+from liftplus.runtime import Compiled, Runtime
+from liftplus.tuners.adaptformer import AdaptFormer
+
+DEPTH, WIDTH, TOKENS, BATCH, CLASSES, RANK = 3, 24, 17, 5, 7, 2
+
+
+def classifier() -> Classifier:
+    """A CLIP ViT of 3 blocks on 16 patches, AdaptFormer and cosine head."""
+    torch.manual_seed(0)
+    shape = Shape(32, 8, WIDTH, DEPTH, 2, 13, 16, 1, 2, context=5, vocabulary=11)
+    backbone = clip_backbone("tiny", shape, None, tokenizer=object())
+    head = Cosine().build(backbone, CLASSES)
+    nn.init.normal_(head.weight)
+    return Classifier.assemble(backbone, {"adaptformer": AdaptFormer(width=RANK)}, head, ["a"] * CLASSES)
+
+
+def test_frozen_weights_take_the_precision_of_the_run() -> None:
+    """Trained weights, the head and all norms stay in fp32; in fp32 nothing changes."""
+    model = classifier()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model.put(Runtime(torch.device("cpu"), "fp32"))
+    assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in model.named_parameters())
+    model.put(Runtime(torch.device("cpu"), "bf16"))
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    kept = {"backbone.image_projection"}
+    for name, p in model.named_parameters():
+        whole = p.requires_grad or id(p) in norms or name in kept
+        assert p.dtype == (torch.float32 if whole else torch.bfloat16), name
+
+
+def test_the_residual_stream_runs_in_the_precision_of_the_run() -> None:
+    """Also where a norm before the blocks gives fp32, as on a GPU."""
+    model = classifier()
+    place = Runtime(torch.device("cpu"), "bf16")
+    model.put(place)
+    model.backbone.image.norm_pre.register_forward_hook(lambda _m, _a, out: out.float())
+    seen: list[torch.dtype] = []
+    for block in model.backbone.image.blocks:
+        block.register_forward_hook(lambda _m, args, out: seen.extend((args[0].dtype, out.dtype)))
+    with place.autocast():
+        model(torch.randn(2, 3, 32, 32))
+    assert seen == [torch.bfloat16] * (2 * DEPTH)
+
+
+def test_a_step_computes_nothing_for_frozen_weights() -> None:
+    """Forward and backward take the forward pass, input gradients from the first tuned site on, and the tuner's own."""
+    model = classifier()
+    images = torch.randn(BATCH, 3, 32, 32)
+    with FlopCounterMode(display=False) as forward:
+        out = model(images)
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    rows = BATCH * TOKENS
+    adapter = 2 * rows * WIDTH * RANK  # one of its two products
+    mlp = 2 * 2 * rows * WIDTH * 4 * WIDTH
+    attention = 2 * rows * WIDTH * 4 * WIDTH + 2 * 2 * rows * TOKENS * WIDTH
+    head = 2 * BATCH * WIDTH * CLASSES
+    patches = 2 * BATCH * 16 * WIDTH * 3 * 8 * 8
+    assert forward.get_total_flops() == patches + DEPTH * (attention + mlp + 2 * adapter) + head
+    # The first block's attention and MLP lie before the first tuned site.
+    linears = 2 * rows * WIDTH * 4 * WIDTH
+    kernels = 5 * 2 * rows * TOKENS * WIDTH  # q k^T again, and four products
+    products = backward.get_total_flops() - 2 * head
+    assert products == (DEPTH - 1) * (mlp + linears + kernels) + DEPTH * 4 * adapter
+
+
+def test_activations_kept_for_the_backward_pass() -> None:
+    """QuickGELU keeps one tensor, and agrees with its definition in value and gradient."""
+    x = torch.randn(64, 3, dtype=torch.float64, requires_grad=True)
+    kept: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = LeanQuickGELU()(x)
+    assert sum(kept) == x.numel()
+    torch.testing.assert_close(out, x * torch.sigmoid(1.702 * x), rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradcheck(LeanQuickGELU(), x[:4].detach().requires_grad_())
+
+
+def test_a_small_last_batch_is_not_compiled_anew() -> None:
+    """It gives the same logits and gradients as without compiling."""
+    model, sizes = classifier(), []
+
+    def compiler(module: nn.Module, dynamic: bool) -> nn.Module:
+        assert not dynamic
+
+        def forward(images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return module(images)
+
+        return forward  # type: ignore[return-value]
+
+    run = Compiled(model, compiler)
+    images = torch.randn(BATCH, 3, 32, 32)
+    run(images)
+    out = run(images[:2])
+    assert sizes == [BATCH, BATCH] and len(out) == 2
+    out.sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    whole = model(images[:2])
+    whole.sum().backward()
+    torch.testing.assert_close(out, whole)
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(found[name], p.grad, msg=name)
+
+
+def test_compiling_that_fails_is_done_without() -> None:
+    model = classifier()
+
+    def compiler(_module: nn.Module, dynamic: bool) -> nn.Module:
+        def broken(_images: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no compiler\nhere")
+
+        return broken  # type: ignore[return-value]
+
+    run = Compiled(model, compiler)
+    images = torch.randn(2, 3, 32, 32)
+    with pytest.warns(UserWarning, match="no compiler"):
+        out = run(images)
+    torch.testing.assert_close(out, model(images))
+    assert run(images[:1]).shape == (1, CLASSES)
+
+
+def test_a_compiled_model_agrees() -> None:
+    """By the real compiler up to its code generator."""
+    model = classifier()
+    run = Compiled(model, partial(torch.compile, backend="aot_eager"))
+    images = torch.randn(BATCH, 3, 32, 32)
+    torch.testing.assert_close(run(images), model(images))
+
+
+@pytest.mark.parametrize(("asked", "compiles"), [("auto", False), ("on", True), ("off", False)])
+def test_compiling_is_chosen_by_device(asked: str, compiles: bool) -> None:
+    assert runtime.choose("cpu", "fp32", compiling=asked).compiles is compiles
+    assert config.resolve(data="x", overrides=[f"compile={asked}"]).compile == asked
+    assert math.isclose(config.resolve(data="x").train.lr, 0.02)
