@@ -8,6 +8,7 @@ tuned weights. Weight gradients of frozen layers and whatever is computed twice 
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ def _counted(work: Work, *, training: bool) -> int:
     for module in model.modules():
         if isinstance(getattr(module, "fused_attn", None), bool):  # the fused backward pass computes products twice
             module.fused_attn = False  # type: ignore[assignment]
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+    # Autocast refuses to be asked about "meta".
+    no_autocast = mock.patch.object(torch, "is_autocast_enabled", return_value=False)
+    with no_autocast, FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         features: Tensor = model.backbone(torch.empty(1, 3, side, side, device=meta))
         if training and features.requires_grad:
             features.sum().backward()
