@@ -26,8 +26,9 @@ from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
 from liftplus.head_init import centres, class_prompts
 from liftplus.model import Classifier
+from liftplus.parallel import Job
 from liftplus.results import write_bytes
-from liftplus.runtime import Runtime
+from liftplus.runtime import Runtime, StopRequest
 
 FILE, LAST, STATE = "model.safetensors", "model-last.safetensors", "last.safetensors"
 FORMAT = 2
@@ -312,3 +313,39 @@ class Keeper:
     def discard(self) -> None:
         """Remove the state of a run that is finished."""
         self.path.unlink(missing_ok=True)
+
+
+class SharedKeeper(Keeper):
+    """The keeper of one process of a job: there is one state, the leader's, and a wish to stop is everybody's."""
+
+    def __init__(
+        self, folder: Path, belongs_to: dict[str, Any], minutes: float, stop: StopRequest | None, job: Job
+    ) -> None:
+        super().__init__(folder, belongs_to, minutes)
+        self.stop, self.job = stop or StopRequest(), job
+
+    def position(self) -> Position:
+        """The saved position, on the leader."""
+        return super().position() if self.job.leads else Position()
+
+    def restore(self, step: Resumable) -> Position:
+        """Bring the leader's step to the saved position; `Step.alike` brings it to the others."""
+        return super().restore(step) if self.job.leads else Position()
+
+    def due(self) -> bool:
+        """Whether any process was asked to stop, or the leader has not saved for long."""
+        return any(self.job.greatest(self.stop.signal or 0, self.job.leads and super().due()))
+
+    def save(self, step: Resumable, position: Position) -> None:
+        """Write the state, once; ends the training of all with `Stopped` where any was asked to."""
+        if self.job.leads:
+            super().save(step, position)
+        asked = max(self.job.from_all(self.stop.signal or 0))
+        if asked:
+            self.stop.signal = asked
+            raise Stopped(self.path.parent, position)
+
+    def discard(self) -> None:
+        """Remove the state of a run that is finished."""
+        if self.job.leads:
+            super().discard()

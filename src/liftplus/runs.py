@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from liftplus import checkpoint, priors, results, tracking
-from liftplus.checkpoint import Chosen, Keeper, Position, Resumable, Stopped, Trained
+from liftplus.checkpoint import Chosen, Keeper, SharedKeeper, Trained
 from liftplus.config import RunConfig, flat, from_dict, replaced
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
@@ -25,7 +25,6 @@ from liftplus.features import Cache, predict_once
 from liftplus.matching import aligned, as_in_run, write_splits
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
-from liftplus.parallel import Job
 from liftplus.runtime import (
     Advance,
     Progress,
@@ -93,42 +92,6 @@ class Session:
     def cache(self) -> Cache:
         """Where features of frozen towers are kept; its notes tell what was read from there."""
         return Cache.of(self.config.cache, self.runtime.job)
-
-
-class SharedKeeper(Keeper):
-    """The keeper of one process of a job: there is one state, the leader's, and a wish to stop is everybody's."""
-
-    def __init__(
-        self, folder: Path, belongs_to: dict[str, Any], minutes: float, stop: StopRequest | None, job: Job
-    ) -> None:
-        super().__init__(folder, belongs_to, minutes)
-        self.stop, self.job = stop or StopRequest(), job
-
-    def position(self) -> Position:
-        """The saved position, on the leader."""
-        return super().position() if self.job.leads else Position()
-
-    def restore(self, step: Resumable) -> Position:
-        """Bring the leader's step to the saved position; `Step.alike` brings it to the others."""
-        return super().restore(step) if self.job.leads else Position()
-
-    def due(self) -> bool:
-        """Whether any process was asked to stop, or the leader has not saved for long."""
-        return any(self.job.greatest(self.stop.signal or 0, self.job.leads and super().due()))
-
-    def save(self, step: Resumable, position: Position) -> None:
-        """Write the state, once; ends the training of all with `Stopped` where any was asked to."""
-        if self.job.leads:
-            super().save(step, position)
-        asked = max(self.job.from_all(self.stop.signal or 0))
-        if asked:
-            self.stop.signal = asked
-            raise Stopped(self.path.parent, position)
-
-    def discard(self) -> None:
-        """Remove the state of a run that is finished."""
-        if self.job.leads:
-            super().discard()
 
 
 def refuse_different(session: Session, dataset: DataSet, model: Classifier) -> None:
