@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from liftplus import cli, config, console
+from liftplus import cli, config, console, tracking
 from liftplus.commands import completion
 from liftplus.commands.examples import EXAMPLES
 from liftplus.data import sources
@@ -148,3 +148,18 @@ def test_completion_knows_what_there_is(photos: Path, monkeypatch: pytest.Monkey
     code = "import sys, liftplus.cli, liftplus.commands.completion as c; c.backbones(''); c.runs(''); c.data('');"
     check = "assert not {'torch', 'numpy', 'pydantic', 'timm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code + check], check=True)
+
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "command-line.md").read_text(encoding="utf-8")
+
+
+def test_commands_of_the_page_are_such() -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    (install, *rest) = lines
+    assert install[:2] == ["pip", "install"] and install[2] == f"liftplus[{','.join(tracking.TRACKERS)}]"
+    for words in rest:
+        about = commands()[words[1]].make_context(words[1], words[2:])
+        chosen = config.resolve(data=about.params["data"], overrides=about.params["overrides"])
+        assert set(chosen.track) <= set(tracking.TRACKERS) and chosen.track
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == set(tracking.TRACKERS)

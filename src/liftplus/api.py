@@ -175,7 +175,7 @@ class Model:
     Attributes:
         trained: the network, its configuration and its classes.
         session: settings and device that it runs with.
-        dataset: what it was fitted on; None for one that was loaded.
+        dataset: what it was fitted on; None where it was loaded.
         notes: what was decided for the user, one sentence each.
         file: what it was loaded from.
     """
@@ -225,17 +225,19 @@ class Model:
         (True, True)
         """
         session = self._with(tte)
-        dataset = matching.aligned(self._to_test(data, session), split, self.trained)
+        dataset = matching.aligned(self._to_test(data, split, session), split, self.trained)
         return runs.measure(session, self.network, dataset, split, self.trained.train_counts)[1]
 
-    def _to_test(self, data: Data | None, session: Session) -> DataSet:
-        if data is None:
-            if self.dataset is None:
-                raise UserError("The model was loaded, so it holds no data. Give evaluate some: a path or arrays.")
-            return self.dataset
+    def _to_test(self, data: Data | None, split: str, session: Session) -> DataSet:
+        source = self.config.data.source
+        if data is None or (isinstance(data, str | os.PathLike) and matching.same_data(os.fspath(data), source)):
+            if self.dataset is None and not source:
+                raise UserError("The model was fitted on images in memory, so give evaluate some: a path or images.")
+            return self.dataset or matching.as_in_run(session.data(), self.trained.folder, split)
         if isinstance(data, str | os.PathLike):
-            read_by = DataConfig(source=os.fspath(data), decode=self.config.data.decode)
-            return replace(session, config=session.config.model_copy(update={"data": read_by})).data(for_testing=True)
+            old = self.config.data
+            other = DataConfig(source=os.fspath(data), unreadable=old.unreadable, decode=old.decode)
+            return replace(session, config=session.config.model_copy(update={"data": other})).data(for_testing=True)
         if isinstance(data, DataSet):
             return data
         names = dict(zip(self.trained.class_ids, self.class_names, strict=True))

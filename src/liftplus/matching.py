@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,13 @@ def write_splits(folder: Path, dataset: DataSet) -> None:
     if dataset.made:
         keys = {name: list(split.keys) for name, split in dataset.splits.items()}
         results.write_json(folder / SPLITS, {"made": dataset.made, "splits": keys})
+
+
+def same_data(data: str, source: str) -> bool:
+    """Whether a path or name is the very data that a run was trained on."""
+    return data == source or (
+        bool(source) and os.path.exists(source) and os.path.realpath(data) == os.path.realpath(source)
+    )
 
 
 def as_in_run(dataset: DataSet, folder: Path, needed: str) -> DataSet:

@@ -23,7 +23,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Test a finished run again: on its own data or other data, with other test options."""
-    from liftplus import checkpoint, console, parallel, results, runs
+    from liftplus import checkpoint, console, matching, parallel, results, runs
 
     settings = options.run_settings(run, data, overrides)
     session = options.session(settings)
@@ -31,7 +31,7 @@ def evaluate(
     if session.runtime.job.leads:
         results.refuse_existing(folder)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    other = data is not None and not options.same_data(data, trained.config.to_dict())
+    other = data is not None and not matching.same_data(data, trained.config.data.source)
     dataset, metrics = runs.evaluate_run(session, trained, split, folder, other_data=other)
     for note in [*runs.notes(settings, dataset, trained.model), *session.cache.notes]:
         console.err.print(f"Note: {note}")

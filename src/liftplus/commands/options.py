@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -58,21 +57,13 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
-def same_data(data: str, values: dict[str, Any]) -> bool:
-    """Whether --data names the very data that a run was trained on."""
-    source = values["data"]["source"]
-    return data == source or (
-        bool(source) and os.path.exists(source) and os.path.realpath(data) == os.path.realpath(source)
-    )
-
-
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
     """A run's settings with what may change after training changed."""
-    from liftplus import checkpoint, config
+    from liftplus import checkpoint, config, matching
 
     values = checkpoint.read_about(run)["config"]
     before = config.from_dict(values).to_dict()
-    if data is not None and not same_data(data, values):
+    if data is not None and not matching.same_data(data, values["data"]["source"]):
         values["data"] = {
             "source": data,
             "unreadable": before["data"]["unreadable"],
