@@ -1,0 +1,121 @@
+"""Every command line on every page: it exists, its options exist, its key=value pairs resolve."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import docs_reference
+import pytest
+
+from doc_pages import LANGUAGES, PAGES, PARTS, ROOT, Line, blocks, lines, named, page, parse
+from liftplus import config, registry
+from liftplus.backbones import catalogue
+
+OF_A_RUN = ("eval", "predict")  # their key=value pairs change a finished run's settings
+VARIABLES = {registry.VARIABLE, "LIFTPLUS_WEIGHTS", "LIFTPLUS_TIMEOUT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS"}
+EVERY = [(name, line) for name in PAGES for line in lines(name)]
+
+
+@pytest.mark.parametrize("name", list(PAGES))
+def test_blocks_say_what_they_are(name: str) -> None:
+    """A block without a language would escape every test here."""
+    assert {language for language, _ in blocks(name)} <= set(LANGUAGES)
+
+
+@pytest.mark.usefixtures("written")
+@pytest.mark.parametrize(("name", "line"), EVERY, ids=[f"{name}-{line}"[:90] for name, line in EVERY])
+def test_line(name: str, line: str) -> None:
+    parsed = parse(line)
+    if parsed is None:
+        other(line)
+        return
+    assert set(parsed.environment) <= VARIABLES
+    assert set(filter(None, parsed.environment.get(registry.VARIABLE, "").split(","))) <= set(PARTS)
+    resolved(parsed)
+    if find := parsed.values.get("find"):
+        assert catalogue.find(find)
+
+
+def resolved(line: Line) -> None:
+    """Whatever the line sets is a setting with an allowed value."""
+    values = line.values
+    overrides = [*(values.get("overrides") or ()), *(values.get("change") or ())]
+    given: dict[str, Any] = {key: values[key] for key in ("data", "backbone") if values.get(key)}
+    run = config.resolve(
+        **given, method=values.get("method") or "lift+", overrides=() if given_run(line) else overrides
+    )
+    if given_run(line):
+        config.changed(run.to_dict(), overrides)
+
+
+def given_run(line: Line) -> bool:
+    return line.command in OF_A_RUN
+
+
+def other(line: str) -> None:
+    """A line that is not liftplus's own is of a kind that can be checked."""
+    words = [word for word in line.split() if not re.fullmatch(r"[A-Z_]+=.*", word)]
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    elif words[:2] == ["pip", "install"]:
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        for extras in re.findall(r"\[([\w,-]+)\]", line):
+            assert set(extras.split(",")) <= set(known)
+    elif words[0] == "python":
+        script = words[words.index("pytest") + 1] if "pytest" in words else words[1]
+        assert (ROOT / script).is_file()
+        source = (ROOT / script).read_text(encoding="utf-8")
+        if "pytest" not in words:
+            imported = [
+                ROOT / "benchmarks" / f"{found}.py" for found in re.findall(r"^(?:from|import) (\w+)", source, re.M)
+            ]
+            source += "".join(path.read_text(encoding="utf-8") for path in imported if path.is_file())
+            assert all(f'"{option}"' in source for option in re.findall(r"--[\w-]+", line)), line
+    else:
+        assert is_slurm(line), f"teach this test what {line!r} is"
+
+
+def is_slurm(line: str) -> bool:
+    return line.startswith("first=$(scontrol ")
+
+
+@pytest.mark.parametrize("name", list(PAGES))
+def test_commands_within_sentences(name: str) -> None:
+    """`liftplus …` in running text names commands and options that exist."""
+    text = re.sub(r"^```.*?^```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`(?:\w+=\S+ )?liftplus ([^`]+)`", text):
+        words = [word for word in code.split() if word.islower() and word.isalpha()]
+        found = next((named(" ".join(words[:n])) for n in (2, 1) if named(" ".join(words[:n]))), None)
+        assert found is not None or code.split()[0] in ("…", "COMMAND", "--help"), code
+        spellings = {name for option in getattr(found, "params", ()) for name in (*option.opts, *option.secondary_opts)}
+        assert set(re.findall(r"--[a-z][\w-]*", code)) <= spellings | {"--help"}, code
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "log.md"])
+def test_keys_within_sentences(name: str) -> None:
+    """`section.key=…` in running text is a setting."""
+    text = re.sub(r"^```.*?^```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
+    sections = "data|backbone|train|evaluation|head|head_init|loss|augment|sampler"
+    known = set(re.findall(r"^\| `([\w.]+)` \|", docs_reference.settings(), re.MULTILINE))
+    for key in re.findall(rf"`((?:{sections}|tuner\.\w+)\.\w+)(?:=[^`]*)?`", text):
+        is_file = key.endswith((".py", ".md", ".toml", ".json", ".txt"))
+        assert key in known or is_file or key.startswith("tuner.NAME."), key
+
+
+def test_reference_pages_hold_everything(tmp_path: Path) -> None:
+    made = docs_reference.commands()
+    assert re.findall(r"^## liftplus (.+)$", made, re.MULTILINE) == [
+        name for name, _ in docs_reference.leaves(named(""))
+    ]
+    for wanted in ("`--per-class`", "liftplus data inspect", "`--tte`, `--one-crop`"):
+        assert wanted in made
+    settings = docs_reference.settings()
+    flat = config.flat(config.resolve(data="x"))
+    keys = {key for key in flat if not key.endswith(".name") or key == "backbone.name"}
+    assert keys <= set(re.findall(r"^\| `([\w.]+)` \|", settings, re.MULTILINE))
+    for kind in docs_reference.KINDS:
+        for part in registry.discover(kind):
+            assert f"### {part} {{ #{kind}-{part} }}" in settings
