@@ -14,12 +14,11 @@ import argparse
 import json
 import statistics
 import tempfile
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from liftplus import config, demo, results, runs, runtime, train
+from liftplus import compare, config, demo, results, runs, runtime, train
 from liftplus.evaluate import Reading, predict, score
 
 RATES = {
@@ -57,22 +56,21 @@ def search(out: Path) -> None:
 def test(out: Path, seeds: int) -> None:
     """The demo's rows for several seeds, with mean and standard deviation over the seeds."""
     chosen = runtime.choose()
-    dataset = runs.Session(config.resolve(data=demo.DATA, backbone=demo.BACKBONE), chosen).data()
-    rows: list[demo.Row] = []
+
+    def write(found: list[compare.Row]) -> None:
+        rows = demo.lines(found)
+        print(rows[-1], flush=True)
+        done = max(row["seed"] for row in rows) + 1
+        results.write_json(out, about() | {"seeds": done, "summary": summary(rows), "rows": rows})
+
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(seeds):
-            for method in demo.METHODS:
-                rows += demo.compare(method, seed, dataset, Path(folder) / f"{method}-{seed}", runtime.Silent())
-                print(rows[-1], flush=True)
-                results.write_json(
-                    out, about() | {"seeds": seed + 1, "summary": summary(rows), "rows": [asdict(row) for row in rows]}
-                )
+        compare.run(demo.plan(seeds), Path(folder), lambda config: runs.Session(config, chosen), print, write)
 
 
-def summary(rows: list[demo.Row]) -> list[dict[str, Any]]:
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
-    for method, tte in dict.fromkeys((row.method, row.tte) for row in rows):
-        same = [asdict(row) for row in rows if (row.method, row.tte) == (method, tte)]
+    for method, tte in dict.fromkeys((row["method"], row["tte"]) for row in rows):
+        same = [row for row in rows if (row["method"], row["tte"]) == (method, tte)]
         entry: dict[str, Any] = {"method": method, "tte": tte, "runs": len(same)}
         for key in (*GROUPS, "seconds"):
             values = [row[key] for row in same]

@@ -40,6 +40,12 @@ def write_folder(root: Path, counts: dict[str, Sequence[int]]) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests read and write nothing in the user's cache."""
+    monkeypatch.setenv("LIFTPLUS_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three classes, 12 / 5 / 2 training and 2 test pictures each."""

@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -339,3 +340,67 @@ def test_archive_in_a_zip_of_a_wrapper_folder(photos: Path, command: Command, tm
     for name in ("w.zip", "w.tar.gz"):
         ended = command("data", "inspect", "--data", name, "--json", "--no-files")
         assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("given", [("train",), ("data", "inspect")])
+def test_what_click_would_answer_itself(
+    photos: Path, command: Command, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...]
+) -> None:
+    """Its answers to Ctrl-C and to a cut stream are nothing at all, and "Aborted."."""
+
+    def failing(error: BaseException) -> Callable[..., None]:
+        def fail(*_args: object, **_options: object) -> None:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr("liftplus.data.sources.load", failing(KeyboardInterrupt()))
+    ended = command(*given, "--data", photos)
+    assert ended.code == 130 and ended.err.splitlines()[-1] == "Stopped."
+    monkeypatch.setattr("liftplus.data.sources.load", failing(EOFError("cut short")))
+    with pytest.raises(EOFError, match="cut short"):
+        command(*given, "--data", photos)
+
+
+def test_mistyped_options_are_still_answered_by_click(command: Command) -> None:
+    for given, said in ((("train", "--nope"), "No such option"), (("data", "nope"), "No such command")):
+        ended = command(*given)
+        assert ended.code == 2 and said in ended.err and "Traceback" not in ended.err
+
+
+def test_a_class_without_training_and_one_without_test_pictures(tmp_path: Path, command: Command) -> None:
+    """Of the whole way from files to tables: neither shifts another class's figures or group."""
+    write_folder(tmp_path / "photos", {"train": (22, 0, 3), "test": (2, 2, 0)})
+    (tmp_path / "names.csv").write_text("id,name\nred_square,red square\ngreen hill,green hill\nblue sky,blue sky\n")
+    given = ("--data", "photos", "--out", "run", "class_names=names.csv", "epochs=1", "device=cpu", "workers=0")
+    ended = command("train", *given)
+    assert ended.code == 0, ended.err
+    assert "have no training images: 'green hill'" in ended.err
+    with (tmp_path / "run" / "per_class.csv").open(newline="") as stream:
+        rows = {row["id"]: row for row in csv.DictReader(stream)}
+    assert {key: (row["group"], row["train_images"], row["test_images"]) for key, row in rows.items()} == {
+        "red_square": ("medium", "22", "2"),
+        "green hill": ("few", "0", "2"),
+        "blue sky": ("few", "3", "0"),
+    }
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    red, green = (float(rows[key]["accuracy"]) for key in ("red_square", "green hill"))
+    assert rows["blue sky"]["accuracy"] == "" and metrics["many"] is None
+    assert (metrics["medium"], metrics["few"], metrics["mean_class"]) == (red, green, (red + green) / 2)
+    assert metrics["overall"] == (red + green) / 2 and metrics["images"] == 4
+
+
+def test_a_manifest_may_name_pictures_anywhere(tmp_path: Path, command: Command) -> None:
+    """It is the user's own file: absolute paths and `..` are taken as written, unlike in archives."""
+    write_folder(tmp_path / "else", {"where": (3, 3)})
+    here = tmp_path / "lists"
+    here.mkdir()
+    rows = [
+        f"{path if number % 2 else Path('..') / path.relative_to(tmp_path)},{path.parent.name}"
+        for number, path in enumerate(sorted((tmp_path / "else").rglob("*.png")))
+    ]
+    (here / "all.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    ended = command("data", "inspect", "--data", here / "all.csv", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert sum(sum(counts) for counts in found["counts"].values()) == 6 and found["unreadable"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import random
@@ -380,8 +381,9 @@ def test_other_backbone_weights_are_refused(photos: Path, tmp_path: Path, comman
     assert command("train", "--resume", "begun", "weights=same.safetensors").code == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_testing(
-    photos: Path, tmp_path: Path, command: Command, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, command: Command, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Training is not done again."""
 
@@ -389,9 +391,11 @@ def test_interrupted_while_testing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("liftplus.runs.predict", interrupt)
+        patch.setattr("liftplus.runs.predict", lambda *_args: signal.raise_signal(number))
         stopped = command(*arguments(photos, tmp_path / "run"))
-    assert stopped.code == 130 and "Traceback" not in stopped.err
+    assert stopped.code == 128 + number and "Traceback" not in stopped.err
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert "Stopped while testing" in stopped.err and "run (which only tests" in stopped.err
     before = contents(tmp_path / "run")
     assert checkpoint.STATE in before and checkpoint.FILE in before and "metrics.json" not in before
     with monkeypatch.context() as patch:
@@ -400,3 +404,11 @@ def test_interrupted_while_testing(
     after = contents(tmp_path / "run")
     assert all(after[name] == before[name] for name in ("config.json", "log.jsonl", checkpoint.FILE))
     assert outcome(tmp_path / "run") == whole
+
+
+def test_names_that_are_no_text_in_tables(tmp_path: Path) -> None:
+    """A CSV is UTF-8: bytes that are none appear escaped; commas, quotes and line ends stay in their cell."""
+    names = ["a\udcff.png", 'b,"c".png', "d\ne.png"]
+    results.write_csv(tmp_path / "x.csv", ("path",), [(name,) for name in names])
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as stream:
+        assert [row[0] for row in csv.reader(stream)] == ["path", "a\\udcff.png", *names[1:]]

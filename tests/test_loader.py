@@ -228,3 +228,18 @@ def test_only_the_main_process_ends_a_worker(folder: tuple[FolderStore, Split], 
     worker.terminate()
     worker.join(20)
     assert not worker.is_alive()
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError("reset"), BrokenPipeError()])
+def test_a_worker_that_dies_while_sending_is_named(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """The queue then ends in the middle of a batch."""
+
+    def cut(_self: Loader) -> Iterator[Batch]:
+        raise error
+
+    loader = Loader(
+        ArrayStore(np.zeros((2, 4, 4, 3), np.uint8)), Split(["0", "1"], [0, 1]), FixedView(CentreCrop(4)), batch_size=1
+    )
+    monkeypatch.setattr(Loader, "_begin", cut)
+    with pytest.raises(UserError, match="A loader worker was killed or crashed"):
+        next(iter(loader.epoch()))

@@ -15,8 +15,8 @@ from liftplus.checkpoint import Trained
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
+from liftplus.matching import aligned
 from liftplus.metrics import accuracies, group_of, ranked
-from liftplus.runs import aligned
 
 
 @pytest.mark.parametrize(("count", "group"), [(101, "many"), (100, "medium"), (20, "medium"), (19, "few"), (0, "few")])

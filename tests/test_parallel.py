@@ -205,6 +205,7 @@ CASES = (
     ("loss=reweight", "sampler=class_balanced"),
     ("head_init=class_mean", "tuner=lora", "tau=0.5"),
     ("loss=ldam", "train.batch_size=2"),  # always one process with nothing to do
+    ("train.select=mean_class", "data.val_share=0.3", "epochs=3"),
 )
 SCRIPT = """
     import json, sys, torch
@@ -225,7 +226,8 @@ SCRIPT = """
         metrics = evaluate.score(seen, dataset.splits["test"], dataset.counts())
         same = job.from_all({name: value.tolist() for name, value in model.learned_state().items()})
         assert all(other == same[0] for other in same)
-        found.append((fitted.losses, seen.classes.tolist(), seen.probabilities.tolist(), metrics.summary()))
+        shown = seen.classes.tolist(), seen.probabilities.tolist(), metrics.summary(), str(fitted.chosen)
+        found.append((fitted.losses, *shown))
     if job.leads:
         out.write_text(json.dumps(found))
     job.leave()
@@ -240,14 +242,15 @@ def test_three_processes_train_and_test_as_one(photos: Path, tmp_path: Path) -> 
         torchrun(3, tmp_path / "script.py", photos, tmp_path / "found.json", json.dumps(cases)), seconds=400
     )
     assert code == 0, told
-    for case, (found, classes, probabilities, summary) in zip(
+    for case, (found, classes, probabilities, summary, chosen) in zip(
         cases, json.loads((tmp_path / "found.json").read_text()), strict=True
     ):
         run = config.resolve(data=str(photos), overrides=case)
         dataset = sources.load(run.data)
         model = train.build(run, dataset, CPU)
-        one = train.fit(model, run, dataset, CPU).losses
-        assert found == pytest.approx(one, rel=1e-6), case
+        one = train.fit(model, run, dataset, CPU)
+        assert found == pytest.approx(one.losses, rel=1e-6), case
+        assert chosen == str(one.chosen), case
         reading = evaluate.Reading(dataset.store, dataset.splits["test"], 0)
         seen = evaluate.predict(model, reading, run.evaluation, model.backbone.facts, CPU)
         assert classes == seen.classes.tolist()
@@ -290,6 +293,23 @@ def test_slurm_asks_every_process_at_once(photos: Path, tmp_path: Path) -> None:
     code, told = ended(job, 60)
     assert code != 0 and told.count("the state is saved. Go on with: liftplus train --resume") == 1, told
     assert sentences(told) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "torchrun"])
+def test_ctrl_c(photos: Path, tmp_path: Path, terminal: bool) -> None:
+    """A terminal sends it to torchrun, every process and every loader worker; `kill -INT` to torchrun alone."""
+    folder = tmp_path / "run"
+    job = trained(2, photos, folder, "epochs=4000", "workers=1")
+    wait_for(folder / checkpoint.STATE)
+    processes = children(job.pid)
+    everyone = [*processes, *(worker for process in processes for worker in children(process))]
+    for pid in [job.pid, *(everyone if terminal else ())]:
+        os.kill(pid, signal.SIGINT)
+    code, told = ended(job, 60)
+    assert code != 0 and told.count("the state is saved. Go on with: liftplus train --resume") == 1, told
+    assert sentences(told) == []
+    assert checkpoint.Keeper(folder, {}, 1.0).position().epoch > 0
 
 
 def stopped(photos: Path, folder: Path, processes: int, rank: int | None = None) -> None:

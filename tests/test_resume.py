@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from liftplus import checkpoint, config, results, runs, runtime, train
+from liftplus import checkpoint, config, matching, results, runs, runtime, step, train
 from liftplus.checkpoint import Keeper, Position, Stopped
 from liftplus.data import sources
 from liftplus.errors import UserError
@@ -109,9 +109,10 @@ def outcome(folder: Path) -> dict[str, Any]:
     """What must be equal, time and memory left out."""
     told = results.read_json(folder / "metrics.json")
     metrics = {key: value for key, value in told.items() if key not in ("seconds", "peak_memory_bytes")}
+    files = (*FILES, *(name for name in (checkpoint.LAST, matching.SPLITS) if (folder / name).exists()))
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {
-        "files": {name: (folder / name).read_bytes() for name in FILES},
+        "files": {name: (folder / name).read_bytes() for name in files},
         "metrics": metrics,
         "log": [{key: value for key, value in entry.items() if key != "seconds"} for entry in log],
     }
@@ -174,10 +175,17 @@ def killed(running: Running, after: float, writing: Path | None) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [("epochs=8",), ("tuner=full", "epochs=1", "train.batch_size=1")], ids=["small", "full"]
+    "more",
+    [
+        ("epochs=8",),
+        ("tuner=full", "epochs=1", "train.batch_size=1"),
+        ("tuner=full", "epochs=4", "train.batch_size=3", "select=overall", "val_share=0.4"),
+    ],
+    ids=["small", "full", "best"],
 )
 def test_killed_forty_times(photos: Path, tmp_path: Path, more: Sequence[str]) -> None:
-    """Saving at each step: a few KB, or 25 MB where every weight is tuned."""
+    """Saving at each step: a few KB, or 25 MB where every weight is tuned; with the best epoch's weights, half as much
+    again."""
     kills = killed_at_random(photos, tmp_path, 40, "save_minutes=0.0001", *more)
     print(f"{kills.times} kills, {kills.saved} after the first save, {kills.saving} while a file was written")
     assert kills.saved >= kills.times / 4
@@ -290,6 +298,97 @@ def test_position_survives_its_file(photos: Path, tmp_path: Path) -> None:
     keeper.save(Nothing(), position)
     assert keeper.position() == position
     assert torch.tensor(keeper.position().total) == torch.tensor(1.1) * 3
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(photos: Path, tmp_path: Path) -> None:
+    """This one looked before that; it looks again when it holds the lock."""
+    run = config.resolve(data=str(photos), overrides=[*SETTINGS, "epochs=1"])
+    session = runs.Session(run, CPU)
+    dataset = session.data()
+    folder = results.new_folder(tmp_path / "run")
+    runs.train_run(session, dataset, session.model(dataset), folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="exists already"):
+        runs.train_run(session, dataset, session.model(dataset), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    begun(photos, tmp_path / "other")
+    with pytest.raises(UserError, match="other settings"):
+        runs.train_run(session, dataset, session.model(dataset), tmp_path / "other")
+
+
+def test_a_run_without_training_goes_on_until_its_tables_are_whole(
+    photos: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before or after any of its files was written."""
+    given = ["--data", photos, *SETTINGS, "epochs=0"]
+    assert command("train", *given, "--out", tmp_path / "whole").code == 0
+    write = results.write_bytes
+
+    def killed_at(number: int) -> Any:
+        left = iter(range(number))
+
+        def write_or_die(path: Path, data: bytes) -> None:
+            if next(left, None) is None:
+                raise SystemExit(137)
+            write(path, data)
+
+        return write_or_die
+
+    for number in (1, 3, 5):
+        with monkeypatch.context() as patch:
+            dying = killed_at(number)
+            for module in (results, checkpoint):
+                patch.setattr(module, "write_bytes", dying)
+            assert command("train", *given, "--out", tmp_path / "run").code == 137
+        assert not (tmp_path / "run" / checkpoint.FILE).exists()
+    assert command("train", "--resume", tmp_path / "run").code == 0
+    for name in ("metrics.json", *FILES):
+        one, two = ((tmp_path / run / name).read_bytes() for run in ("run", "whole"))
+        assert one == two or name == "metrics.json"
+
+
+def test_the_last_good_state_outlives_a_loss_that_is_not_finite(
+    photos: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second epoch; the state of the first is whole and finite, and leads to the end of a sound run."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert command("train", *arguments(photos, whole)[1:]).code == 0
+    gradients, steps = step.Step._gradients, iter(range(100))
+
+    def poisoned(self: step.Step, batch: Any) -> torch.Tensor:
+        found = gradients(self, batch)
+        return found * torch.nan if next(steps) == 4 else found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step.Step, "_gradients", poisoned)
+        ended = command("train", *arguments(photos, folder)[1:])
+    assert ended.code == 2 and "not finite in epoch 2, step 2" in ended.err
+    assert Keeper(folder, {}, 1.0).position().epoch == 1
+    _, tensors = checkpoint.read_tensors(folder / checkpoint.STATE)
+    assert all(bool(value.isfinite().all()) for value in tensors.values())
+    assert command("train", "--resume", folder).code == 0
+    assert outcome(folder) == outcome(whole)
+
+
+def test_the_scaler_of_fp16_is_part_of_the_state(photos: Path, tmp_path: Path) -> None:
+    """On the CPU, where no user may choose fp16. A step that overflows is left out and halves the scale."""
+    run = config.resolve(data=str(photos), overrides=[*SETTINGS])
+    dataset, place = sources.load(run.data), runtime.Runtime(torch.device("cpu"), "fp16")
+    found = []
+    for folder, asked in ((tmp_path / "whole", ()), (tmp_path / "parts", (0, 1))):
+        folder.mkdir()
+        for stop in [*asked, 10**9]:
+            model, keeper = train.build(run, dataset, place), Keeper(folder, {}, 10.0, After(stop))
+            try:
+                losses = train.fit(model, run, dataset, place, keeper=keeper).losses
+            except Stopped:
+                continue
+        about, tensors = checkpoint.read_tensors(folder / checkpoint.STATE)
+        found.append((losses, about["values"]["scaler"], tensors))
+    (losses, scaler, tensors), (other_losses, other_scaler, other_tensors) = found
+    assert all(torch.isfinite(torch.tensor(losses))) and losses == other_losses
+    assert 1 <= scaler["scale"] <= 65536 and scaler == other_scaler
+    assert same(tensors, other_tensors)
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(photos: Path) -> None:

@@ -29,9 +29,34 @@ from liftplus.model import Classifier
 from liftplus.results import write_bytes
 from liftplus.runtime import Runtime
 
-FILE, STATE = "model.safetensors", "last.safetensors"
+FILE, LAST, STATE = "model.safetensors", "model-last.safetensors", "last.safetensors"
 FORMAT = 2
 """1 had a checksum of the tensors' values alone, and none before that."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which epoch a run's weights are of, and why that one.
+
+    Attributes:
+        epoch: epochs of training behind them.
+        of: epochs of the run.
+        by: "last", or the accuracy on the validation split that was the best after this epoch.
+        validation: accuracies on the validation split after this epoch, in percent, where they were measured.
+    """
+
+    epoch: int
+    of: int
+    by: str = "last"
+    validation: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        if self.of == 0:
+            return "without training"
+        if self.by == "last":
+            return f"weights after epoch {self.epoch} of {self.of}"
+        best = f", {self.validation[self.by]:.1f} %" if self.validation else ""
+        return f"weights after epoch {self.epoch} of {self.of}, the best {self.by} on the validation split{best}"
 
 
 @dataclass(frozen=True)
@@ -43,10 +68,28 @@ class Trained:
     class_names: tuple[str, ...]
     class_ids: tuple[str, ...]
     train_counts: tuple[int, ...]
+    folder: Path = Path()  # of the run
+    chosen: Chosen | None = None  # unknown for a file from before it was noted
+    former_names: tuple[str, ...] = ()
+    """Names [C] that the classes bore in training, where some were changed since."""
 
 
-def save_model(folder: Path, model: Classifier, config: RunConfig, dataset: DataSet) -> None:
-    """Write model.safetensors: a few MB that give the model back together with the backbone's weights."""
+def save_model(
+    path: Path,
+    model: Classifier,
+    config: RunConfig,
+    dataset: DataSet,
+    chosen: Chosen | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a model file: a few MB that give the model back together with the backbone's weights.
+
+    Args:
+        path: a run folder, where it becomes model.safetensors, or a file.
+        chosen: which epoch's weights; by default the last one's.
+        weights: other learned weights than those the model has.
+    """
+    epochs = config.train.epochs
     about = {
         "format": FORMAT,
         "config": config.to_dict(),
@@ -56,8 +99,9 @@ def save_model(folder: Path, model: Classifier, config: RunConfig, dataset: Data
         "class_prompts": model.backbone.text.texts if model.reads_text and model.backbone.text else None,
         "class_ids": dataset.class_ids,
         "train_counts": dataset.counts(),
+        "weights": asdict(chosen or Chosen(epochs, epochs)),
     }
-    write_tensors(folder / FILE, model.learned_state(), about)
+    write_tensors(path / FILE if path.is_dir() else path, weights or model.learned_state(), about)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -84,10 +128,17 @@ def _seal(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The description inside a run's model file."""
-    return read_tensors(_model_file(folder))[0]
+    return read_model(folder)[0]
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and learned tensors of a run's model file."""
+    return read_tensors(_model_file(folder))
 
 
 def _model_file(folder: Path) -> Path:
+    if folder.is_file():
+        return folder
     if not (folder / FILE).is_file():
         raise UserError(
             f"{str(folder)!r} holds no trained model ({FILE} is missing). Give the folder of a finished run."
@@ -135,31 +186,38 @@ def _class_texts(about: dict[str, Any], config: RunConfig) -> ClassTexts:
 
 
 def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig | None = None) -> Trained:
-    """Rebuild a trained classifier from its folder; other backbone weights than in training are refused.
+    """Rebuild a trained classifier from its folder or model file; other backbone weights than in training are refused.
 
     `backbone_config` replaces the run's own, for weights that have moved since.
     """
-    about, state = read_tensors(_model_file(folder))
+    path = _model_file(folder)
+    about, state = read_model(folder)
     config = from_dict(about["config"])
     backbone = catalogue.load(backbone_config or config.backbone)
     if backbone.identity != about["backbone_identity"]:
         raise UserError(
-            f"The run in {str(folder)!r} was trained on other weights of {config.backbone.name!r} "
+            f"The run in {str(path.parent)!r} was trained on other weights of {config.backbone.name!r} "
             f"(SHA-256 {about['backbone_identity'][:12]}…, here {backbone.identity[:12]}…). "
             "Put the original file in place, or give its path: liftplus eval RUN weights=PATH."
         )
-    classes = len(about["class_names"])
-    head = config.head.build(backbone, classes)
+    head = config.head.build(backbone, len(about["class_names"]))
     model = Classifier.assemble(
-        backbone, dict(config.tuner), head, _class_texts(about, config), centre=centres(config.head_init)
+        backbone,
+        dict(config.tuner),
+        head,
+        _class_texts(about, config),
+        centre=centres(config.head_init),
+        sized_for=about.get("sized_for"),
     )
     try:
         model.load_learned(state)
     except ValueError as error:
-        raise UserError(f"The weights in {str(folder / FILE)!r} do not fit its configuration: {error}.") from error
+        raise UserError(f"The weights in {str(path)!r} do not fit its configuration: {error}.") from error
     model.put(runtime)
     model.requires_grad_(False)
-    return Trained(model, config, tuple(about["class_names"]), tuple(about["class_ids"]), tuple(about["train_counts"]))
+    names, ids, counts = (tuple(about[key]) for key in ("class_names", "class_ids", "train_counts"))
+    chosen = Chosen(**about["weights"]) if "weights" in about else None
+    return Trained(model, config, names, ids, counts, path.parent, chosen, tuple(about.get("former_names", ())))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,12 @@ class TrainConfig(BaseModel):
     """Weight decay on all tuned and head weights."""
     schedule: Literal["epoch", "step"] = "epoch"
     """Cosine decay of the learning rate stepped by epoch (as in the papers) or by step."""
+    select: Literal["last", "overall", "mean_class"] = "last"
+    """Weights to end with: the last epoch's, as in the papers, or those of the epoch with the best overall or
+    mean-class accuracy on the validation split (one crop; of equal ones the first). Both are kept."""
+    validate_every: int = Field(default=0, ge=0)
+    """Epochs between measurements on the validation split, the last one included; 0: none, or after each where
+    `select` needs them."""
     workers: int | None = Field(default=None, ge=0)
     """Loader processes; by default by the number of cores."""
     save_minutes: float = Field(default=10.0, gt=0)
@@ -94,8 +100,12 @@ class RunConfig(BaseModel):
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of matrix products and frozen weights; auto takes bf16 where the device computes in it."""
+    deterministic: bool = False
+    """On a GPU, only algorithms that give the same bits each time, cuDNN's among them; slower. A CPU always does."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for training and testing; auto: on a GPU. Costs a minute at the start."""
+    cache: bool = True
+    """Compute features of frozen towers once and keep them on disk for later runs."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     tuner: Annotated[dict[str, SerializeAsAny[Tuner]], BeforeValidator(_tuners)] = {}
@@ -263,6 +273,12 @@ def _full_key(run: RunConfig, values: dict[str, Any], key: str) -> str:
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(f"Unknown key {key!r}.{hint} Known keys: {', '.join(leaves)}.")
+
+
+def locate(run: RunConfig, key: str) -> tuple[str, bool]:
+    """The dotted key that a user's short form stands for, and whether its value is text, which nothing is read into."""
+    full = _full_key(run, run.to_dict(), key)
+    return full, _is_text(run, full)
 
 
 def _override(values: dict[str, Any], override: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from liftplus import config as configs
-from liftplus import console, registry
+from liftplus import console, memory, registry
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.data import inspection, sources
@@ -67,13 +67,8 @@ def backbones(pattern: str, as_json: bool) -> None:
 def planned(config: configs.RunConfig, classes: int) -> tuple[Classifier, list[str]]:
     """The model with no weights behind it, to count parameters, and the tuners that its backbone could take."""
     with torch.device("meta"):
-        backbone = catalogue.load(config.backbone, weights=False)
-        fits = fitting(backbone)
-        head = config.head.build(backbone, classes)
-        model = Classifier(backbone, dict(config.tuner), head, classes)
-        if not model.reads_text:
-            backbone.text = None
-        return model, fits
+        fits = fitting(catalogue.load(config.backbone, weights=False))
+    return memory.unloaded(config, classes), fits
 
 
 def fitting(backbone: Backbone) -> list[str]:
@@ -97,6 +92,7 @@ def model(backbone: str, method: str, data: str | None, overrides: list[str], as
         "feature_width": built.backbone.dim,
         "blocks": built.backbone.depth,
         "tuners_that_fit": fits,
+        "memory": _memory(config, classes),
         "shapes": shapes,
         "config": config.to_dict(),
     }
@@ -126,8 +122,40 @@ def _show_model(about: dict[str, Any]) -> None:
         ("name", "tensors", "shape"),
         [(pattern, len(found), " x ".join(map(str, found[0][1]))) for pattern, found in first.items()],
     )
+    _show_memory(about["memory"])
     console.out.print(f"Tuners that fit: {', '.join(about['tuners_that_fit'])}")
     console.out.print("Configuration: " + json.dumps(about["config"]))
+
+
+def _memory(config: configs.RunConfig, classes: int) -> dict[str, Any] | None:
+    """The table of predicted memory; None for a model that cannot be run without contents."""
+    try:
+        return memory.table(config, classes)
+    except RuntimeError:
+        return None
+
+
+def _show_memory(need: dict[str, Any] | None) -> None:
+    if need is None:
+        console.out.print("Memory: no prediction, as this model cannot be run without contents.")
+        return
+
+    def size(number: int) -> float:
+        return (number + need["overhead"]) / 1e9
+
+    where = "GPU" if need["device"] == "cuda" else "CPU"
+    console.table(
+        f"Memory of a training step on a {where} in {need['precision']}, by prediction",
+        ("images at a time", "GB", "GB with grad_checkpointing=true"),
+        [(row["images"], size(row["plain"]), size(row["grad_checkpointing"])) for row in need["training"]],
+    )
+    test, most = need["testing"], need.get("largest_here")
+    console.out.print(f"Testing with evaluation.batch_size={test['images']}: {size(test['bytes']):.1f} GB.")
+    if most is not None:
+        console.out.print(
+            f"At most {most['plain']:,} images at a time fit into this GPU's free memory, "
+            f"{most['grad_checkpointing']:,} with grad_checkpointing=true."
+        )
 
 
 def data(source: str, files: bool, overrides: list[str], as_json: bool) -> None:

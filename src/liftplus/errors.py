@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import traceback
 from collections.abc import Iterable
 
@@ -14,6 +15,22 @@ class UserError(Exception):
 
     The command line prints it without a traceback and ends with exit code 2.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ended by the user or the system, with what was kept and how to go on."""
+
+    def __init__(self, said: str, number: int = signal.SIGINT) -> None:
+        self.number = int(number)
+        super().__init__(said)
+
+
+class RunFailedError(UserError):
+    """A run that its own settings have ended: the loss diverged, or memory ran out. Others may go well."""
+
+
+class InUseError(UserError):
+    """A folder that another process is writing into."""
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
@@ -31,6 +48,8 @@ def told(error: BaseException) -> tuple[str, int]:
         return f"Error: {error}", 2
     if isinstance(error, OSError):
         return f"Error: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", 2
+    if isinstance(error, Interrupted):
+        return str(error), 128 + error.number
     if isinstance(error, KeyboardInterrupt):
         return "Stopped.", 130
     return "".join(traceback.format_exception(error)), 1

@@ -28,6 +28,8 @@ class Normalise(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(facts.std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.ndim == 2:  # features that were computed before
+            return images
         return (images.float() - self.mean) / self.std
 
 
@@ -88,13 +90,15 @@ def collect(
     facts: Facts,
     runtime: Runtime,
     batch_size: int = 128,
+    *,
+    each: bool = False,
 ) -> Tensor:
     """The model's outputs averaged over the crops, fp32 [N, ...], on the CPU, in the split's order.
 
-    Several processes each run over their part, and each gets all the rows.
+    With `each`, every crop's own [N, crops, ...]. Several processes each run over their part, and each gets all rows.
     """
     part = replace(reading, split=_part(reading.split, runtime))
-    return runtime.job.whole(_outputs(model, part, view, facts, runtime, batch_size), len(reading.split))
+    return runtime.job.whole(_outputs(model, part, view, facts, runtime, batch_size, each=each), len(reading.split))
 
 
 def _part(split: Split, runtime: Runtime) -> Split:
@@ -111,6 +115,8 @@ def _outputs(
     facts: Facts,
     runtime: Runtime,
     batch_size: int,
+    *,
+    each: bool = False,
 ) -> Tensor:
     """`collect` in this process alone."""
     loader = Loader(
@@ -131,7 +137,8 @@ def _outputs(
             images = view.cut(pictures, batch.sizes.to(runtime.device, non_blocking=True))
             with runtime.autocast():
                 out = forward(normalise(images.flatten(0, 1)))
-            parts.append(out.float().unflatten(0, images.shape[:2]).mean(1))
+            out = out.float().unflatten(0, images.shape[:2])
+            parts.append(out if each else out.mean(1))
             if len(parts) > 1:  # of the batch before, so that the device has the next one while this waits
                 parts[-2] = parts[-2].cpu()
             advance()
@@ -143,9 +150,14 @@ def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: F
     """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
     part = replace(reading, split=_part(reading.split, runtime))
     logits = _outputs(model, part, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
+    return best(logits, evaluation, runtime, len(reading.split))
+
+
+def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -> Predictions:
+    """Top-k classes and probabilities of all `count` images, from the logits of this process's part [n, C]."""
     chances = logits.softmax(-1)
-    best = ranked(chances, min(evaluation.top_k, logits.shape[1]))
-    classes, values = (runtime.job.whole(rows, len(reading.split)) for rows in (best, chances.gather(1, best)))
+    top = ranked(chances, min(evaluation.top_k, logits.shape[1]))
+    classes, values = (runtime.job.whole(rows, count) for rows in (top, chances.gather(1, top)))
     return Predictions(classes, values)
 
 

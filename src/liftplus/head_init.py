@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from liftplus.backbones.base import Backbone
-from liftplus.backbones.text import TextEncoder, centred
+from liftplus.backbones.text import ClassTexts, centred
 from liftplus.data import documents
 from liftplus.errors import UserError, unknown
 from liftplus.registry import Component, register
@@ -34,12 +34,14 @@ class InitContext:
         class_names: one a class, in class order.
         features: called with k, gives plain features [n, D] and labels [n] of at most k images a class.
         generator: source of randomness.
+        texts: called with the classes' prompts, gives unit features [C, joint]; by default the text encoder's own.
     """
 
     backbone: Backbone
     class_names: Sequence[str]
     features: Callable[[int], Features]
     generator: torch.Generator
+    texts: Callable[[ClassTexts], Tensor] | None = None
 
 
 class HeadInit(Component):
@@ -164,8 +166,8 @@ class Semantic(HeadInit):
         return [[template.replace("{}", spoken(name)) for template in templates] for name in names]
 
     def rows(self, context: InitContext) -> Tensor:
-        encoder = context.backbone.text_encoder("head_init=semantic")
-        return text_rows(context.backbone, class_features(encoder, self, context.class_names))
+        context.backbone.text_encoder("head_init=semantic")
+        return text_rows(context.backbone, class_features(context, self))
 
 
 def class_prompts(init: HeadInit, names: Sequence[str]) -> list[list[str]]:
@@ -178,12 +180,13 @@ def centres(init: HeadInit) -> bool:
     return isinstance(init, Semantic) and init.centre
 
 
-def class_features(encoder: TextEncoder, init: HeadInit, names: Sequence[str]) -> Tensor:
+def class_features(context: InitContext, init: HeadInit) -> Tensor:
     """Unit text features of the classes in the joint space [C, joint]: normalise(mean of the prompts'), centred or not.
 
     Centring is third-party work on few-shot classifiers: +1.7 on ImageNet-LT's few, -0.8 on iNaturalist's (METHOD).
     """
-    features = encoder.encode(class_prompts(init, names))
+    encode = context.texts or context.backbone.text_encoder("a start from class names").encode
+    features = encode(class_prompts(init, context.class_names))
     return centred(features) if centres(init) else features
 
 

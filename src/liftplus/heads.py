@@ -136,4 +136,5 @@ class Joint(Head):
         return JointModule(backbone, num_classes)
 
     def rows(self, context: InitContext, init: HeadInit) -> Tensor:
-        return class_features(context.backbone.text_encoder("head=joint"), init, context.class_names)
+        context.backbone.text_encoder("head=joint")
+        return class_features(context, init)

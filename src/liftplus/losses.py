@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class LossModule(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            weights = self._weights(labels, logits.dtype)
+            weights = self.weights(labels, logits.dtype)
             mean = (weights * self.each(logits, labels)).sum() / weights.sum()
             return mean + self.extra(logits, labels)
 
@@ -59,9 +59,14 @@ class LossModule(nn.Module):
 
     def total_weight(self, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Sum of the images' weights, a scalar: a piece's share of it is how much the piece counts in its batch."""
-        return self._weights(labels, dtype).sum()
+        return self.weights(labels, dtype).sum()
 
-    def _weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def added(self, classes: int) -> Tensor:
+        """What the loss adds to the logits of every image [C], fp64."""
+        return torch.zeros(classes, dtype=torch.float64)
+
+    def weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """By how much each image counts [B], class weights included."""
         own = self.weight(labels, dtype)
         return own if self.class_weights is None else own * self.class_weights.to(dtype)[labels]
 
@@ -72,6 +77,9 @@ class Loss(Component):
     class_weights: dict[str, ClassWeight] | None = None
     """By how much images of a class count, by class name, as JSON: {"cat": 3}. Classes not named count 1. Multiplies
     the loss's own weights, where it has some."""
+
+    gives_posterior: ClassVar[bool] = False
+    """Whether softmax(z + `LossModule.added`) is, at the optimum, the posterior under the classes' weighted prior."""
 
     @property
     def adjusts_prior(self) -> bool:
@@ -119,6 +127,9 @@ class _Adjusted(LossModule):
     def __init__(self, shift: Tensor) -> None:
         super().__init__()
         self.register_buffer("shift", shift, persistent=False)
+
+    def added(self, classes: int) -> Tensor:
+        return self.shift.double()
 
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits + self.shift.to(logits.dtype), labels, reduction="none")
@@ -190,6 +201,8 @@ class _Lade(_Adjusted):
 class CrossEntropy(Loss):
     """Plain cross-entropy, which the head classes dominate."""
 
+    gives_posterior = True
+
     def module(self, counts: Tensor) -> LossModule:
         return _CrossEntropy()
 
@@ -230,6 +243,8 @@ class LDAM(Loss):
 class ClassBalanced(Loss):
     """CE weighted by (1 - beta) / (1 - beta^n_k), weights of mean 1 (Cui et al. 2019)."""
 
+    gives_posterior = True
+
     beta: float = Field(default=0.9999, ge=0, lt=1)
     """How fast further images of a class lose value; 0 is plain cross-entropy."""
 
@@ -246,6 +261,8 @@ class ClassBalanced(Loss):
 class Reweight(Loss):
     """CE weighted by pi_k^(-rho), weights of mean 1: the generalised re-weighting of Zhang et al. 2021 (DisAlign)."""
 
+    gives_posterior = True
+
     rho: float = Field(default=1.0, ge=0)
     """Strength; 0 is plain cross-entropy, 1 weighs classes by their inverse frequency."""
 
@@ -258,6 +275,8 @@ class Reweight(Loss):
 class BalancedSoftmax(Loss):
     """Cross-entropy on z + log(pi) (Ren et al. 2020)."""
 
+    gives_posterior = True
+
     @property
     def adjusts_prior(self) -> bool:
         return True
@@ -269,6 +288,8 @@ class BalancedSoftmax(Loss):
 @register("loss", "logit_adjusted")
 class LogitAdjusted(Loss):
     """Cross-entropy on z + tau log(pi) (Menon et al. 2021, eq. 10), the default of LIFT and LIFT+."""
+
+    gives_posterior = True
 
     tau: float = Field(default=1.0, ge=0)
     """Strength of the adjustment; 0 is plain cross-entropy."""

@@ -14,16 +14,20 @@ from liftplus.errors import UserError
 from liftplus.heads import HeadModule, JointModule
 from liftplus.runtime import Runtime
 from liftplus.tuners.base import Tuner
+from liftplus.tuners.merging import in_use, merge_hooks
 
 
 class Classifier(nn.Module):
-    """Images [B, 3, R, R] -> logits [B, C].
+    """Images [B, 3, R, R], or features [B, D] that the backbone gave for them, -> logits [B, C].
 
     Attributes:
         backbone: frozen but for what tuners set free in it.
         tuners: added weights, by tuner name.
         head: the classifier on the backbone's features.
+        shift: what is added to the logits [C] for the prior expected in use (`priors.shift`), or None.
     """
+
+    shift: Tensor | None
 
     def __init__(self, backbone: Backbone, tuners: dict[str, Tuner], head: HeadModule, num_classes: int) -> None:
         super().__init__()
@@ -40,6 +44,7 @@ class Classifier(nn.Module):
         for name, tuner in sorted(tuners.items(), key=lambda item: (item[1].order, item[0])):
             self.tuners[name] = tuner.place(backbone, num_classes)
         self.head = head
+        self.register_buffer("shift", None, persistent=False)
         self.reads_text = any(tuner.side != "image" for tuner in tuners.values())
         self._keeps = False
         self._kept: Tensor | None = None
@@ -53,17 +58,19 @@ class Classifier(nn.Module):
         class_texts: ClassTexts,
         *,
         centre: bool = False,
+        sized_for: int | None = None,
     ) -> Classifier:
         """A classifier that keeps the text encoder only where a tuner acts on it.
 
         Args:
             class_texts: the prompt or the prompts of each class [C].
             centre: whether class features are centred, where they are encoded in every step.
+            sized_for: number of classes by which tuners choose their width; by default that of the texts.
         """
         reads_text = any(tuner.side != "image" for tuner in tuners.values())
         if reads_text:
             backbone.text_encoder("a tuner on the text side").read(class_texts, centre=centre)
-        model = cls(backbone, tuners, head, len(class_texts))
+        model = cls(backbone, tuners, head, sized_for or len(class_texts))
         if not reads_text:
             backbone.text = None
         return model
@@ -74,7 +81,11 @@ class Classifier(nn.Module):
         self.backbone.store_frozen(runtime.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.backbone(images)
+        logits = self._logits(images)
+        return logits if self.shift is None else logits + self.shift
+
+    def _logits(self, images: Tensor) -> Tensor:
+        features = images if images.ndim == 2 else self.backbone(images)
         if isinstance(self.head, JointModule):
             features = self.backbone.joint(features)
             if self.reads_text:
@@ -101,6 +112,25 @@ class Classifier(nn.Module):
             yield
         finally:
             self._keeps, self._kept = False, None
+
+    @torch.no_grad()
+    def merge(self) -> list[str]:
+        """Fold tuners into the weights that they act on, in place, where that is exact; the names of those kept.
+
+        A trained text side is replaced by the class features that it gives. The model is then for use, not for
+        training: weights that tuners had set free are frozen like the others.
+        """
+        if self.reads_text:
+            self.head.weight.copy_(self.backbone.text_encoder("a trained text side")())
+            self.reads_text = False
+        self.backbone.text = None
+        layers = list(self.backbone.modules())
+        merge_hooks(layers, list(self.tuners.modules()))
+        for name, part in list(self.tuners.items()):
+            if not in_use(layers, part):
+                del self.tuners[name]
+        self.requires_grad_(False)
+        return list(self.tuners)
 
     def partition(self) -> dict[str, dict[str, nn.Parameter]]:
         """Every parameter by its part: "frozen", "tuned" or "head"."""

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from liftplus.data.dataset import DataSet, Split
-from liftplus.errors import UserError
+from liftplus.errors import InUseError, UserError
 from liftplus.evaluate import Predictions
 from liftplus.metrics import Metrics, group_of
 
@@ -35,7 +35,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(
+        raise InUseError(
             f"Another process is writing into {str(folder)!r}. Wait for it, or choose another folder with --out."
         ) from error
     except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks

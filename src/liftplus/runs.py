@@ -1,26 +1,28 @@
-"""Whole runs: train into a folder, test a folder, predict with a folder."""
+"""Whole runs: train into a folder, test a folder."""
 
 from __future__ import annotations
 
-import glob
-import os
+import signal
 import socket
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from liftplus import checkpoint, results
-from liftplus.checkpoint import Keeper, Position, Resumable, Stopped, Trained
+from liftplus import checkpoint, priors, results
+from liftplus.checkpoint import Chosen, Keeper, Position, Resumable, Stopped, Trained
 from liftplus.config import RunConfig, flat, from_dict, replaced
 from liftplus.data import sources
-from liftplus.data.dataset import DataSet, Split
-from liftplus.data.images import IMAGE_SUFFIXES, UnreadableImage
-from liftplus.data.stores import FolderStore
-from liftplus.errors import UserError
-from liftplus.evaluate import Reading, coinciding_grids, predict, score
+from liftplus.data.dataset import DataSet
+from liftplus.data.images import UnreadableImage
+from liftplus.determinism import deterministic
+from liftplus.errors import Interrupted, UserError
+from liftplus.evaluate import Reading, coinciding_grids, score
+from liftplus.features import Cache, predict_once
+from liftplus.matching import aligned, as_in_run, write_splits
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
 from liftplus.parallel import Job
@@ -35,7 +37,7 @@ from liftplus.runtime import (
     forget_peak_memory,
     peak_memory,
 )
-from liftplus.train import build, fit, trained_parameters
+from liftplus.train import Fit, build, fit, trained_parameters
 
 CONFIG = "config.json"
 # Settings that may differ when an interrupted run goes on: they change no result.
@@ -46,9 +48,10 @@ FREE = ("device", "compile", "train.workers", "train.save_minutes", "backbone.we
 class Outcome:
     """What a run gave."""
 
-    metrics: Metrics | None  # None where the data has no test split
+    metrics: Metrics | None  # None where the data lacks the split to be tested
     seconds: float
     parameters: dict[str, int]
+    chosen: Chosen  # which epoch's weights
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,13 @@ class Session:
 
     def model(self, dataset: DataSet) -> Classifier:
         """The classifier before its first step: backbone, tuners, initialised head."""
-        return build(self.config, dataset, self.runtime, self.progress)
+        with deterministic(self.config.deterministic):
+            return build(self.config, dataset, self.runtime, self.progress, self.cache)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Where features of frozen towers are kept; its notes tell what was read from there."""
+        return Cache.of(self.config.cache, self.runtime.job)
 
 
 class SharedKeeper(Keeper):
@@ -149,7 +158,8 @@ def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
         "about unseen data. Take weights trained without them for a fair test."
     )
     seen = leak if model.backbone.facts.saw_imagenet and "imagenet" in dataset.name.lower() else None
-    return [*dataset.notes, *replaced(config), *(note for note in (grids, untested, both, seen) if note)]
+    prior = priors.note(config, config.evaluation.prior)
+    return [*dataset.notes, *replaced(config), *(note for note in (grids, untested, both, seen, prior) if note)]
 
 
 def unfinished(folder: Path) -> RunConfig | None:
@@ -164,30 +174,43 @@ def unfinished(folder: Path) -> RunConfig | None:
     return from_dict(about["config"])
 
 
+def changes(begun: RunConfig, config: RunConfig) -> list[str]:
+    """The settings that differ and change a result, each with its old and new value."""
+    old, new = flat(begun), flat(config)
+    return [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in dict.fromkeys([*new, *old])
+        if old.get(key) != new.get(key) and key not in FREE
+    ]
+
+
 def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
     """Refuse to go on with other settings than a run began with, but for those that change no result."""
-    old, new = flat(begun), flat(config)
-    changed = [key for key in new if old.get(key) != new[key] and key not in FREE]
-    if changed:
+    if changed := changes(begun, config):
         raise UserError(
             f"{str(folder)!r} holds an unfinished run with other settings: "
-            + "; ".join(f"{key} was {old.get(key)!r}, now {new[key]!r}" for key in changed[:4])
+            + "; ".join(changed[:4])
             + ". Give the same ones, `liftplus train --resume FOLDER` to go on as it began, or another --out."
         )
 
 
-def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
+def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str = "test") -> Outcome:
     """Train (where the method trains), test, and write everything into a folder; goes on where a run stopped.
 
-    Of several processes the leader alone writes.
+    Of several processes the leader alone writes. Where the data lacks the split to be tested, none is.
     """
     refuse_different(session, dataset, model)
-    with results.locked(folder) if session.runtime.job.leads else nullcontext():
-        return _train_run(session, dataset, model, folder)
+    leads = session.runtime.job.leads
+    with results.locked(folder) if leads else nullcontext():
+        # Another process may have begun or finished a run here since this one looked.
+        if leads and (folder / CONFIG).is_file() and (begun := unfinished(folder)) is not None:
+            refuse_changes(begun, session.config, folder)
+        return _train_run(session, dataset, model, folder, split)
 
 
-def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> Outcome:
+def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
+    priors.shift(config, dataset.class_names, dataset.counts(), config.evaluation.prior)  # refused now, if at all
     forget_peak_memory(session.runtime.device)
     about = {
         "command": command_line(),
@@ -199,38 +222,92 @@ def _train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pa
             "name": dataset.name,
             "train_counts": dataset.counts(),
             "notes": dataset.notes,
-            "images": {name: len(split) for name, split in dataset.splits.items()},
+            "images": {name: len(part) for name, part in dataset.splits.items()},
+            "fingerprints": {name: dataset.fingerprint(name) for name in dataset.splits},
         },
         "parameters": parameters,
+        "cache": session.cache.notes,
     }
     if job.leads and not (folder / checkpoint.STATE).is_file():
         results.write_json(folder / CONFIG, about)
+        write_splits(folder, dataset)
     same = {"backbone_identity": model.backbone.identity, "training_data": dataset.fingerprint("train")}
     keeper = SharedKeeper(folder, same, config.train.save_minutes, session.stop, job)
-    seconds = _fit(session, dataset, model, folder, keeper) if config.train.epochs else 0.0
-    if job.leads:
-        checkpoint.save_model(folder, model, config, dataset)
-    metrics = None
-    if "test" in dataset.splits:
-        figures = {
-            "seconds": round(seconds, 2),
-            "trained_parameters": trained_parameters(model),
-            "peak_memory_bytes": peak_memory(session.runtime.device),
-        }
-        try:
-            metrics = test(session, model, dataset, "test", dataset.counts(), folder, figures)
-        except UnreadableImage as error:
-            keeper.discard()
-            raise UserError(
-                f"{error} The trained model is in {folder}; test it with "
-                f"`liftplus eval {folder} unreadable=skip`, or mend the file and leave that out."
-            ) from error
+    # Without training there is no state that would tell an unfinished run, so the model is written last.
+    fitted = _fit(session, dataset, model, folder, keeper) if config.train.epochs else Fit((), 0.0, Chosen(0, 0))
+    if config.train.epochs:
+        _save(session, dataset, model, folder, fitted)
+    try:
+        metrics = _test(session, dataset, model, folder, fitted, split)
+    except UnreadableImage as error:
+        _save(session, dataset, model, folder, fitted)
+        keeper.discard()
+        raise UserError(
+            f"{error} The trained model is in {folder}; test it with "
+            f"`liftplus eval {folder} unreadable=skip`, or mend the file and leave that out."
+        ) from error
+    if not config.train.epochs:
+        _save(session, dataset, model, folder, fitted)
     keeper.discard()
-    return Outcome(metrics, seconds, parameters)
+    return Outcome(metrics, fitted.seconds, parameters, fitted.chosen)
 
 
-def _fit(session: Session, dataset: DataSet, model: Classifier, folder: Path, keeper: Keeper) -> float:
-    """Train, or go on training; the seconds it took in all."""
+def _test(
+    session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit, split: str
+) -> Metrics | None:
+    """Test a run at its end, where the data has that split."""
+    if split not in dataset.splits:
+        return None
+    figures = {
+        "seconds": round(fitted.seconds, 2),
+        "trained_parameters": trained_parameters(model),
+        "peak_memory_bytes": peak_memory(session.runtime.device),
+    }
+    with _interrupted_in_test(folder):
+        return test(session, model, dataset, split, dataset.counts(), folder, _weights(fitted.chosen) | figures)
+
+
+def _weights(chosen: Chosen | None) -> dict[str, Any]:
+    """For a result: which weights were tested."""
+    return {"weights": None if chosen is None else asdict(chosen)}
+
+
+def _save(session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit) -> None:
+    """Write the model that the run ends with, and the last epoch's where that is another."""
+    if not session.runtime.job.leads:
+        return
+    if fitted.last is not None:
+        epochs = session.config.train.epochs
+        last = Chosen(epochs, epochs, validation=fitted.last_validation)
+        checkpoint.save_model(folder / checkpoint.LAST, model, session.config, dataset, last, fitted.last)
+    checkpoint.save_model(folder, model, session.config, dataset, fitted.chosen)
+
+
+@contextmanager
+def _interrupted_in_test(folder: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a test at once, with how to go on."""
+    said = (
+        f"Stopped while testing. Go on with: liftplus train --resume {folder} (which only tests, nothing is trained)."
+    )
+
+    def asked(number: int, _frame: object) -> None:
+        raise Interrupted(said, number)
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)} if here else {}
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted(said) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _fit(session: Session, dataset: DataSet, model: Classifier, folder: Path, keeper: Keeper) -> Fit:
+    """Train, or go on training."""
     log, leads = folder / "log.jsonl", session.runtime.job.leads
     finished = keeper.position().epoch
     if leads:
@@ -241,8 +318,16 @@ def _fit(session: Session, dataset: DataSet, model: Classifier, folder: Path, ke
             results.append_json(log, entry)
 
     with session.stop or nullcontext():
-        done = fit(model, session.config, dataset, session.runtime, progress=session.progress, log=note, keeper=keeper)
-    return done.seconds
+        return fit(
+            model,
+            session.config,
+            dataset,
+            session.runtime,
+            progress=session.progress,
+            log=note,
+            keeper=keeper,
+            cache=session.cache,
+        )
 
 
 def test(
@@ -256,13 +341,24 @@ def test(
 ) -> Metrics:
     """Metrics and tables of one split, written into a folder by the leader."""
     evaluation, part = session.config.evaluation, dataset.splits[split]
+    expect(session, model, dataset.class_names, train_counts)
     reading = Reading(dataset.store, part, session.config.train.workers, session.progress)
-    found = predict(model, reading, evaluation, model.backbone.facts, session.runtime)
+    with deterministic(session.config.deterministic):
+        found = predict_once(model, reading, evaluation, session.runtime, session.cache)
     metrics = score(found, part, tuple(train_counts))
-    what = {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()}
+    what: dict[str, Any] = {"data": dataset.name, "split": split, "evaluation": evaluation.model_dump()}
+    if session.cache.notes:
+        what["cache"] = session.cache.notes
     if session.runtime.job.leads:
         results.write_evaluation(folder, dataset, part, found, metrics, train_counts, what | about)
     return metrics
+
+
+def expect(session: Session, model: Classifier, class_names: Sequence[str], train_counts: Sequence[int]) -> None:
+    """Have the model reckon with the prior that `evaluation.prior` names."""
+    config = session.config
+    shift = priors.shift(config, class_names, train_counts, config.evaluation.prior)
+    model.shift = None if shift is None else shift.to(session.runtime.device)
 
 
 def evaluate_run(
@@ -270,113 +366,18 @@ def evaluate_run(
 ) -> tuple[DataSet, Metrics]:
     """Test a trained run on one split of the session's data, whose classes are matched to the run's.
 
-    Other data than the run's is never split: without a test split, all of it is tested.
+    Other data than the run's is never split: without a test split, all of it is tested. The run's own pictures are in
+    the splits they had in training.
     """
-    dataset = aligned(session.data(for_testing=other_data), split, trained)
+    expect(session, trained.model, trained.class_names, trained.train_counts)
+    dataset = session.data(for_testing=other_data)
+    dataset = aligned(dataset if other_data else as_in_run(dataset, trained.folder, split), split, trained)
     refuse_different(session, dataset, trained.model)
     if session.runtime.job.leads:
         results.new_folder(folder)
-    about = {
+    about = _weights(trained.chosen) | {
         "command": command_line(),
         "config": session.config.to_dict(),
         "versions": describe(session.runtime),
     }
     return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)
-
-
-def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
-    """One split of the data with its labels renumbered to the run's classes.
-
-    Classes match where id and name agree, else by name; by id alone only where the data has no names.
-    """
-    if split not in dataset.splits:
-        raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
-    by_id = {class_id: k for k, class_id in enumerate(trained.class_ids)}
-    by_name = {name.casefold(): k for k, name in enumerate(trained.class_names)}
-
-    def place(class_id: str, name: str) -> int | None:
-        same = by_id.get(class_id)
-        if same is not None and (not dataset.named or trained.class_names[same].casefold() == name.casefold()):
-            return same
-        return by_name.get(name.casefold())
-
-    moved = [place(*pair) for pair in zip(dataset.class_ids, dataset.class_names, strict=True)]
-    part = dataset.splits[split]
-    used = sorted(set(part.labels))
-    strange = [dataset.class_names[label] for label in used if moved[label] is None]
-    if strange:
-        raise UserError(
-            f"Split {split!r} of {dataset.name!r} has classes that the run was not trained on: "
-            f"{', '.join(strange[:5])}. The run knows {len(trained.class_names)} classes; rename the folders, "
-            "or map them with data.class_names=FILE."
-        )
-    targets = Counter(moved[label] for label in used)
-    if twice := [k for k, count in targets.items() if count > 1 and k is not None]:
-        raise UserError(
-            f"Two classes of {dataset.name!r} both match the run's {trained.class_names[twice[0]]!r}. Rename one."
-        )
-    labels = [k for label in part.labels if (k := moved[label]) is not None]
-    return replace(
-        dataset, class_names=trained.class_names, class_ids=trained.class_ids, splits={split: Split(part.keys, labels)}
-    )
-
-
-def image_files(inputs: Iterable[str]) -> list[str]:
-    """Files named by paths, folders (searched through) and glob patterns, each once, in a fixed order."""
-    found: dict[str, None] = {}
-    for given in inputs:
-        if os.path.isdir(given):
-            matches = [
-                name
-                for name in glob.iglob(os.path.join(glob.escape(given), "**"), recursive=True)
-                if name.lower().endswith(tuple(IMAGE_SUFFIXES))
-            ]
-        else:
-            matches = (
-                [given]
-                if os.path.isfile(given)
-                else [name for name in glob.iglob(given, recursive=True) if os.path.isfile(name)]
-            )
-        if not matches:
-            raise UserError(f"{given!r} names no image. Give image files, folders that hold some, or a glob pattern.")
-        found |= dict.fromkeys(sorted(matches))
-    return list(found)
-
-
-@dataclass(frozen=True)
-class Guess:
-    """The best classes of one file, or why it could not be read."""
-
-    path: str
-    classes: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    error: str | None = None
-
-
-def predict_files(session: Session, trained: Trained, files: Sequence[str], *, skip_unreadable: bool) -> list[Guess]:
-    """Top-k classes of image files, in the order given."""
-    store = FolderStore("")
-    store.decode = session.config.data.decode
-    broken = broken_files(store, files) if skip_unreadable else {}
-    good = [name for name in files if name not in broken]
-    guesses = {name: Guess(name, (), (), reason) for name, reason in broken.items()}
-    if good:
-        split, workers = Split(good, [0] * len(good)), session.config.train.workers
-        reading = Reading(store, split, workers, session.progress, label="Predicting")
-        found = predict(
-            trained.model, reading, session.config.evaluation, trained.model.backbone.facts, session.runtime
-        )
-        for name, classes, values in zip(good, found.classes.tolist(), found.probabilities.tolist(), strict=True):
-            guesses[name] = Guess(name, tuple(trained.class_names[k] for k in classes), tuple(values))
-    return [guesses[name] for name in files]
-
-
-def broken_files(store: FolderStore, files: Sequence[str]) -> dict[str, str]:
-    """Those of the files that do not decode, each with the reason."""
-    broken = {}
-    for name in files:
-        try:
-            store.image(name)
-        except UnreadableImage as error:
-            broken[name] = str(error)
-    return broken

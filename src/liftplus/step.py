@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from liftplus import memory
 from liftplus.checkpoint import Position
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import Batch
-from liftplus.errors import UserError
+from liftplus.errors import RunFailedError
 from liftplus.evaluate import Normalise
 from liftplus.losses import LossModule
 from liftplus.model import Classifier
@@ -30,7 +33,8 @@ class Step:
     """
 
     def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
-        self.model, self.runtime, self.job = model, runtime, runtime.job
+        self.model, self.config, self.runtime, self.job = model, config, runtime, runtime.job
+        self.advice = partial(memory.advice, config, dataset.num_classes, runtime)
         self.micro = config.train.micro_batch or config.train.batch_size
         loss = config.loss.for_head(config.head)
         self.loss: LossModule = loss.build(torch.tensor(dataset.counts()), dataset.class_names)
@@ -63,11 +67,7 @@ class Step:
         try:
             total = self._gradients(batch)
         except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"The device ran out of memory with {min(self.micro, len(batch.labels))} images at a time. Try "
-                f"train.micro_batch={max(1, self.micro // 2)}, which gives the same result, or "
-                "backbone.grad_checkpointing=true."
-            ) from error
+            raise self._short_of_memory(len(batch.labels)) from error
         if not self.checked and len(batch.labels):
             self._check_gradients()
         self._add_up(total)
@@ -76,6 +76,20 @@ class Step:
             self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         return total
+
+    def _short_of_memory(self, images: int) -> RunFailedError:
+        """What to say where memory ran out: what would fit, by prediction where there is one."""
+        advice = None
+        with suppress(Exception):  # a forecast that fails must not hide what happened
+            advice = self.advice()
+        return RunFailedError(
+            f"The device ran out of memory with {min(self.micro, images)} images at a time. "
+            + (
+                advice
+                or f"Try train.micro_batch={max(1, self.micro // 2)}, which gives the same result, or "
+                "backbone.grad_checkpointing=true."
+            )
+        )
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Forward and backward over the batch's pieces; this process's share of the batch's loss."""
@@ -178,7 +192,7 @@ class Watch:
         files = [self.keys[index] for indices, _ in parts for index in indices]
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         largest, name = max(found for _, found in parts)
-        raise UserError(
+        raise RunFailedError(
             f"The loss is not finite in epoch {epoch + 1}, step {number - behind}, at learning rate {lr:g}. The batch "
             f"has {', '.join(files[:3])}{more}; its largest activation is {largest:.3g}, given by {name}. "
             "Nothing was saved since. Lower train.lr, or use precision=fp32."

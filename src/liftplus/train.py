@@ -6,29 +6,45 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from liftplus import selection
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
-from liftplus.checkpoint import Keeper, Position
+from liftplus.checkpoint import Chosen, Keeper, Position
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import Loader, TrainView, seeded
 from liftplus.data.transforms import CentreCrop
+from liftplus.determinism import deterministic
 from liftplus.errors import UserError
-from liftplus.evaluate import Reading, collect
+from liftplus.evaluate import Reading
+from liftplus.features import Cache, FixedCrop, Rows, bare, image_features, text_features
 from liftplus.head_init import InitContext, centres, class_prompts
 from liftplus.model import Classifier
-from liftplus.runtime import Progress, Runtime, Silent
+from liftplus.runtime import Advance, Progress, Runtime, Silent
+from liftplus.selection import Selection, UnderWay
 from liftplus.step import READ_EVERY, Step
 
 
-def build(config: RunConfig, dataset: DataSet, runtime: Runtime, progress: Progress | None = None) -> Classifier:
-    """The classifier with its head initialised, on the device, ready for the first step."""
+def build(
+    config: RunConfig,
+    dataset: DataSet,
+    runtime: Runtime,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+) -> Classifier:
+    """The classifier with its head initialised, on the device, ready for the first step.
+
+    Args:
+        cache: where features are kept, and what says so; by default as `config.cache` has it.
+    """
     check(config, dataset)
+    cache = cache or Cache.of(config.cache, runtime.job)
     backbone = catalogue.load(config.backbone)
     runtime.place(backbone)
     with torch.random.fork_rng(devices=[]):
@@ -37,8 +53,9 @@ def build(config: RunConfig, dataset: DataSet, runtime: Runtime, progress: Progr
         context = InitContext(
             backbone,
             dataset.class_names,
-            plain_features(config, dataset, backbone, runtime, progress),
+            plain_features(config, dataset, backbone, runtime, cache, progress),
             seeded(config.seed, -1),
+            None if backbone.text is None else partial(text_features, cache, backbone.text, backbone.identity, runtime),
         )
         rows = config.head.rows(context, config.head_init)
         head.weight.data.copy_(rows)
@@ -61,6 +78,7 @@ def check(config: RunConfig, dataset: DataSet) -> None:
     """Refuse what cannot work before any long work starts."""
     if "train" not in dataset.splits or not len(dataset.splits["train"]):
         raise UserError(f"Data set {dataset.name!r} has no training images.")
+    selection.check(config, dataset)
     config.loss.weights_of(dataset.class_names)
     reads_names = [
         key
@@ -79,7 +97,12 @@ def check(config: RunConfig, dataset: DataSet) -> None:
 
 
 def plain_features(
-    config: RunConfig, dataset: DataSet, backbone: Backbone, runtime: Runtime, progress: Progress | None
+    config: RunConfig,
+    dataset: DataSet,
+    backbone: Backbone,
+    runtime: Runtime,
+    cache: Cache,
+    progress: Progress | None,
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
     """A function that gives bare features of at most k training images a class, short side and centre crop R."""
 
@@ -91,8 +114,8 @@ def plain_features(
         reading = Reading(
             dataset.store, split, config.train.workers, progress, label="Features for the first classifier"
         )
-        out = collect(backbone, reading, view, backbone.facts, runtime, config.evaluation.batch_size)
-        return out.clone(), torch.tensor(split.labels)
+        out = image_features(cache, backbone, reading, view, runtime, config.evaluation.batch_size)
+        return out[:, 0], torch.tensor(split.labels)
 
     return features
 
@@ -111,10 +134,21 @@ def first_of_each(split: Split, shots: int, generator: torch.Generator) -> list[
 
 @dataclass(frozen=True)
 class Fit:
-    """What training took and how its loss went, one entry an epoch."""
+    """What training took and gave.
+
+    Attributes:
+        losses: mean loss of each epoch.
+        seconds: time it took, measurements on the validation split included.
+        chosen: which epoch's weights the model has.
+        last: the last epoch's weights, where the model has others.
+        last_validation: accuracies on the validation split after the last epoch, where measured.
+    """
 
     losses: tuple[float, ...]
     seconds: float
+    chosen: Chosen
+    last: dict[str, Tensor] | None = None
+    last_validation: dict[str, Any] | None = None
 
 
 def fit(
@@ -126,44 +160,92 @@ def fit(
     progress: Progress | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
     keeper: Keeper | None = None,
+    cache: Cache | None = None,
 ) -> Fit:
     """Train in place with SGD and a cosine learning rate (METHOD, section Training).
 
     Args:
         log: called with a record at the end of each epoch.
         keeper: saves the state and brings a saved one back; training goes on from there, bit for bit.
+        cache: where features are kept; by default as `config.cache` has it.
 
     Several processes of one job take their parts of every batch and come to the same weights; each has its own keeper,
     and the leader's state is that of all.
     """
-    loader, step = _loader(model, config, dataset, runtime), Step(model, config, dataset, runtime)
-    epochs = config.train.epochs
-    at = step.alike(Position() if keeper is None else keeper.restore(step))
-    clock, done = time.perf_counter() - at.seconds, at.epoch * len(loader) + at.step
-    with (progress or Silent()).task("Training", epochs * len(loader), done) as advance:
-        for epoch in range(at.epoch, epochs):
-            total = torch.tensor(at.total, device=runtime.device)
-            for number, batch in enumerate(loader.epoch(epoch, at.step), at.step + 1):
-                step.set_rate(rate(config, epoch, (number - 1) / len(loader)))
-                total += step(batch)
-                read = number % READ_EVERY == 0 or number == len(loader)
-                pause = keeper is not None and number < len(loader) and keeper.due()
-                if read or pause or step.watch.reads_freely:
-                    step.watch.check(epoch, number)
-                advance(**({"epoch": epoch + 1, "loss": float(total) / number} if read else {}))
-                if keeper is not None and pause:
-                    seconds = time.perf_counter() - clock
-                    keeper.save(step, replace(at, epoch=epoch, step=number, total=float(total), seconds=seconds))
-            at = Position(epoch + 1, 0, 0.0, (*at.losses, float(total) / len(loader)), time.perf_counter() - clock)
-            if log is not None:
-                log({"epoch": at.epoch, "loss": at.losses[-1], "lr": step.rate, "seconds": round(at.seconds, 2)})
-            if keeper is not None:
-                keeper.save(step, at)
-    return Fit(at.losses, at.seconds)
+    with deterministic(config.deterministic):
+        cache = cache or Cache.of(config.cache, runtime.job)
+        loader = _loader(model, config, dataset, runtime, cache, progress)
+        loop = _Loop(loader, Step(model, config, dataset, runtime), Selection(model, config, dataset, runtime), keeper)
+        at, epochs = loop.begin(), config.train.epochs
+        with (progress or Silent()).task("Training", loop.work(Position(epochs)), loop.work(at)) as advance:
+            for _ in range(at.epoch, epochs):
+                at = loop.epoch(at, advance)
+                measured = loop.selection.measure(at.epoch, advance)
+                at = replace(at, seconds=loop.seconds())
+                if log is not None:
+                    figures = {"epoch": at.epoch, "loss": at.losses[-1], "lr": loop.step.rate}
+                    log(figures | {"seconds": round(at.seconds, 2)} | measured)
+                if keeper is not None:
+                    keeper.save(loop.under_way, at)
+        return Fit(at.losses, at.seconds, *loop.selection.choose(), loop.selection.latest)
 
 
-def _loader(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> Loader:
+class _Loop:
+    """What the loop works with."""
+
+    def __init__(self, loader: Loader | Rows, step: Step, selection: Selection, keeper: Keeper | None) -> None:
+        self.loader, self.step, self.selection, self.keeper = loader, step, selection, keeper
+        self.config, self.runtime = step.config, step.runtime
+        self.under_way = UnderWay(self.step, self.selection)
+        self.began = time.perf_counter()
+
+    def begin(self) -> Position:
+        """Where to go on: the saved position in all processes, or the start."""
+        at = self.step.alike(Position() if self.keeper is None else self.keeper.restore(self.under_way))
+        self.selection.alike()
+        self.began = time.perf_counter() - at.seconds
+        return at
+
+    def seconds(self) -> float:
+        """Time spent so far, before interruptions too."""
+        return time.perf_counter() - self.began
+
+    def work(self, at: Position) -> int:
+        """Batches up to a position, those of the validation split included."""
+        return at.epoch * len(self.loader) + at.step + self.selection.batches(at.epoch)
+
+    def epoch(self, at: Position, advance: Advance) -> Position:
+        """Train to the end of the epoch under way."""
+        epoch, batches, keeper, watch = at.epoch, len(self.loader), self.keeper, self.step.watch
+        # A measurement may take longer than a job that is asked to stop has time.
+        measures = self.selection.due(epoch + 1)
+        total = torch.tensor(at.total, device=self.runtime.device)
+        self.step.set_rate(rate(self.config, epoch, max(at.step - 1, 0) / batches))
+        for number, batch in enumerate(self.loader.epoch(epoch, at.step), at.step + 1):
+            self.step.set_rate(rate(self.config, epoch, (number - 1) / batches))
+            total += self.step(batch)
+            read = number % READ_EVERY == 0 or number == batches
+            pause = keeper is not None and (number < batches or measures) and keeper.due()
+            if read or pause or watch.reads_freely:
+                watch.check(epoch, number)
+            advance(**({"epoch": epoch + 1, "loss": float(total) / number} if read else {}))
+            if keeper is not None and pause:
+                now = replace(at, step=number, total=float(total), seconds=self.seconds())
+                keeper.save(self.under_way, now)
+        return Position(epoch + 1, 0, 0.0, (*at.losses, float(total) / batches), self.seconds())
+
+
+def _loader(
+    model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime, cache: Cache, progress: Progress | None
+) -> Loader | Rows:
+    """Batches of pictures; of features, where backbone and pictures stay the same through all epochs."""
     train, facts = dataset.splits["train"], model.backbone.facts
+    order = config.sampler.order(train.labels, config.train.epochs, config.seed)
+    if cache.on and config.augment.fixed and bare(model):
+        crop = FixedCrop(config.augment, facts.image_size, facts.interpolation)
+        reading = Reading(dataset.store, train, config.train.workers, progress, label="Features of the training images")
+        rows = image_features(cache, model.backbone, reading, crop, runtime, config.evaluation.batch_size)
+        return Rows(rows[:, 0], train.labels, order, config.train.batch_size, runtime.job)
     view = TrainView(config.augment, facts.image_size, facts.interpolation, config.train.epochs, config.seed)
     return Loader(
         dataset.store,
@@ -171,7 +253,7 @@ def _loader(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Run
         view,
         batch_size=config.train.batch_size,
         workers=config.train.workers,
-        order=config.sampler.order(train.labels, config.train.epochs, config.seed),
+        order=order,
         pin=runtime.device.type == "cuda",
         job=runtime.job,
     )

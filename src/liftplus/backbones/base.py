@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         self.register_parameter("image_projection", projection)
         self.joint_end = nn.Identity()
         for first in residual_blocks(image)[:1]:
-            first.register_forward_pre_hook(_in_precision)
+            first.register_forward_pre_hook(in_precision)
         self.requires_grad_(False).eval()
 
     @property
@@ -188,7 +188,7 @@ class Backbone(nn.Module):
         return self.text
 
 
-def _in_precision(_block: nn.Module, args: tuple[Any, ...]) -> Any:
+def in_precision(_block: nn.Module, args: tuple[Any, ...]) -> Any:
     """Hook before the first block: under autocast the residual stream runs in its precision.
 
     A norm before the blocks, as CLIP has it, would leave the stream in fp32 on a GPU: twice the memory traffic.

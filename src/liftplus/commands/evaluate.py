@@ -25,18 +25,20 @@ def evaluate(
 
     settings = options.run_settings(run, data, overrides)
     session = options.session(settings)
-    folder = parallel.job().from_leader(lambda: out or _free(run / "eval"))
+    folder = parallel.job().from_leader(lambda: out or _free((run.parent if run.is_file() else run) / "eval"))
     if session.runtime.job.leads:
         results.refuse_existing(folder)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    dataset, metrics = runs.evaluate_run(session, trained, split, folder, other_data=data is not None)
-    for note in runs.notes(settings, dataset, trained.model):
+    other = data is not None and not options.same_data(data, trained.config.to_dict())
+    dataset, metrics = runs.evaluate_run(session, trained, split, folder, other_data=other)
+    for note in [*runs.notes(settings, dataset, trained.model), *session.cache.notes]:
         console.err.print(f"Note: {note}")
     if as_json:
         print(json.dumps({"folder": str(folder)} | metrics.summary()))
         return
     label = "five crops" if settings.evaluation.tte else "one crop"
-    console.accuracy_table(f"{run} on {dataset.name} ({split})", [(label, metrics.summary())])
+    weights = f"; {trained.chosen}" if trained.chosen else ""
+    console.accuracy_table(f"{run} on {dataset.name} ({split}){weights}", [(label, metrics.summary())])
     console.out.print(f"Files are in {folder}")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +24,7 @@ Overrides = Annotated[
     typer.Argument(help="key=value for anything else, e.g. epochs=10 lr=0.01.", metavar="[KEY=VALUE]..."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or a model file in it.")]
 
 
 def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
@@ -35,7 +36,15 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
-CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "compile", "train")
+CHANGEABLE = ("data", "evaluation", "backbone", "device", "precision", "deterministic", "compile", "train", "cache")
+
+
+def same_data(data: str, values: dict[str, Any]) -> bool:
+    """Whether --data names the very data that a run was trained on."""
+    source = values["data"]["source"]
+    return data == source or (
+        bool(source) and os.path.exists(source) and os.path.realpath(data) == os.path.realpath(source)
+    )
 
 
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
@@ -44,7 +53,7 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
 
     values = checkpoint.read_about(run)["config"]
     before = config.from_dict(values).to_dict()
-    if data is not None:
+    if data is not None and not same_data(data, values):
         values["data"] = {
             "source": data,
             "unreadable": before["data"]["unreadable"],
@@ -56,6 +65,6 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
     if fixed:
         raise UserError(
             f"{fixed[0]} belongs to the trained run and cannot be changed any more. "
-            "Allowed are data.*, evaluation.*, device, precision, train.workers and backbone.weights."
+            "Allowed are data.*, evaluation.*, device, precision, cache, train.workers and backbone.weights."
         )
     return settings

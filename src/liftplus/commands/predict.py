@@ -15,7 +15,7 @@ from liftplus.commands.options import Run
 from liftplus.errors import UserError
 
 if TYPE_CHECKING:
-    from liftplus.runs import Guess
+    from liftplus.predicting import Guess
 
 
 def predict(
@@ -27,22 +27,26 @@ def predict(
     tte: Annotated[
         bool | None, typer.Option("--tte/--one-crop", help="Five crops or one; as in training if not given.")
     ] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="How often classes come: training, uniform, or a JSON file of counts.")
+    ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. device=cpu or weights=PATH; repeatable.")
     ] = None,
 ) -> None:
     """Classify image files with a finished run."""
-    from liftplus import checkpoint, parallel, runs
+    from liftplus import checkpoint, parallel, predicting
 
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
     _check_target(out)
-    files = runs.image_files(inputs)
+    files = predicting.image_files(inputs)
     crops = [] if tte is None else [f"evaluation.tte={str(tte).lower()}"]
-    settings = options.run_settings(run, None, [f"evaluation.top_k={top_k}", *crops, *(change or [])])
+    expected = [] if prior is None else [f"evaluation.prior={prior}"]
+    settings = options.run_settings(run, None, [f"evaluation.top_k={top_k}", *crops, *expected, *(change or [])])
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    guesses = runs.predict_files(session, trained, files, skip_unreadable=unreadable == "skip")
+    guesses = predicting.predict_files(session, trained, files, skip_unreadable=unreadable == "skip")
     if parallel.job().leads:
         _write_guesses(guesses, out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,15 +89,25 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
         console.err.print(f"{stopped} Go on with: liftplus train --resume {folder}")
         session.runtime.job.meet()  # torchrun ends all when one has ended
         raise SystemExit(128 + (asked.signal or 0)) from None
+    for note in session.cache.notes:
+        console.err.print(f"Note: {note}", highlight=False)
     measured = outcome.metrics.summary() if outcome.metrics else {}
+    chosen = outcome.chosen
     if as_json:
         print(
-            json.dumps({"folder": str(folder), "seconds": outcome.seconds, "parameters": outcome.parameters} | measured)
+            json.dumps(
+                {"folder": str(folder), "seconds": outcome.seconds, "parameters": outcome.parameters}
+                | {"weights": dataclasses.asdict(chosen)}
+                | measured
+            )
         )
         return
     counts = outcome.parameters
     if measured:
-        title = f"{config.method} on {dataset.name} with {config.backbone.name}: accuracy in percent on the test split"
+        title = (
+            f"{config.method} on {dataset.name} with {config.backbone.name}: accuracy in percent on the test split"
+            f"; {chosen}"
+        )
         console.accuracy_table(title, [("five crops" if config.evaluation.tte else "one crop", measured)])
     console.out.print(
         f"{counts['tuned']:,} tuned and {counts['head']:,} head parameters, {outcome.seconds:.0f} s of training. "

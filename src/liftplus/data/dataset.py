@@ -50,6 +50,7 @@ class DataSet:
         splits: some of "train", "val", "test".
         store: decodes keys.
         notes: what was decided for the user, one sentence each, shown before training.
+        made: splits that the source did not have; they were drawn from its pictures.
         named: False where the names are only numbers, so that text features of them mean nothing.
     """
 
@@ -60,6 +61,7 @@ class DataSet:
     store: Store
     notes: tuple[str, ...] = field(default=())
     named: bool = True
+    made: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -110,7 +110,11 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
     }
     named = config.class_names is not None or not all(map(_MEANINGLESS.fullmatch, names.values()))
     notes = (*table.notes, *_id_notes(tuple(names), named), *split_notes)
-    dataset = DataSet(name, tuple(names.values()), tuple(names), parts, store, notes, named)
+    given = {split for split, part in table.rows.items() if part}
+    if "val" in given:
+        given.add("test")  # which it serves as, where there is none
+    made = () if for_testing else tuple(split for split in parts if split not in given)
+    dataset = DataSet(name, tuple(names.values()), tuple(names), parts, store, notes, named, made)
     return dataset if for_testing else dataclasses.replace(dataset, notes=notes + _untrained(dataset))
 
 

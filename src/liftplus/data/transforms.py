@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -51,6 +51,9 @@ def _randint(generator: torch.Generator, most: int) -> int:
 
 class Augment(Component):
     """Configuration of a training augmentation; also the function itself, so that it travels to workers."""
+
+    fixed: ClassVar[bool] = False
+    """Whether it gives the same view in every epoch."""
 
     @abstractmethod
     def box(self, width: int, height: int, progress: float, generator: torch.Generator) -> Box:
@@ -128,6 +131,8 @@ class LiftAugment(Augment):
 class NoAugment(Augment):
     """The largest central square: what testing with one crop sees, without its margin."""
 
+    fixed: ClassVar[bool] = True
+
     def box(self, width: int, height: int, progress: float, generator: torch.Generator) -> Box:
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
@@ -145,6 +150,8 @@ class Evaluation(Component):
     """Images a batch (five crops each under TTE)."""
     top_k: int = Field(default=5, ge=1)
     """Classes kept for each image in predictions."""
+    prior: str = "as_trained"
+    """How often classes come in use: as_trained (logits as they are), training, uniform, or a JSON file of counts."""
 
 
 class Crops(Protocol):

@@ -59,6 +59,13 @@ class Masked(nn.Module):
         for name in self.values:
             module.__dict__.pop(name, None)
 
+    @torch.no_grad()
+    def merge(self, module: nn.Module) -> bool:
+        """Put the trained values in their places; whatever kind of layer it is, its forward pass stays the same."""
+        for name, values in self.values.items():
+            module._parameters[name].masked_scatter_(getattr(self, f"{name}_mask"), values)  # type: ignore[union-attr]
+        return True
+
 
 def draw(shape: torch.Size, ratio: float, seed: int) -> Tensor:
     """Mask of a tensor: the first int(n ratio) places of a permutation drawn from the seed alone."""

@@ -15,6 +15,7 @@ from liftplus.backbones.sites import Site, Tower
 from liftplus.errors import UserError
 from liftplus.registry import register
 from liftplus.tuners.base import TEXT_WIDTH, Tuner, auto_width, nest
+from liftplus.tuners.merging import plain
 
 Target = Literal["q", "k", "v", "out", "fc1", "fc2", "conv1x1"]
 
@@ -49,6 +50,16 @@ class LowRank(nn.Module):
             return output + delta
         before, after = self.start, output.shape[-1] - self.start - delta.shape[-1]
         return output + F.pad(delta, (before, after)) if before or after else output + delta
+
+    @torch.no_grad()
+    def merge(self, module: nn.Module) -> bool:
+        """Add the low-rank product to the weight of the hooked linear or convolution of one pixel."""
+        if not plain(module):
+            return False
+        delta = (self.down.double() @ self.up.double()).T * self.factor
+        rows = module.weight[self.start : self.start + len(delta)]
+        rows.copy_(rows.double() + (delta if self.stride is None else delta[:, :, None, None]))
+        return True
 
 
 @register("tuner", "lora")

@@ -11,6 +11,7 @@ from liftplus.backbones.sites import Tower
 from liftplus.errors import UserError
 from liftplus.registry import register
 from liftplus.tuners.base import Tuner, nest
+from liftplus.tuners.merging import plain
 
 _LINEARS = ("qkv", "proj", "fc1", "fc2")
 
@@ -30,6 +31,19 @@ class ScaleShift(nn.Module):
         """Hook after a module."""
         out: Tensor = self(output)
         return out
+
+    @torch.no_grad()
+    def merge(self, module: nn.Module) -> bool:
+        """Scale the rows of a linear and shift its bias, which it is given where it has none."""
+        if not plain(module):
+            return False
+        module.weight.mul_(self.scale.reshape(-1, *[1] * (module.weight.ndim - 1)))
+        shift = self.shift.detach().clone()
+        if module.bias is None:
+            module.bias = nn.Parameter(shift, requires_grad=False)
+        else:
+            module.bias.copy_(module.bias * self.scale + shift)
+        return True
 
 
 @register("tuner", "ssf")

@@ -24,7 +24,7 @@ class Prompt(nn.Module):
     def insert(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hook before a block: [class and registers; prompts; rest]."""
         x = args[0]
-        prompt = self.prompt.to(x.dtype).expand(len(x), -1, -1)
+        prompt = self.prompt.to(x.dtype).expand(x.shape[0], -1, -1)
         x = torch.cat([x[:, : self.prefix], prompt, x[:, self.prefix :]], dim=1)
         return (x, *args[1:]), self.widen(kwargs, x.shape[1])
 

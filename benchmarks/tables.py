@@ -1,0 +1,177 @@
+"""Write the tables of docs/performance.md from the committed results.
+
+    python benchmarks/tables.py            rewrite what stands between the markers
+    python benchmarks/tables.py --check    fail where the page does not hold what the results say
+
+A marker pair is `<!-- table FILE -->` … `<!-- end -->`; FILE lies in benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import same_accuracy
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "performance.md"
+MARKED = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Markdown, numbers to the right."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def caption(record: dict[str, Any]) -> str:
+    """Command, machine, versions, date and how it was timed."""
+    machine, versions = record["hardware"], record["versions"]
+    where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores, {machine['vectors']}"
+    settings, timed = record["settings"], ""
+    if "repeats" in settings:
+        timed = f"; warm-up {settings['warm_up']}, {settings['repeats']} repeats, median (spread)"
+        timed += "; CPU time of one thread" if settings.get("cpu_time") else ""
+    if "cpu_share" in record and "gpu" not in machine:
+        timed += f"; the process had {min(1, record['cpu_share']):.0%} of the cores"
+    peak = record.get("peak")
+    told = f" Peak: {peak['used'] / 1e12:.3g} TFLOP/s in {peak['precision']} ({peak['source']})." if peak else ""
+    return (
+        f"`{record['command']}` on {where}; torch {versions['torch']}, timm {versions['timm']}, liftplus in "
+        f"{versions['precision']}; {record['date']}{timed}.{told}\n\n"
+    )
+
+
+def milliseconds(seconds: dict[str, float]) -> str:
+    return f"{1000 * seconds['median']:,.0f} ({1000 * seconds['min']:,.0f}–{1000 * seconds['max']:,.0f})"
+
+
+def share(row: dict[str, Any]) -> list[str]:
+    if row.get("share_of_peak") is None:
+        return ["–", "–"]
+    return [f"{row['flops_per_second'] / 1e12:.3g}", f"{row['share_of_peak']:.0%}"]
+
+
+def contenders_table(record: dict[str, Any]) -> str:
+    """Of train_step.py and evaluation.py."""
+    crops = any("crops" in row for row in record["rows"])
+    header = ["", *(["crops"] if crops else []), "images/s", "ms", "× fp32 loop", "useful TFLOP/s", "share of peak"]
+    rows = [
+        [
+            row["name"],
+            *([row["crops"]] if crops else []),
+            f"{row['images_per_second']:,.4g}",
+            milliseconds(row["seconds"]),
+            f"{row['times_baseline']['median']:.2f}",
+            *share(row),
+        ]
+        for row in record["rows"]
+    ]
+    return caption(record) + table(header, rows)
+
+
+def memory_table(record: dict[str, Any]) -> str:
+    header = ["batch", "checkpointing", "peak GiB", "predicted GiB", "off by"]
+    rows = []
+    for row in record["rows"]:
+        peak = f"{row['peak_bytes'] / 2**30:.2f}" if "peak_bytes" in row else "too much"
+        foretold = f"{row['predicted'] / 2**30:.2f}" if "predicted" in row else "–"
+        off = f"{row['off_by']:+.0%}" if "off_by" in row else "–"
+        rows.append([row["batch"], "yes" if row["checkpointing"] else "no", peak, foretold, off])
+    return caption(record) + table(header, rows)
+
+
+def scaling_table(record: dict[str, Any]) -> str:
+    header = ["", "ms a step", "× first", "× by useful FLOPs"]
+    rows = [
+        [row["name"], milliseconds(row["seconds"]), f"{row['time_as_multiple']:.2f}", f"{row['expected']:.2f}"]
+        for row in record["rows"]
+    ]
+    return caption(record) + table(header, rows)
+
+
+def epoch_table(record: dict[str, Any]) -> str:
+    rows: list[Sequence[object]] = []
+    for row in record["rows"]:
+        if row["name"] == "epoch":
+            rows.append(["end-to-end epoch, images/s", f"{row['images_per_second']:,.4g}"])
+            rows.append(["waiting for data, share of the time after the first batch", f"{row['waiting_share']:.1%}"])
+            rows.append(["waiting for the epoch's first batch, s", row["first_batch_seconds"]])
+        else:
+            rows.append([row["name"] + ", s", f"{row['seconds']['median']:.2f}"])
+    return caption(record) + table(["", ""], rows)
+
+
+def verdict_table(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            line["line"],
+            f"{'≤' if line['at_most'] else '≥'} {line['needed']:g}",
+            "–" if line["measured"] is None else f"{line['measured']:g}",
+            line["verdict"],
+        ]
+        for line in record["verdicts"]
+    ]
+    return caption(record) + table(["", "needed", "measured", ""], rows)
+
+
+def accuracy_table(path: Path) -> str:
+    lines = same_accuracy.lines(path)
+    header = ["data", "group", "seeds", "reference", "fast", "difference ± its error", ""]
+    rows = []
+    for row in same_accuracy.summary(lines):
+        means = [f"{row[arm]['mean']} ± {row[arm]['sd']}" for arm in same_accuracy.ARMS]
+        difference = f"{row['difference']:+.2f} ± {row['standard_error']:.2f}"
+        name = f"{row['data']}, {row['train_images']:,} images, {row['epochs']} epochs"
+        rows.append([name, row["group"], row["seeds"], *means, difference, row["verdict"]])
+    keys = {arm: next((" ".join(x["keys"]) for x in lines if x["arm"] == arm), "") for arm in same_accuracy.ARMS}
+    told = f"reference: `{keys['reference']}`; fast: `{keys['fast']}`, on {lines[0]['cpu']}.\n\n"
+    return told + table(header, rows)
+
+
+KINDS = {
+    "train_step": contenders_table,
+    "evaluation": contenders_table,
+    "memory": memory_table,
+    "scaling": scaling_table,
+    "epoch": epoch_table,
+}
+
+
+def rendered(name: str, results: Path) -> str:
+    """The table of one results file; a line that says so where there is none."""
+    path = results / name
+    if not path.is_file():
+        return f"Not measured: `benchmarks/results/{name}` is not there.\n"
+    if path.suffix == ".jsonl":
+        return accuracy_table(path)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if "verdicts" in record:
+        return verdict_table(record)
+    return next(make for kind, make in KINDS.items() if kind in name)(record)
+
+
+def filled(text: str, results: Path = HERE / "results") -> str:
+    """The page with every table as the results have it."""
+    return MARKED.sub(lambda found: f"{found[1]}{rendered(found[2], results)}{found[3]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    before = PAGE.read_text(encoding="utf-8")
+    after = filled(before)
+    if args.check and before != after:
+        sys.exit("docs/performance.md is not what the results say: run python benchmarks/tables.py")
+    PAGE.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""`liftplus compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liftplus.commands import options
+from liftplus.commands.options import AsJson, BackboneName, Data, Overrides
+from liftplus.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from liftplus.compare import Plan, Row
+
+
+def compare(
+    data: Annotated[str, Data],
+    backbone: BackboneName = "mini_clip",
+    methods: Annotated[
+        str,
+        typer.Option("--methods", "-m", help="Between commas, each with own settings: lift+,full:lr=0.003."),
+    ] = "zeroshot,linear_probe,full,lift+",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, …")] = 3,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the runs and tables; finished runs in it are reused.")
+    ] = Path("runs/compare"),
+    features: Annotated[
+        int, typer.Option(min=0, help="Pictures of a class for the report's analysis of the features; 0 for none.")
+    ] = 0,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train and test methods with the same seeds, and say which differences are more than noise."""
+    from liftplus import compare as script
+
+    plan = script.Plan(data, backbone, tuple(script.entries(methods)), seeds, tuple(overrides or ()))
+    rows = carry_out(plan, out)
+    page = report(plan, out, features)
+    if as_json:
+        print(json.dumps({"folder": str(out)} | json.loads((out / "compare.json").read_text(encoding="utf-8"))))
+    else:
+        show(plan, rows, out, page)
+
+
+def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
+    """Make the runs and write the tables; `note` gets the rows as they come."""
+    from liftplus import checkpoint, console, parallel, runtime
+    from liftplus import compare as script
+
+    if parallel.job().size > 1:
+        raise UserError("Methods are compared in one process. Start it without torchrun.")
+    asked = runtime.StopRequest()
+    try:
+        rows = script.run(plan, out, lambda config: options.session(config, asked), console.err.print, note)
+    except checkpoint.Stopped as stopped:
+        console.err.print(f"{stopped} The same command goes on.")
+        raise SystemExit(128 + (asked.signal or 0)) from None
+    script.write(out, plan, rows, script.differences(rows))
+    return rows
+
+
+def report(plan: Plan, out: Path, features: int) -> Path:
+    """One page about all runs; `features` pictures of a class and split for its analysis of the features."""
+    from liftplus import console
+    from liftplus.report import write
+
+    folders = [out / entry.folder(seed) for entry in plan.entries for seed in range(plan.seeds)]
+    return write(
+        folders, out / "report", with_features=features > 0, per_class=max(features, 2), progress=console.Bars()
+    )
+
+
+def show(plan: Plan, rows: list[Row], out: Path, page: Path) -> None:
+    """The table and what it proves, for a person."""
+    from liftplus import compare as script
+    from liftplus import console
+
+    found = script.differences(rows)
+    console.table(f"{plan.data} with {plan.backbone}: accuracy in percent", *script.table(rows))
+    for sentence in script.headlines(rows, found):
+        console.out.print(sentence)
+    console.out.print(script.caveat(plan.seeds))
+    console.out.print(f"All comparisons: {out / 'compare.md'}. Each run's files: {out}/METHOD-seedN/")
+    console.out.print(f"Report: {page}; open it in a browser.")

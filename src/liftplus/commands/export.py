@@ -1,0 +1,111 @@
+"""`liftplus export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liftplus.commands import options
+from liftplus.commands.options import AsJson, Run
+from liftplus.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from liftplus.checkpoint import Trained
+    from liftplus.export import Format
+    from liftplus.runs import Session
+
+CHECKED = 100
+
+
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A file .onnx or .pt2, or with --format peft a folder.")],
+    form: Annotated[str | None, typer.Option("--format", "-f", help="onnx, pt2 or peft; by default by --out.")] = None,
+    prior: Annotated[
+        str, typer.Option(help="How often classes come: as_trained, training, uniform, or a JSON file of counts.")
+    ] = "as_trained",
+    five_crops: Annotated[
+        bool, typer.Option("--five-crops/--one-crop", help="Take five crops of each picture and average.")
+    ] = False,
+    check: Annotated[
+        list[str] | None, typer.Option(help="Pictures to compare on; by default the run's test split. Repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. weights=PATH; repeatable.")
+    ] = None,
+) -> None:
+    """Write image tower and head as ONNX or torch.export's .pt2, compared with PyTorch; or LoRA weights for peft."""
+    from liftplus import checkpoint, console, priors
+    from liftplus import export as exporting
+
+    if form == "peft":
+        _export_peft(run, out, change)
+        return
+    chosen = _format(out, form)
+    crops = f"evaluation.tte={str(five_crops).lower()}"
+    fixed = (crops, f"evaluation.prior={prior}", "device=cpu", "precision=fp32", "grad_checkpointing=false")
+    settings = options.run_settings(run, None, [*(change or []), *fixed])
+    if note := priors.note(settings, prior):
+        console.err.print(f"Note: {note}")
+    session = options.session(settings)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    images, source = _pictures(session, trained, check)
+    parity = exporting.export(trained, out, chosen, images, session.progress, prior)
+    if as_json:
+        print(json.dumps({"file": str(out), "compared_on": source} | vars(parity)))
+        return
+    console.out.print(
+        f"{out} and {exporting.beside(out).name}: logits differ from PyTorch's by at most {parity.difference:.1e} "
+        f"(their deviation is {parity.deviation:.1f}) on {parity.images} pictures of {source}."
+    )
+
+
+def _format(out: Path, form: str | None) -> Format:
+    """The format by its name or the file's; refuses what cannot be written before any work."""
+    from liftplus import export as exporting
+
+    by_name = next((known for known, suffix in exporting.SUFFIXES.items() if out.suffix == suffix), None)
+    if by_name is None or form not in (None, by_name):
+        raise UserError(
+            f"--out is {str(out)!r}; its name must end in .onnx or .pt2, as --format says where it is given. "
+            "For peft give --format peft and a folder."
+        )
+    if not out.parent.is_dir() or out.is_dir():
+        raise UserError(f"--out is {str(out)!r}; {str(out.parent)!r} must be a folder. Make it first.")
+    exporting.required(by_name)
+    return by_name
+
+
+def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tuple[Tensor, str]:
+    """What to compare on, and where it is from."""
+    from liftplus import console, export, predicting
+    from liftplus.data.dataset import Split
+    from liftplus.data.stores import FolderStore
+
+    evaluation = session.config.evaluation
+    if check:
+        files = predicting.image_files(check)
+        split = Split(files, [0] * len(files))
+        return export.views(FolderStore(""), split, evaluation, trained, CHECKED), ", ".join(check)
+    try:
+        dataset = session.data(for_testing=False)
+    except (UserError, OSError) as error:
+        raise UserError(f"The run's data cannot be read ({error}) Give pictures to compare on with --check.") from error
+    name = next((name for name in ("test", "val", "train") if name in dataset.splits), "train")
+    console.err.print(f"Comparing on {dataset.name}, split {name}.")
+    return export.views(dataset.store, dataset.splits[name], evaluation, trained, CHECKED), dataset.name
+
+
+def _export_peft(run: Path, out: Path, change: list[str] | None) -> None:
+    from liftplus import checkpoint, console, lora_exchange
+
+    settings = options.run_settings(run, None, [*(change or []), "device=cpu", "precision=fp32"])
+    trained = checkpoint.load_model(run, options.session(settings).runtime, settings.backbone)
+    written = lora_exchange.write_folder(trained, out)
+    console.out.print(f"LoRA weights of {written} linears and the head are in {out}, for peft.")

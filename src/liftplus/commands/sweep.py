@@ -1,0 +1,117 @@
+"""`liftplus sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from liftplus.commands import options
+from liftplus.commands.options import AsJson, BackboneName, Data, Method
+from liftplus.errors import UserError
+
+if TYPE_CHECKING:
+    from liftplus.config import RunConfig
+    from liftplus.runs import Session
+    from liftplus.sweep import Sweep
+
+SHOWN = 15
+
+
+def sweep(
+    data: Annotated[str, Data],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the sweep; the same command goes on with it.")],
+    backbone: BackboneName = "mini_clip",
+    method: Method = "lift+",
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Settings to try, by all processes together; all of a grid, or 20.")
+    ] = None,
+    sampler: Annotated[
+        str, typer.Option(help="grid, random or tpe; auto takes the grid where it has an end.")
+    ] = "auto",
+    metric: Annotated[
+        str, typer.Option(help="Validation accuracy to maximise: mean_class, overall, many, medium or few.")
+    ] = "mean_class",
+    test_seeds: Annotated[
+        int, typer.Option(min=0, help="At the end, train the best setting with so many seeds and test it.")
+    ] = 0,
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna's storage, sqlite:///FILE or a server; a file in the folder by default.")
+    ] = None,
+    as_json: AsJson = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="key=value, a list (width=4,8,16) or a range (lr=0.001..0.1:log, seed=0..2).",
+            metavar="[KEY=VALUES]...",
+        ),
+    ] = None,
+) -> None:
+    """Search settings on the validation split, or repeat seeds; start it several times to share the work."""
+    from liftplus import checkpoint, console, parallel, runs, runtime, space
+    from liftplus import sweep as sweeps
+
+    for name, given, allowed in (("sampler", sampler, sweeps.SAMPLERS), ("metric", metric, sweeps.METRICS)):
+        if given not in allowed:
+            raise UserError(f"--{name} is {given!r}; allowed are {', '.join(allowed)}.")
+    if parallel.job().size > 1:
+        raise UserError(
+            "A sweep shares its trials between processes by itself. Start it several times, not by torchrun."
+        )
+    varied = space.read(data, backbone, method, overrides or [], fixed=(*runs.FREE, "method"))
+    asked = runtime.StopRequest()
+
+    def session(config: RunConfig) -> Session:
+        return options.session(config, asked)
+
+    made = sweeps.Sweep(
+        out, sweeps.Plan(varied, sampler, trials, metric, test_seeds), session, console.err.print, storage
+    )
+    try:
+        made.run()
+    except checkpoint.Stopped as stopped:
+        console.err.print(f"{stopped} The same command goes on.")
+        raise SystemExit(128 + (asked.signal or 0)) from None
+    _show(made, as_json)
+
+
+def _show(made: Sweep, as_json: bool) -> None:
+    import json
+
+    from liftplus import console, results
+    from liftplus import sweep as sweeps
+
+    found = results.read_json(made.folder / sweeps.RESULTS, "trials", "best")
+    if as_json:
+        print(json.dumps({"folder": str(made.folder)} | found))
+        return
+    keys, metric = list(made.plan.space.varied), made.plan.metric
+    ranked = sorted(found["trials"], key=lambda one: -(one["metrics"].get(metric) or -1.0))
+    columns = ["trial", *(key.rpartition(".")[2] for key in keys)]
+    rows = [[one["number"], *(one["point"].get(key) for key in keys)] for one in ranked]
+    title = f"{made.plan.space.method} on {made.plan.space.data}: accuracy in percent on the validation split"
+    _table(title, columns, rows[:SHOWN], ranked[:SHOWN], metric)
+    if len(ranked) > SHOWN:
+        console.out.print(f"… and {len(ranked) - SHOWN} more in {made.folder / sweeps.TABLE}")
+    if found["best"] is not None:
+        best, spread = found["best"], ""
+        if best["sd"] is not None:
+            spread = f" ± {best['sd']:.1f} (standard deviation over {len(best['trials'])} seeds)"
+        setting = " ".join(f"{key}={value}" for key, value in best["point"].items())
+        console.out.print(f"Best: {setting or 'the one setting'} with {metric} {best['mean']:.1f}{spread}.")
+    if found["test"]:
+        seeds = [[one["number"]] for one in found["test"]]
+        _table("That setting on the test split", ["seed"], seeds, found["test"], "overall")
+    console.out.print(f"Every trial's run, {sweeps.RESULTS} and {sweeps.TABLE} are in {made.folder}")
+
+
+def _table(title: str, columns: list[str], rows: list[list[Any]], trials: list[dict[str, Any]], metric: str) -> None:
+    """Figures beside what they belong to; without columns that are empty."""
+    from liftplus import console
+
+    figures = [one["metrics"] | {"failed": one["error"]} for one in trials]
+    wanted = dict.fromkeys([metric, "overall", "many", "medium", "few", "seconds", "failed"])
+    keys = [key for key in wanted if any(one.get(key) is not None for one in figures)]
+    cells = [[*row, *(one.get(key) for key in keys)] for row, one in zip(rows, figures, strict=True)]
+    console.table(title, [*columns, *(key.replace("_", " ") for key in keys)], cells)

@@ -1,0 +1,107 @@
+"""Data against a trained run: the same pictures in the same splits, and labels that mean the run's classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from liftplus import results
+from liftplus.checkpoint import Trained
+from liftplus.data.dataset import DataSet, Split
+from liftplus.errors import UserError
+
+SPLITS = "splits.json"
+
+
+def write_splits(folder: Path, dataset: DataSet) -> None:
+    """Note which pictures are in which split, where liftplus drew a split itself: data may grow afterwards."""
+    (folder / SPLITS).unlink(missing_ok=True)  # of a run that was begun here and lost
+    if dataset.made:
+        keys = {name: list(split.keys) for name, split in dataset.splits.items()}
+        results.write_json(folder / SPLITS, {"made": dataset.made, "splits": keys})
+
+
+def as_in_run(dataset: DataSet, folder: Path, needed: str) -> DataSet:
+    """The run's own data with its pictures in the splits they had in the run, where those were drawn by liftplus.
+
+    Pictures that the run did not have are left out, since a split of today could put them anywhere; those that are gone
+    are missing. Both are noted; where a split that is needed has no picture left, that is an error.
+    """
+    path = folder / SPLITS
+    if not path.is_file():
+        return dataset
+    kept = results.read_json(path, "splits")["splits"]
+    if not isinstance(kept, dict) or not all(isinstance(keys, list) for keys in kept.values()):
+        raise UserError(f"{str(path)!r} is damaged. Restore it, or give the pictures to test with --data.")
+    labels = {
+        key: label for split in dataset.splits.values() for key, label in zip(split.keys, split.labels, strict=True)
+    }
+    splits = {name: [key for key in keys if key in labels] for name, keys in kept.items()}
+    if kept.get(needed) and not splits[needed]:
+        raise UserError(
+            f"None of the {len(kept[needed]):,} pictures of the run's {needed} split, first {kept[needed][0]!r}, is in "
+            f"{dataset.name!r} any more. Put them back, or test other pictures with --data."
+        )
+    return replace(
+        dataset,
+        splits={name: Split(keys, [labels[key] for key in keys]) for name, keys in splits.items() if keys},
+        notes=(*(note for note in dataset.notes if "were set aside" not in note), *_differences(labels, kept, splits)),
+        made=(),
+    )
+
+
+def _differences(
+    present: Mapping[str, int], kept: Mapping[str, Sequence[str]], found: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """A sentence on pictures that were added, and one on those of each split that are gone."""
+    notes = ["Splits are those that the run drew; pictures keep the one they had."]
+    if added := len(present.keys() - {key for keys in found.values() for key in keys}):
+        notes.append(
+            f"{added:,} pictures were not there when the run was trained and are left out; to test them, put them in a "
+            "folder of their own and give it with --data."
+        )
+    for name, keys in kept.items():
+        if gone := len(keys) - len(found[name]):
+            notes.append(f"{gone:,} of the {len(keys):,} pictures of the run's {name} split are gone or unreadable.")
+    return notes
+
+
+def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
+    """One split of the data with its labels renumbered to the run's classes.
+
+    Classes match where id and name agree, else by name; by id alone only where the data has no names.
+    """
+    if split not in dataset.splits:
+        raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
+    by_id = {class_id: k for k, class_id in enumerate(trained.class_ids)}
+    names = [trained.former_names, trained.class_names]  # a name of now wins over the same one of before
+    by_name = {name.casefold(): k for listed in names for k, name in enumerate(listed)}
+
+    def place(class_id: str, name: str) -> int | None:
+        same = by_id.get(class_id)
+        borne = [listed[same].casefold() for listed in names if listed] if same is not None else []
+        if same is not None and (not dataset.named or name.casefold() in borne):
+            return same
+        return by_name.get(name.casefold())
+
+    moved = [place(*pair) for pair in zip(dataset.class_ids, dataset.class_names, strict=True)]
+    part = dataset.splits[split]
+    used = sorted(set(part.labels))
+    strange = [dataset.class_names[label] for label in used if moved[label] is None]
+    if strange:
+        raise UserError(
+            f"Split {split!r} of {dataset.name!r} has classes that the run was not trained on: "
+            f"{', '.join(strange[:5])}. The run knows {len(trained.class_names)} classes; rename the folders, "
+            "or map them with data.class_names=FILE."
+        )
+    targets = Counter(moved[label] for label in used)
+    if twice := [k for k, count in targets.items() if count > 1 and k is not None]:
+        raise UserError(
+            f"Two classes of {dataset.name!r} both match the run's {trained.class_names[twice[0]]!r}. Rename one."
+        )
+    labels = [k for label in part.labels if (k := moved[label]) is not None]
+    return replace(
+        dataset, class_names=trained.class_names, class_ids=trained.class_ids, splits={split: Split(part.keys, labels)}
+    )

@@ -1,0 +1,70 @@
+"""Folding tuners into the weights they act on, where that changes nothing; not a tuner itself.
+
+A tuner's module that hooks a layer may have a method `merge(layer) -> bool`: change the layer's own weights so that it
+gives what it gave with the hook, or return False where that cannot be exact. The hook is then taken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from typing_extensions import TypeIs
+
+
+def plain(module: nn.Module) -> TypeIs[nn.Linear | nn.Conv2d]:
+    """Whether a layer's output is linear in its weight and bias, with nothing else in its forward pass."""
+    return type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
+
+
+def merge_hooks(layers: Iterable[nn.Module], owners: Iterable[nn.Module]) -> None:
+    """Fold the owners' hooks into these layers, as far as that is exact.
+
+    Hooks after a layer act one on the other: behind one that stays, none can be folded.
+    """
+    of_ours = {id(owner) for owner in owners}
+
+    def foldable(hook: Callable[..., Any]) -> bool:
+        owner = getattr(hook, "__self__", None)
+        return id(owner) in of_ours and callable(getattr(owner, "merge", None))
+
+    for layer in layers:
+        folded: set[int] = set()
+
+        def fold(hook: Any, layer: nn.Module = layer, folded: set[int] = folded) -> bool:
+            """Fold the hook's owner once; whether the hook has nothing more to do."""
+            if id(hook.__self__) not in folded and hook.__self__.merge(layer):
+                folded.add(id(hook.__self__))
+            return id(hook.__self__) in folded
+
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if foldable(hook) and fold(hook):
+                _remove(layer, key)
+        for key, hook in list(layer._forward_hooks.items()):
+            if not foldable(hook) or not fold(hook):
+                break
+            _remove(layer, key)
+
+
+def _remove(layer: nn.Module, key: int) -> None:
+    """Take a hook off by the number that PyTorch gave it: its handle is not kept, since copies would share it."""
+    tables: tuple[dict[int, Any], ...] = (
+        layer._forward_pre_hooks,
+        layer._forward_pre_hooks_with_kwargs,
+        layer._forward_hooks,
+        layer._forward_hooks_with_kwargs,
+        layer._forward_hooks_always_called,
+    )
+    for table in tables:
+        table.pop(key, None)
+
+
+def in_use(layers: Iterable[nn.Module], part: nn.Module) -> bool:
+    """Whether any module of a part still hooks one of these layers."""
+    own = {id(module) for module in part.modules()}
+    return any(
+        id(getattr(hook, "__self__", None)) in own
+        for layer in layers
+        for hook in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
+    )

@@ -1,0 +1,227 @@
+"""The benchmarks run through at their smallest size, count what they say; the page holds their results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+QUICK = ("--device", "cpu", "--model", "mini", "--repeats", "2", "--warm-up", "1", "--classes", "7", "--width", "2")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A module of the folder benchmarks by name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module
+
+
+def run(*args: object) -> None:
+    """A script in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, *map(str, args)], cwd=BENCHMARKS, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_contenders_take_turns(script: Callable[[str], Any]) -> None:
+    harness, seen = script("harness"), []
+    pair = [harness.Contender(name, lambda name=name: seen.append(name), 1) for name in "AB"]
+    taken = harness.interleaved(pair, CPU, warm_up=1, repeats=3)
+    assert "".join(seen) == "AB" + 3 * "AB"
+    assert [len(taken[name]) for name in "AB"] == [3, 3]
+
+
+def test_ratios_go_turn_by_turn(script: Callable[[str], Any]) -> None:
+    """A machine that gets slower and slower leaves the ratio where it is."""
+    found = script("harness").ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0])
+    assert found == {"median": 2.0, "min": 2.0, "max": 2.0, "mad": 0.0}
+
+
+def test_peak_memory_is_what_was_held_at_once(script: Callable[[str], Any]) -> None:
+    def work() -> None:
+        first = torch.empty(2**20, dtype=torch.uint8)
+        second = torch.empty(2**21, dtype=torch.uint8)
+        del first, second
+        torch.empty(2**20, dtype=torch.uint8)
+
+    assert script("harness").peak_memory(work, CPU) == 3 * 2**20
+
+
+def test_useful_flops_are_the_closed_form(script: Callable[[str], Any]) -> None:
+    """mini_clip by hand: 65 tokens, width 192, 6 blocks, AdaptFormer r 5, 11 classes."""
+    flops, contenders = script("flops"), script("contenders")
+    tokens, width, depth, r, classes = 65, 192, 6, 5, 11
+    work = contenders.Work("mini", 3, classes, r)
+    tuned, head = 2 * 2 * tokens * width * r, 2 * classes * width
+    forward = flops.vit(width=width, depth=depth, tokens=tokens, patch=8) + depth * tuned + head
+    assert flops.of_forward(work) == forward
+    block = tokens * 2 * width**2 * 12 + 2 * (2 * 2 * tokens**2 * width)
+    # The first block's attention and MLP lie before every tuned weight: no gradient goes through them.
+    assert flops.of_step(work) == forward + (depth - 1) * block + depth * 2 * tuned + 2 * head
+
+
+def test_both_train_the_same_weights(script: Callable[[str], Any]) -> None:
+    contenders, runtime = script("contenders"), import_module("liftplus.runtime")
+    work, chosen = contenders.Work("mini", 2, 7, 2), runtime.choose("cpu", "fp32")
+    pair = (
+        contenders.our_model(work, chosen, contenders.dataset(7)),
+        contenders.plain_classifier(work, CPU),
+    )
+    ours, plain = ({name: p.shape for name, p in m.named_parameters() if p.requires_grad} for m in pair)
+    assert ours == plain
+
+
+def test_the_step_says_what_it_is(script: Callable[[str], Any], tmp_path: Path) -> None:
+    train_step = script("train_step")
+    args = train_step.parse([*QUICK, "--batch", "2", "--only", "liftplus", train_step.BASELINE])
+    record = train_step.measure(args)
+    assert record.keys() >= {"command", "date", "settings", "hardware", "versions", "work", "peak", "rows"}
+    assert record["settings"]["warm_up"] == 1 and record["hardware"]["cores"] >= 1
+    assert [row["name"] for row in record["rows"]] == ["liftplus", train_step.BASELINE]
+    for row in record["rows"]:
+        assert row["seconds"].keys() == {"median", "min", "max", "mad"}
+        assert row["images_per_second"] == pytest.approx(2 / row["seconds"]["median"], rel=1e-2)
+        assert 0 < row["share_of_peak"] < 1
+    script("harness").write(tmp_path / "new" / "step.json", record)
+    assert json.loads((tmp_path / "new" / "step.json").read_text()) == json.loads(json.dumps(record))
+
+
+@pytest.mark.parametrize(("at_most", "good", "bad"), [(False, 4.0, 3.9), (True, 4.0, 4.1)])
+def test_verdicts(at_most: bool, good: float, bad: float, script: Callable[[str], Any]) -> None:
+    everything = script("all")
+    line = everything.Verdict("a line", 4, lambda found: found["x"]["value"], at_most=at_most)
+    assert line.judge({"x": {"value": good}})["verdict"] == "holds"
+    assert line.judge({"x": {"value": bad}})["verdict"] == "falls short"
+    assert line.judge({})["verdict"] == "not measured"
+
+
+def test_every_script_of_all_takes_its_options(script: Callable[[str], Any]) -> None:
+    """So that a mistyped option does not show on the GPU first."""
+    everything = script("all")
+    for gpu, small in ((True, False), (False, False), (False, True)):
+        for command in everything.stages(gpu, small).values():
+            script(command[0].removesuffix(".py")).parse(command[1:])
+
+
+def test_noise_and_difference(script: Callable[[str], Any]) -> None:
+    judged = script("same_accuracy").judged
+    assert judged([70.0, 71.0, 72.0], [70.2, 70.8, 72.1])["verdict"] == "within noise"
+    apart = judged([70.0, 70.1, 70.2], [72.0, 72.1, 72.3])
+    assert apart["verdict"] == "differs" and apart["difference"] == pytest.approx(2.03, abs=0.01)
+
+
+def test_runs_that_are_there_are_not_made_again(
+    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same, asked = script("same_accuracy"), []
+
+    def one(args: Any, arm: str, keys: list[str], seed: int) -> dict[str, Any]:
+        asked.append((seed, arm))
+        about = {"data": args.data, "backbone": args.backbone, "arm": arm, "seed": seed, "keys": list(keys)}
+        about |= {"epochs": 1, "train_images": 9, "test_images": 3, "seconds": 1.0}
+        return about | dict.fromkeys(same.GROUPS, 50.0 + seed)
+
+    monkeypatch.setattr(same, "one", one)
+    out = tmp_path / "rows.jsonl"
+    given = ["run", "--out", str(out), "--reference", "precision=fp32", "--fast", "precision=auto"]
+    same.run(same.parse([*given, "--seeds", "2"]))
+    assert asked == [(0, "reference"), (0, "fast"), (1, "reference"), (1, "fast")]
+    out.write_text(out.read_text()[:-20])  # as if it had been stopped while writing
+    same.run(same.parse([*given, "--seeds", "3"]))
+    assert asked[4:] == [(1, "fast"), (2, "reference"), (2, "fast")]
+    assert {row["verdict"] for row in same.summary(same.lines(out))} == {"within noise"}
+
+
+def test_imitated_bf16_rounds_as_bf16_does(script: Callable[[str], Any]) -> None:
+    """Forward and backward of a small network in autocast, against the CPU's own slow bf16."""
+    mode = script("rounded").RoundedProducts
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 4), torch.nn.Flatten(), torch.nn.Linear(128, 5))
+    images, grads, seen = torch.randn(7, 3, 16, 16), [], []
+    for imitate in (False, True):
+        net.zero_grad()
+        with mode() if imitate else nullcontext():
+            with torch.autocast("cpu", torch.bfloat16):
+                out = net(images)
+            out.float().square().sum().backward()
+        assert out.dtype is torch.bfloat16
+        seen.append(out.detach().float())
+        grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    torch.testing.assert_close(seen[1], seen[0], rtol=2**-7, atol=2**-9)  # one unit in the last place of bf16
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2**-6 * float(b.abs().max()))
+    assert not torch.equal(seen[1], net(images).detach())  # it does round
+
+
+def test_a_part_keeps_every_class(script: Callable[[str], Any]) -> None:
+    from liftplus.data.dataset import Split
+
+    labels = [0] * 50 + [1] * 5 + [2]
+    split = Split([str(i) for i in range(len(labels))], labels)
+    part = script("same_accuracy").part(split, 10, 1)
+    assert set(part.labels) == {0, 1, 2} and 10 <= len(part) <= 12
+    assert all(split.labels[int(key)] == label for key, label in zip(part.keys, part.labels, strict=True))
+
+
+def test_the_page_holds_the_results(script: Callable[[str], Any]) -> None:
+    tables = script("tables")
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.MARKED.search(page)
+    assert tables.filled(page) == page, "run python benchmarks/tables.py"
+
+
+@pytest.mark.slow
+def test_everything_at_small_size(tmp_path: Path) -> None:
+    """The one command for a GPU, on a CPU with tiny models: every stage runs and every line has a number."""
+    out = tmp_path / "all.json"
+    run("all.py", "--device", "cpu", "--small", "--out", out)
+    record = json.loads(out.read_text())
+    assert not [stage["failed"] for stage in record["stages"].values() if "failed" in stage]
+    unmeasured = {line["line"] for line in record["verdicts"] if line["measured"] is None}
+    assert unmeasured == {"times a plain eager fp16-autocast loop"}  # there is no fp16 on a CPU
+    evaluation, memory, scaling, epoch = (record["stages"][k] for k in ("evaluation", "memory", "scaling", "epoch"))
+    assert {row["crops"] for row in evaluation["rows"]} == {1, 5}
+    assert {row["checkpointing"] for row in memory["rows"]} == {False, True}
+    assert {row["axis"] for row in scaling["rows"]} == {"batch", "size", "classes", "width"}
+    assert 0 <= epoch["rows"][0]["waiting_share"] <= 1 and epoch["rows"][0]["steps"] == 5
+    assert any("peft" in row["name"] for row in record["stages"]["step"]["rows"])
+
+
+@pytest.mark.slow
+def test_two_arms_for_real(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    small = ["--epochs", 1, "--train-images", 200, "--test-images", 50, "--seeds", 2, "--device", "cpu"]
+    run("same_accuracy.py", "run", "--out", out, *small, "--reference", "precision=fp32", "--fast", "precision=auto")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["seed"], row["arm"]) for row in rows] == [(s, arm) for s in (0, 1) for arm in ("reference", "fast")]
+    assert all(0 <= row["overall"] <= 100 and len(row["losses"]) == 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_memory_layouts(tmp_path: Path) -> None:
+    out = tmp_path / "layouts.json"
+    small = ["--backbone", "mini_clip", "--size", 64, "--batch", 2, "--repeats", 2, "--warm-up", 1, "--device", "cpu"]
+    run("memory_layout.py", *small, "--out", out)
+    rows = json.loads(out.read_text())["rows"]
+    assert {(row["kind"], row["name"]) for row in rows} >= {
+        (kind, f"{layout} fp32") for kind in ("forward", "training") for layout in ("contiguous", "channels-last")
+    }
+
+
+@pytest.mark.slow
+def test_start_times_are_told(script: Callable[[str], Any], tmp_path: Path) -> None:
+    rows = script("epoch").start_times(tmp_path, "cpu")
+    assert [row["name"] for row in rows][:2] == ["import liftplus", "liftplus --help"]
+    assert all(0 < row["seconds"]["median"] < 60 for row in rows)

@@ -1,0 +1,194 @@
+"""Exported graphs compute what PyTorch computes, say what they are, and are not kept where they do not."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from liftplus import export, runtime
+from liftplus.backbones import catalogue
+from liftplus.backbones.base import Backbone, BackboneConfig
+from liftplus.checkpoint import Trained
+from liftplus.config import resolve
+from liftplus.data.dataset import Split
+from liftplus.data.stores import FolderStore
+from liftplus.data.transforms import Evaluation
+from liftplus.errors import UserError
+from liftplus.heads import Cosine
+from liftplus.model import Classifier
+from liftplus.registry import get
+from liftplus.runtime import Silent
+from liftplus.tuners.base import Tuner
+from zoo import backbone_of
+
+from .conftest import Command
+
+onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ("epochs=1", "train.batch_size=8", "tte=false", "workers=0", "device=cpu", "precision=fp32")
+
+
+def trained(trunk: Backbone, tuner: str, classes: int = 5) -> Trained:
+    """A classifier with tuned weights far from their start, and a cosine head."""
+    torch.manual_seed(2)
+    tuners: dict[str, Tuner] = {}
+    for name in tuner.split("+"):
+        part = get("tuner", name)()
+        assert isinstance(part, Tuner)
+        tuners[name] = part
+    names = [f"class {k}" for k in range(classes)]
+    model = Classifier.assemble(trunk, tuners, Cosine().build(trunk, classes), names)
+    torch.nn.init.normal_(model.head.weight)
+    for weight in model.partition()["tuned"].values():
+        weight.data += 0.05 * torch.randn_like(weight) * (weight.std() + 0.1 if weight.numel() > 1 else 1)
+    runtime.choose("cpu", "fp32").place(model)
+    model.requires_grad_(False)
+    ids = tuple(map(str, range(classes)))
+    config = resolve().model_copy(update={"tuner": tuners})
+    return Trained(model, config, tuple(names), ids, tuple(range(1, classes + 1)))
+
+
+def noise(run: Trained, count: int = 5, *, five: bool = False) -> torch.Tensor:
+    size = run.model.backbone.facts.image_size
+    shape = (count, 5, 3, size, size) if five else (count, 3, size, size)
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(1)).float()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "tuner", "form", "five"),
+    [
+        ("timm_vit", "adaptformer", "onnx", False),
+        ("clip_vit", "vpt_deep+lora+ssf", "onnx", True),
+        ("clip_resnet", "conv_adapter+ssf", "onnx", False),
+        ("swin", "adapter+aft", "pt2", False),
+        ("timm_vit", "vpt_shallow+bitfit", "pt2", True),
+    ],
+)
+def test_graph_is_pytorch(backbone: str, tuner: str, form: Any, five: bool, tmp_path: Path) -> None:
+    run = trained(backbone_of(backbone), tuner)
+    images = noise(run, five=five)
+    parity = export.export(run, tmp_path / f"m.{form}", form, images, Silent(), "training")
+    assert parity.holds and parity.images == 5 and parity.agree == 1 and parity.deviation > 0.1
+    about = json.loads((tmp_path / f"m.{form}.json").read_text())
+    assert about["classes"] == list(run.class_names) and about["prior"] == "training"
+    assert {item.name for item in tmp_path.iterdir()} == {f"m.{form}", f"m.{form}.json"}
+    again = trained(backbone_of(backbone), tuner)
+    with torch.no_grad():
+        flat = images.flatten(0, 1) if five else images
+        logits = again.model(export.Normalise(again.model.backbone.facts)(flat))
+        logits = logits.unflatten(0, (5, 5)).mean(1) if five else logits
+    prior = torch.tensor(again.train_counts).double()
+    expected = logits + (prior / prior.sum()).log().float()
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+        found, chances = session.run(["logits", "probabilities"], {"images": images.numpy()})
+        stored = onnx.load(tmp_path / "m.onnx").metadata_props
+        assert json.loads({item.key: item.value for item in stored}["liftplus"])["classes"] == about["classes"]
+        assert session.run(["logits"], {"images": images[:1].numpy()})[0].shape == (1, 5)
+    else:
+        extra = {"liftplus.json": ""}
+        found, chances = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()(images)
+        assert json.loads(extra["liftplus.json"])["classes"] == about["classes"]
+    difference = np.abs(np.asarray(found) - expected.numpy()).max()
+    assert difference <= 1e-4 * max(1.0, float(expected.std()))
+    np.testing.assert_allclose(np.asarray(chances).sum(1), 1, rtol=1e-5)
+
+
+def test_a_graph_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(backbone_of("timm_vit"), "lora")
+    merge = Classifier.merge
+
+    def wrong(self: Classifier) -> list[str]:
+        self.head.weight.data[0] *= -1
+        return merge(self)
+
+    monkeypatch.setattr(Classifier, "merge", wrong)
+    with pytest.raises(UserError, match="was not kept"):
+        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), "as_trained")
+    assert not list(tmp_path.iterdir())
+
+
+def test_commands(photos: Path, command: Command, tmp_path: Path) -> None:
+    assert command("train", "--data", photos, "--out", "run", *QUICK, "tuner=lora").code == 0
+    ended = command("export", "run", "--out", "m.onnx", "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert told["images"] == 6 and told["difference"] < 1e-4
+    assert json.loads((tmp_path / "m.onnx.json").read_text())["tuners_kept"] == []
+    for wrong, said in (("m.txt", ".onnx or .pt2"), ("none/m.onnx", "must be a folder")):
+        ended = command("export", "run", "--out", wrong)
+        assert ended.code == 2 and said in ended.err
+    ended = command("export", "run", "--out", "adapter", "--format", "peft")
+    assert ended.code == 0, ended.err
+    assert {item.name for item in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "head.safetensors",
+    }
+    photos.rename(tmp_path / "moved")
+    ended = command("export", "run", "--out", "n.pt2")
+    assert ended.code == 2 and "--check" in ended.err
+    assert command("export", "run", "--out", "n.pt2", "--check", tmp_path / "moved").code == 0
+
+
+def test_onnx_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"liftplus\[onnx\]"):
+        export.required("onnx")
+    export.required("pt2")
+
+
+def real(name: str) -> Backbone:
+    if name == "clip_resnet":  # RN50's form with random weights, which are not on any package index
+        torch.manual_seed(0)
+        return catalogue.load(BackboneConfig(name="clip_rn50", image_size=96), weights=False)
+    return catalogue.load(BackboneConfig(name=name))
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "tuner"),
+    [
+        ("mini_clip", "adaptformer"),
+        ("mini_clip", "lora+ssf"),
+        ("clip_resnet", "conv_adapter"),
+        ("clip_resnet", "lora"),
+        ("efficientnet_lite0", "conv_adapter"),
+        ("efficientnet_lite0", "full"),
+    ],
+)
+def test_on_100_photographs(name: str, tuner: str, tmp_path: Path) -> None:
+    """A ViT and a CNN with real weights, CLIP's ResNet: logits of ONNX within 1e-4 of PyTorch's in fp32."""
+    with zipfile.ZipFile(ROOT.parent / "shared" / "data" / "imagenet_sample_100.zip") as archive:
+        archive.extractall(tmp_path / "photos")
+    files = sorted(map(str, (tmp_path / "photos").rglob("*.JPEG")))
+    run = trained(real(name), tuner, 100)
+    images = export.views(FolderStore(""), Split(files, [0] * 100), Evaluation(), run, 100)
+    assert len(images) == 100
+    parity = export.export(run, tmp_path / "m.onnx", "onnx", images, Silent(), "as_trained")
+    print(name, tuner, parity)
+    assert parity.difference <= 1e-4 and parity.merging <= 1e-4 and parity.agree == 1
+    assert parity.deviation > 0.1
+
+
+def test_pictures_are_the_tests_own_cut(tmp_path: Path) -> None:
+    """What the comparison runs on is what `eval` sees; broken files are passed over."""
+    run = trained(backbone_of("timm_vit"), "lora")
+    for k in range(3):
+        Image.new("RGB", (40, 30), (50 * k, 9, 7)).save(tmp_path / f"{k}.png")
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    files = [str(tmp_path / f"{k}.png") for k in range(3)]
+    split = Split(files, [0, 0, 0])
+    assert export.views(FolderStore(""), split, Evaluation(), run, 100).shape == (2, 3, 15, 15)
+    assert export.views(FolderStore(""), split, Evaluation(tte=True), run, 1).shape == (1, 5, 3, 15, 15)
+    with pytest.raises(UserError, match="--check"):
+        export.views(FolderStore(""), Split(files[2:], [0]), Evaluation(), run, 100)

@@ -1,0 +1,234 @@
+"""Predicted memory against the memory of real steps: counted tensor by tensor, and as the system sees the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from liftplus import config, memory
+from liftplus.backbones import catalogue
+from liftplus.config import RunConfig
+from liftplus.data.dataset import DataSet, Split
+from liftplus.data.loader import Batch
+from liftplus.errors import UserError
+from liftplus.model import Classifier
+from liftplus.runtime import Runtime
+from liftplus.step import Step
+
+from .conftest import Command
+
+CLASSES = 101
+
+
+class NoPictures:
+    """A store of a data set that is only counted."""
+
+    def image(self, key: str) -> Image.Image:
+        raise AssertionError(key)
+
+
+def planned(backbone: str, *overrides: str) -> RunConfig:
+    return config.resolve(backbone=backbone, overrides=["head_init=random", *overrides])
+
+
+def real_step(run: RunConfig, runtime: Runtime, classes: int = CLASSES) -> tuple[Step, Callable[[], Batch]]:
+    """A step on random weights that has momentum already, and a maker of batches."""
+    backbone = catalogue.load(run.backbone, weights=False)
+    head = run.head.build(backbone, classes)
+    torch.nn.init.normal_(head.weight)
+    model = Classifier(backbone, dict(run.tuner), head, classes)
+    backbone.text = None
+    model.put(runtime)
+    names = tuple(f"class {k}" for k in range(classes))
+    train = Split([str(k) for k in range(classes)], list(range(classes)))
+    step = Step(model, run, DataSet("counted", names, names, {"train": train}, NoPictures()), runtime)
+    count, size = run.train.batch_size, backbone.facts.image_size
+
+    def batch() -> Batch:
+        pictures = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+        return Batch(pictures, torch.arange(count) % classes, torch.arange(count))
+
+    step(batch())
+    return step, batch
+
+
+def counted(run: RunConfig, precision: str) -> int:
+    """Bytes of the tensors of a real step at the highest."""
+    step, batch = real_step(run, Runtime(torch.device("cpu"), precision))
+    momentum = [state["momentum_buffer"] for state in step.optimiser.state.values()]
+    pictures = batch()
+    held = [*step.model.parameters(), *step.model.buffers(), *step.loss.buffers(), *momentum, pictures.images]
+    with memory.Living(held) as living:
+        step(pictures)
+    return living.highest
+
+
+CASES: list[tuple[str, str, list[str]]] = [
+    ("mini_clip", "fp32", ["train.batch_size=4"]),
+    ("mini_clip", "fp32", ["train.batch_size=48"]),
+    ("mini_clip", "bf16", ["train.batch_size=8"]),
+    ("mini_clip", "fp32", ["train.batch_size=48", "grad_checkpointing=true"]),
+    ("mini_clip", "fp32", ["train.batch_size=48", "micro_batch=16"]),
+    ("mini_clip", "fp32", ["train.batch_size=16", "tuner=full"]),
+]
+SLOW_CASES: list[tuple[str, str, list[str]]] = [
+    (name, precision, ["train.batch_size=12", f"grad_checkpointing={saving}"])
+    for name in (
+        "timm/vit_tiny_patch16_224.augreg_in21k",
+        "timm/resnet18.a1_in1k",
+        "timm/convnext_atto.d2_in1k",
+        "timm/efficientnet_b0.ra_in1k",
+    )
+    for precision in ("fp32", "bf16")
+    for saving in ("false", "true")
+]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "precision", "overrides"), CASES + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES]
+)
+def test_prediction_is_within_15_percent_of_the_tensors_of_a_real_step(
+    backbone: str, precision: str, overrides: list[str]
+) -> None:
+    run = planned(backbone, *overrides)
+    predicted = memory.training(run, CLASSES, "cpu", precision).tensors(run.train.micro_batch or run.train.batch_size)
+    assert predicted == pytest.approx(counted(run, precision), rel=0.15)
+
+
+RESIDENT = """
+import json, resource, sys, torch
+sys.path.insert(0, {root!r})
+from tests.test_memory import planned, real_step
+from liftplus.runtime import Runtime
+torch.set_num_threads(1)
+run = planned({backbone!r}, *{overrides!r})
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+one = run.model_copy(update={{"train": run.train.model_copy(update={{"batch_size": 1}})}})
+first = real_step(one, Runtime(torch.device("cpu"), "fp32"))
+before = peak()
+step, batch = real_step(run, Runtime(torch.device("cpu"), "fp32"))
+step(batch())
+print(json.dumps(peak() - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read as Linux tells it")
+@pytest.mark.parametrize("saving", ["false", "true"])
+def test_prediction_is_within_15_percent_of_what_the_system_gives_the_process(saving: str) -> None:
+    """The first step of one image warms libraries and allocator up; from there on what is added is the step's."""
+    overrides = ["train.batch_size=32", f"grad_checkpointing={saving}"]
+    backbone = "timm/vit_small_patch16_224.augreg_in21k"
+    code = RESIDENT.format(root=str(Path(__file__).parents[1]), backbone=backbone, overrides=overrides)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    need = memory.training(planned(backbone, *overrides), CLASSES, "cpu", "fp32")
+    assert need.tensors(32) == pytest.approx(json.loads(done.stdout), rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("saving", ["false", "true"])
+@pytest.mark.parametrize("images", [32, 128])
+@pytest.mark.parametrize("backbone", ["clip_vit_b16", "timm/resnet50.a1_in1k"])
+def test_prediction_is_within_15_percent_on_a_gpu(backbone: str, images: int, saving: str) -> None:
+    run = planned(backbone, f"train.batch_size={images}", f"grad_checkpointing={saving}")
+    runtime = Runtime(torch.device("cuda"), "bf16")
+    step, batch = real_step(run, runtime)
+    torch.cuda.reset_peak_memory_stats()
+    step(batch())
+    need = memory.training(run, CLASSES, "cuda", "bf16")
+    assert need.tensors(images) == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
+
+
+def test_memory_is_a_straight_line_in_the_batch_size() -> None:
+    run = planned("mini_clip")
+    need = memory.training(run, CLASSES, "cuda", "bf16")
+    trial = memory.Trial(run, CLASSES, "cuda", "bf16")
+    assert trial.peak(trial.step, 200) == pytest.approx(need.tensors(200), rel=0.01)
+    assert need.most(need.tensors(200)) in (199, 200, 201)
+    assert need.most(1000) == 0
+
+
+def test_memory_grows_with_the_logits_of_the_classes() -> None:
+    """At 256 images: fp32 logits and what the loss keeps of them, from 1 to 6 values an image and class."""
+    trials = [memory.Trial(planned("mini_clip", "width=4"), classes, "cuda", "bf16") for classes in (100, 8142)]
+    few, many = (trial.peak(trial.step, 256) for trial in trials)
+    rows = 8042 * 192 * 4
+    assert 4 * 256 * 8042 < many - few < 6 * 4 * 256 * 8042 + 6 * rows
+
+
+def test_vit_l14_at_336_trains_in_16_gb_at_batch_32() -> None:
+    """With gradient checkpointing, or in two micro batches; 1,000 classes, AdaptFormer, bf16."""
+    large = ["image_size=336", "train.batch_size=32"]
+    saving = memory.training(planned("clip_vit_l14", *large, "grad_checkpointing=true"), 1000, "cuda", "bf16")
+    assert saving.total(32) < 16e9
+    plain = memory.training(planned("clip_vit_l14", *large, "micro_batch=16"), 1000, "cuda", "bf16")
+    assert plain.total(16) < 16e9
+
+
+def test_info_prints_the_memory_and_gives_it_as_json(command: Command) -> None:
+    shown = command("info", "--backbone", "mini_clip", "num_classes=50")
+    assert shown.code == 0 and "Memory of a training step on a GPU in bf16" in shown.out
+    told = json.loads(command("info", "--backbone", "mini_clip", "--json", "num_classes=50", "device=cpu").out)[
+        "memory"
+    ]
+    assert told["device"] == "cpu" and told["overhead"] == 0
+    rows = told["training"]
+    assert [row["images"] for row in rows] == list(memory.BATCHES)
+    assert all(row["grad_checkpointing"] < row["plain"] for row in rows)
+    run = config.resolve(backbone="mini_clip", overrides=["num_classes=50"])
+    assert rows[2]["plain"] == memory.training(run, 50, "cpu", "bf16").tensors(32)
+
+
+@pytest.fixture
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Runtime]:
+    """A runtime on a GPU that is not there, with this many bytes free for the run."""
+
+    def make(room: int) -> Runtime:
+        free = int(room / memory.USABLE)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device=None: (free // 4, 2 * free))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device=None: free - free // 4)
+        return Runtime(torch.device("cuda"), "bf16")
+
+    return make
+
+
+def test_advice_names_the_micro_batch_or_the_option_that_fits(small_gpu: Callable[[int], Runtime]) -> None:
+    run = planned("mini_clip", "train.batch_size=128")
+    pieces = run.model_copy(update={"train": run.train.model_copy(update={"micro_batch": 1})})
+    need = memory.training(pieces, CLASSES, "cuda", "bf16")
+    advice = memory.advice(run, CLASSES, small_gpu(need.tensors(40) + 1000))
+    assert advice is not None and "train.micro_batch=40 fits" in advice
+    tight = small_gpu(need.fixed + need.each // 2)
+    advice = memory.advice(run, CLASSES, tight)
+    assert advice is not None and "backbone.grad_checkpointing=true with train.micro_batch=" in advice
+    advice = memory.advice(run, CLASSES, small_gpu(1000))
+    assert advice is not None and "not even single images" in advice
+    assert memory.advice(run, CLASSES, Runtime(torch.device("cpu"), "bf16")) is None
+
+
+def test_a_step_out_of_memory_passes_the_advice_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, batch = real_step(planned("mini_clip", "train.batch_size=4"), Runtime(torch.device("cpu"), "fp32"))
+
+    def exhausted(_images: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(step.model, "forward", exhausted)
+    with pytest.raises(UserError, match=r"ran out of memory with 4 images at a time\. Try train\.micro_batch=2"):
+        step(batch())
+    monkeypatch.setattr(step, "advice", lambda: "By prediction train.micro_batch=3 fits.")
+    with pytest.raises(UserError, match=r"4 images at a time\. By prediction train\.micro_batch=3 fits"):
+        step(batch())
+    monkeypatch.setattr(step, "advice", lambda: 1 / 0)
+    with pytest.raises(UserError, match=r"Try train\.micro_batch=2"):
+        step(batch())
