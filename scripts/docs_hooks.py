@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MADE = {"commands.md": docs_reference.commands, "settings.md": docs_reference.settings}
 CARD = "src/liftplus/weights/mini_clip.md"
 
+_OUTSIDE = re.compile(r"\[[^\]\n]+\]\(\.\./([^)\s]+)\)")
 _MATH = re.compile(
     r'<span class="arithmatex">\\\((?P<inline>.*?)\\\)</span>'
     r'|<div class="arithmatex">\s*\\\[(?P<block>.*?)\\\]\s*</div>',
@@ -34,8 +35,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The card lies outside the docs folder in the repository, and inside it on the site."""
-    return markdown.replace(f"(../{CARD})", "(mini_clip.md)")
+    """Files beside the docs folder are named, not linked; the card is a page of the site."""
+    return _OUTSIDE.sub(r"`\1`", markdown.replace(f"(../{CARD})", "(mini_clip.md)"))
 
 
 def on_page_content(content: str, **_: Any) -> str:

@@ -11,11 +11,11 @@ import docs_reference
 import pytest
 
 from doc_pages import LANGUAGES, PAGES, PARTS, ROOT, Line, blocks, lines, named, page, parse
-from liftplus import config, registry
+from liftplus import compare, config, registry, runs, space
 from liftplus.backbones import catalogue
 
-OF_A_RUN = ("eval", "predict")  # their key=value pairs change a finished run's settings
-VARIABLES = {registry.VARIABLE, "LIFTPLUS_WEIGHTS", "LIFTPLUS_TIMEOUT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS"}
+OF_A_RUN = ("eval", "predict", "export")  # their key=value pairs change a finished run's settings
+VARIABLES = {registry.VARIABLE, "LIFTPLUS_WEIGHTS", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES"}
 EVERY = [(name, line) for name in PAGES for line in lines(name)]
 
 
@@ -44,15 +44,16 @@ def resolved(line: Line) -> None:
     values = line.values
     overrides = [*(values.get("overrides") or ()), *(values.get("change") or ())]
     given: dict[str, Any] = {key: values[key] for key in ("data", "backbone") if values.get(key)}
-    run = config.resolve(
-        **given, method=values.get("method") or "lift+", overrides=() if given_run(line) else overrides
-    )
-    if given_run(line):
-        config.changed(run.to_dict(), overrides)
-
-
-def given_run(line: Line) -> bool:
-    return line.command in OF_A_RUN
+    method = values.get("method") or "lift+"
+    if line.command == "sweep":
+        space.read(values["data"], values["backbone"], method, overrides, fixed=(*runs.FREE, "method"))
+    elif line.command == "compare":
+        entries = tuple(compare.entries(values["methods"]))
+        compare.Plan(values["data"], values["backbone"], entries, values["seeds"], tuple(overrides)).check()
+    elif line.command in OF_A_RUN:
+        config.changed(config.resolve(**given).to_dict(), overrides)
+    else:
+        config.resolve(**given, method=method, overrides=overrides)
 
 
 def other(line: str) -> None:
@@ -101,7 +102,7 @@ def test_keys_within_sentences(name: str) -> None:
     sections = "data|backbone|train|evaluation|head|head_init|loss|augment|sampler"
     known = set(re.findall(r"^\| `([\w.]+)` \|", docs_reference.settings(), re.MULTILINE))
     for key in re.findall(rf"`((?:{sections}|tuner\.\w+)\.\w+)(?:=[^`]*)?`", text):
-        is_file = key.endswith((".py", ".md", ".toml", ".json", ".txt"))
+        is_file = key.endswith((".py", ".md", ".toml", ".json", ".txt", ".safetensors"))
         assert key in known or is_file or key.startswith("tuner.NAME."), key
 
 
