@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import docs_reference
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+
+import docs_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,5 +46,6 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def _mathml(match: re.Match[str]) -> str:
-    block = match["block"] is not None
-    return convert(html.unescape(match["block"] if block else match["inline"]).strip(), "block" if block else "inline")
+    if match["block"] is None:
+        return convert(html.unescape(match["inline"]).strip(), display="inline")
+    return f'<div class="equation">{convert(html.unescape(match["block"]).strip(), display="block")}</div>'

@@ -7,9 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import docs_reference
 import pytest
 
+import docs_reference
 from doc_pages import LANGUAGES, PAGES, PARTS, ROOT, Line, blocks, lines, named, page, parse
 from liftplus import compare, config, registry, runs, space
 from liftplus.backbones import catalogue
