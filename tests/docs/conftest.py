@@ -12,7 +12,7 @@ from doc_pages import PARTS, ROOT
 from liftplus import registry
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test registers is gone after it."""
     monkeypatch.delenv(registry.VARIABLE, raising=False)
@@ -34,7 +34,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def written(own_registry: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The page's files, loaded the way it tells."""
     paths = [tmp_path / name for name in PARTS]
     for path in paths:

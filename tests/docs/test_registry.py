@@ -16,6 +16,8 @@ from liftplus.errors import UserError
 
 from ..conftest import Command
 
+pytestmark = pytest.mark.usefixtures("own_registry")
+
 
 def test_a_package_announces_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_package.py").write_text(PARTS["ia3.py"], encoding="utf-8")

@@ -21,6 +21,7 @@ NOT_RUN = {
     r"(--data|source=)\s*(imagenet_lt|places_lt|inat2018|cifar\w*_lt)": "the data are not here",
     r"--resume ": "needs a run that was stopped; tests/test_resume.py stops some",
     r"liftplus (push|pull)": "needs a model hub; tests/test_hub.py has a local one",
+    r"eval runs/ia3": "needs the run above it on the page; test_parts.py makes and tests one",
     r"--storage postgresql": "needs a database server; tests/test_sweep.py shares a file",
 }
 TRAINING = ("train", "zeroshot", "sweep", "compare")
@@ -84,7 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     photos(root / "photos")
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
-    for name in ("new_pictures", "pictures"):
+    for name in ("new_pictures", "pictures", "small"):
         shutil.copytree(root / "photos", root / name)
     (root / "counts.json").write_text(json.dumps(dict.fromkeys(NAMES, 5)), encoding="utf-8")
     rows = [f"photos/{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(root.glob("photos/*/*"))]
@@ -100,6 +101,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset = session.data()
         (root / "runs" / name).mkdir(parents=True)
         runs.train_run(session, dataset, session.model(dataset), root / "runs" / name)
+    for name, like in (("zeroshot-seed0", "photos"), ("full-seed0", "full"), ("lift+-seed0", "photos")):
+        shutil.copytree(root / "runs" / like, root / "runs/demo" / name)
     return root
 
 
@@ -113,6 +116,7 @@ def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_registry")
 @pytest.mark.parametrize("line", RUN)
 def test_line_runs(line: str, here: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = parse(line)
@@ -139,6 +143,7 @@ def smaller(line: Line) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_registry")
 @pytest.mark.parametrize("name", [name for name in HERE if any(kind == "python" for kind, _ in blocks(name))])
 def test_python_runs(name: str, here: Path) -> None:
     """The blocks of a page build on each other."""
