@@ -24,7 +24,7 @@ test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 slow: venv
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 lint: venv
 	$(BIN)/ruff format --check src tests scripts benchmarks

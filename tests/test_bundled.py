@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
+import pickle
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,8 +18,10 @@ from safetensors import safe_open
 from liftplus import config, runs, runtime, train
 from liftplus.backbones import mini_clip
 from liftplus.data import openmoji
+from liftplus.data.compose import compose
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
+from liftplus.data.loader import auto_workers
 from liftplus.data.stores import ArrayStore
 from liftplus.evaluate import Reading, predict, score
 
@@ -51,20 +59,57 @@ def test_drawn_data_has_the_promised_shape(drawn: DataSet) -> None:
     assert image.size == (openmoji.SIZE, openmoji.SIZE) and min(image.size) > mini_clip.IMAGE_SIZE
 
 
-def test_drawn_data_is_the_same_again_and_follows_its_option(drawn: DataSet) -> None:
-    assert isinstance(drawn.store, ArrayStore)
-    _, art = openmoji.sprites(openmoji.SIZE)
-    labels = torch.tensor(drawn.splits["train"].labels[:512])  # drawn 512 at a time
-    again = openmoji._draw(art[: openmoji.CLASSES], labels, 0).permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(again, drawn.store.images[:512])
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX2", reason="other vector units round otherwise")
+def test_the_pixels_are_those_that_the_published_results_were_made_with(threads: int) -> None:
+    images = openmoji.load(DataConfig(source="openmoji_lt")).store
+    digest = hashlib.sha256(b"".join(np.asarray(images.image(str(key))).tobytes() for key in range(5158, 5158 + 256)))
+    assert digest.hexdigest() == "6bb2c4c379a822f96d881067cca47d3b0669030d5c815b1b8370ad1d580fc2c1"
+    assert torch.get_num_threads() == threads
+
+
+def test_a_picture_is_the_same_alone_in_any_order_and_in_a_batch(drawn: DataSet) -> None:
+    _, art = openmoji.sprites(openmoji.SIZE, openmoji.CLASSES)
+    labels = torch.tensor(drawn.splits["train"].labels[: openmoji.BATCH])
+    generator = torch.Generator().manual_seed(20260)
+    other = torch.randint(len(art), (len(labels),), generator=generator)
+    present = torch.rand(len(labels), 2, generator=generator) < 0.3
+    pairs = torch.stack([art[labels], art[other]], 1)
+    whole = compose(pairs, present, openmoji.SIZE, generator, scale=(0.5, 1.0)).permute(0, 2, 3, 1).numpy()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        alone = {index: np.asarray(drawn.store.image(str(index))) for index in (511, 3, 2000, 100, 3)}
+    assert all(np.array_equal(alone[index], whole[index]) for index in (511, 3, 100))
     flatter = openmoji.class_sizes(openmoji.LARGEST, 10.0, openmoji.CLASSES)
     assert (flatter[0], flatter[-1]) == (200, 20)
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_worker_processes_draw_the_same_pictures(drawn: DataSet, method: str) -> None:
+    assert auto_workers(drawn.store) == 0
+    assert len(pickle.dumps(drawn.store)) < 6_000_000
+    keys = ["8757", "0", "5200"]
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        found = pool.map_async(drawn.store.read, keys).get(timeout=120)
+    assert found == [drawn.store.read(key) for key in keys]
+
+
+def test_no_heavy_package_is_imported_with_liftplus_or_its_command_line() -> None:
+    code = "import sys, liftplus, liftplus.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "torchvision", "timm", "open_clip", "numpy", "sklearn", "matplotlib", "pandas"} & set(loaded)
+
+
 def test_no_picture_is_in_two_splits(drawn: DataSet) -> None:
     assert isinstance(drawn.store, ArrayStore)
-    flat = drawn.store.images.reshape(len(drawn.store.images), -1)
-    assert len({row.tobytes() for row in flat}) == len(flat)
+    keys = [key for split in drawn.splits.values() for key in split.keys]
+    assert len({hashlib.sha256(drawn.store.image(key).tobytes()).digest() for key in keys}) == len(keys) == 8758
 
 
 def test_the_card_states_the_zero_shot_accuracy_that_the_weights_have(drawn: DataSet) -> None:

@@ -7,9 +7,11 @@ that are asked about, while the bytes of all living tensors are added up. No wei
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,8 +37,9 @@ USABLE = 0.95
 """Share of a GPU's free memory that tensors can fill: the allocator leaves gaps between them."""
 BATCHES = (8, 16, 32, 64, 128, 256)
 """Batch sizes of the table."""
-SAMPLES = (16, 32)
-"""Batch sizes of the trial runs; memory is a straight line in the batch size from there on."""
+SAMPLES = (8, 48, 256)
+"""Batch sizes of the trial runs. Memory is a straight line in the batch size as long as its peak stays at one place;
+where the peak moves, from the backbone to the logits of thousands of classes, say, the line bends upwards."""
 
 
 class Living(TorchDispatchMode):
@@ -112,17 +115,19 @@ class Need:
     Attributes:
         weights: all weights and buffers.
         learning: gradients and momentum of the trained weights.
-        fixed, each: the line fixed + each * images; it includes weights and learning.
+        points: (images, bytes) of the trial runs, in ascending order; the bytes include weights and learning.
     """
 
     weights: int
     learning: int
-    fixed: int
-    each: int
+    points: tuple[tuple[int, int], ...]
 
     def tensors(self, images: int) -> int:
-        """Bytes of all tensors."""
-        return max(self.weights + self.learning, self.fixed + self.each * images)
+        """Bytes of all tensors: on the line through the two trial runs that are nearest."""
+        lines = pairwise(self.points)
+        last = (self.points[-2], self.points[-1])
+        (few, low), (many, high) = next((line for line in lines if images <= line[1][0]), last)
+        return max(self.weights + self.learning, low + -(-(high - low) * (images - few) // (many - few)))
 
     def total(self, images: int) -> int:
         """Bytes on a GPU that nothing else uses, with the allowance `OVERHEAD`."""
@@ -130,7 +135,7 @@ class Need:
 
     def most(self, room: int) -> int:
         """Most images whose tensors fit into so many bytes; 0 where not even one does."""
-        return max(0, (room - self.fixed) // self.each) if room >= self.weights + self.learning else 0
+        return bisect_right(range(1, 1 << 20), room, key=self.tensors)
 
 
 def unloaded(config: RunConfig, classes: int) -> Classifier:
@@ -251,12 +256,11 @@ class Trial:
         encoder.ids = torch.empty(self.classes, encoder.tower.context_length, dtype=torch.long)
 
     def need(self, run: Callable[[int], None], *, learning: bool) -> Need:
-        """Peaks of two runs, and the line through them."""
-        few, many = (self.peak(run, images, learning=learning) for images in SAMPLES)
-        each = -(-(many - few) // (SAMPLES[1] - SAMPLES[0]))
+        """Peaks of the trial runs."""
         weights = sum(tensor.nbytes for tensor in self._held())
         trained = sum(p.nbytes for p in self.trained) if learning else 0
-        return Need(weights, 2 * trained, many - each * SAMPLES[1], each)
+        points = tuple((images, self.peak(run, images, learning=learning)) for images in SAMPLES)
+        return Need(weights, 2 * trained, points)
 
     def peak(self, run: Callable[[int], None], images: int, *, learning: bool = True) -> int:
         """Bytes of all tensors at the highest while `run(images)` runs."""

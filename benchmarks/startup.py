@@ -1,0 +1,69 @@
+"""Seconds and processor time of a fresh process from its start to the first step of `liftplus train`, stage by stage.
+
+python benchmarks/startup.py --repeats 3 --out benchmarks/results/startup.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from liftplus.results import write_json
+
+CHILD = """
+import json, os, sys, time
+began = time.time()
+stages = {}
+def note(name):
+    times = os.times()
+    stages[name] = {"seconds": round(time.time() - began, 2), "processor": round(times.user + times.system, 2)}
+from liftplus import cli, runs, train
+note("imports")
+def after(owner, attribute, name, last=False):
+    plain = getattr(owner, attribute)
+    def wrapped(*args, **kwargs):
+        result = plain(*args, **kwargs)
+        note(name)
+        if last:
+            print(json.dumps(stages), flush=True)
+            os._exit(0)
+        return result
+    setattr(owner, attribute, wrapped)
+after(runs.Session, "data", "data")
+after(runs.Session, "model", "model")
+after(train.Step, "__call__", "first step", last=True)
+sys.argv = ["liftplus", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", default="openmoji_lt")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    runs = []
+    for _ in range(args.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            given = ["train", "--data", args.data, "--out", f"{folder}/run", "train.epochs=1", "device=cpu"]
+            ended = subprocess.run([sys.executable, "-c", CHILD, *given], capture_output=True, text=True, check=False)
+        if ended.returncode:
+            sys.exit(ended.stderr[-2000:])
+        runs.append(json.loads(ended.stdout.splitlines()[-1]))
+        runs[-1]["load"] = round(os.getloadavg()[0], 1)
+        print(runs[-1], flush=True)
+    if args.out is not None:
+        about = {"python": sys.version.split()[0], "torch": torch.__version__, "cores": os.cpu_count()}
+        write_json(args.out, about | {"runs": runs})
+
+
+if __name__ == "__main__":
+    main()
