@@ -26,6 +26,14 @@ _MATH = re.compile(
 )
 
 
+def on_config(config: Any) -> Any:
+    """A page that mkdocs.yml does not place comes under More, so that no page is lost."""
+    placed = {*re.findall(r"[\w-]+\.md", str(config.nav)), *MADE}
+    if others := [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in placed]:
+        config.nav.append({"More": others})
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add what is made from the code."""
     for name, make in MADE.items():

@@ -20,7 +20,6 @@ NOT_RUN = {
     r"liftplus demo": "takes minutes; tests/test_slow.py runs it",
     r"(--data|source=)\s*(imagenet_lt|places_lt|inat2018|cifar\w*_lt)": "the data are not here",
     r"--resume ": "needs a run that was stopped; tests/test_resume.py stops some",
-    r"liftplus (push|pull)": "needs a model hub; tests/test_hub.py has a local one",
     r"eval runs/ia3": "needs the run above it on the page; test_parts.py makes and tests one",
     r"--storage postgresql": "needs a database server; tests/test_sweep.py shares a file",
 }
@@ -83,16 +82,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from liftplus import config, runs, runtime
 
     root = tmp_path_factory.mktemp("world")
-    photos(root / "photos")
-    shutil.make_archive(str(root / "photos"), "zip", root / "photos")
-    for name in ("new_pictures", "pictures", "small"):
-        shutil.copytree(root / "photos", root / name)
-    (root / "counts.json").write_text(json.dumps(dict.fromkeys(NAMES, 5)), encoding="utf-8")
-    rows = [f"photos/{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(root.glob("photos/*/*"))]
+    for name in ("archive", "new_pictures", "pictures", "small", "photos/train", "photos/test"):
+        photos(root / name)
+    shutil.make_archive(str(root / "photos"), "zip", root / "archive")
+    rows = [f"{path.relative_to(root)},{path.parent.name}" for path in sorted(root.glob("pictures/*/*"))]
     (root / "pictures.csv").write_text("\n".join(["path,label", *rows]) + "\n", encoding="utf-8")
-    (root / "names.csv").write_text(
-        "\n".join(["id,name", *(f"{name},red {name}" for name in NAMES)]) + "\n", encoding="utf-8"
-    )
+    (root / "counts.json").write_text(json.dumps(dict.fromkeys(NAMES, 5)), encoding="utf-8")
+    renamed = [f"{name},red {name}" for name in NAMES]
+    (root / "names.csv").write_text("\n".join(["id,name", *renamed]) + "\n", encoding="utf-8")
     for name, text in PARTS.items():
         (root / name).write_text(text, encoding="utf-8")
     for method, name in (("lift+", "photos"), ("full", "full")):
