@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ def page(name: str) -> str:
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
-    """(language, content) of each fenced block of a page."""
-    return re.findall(r"^```(\S*)[^\n]*\n(.*?)^```$", page(name), re.MULTILINE | re.DOTALL)
+    """(language, content) of each fenced block of a page, those within lists included."""
+    found = re.findall(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```$", page(name), re.MULTILINE | re.DOTALL)
+    return [(language, textwrap.dedent(content)) for _, language, content in found]
 
 
 # Files that docs/add-a-tuner.md tells to save, by name.

@@ -96,22 +96,28 @@ def is_slurm(line: str) -> bool:
     return line.startswith("first=$(scontrol ")
 
 
+def prose(name: str) -> str:
+    """A page without its blocks."""
+    return re.sub(r"^( *)```.*?^\1```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("name", list(PAGES))
 def test_commands_within_sentences(name: str) -> None:
     """`liftplus …` in running text names commands and options that exist."""
-    text = re.sub(r"^```.*?^```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
+    text = prose(name)
     for code in re.findall(r"`(?:\w+=\S+ )?liftplus ([^`]+)`", text):
         words = [word for word in code.split() if word.islower() and word.isalpha()]
         found = next((named(" ".join(words[:n])) for n in (2, 1) if named(" ".join(words[:n]))), None)
         assert found is not None or code.split()[0] in ("…", "COMMAND", "--help"), code
         spellings = {name for option in getattr(found, "params", ()) for name in (*option.opts, *option.secondary_opts)}
         assert set(re.findall(r"--[a-z][\w-]*", code)) <= spellings | {"--help"}, code
+        assert all(catalogue.find(word) for word in re.findall(r"--find (\w+)", code)), code
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "log.md"])
 def test_keys_within_sentences(name: str) -> None:
     """`section.key=…` in running text is a setting."""
-    text = re.sub(r"^```.*?^```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
+    text = prose(name)
     sections = "data|backbone|train|evaluation|head|head_init|loss|augment|sampler"
     known = set(re.findall(r"^\| `([\w.]+)` \|", docs_reference.settings(), re.MULTILINE))
     for key in re.findall(rf"`((?:{sections}|tuner\.\w+)\.\w+)(?:=[^`]*)?`", text):
