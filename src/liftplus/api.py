@@ -156,7 +156,7 @@ class Predictions:
     """The best classes of N images.
 
     Attributes:
-        names: the k best classes of each image, best first, [N][k].
+        names: the k best classes of each image, best first: N tuples of k.
         probabilities: theirs, fp32 [N, k].
         classes: their indices in `class_names`, int64 [N, k].
     """
@@ -259,7 +259,8 @@ class Model:
             UserError: a path names no image, or a file cannot be read.
 
         >>> found = model.predict("photos/test/blue sky", top_k=2)
-        >>> found.names[0][0], found.probabilities.shape
+        >>> best, second = found.names[0]
+        >>> best, found.probabilities.shape
         ('blue sky', (2, 2))
         """
         best, chances = self._ranked(images, top_k, tte)

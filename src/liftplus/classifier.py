@@ -34,7 +34,9 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
     Args:
         backbone: a name from `liftplus info`.
         method: lift+, lift, linear_probe, full or zeroshot.
-        epochs, lr, batch_size: of training; the method's own by default.
+        epochs: of training; the method's own by default, as for the next two.
+        lr: learning rate at the start.
+        batch_size: images an optimiser step.
         class_names: words by label, which the text encoder reads; labels that are text serve themselves.
         image_shape: (H, W) of grey or (H, W, 3) of coloured images in rows. By default rows are square images, coloured
             where F = 3 * side * side. "fill" also takes other lengths: the row fills a grey square, the rest is dark.
