@@ -34,7 +34,7 @@ def reason(line: str) -> str | None:
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
 
 
-ELSEWHERE = {"export.md"}  # run from top to bottom by tests/test_docs_export.py
+ELSEWHERE = {"export.md", "python.md"}  # run from top to bottom by tests/test_docs_export.py and test_api.py
 HERE = [name for name in PAGES if name not in ELSEWHERE]
 EVERY = list(dict.fromkeys(line for name in HERE for line in lines(name) if "liftplus" in line.split()))
 RUN = [line for line in EVERY if reason(line) is None]
