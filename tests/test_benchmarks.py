@@ -224,4 +224,4 @@ def test_memory_layouts(tmp_path: Path) -> None:
 def test_start_times_are_told(script: Callable[[str], Any], tmp_path: Path) -> None:
     rows = script("epoch").start_times(tmp_path, "cpu")
     assert [row["name"] for row in rows][:2] == ["import liftplus", "liftplus --help"]
-    assert all(0 < row["seconds"]["median"] < 60 for row in rows)
+    assert all(row["seconds"]["median"] > 0 for row in rows)
