@@ -106,6 +106,7 @@ def test_no_heavy_package_is_imported_with_liftplus_or_its_command_line() -> Non
     assert not {"torch", "torchvision", "timm", "open_clip", "numpy", "sklearn", "matplotlib", "pandas"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_no_picture_is_in_two_splits(drawn: DataSet) -> None:
     assert isinstance(drawn.store, ArrayStore)
     keys = [key for split in drawn.splits.values() for key in split.keys]

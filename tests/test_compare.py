@@ -112,6 +112,7 @@ def test_what_cannot_be_compared_is_refused(photos: Path, command: Command, tmp_
     assert [path.name for path in (tmp_path / "c").rglob("*.*")] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_the_demo_is_a_preset(photos: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On small data, as the drawn ones take minutes; tests/test_slow.py runs the demo itself."""
     monkeypatch.setattr(

@@ -21,6 +21,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 QUICK = ("epochs=1", "train.batch_size=8", "tte=false", "workers=0", "device=cpu", "precision=fp32")
 
 
+@pytest.mark.slow
 def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     (photos / "train" / "red_square").rename(photos / "train" / "fox")

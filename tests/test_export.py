@@ -116,6 +116,7 @@ def test_a_graph_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_commands(photos: Path, command: Command, tmp_path: Path) -> None:
     assert command("train", "--data", photos, "--out", "run", *QUICK, "tuner=lora").code == 0
     ended = command("export", "run", "--out", "m.onnx", "--json")

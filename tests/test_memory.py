@@ -167,6 +167,7 @@ def test_memory_grows_with_the_logits_of_the_classes() -> None:
     assert 4 * 256 * 8042 < many - few < 6 * 4 * 256 * 8042 + 6 * rows
 
 
+@pytest.mark.slow
 def test_vit_l14_at_336_trains_in_16_gb_at_batch_32() -> None:
     """With gradient checkpointing, or in two micro batches; 1,000 classes, AdaptFormer, bf16."""
     large = ["image_size=336", "train.batch_size=32"]
@@ -177,11 +178,11 @@ def test_vit_l14_at_336_trains_in_16_gb_at_batch_32() -> None:
 
 
 def test_info_prints_the_memory_and_gives_it_as_json(command: Command) -> None:
-    shown = command("info", "--backbone", "mini_clip", "num_classes=50")
+    shown = command("info", "--backbone", "mini_clip", "--memory", "num_classes=50")
     assert shown.code == 0 and "Memory of a training step on a GPU in bf16" in shown.out
-    told = json.loads(command("info", "--backbone", "mini_clip", "--json", "num_classes=50", "device=cpu").out)[
-        "memory"
-    ]
+    told = json.loads(
+        command("info", "--backbone", "mini_clip", "--memory", "--json", "num_classes=50", "device=cpu").out
+    )["memory"]
     assert told["device"] == "cpu" and told["overhead"] == 0
     rows = told["training"]
     assert [row["images"] for row in rows] == list(memory.BATCHES)
@@ -204,6 +205,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Runtime]:
 
 
 @pytest.mark.parametrize("images", [20, 700])
+@pytest.mark.slow
 def test_thousands_of_classes_bend_the_line(images: int) -> None:
     """The peak moves from the small backbone to the logits; no batch size is predicted far too low for it."""
     run = planned("mini_clip", "train.batch_size=128")

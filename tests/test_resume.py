@@ -192,6 +192,7 @@ def test_killed_forty_times(photos: Path, tmp_path: Path, more: Sequence[str]) -
     assert kills.saving >= kills.times / 8
 
 
+@pytest.mark.slow
 def test_killed_twice(photos: Path, tmp_path: Path) -> None:
     killed_at_random(photos, tmp_path, 2, "save_minutes=0.0001")
 

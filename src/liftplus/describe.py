@@ -77,7 +77,9 @@ def fitting(backbone: Backbone) -> list[str]:
     return [name for name, part in tuners.items() if issubclass(part, Tuner) and part().fits(backbone)]
 
 
-def model(backbone: str, method: str, data: str | None, overrides: list[str], as_json: bool) -> None:
+def model(
+    backbone: str, method: str, data: str | None, overrides: list[str], as_json: bool, with_memory: bool = False
+) -> None:
     """Parameters by part, shapes and the resolved configuration."""
     config = configs.resolve(data=data, backbone=backbone, method=method, overrides=overrides)
     classes = config.data.num_classes or (sources.load(config.data).num_classes if data else CLASSES)
@@ -92,10 +94,11 @@ def model(backbone: str, method: str, data: str | None, overrides: list[str], as
         "feature_width": built.backbone.dim,
         "blocks": built.backbone.depth,
         "tuners_that_fit": fits,
-        "memory": _memory(config, classes),
         "shapes": shapes,
         "config": config.to_dict(),
     }
+    if with_memory:
+        about["memory"] = _memory(config, classes)
     if as_json:
         print(json.dumps(about, indent=2))
         return
@@ -122,7 +125,8 @@ def _show_model(about: dict[str, Any]) -> None:
         ("name", "tensors", "shape"),
         [(pattern, len(found), " x ".join(map(str, found[0][1]))) for pattern, found in first.items()],
     )
-    _show_memory(about["memory"])
+    if "memory" in about:
+        _show_memory(about["memory"])
     console.out.print(f"Tuners that fit: {', '.join(about['tuners_that_fit'])}")
     console.out.print("Configuration: " + json.dumps(about["config"]))
 

@@ -175,7 +175,8 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
     tracked = tracking.Following(config.track if leads else (), tracking.Tracked(folder, flat(config)))
     with results.locked(folder) if leads else nullcontext(), tracked:
         # Another process may have begun or finished a run here since this one looked.
-        if leads and (folder / CONFIG).is_file() and (begun := unfinished(folder)) is not None:
+        untested = split in dataset.splits and _trained_only(folder)
+        if leads and (folder / CONFIG).is_file() and not untested and (begun := unfinished(folder)) is not None:
             refuse_changes(begun, config, folder)
         outcome = _train_run(session, dataset, model, folder, split, tracked)
         if outcome.metrics is not None:

@@ -123,6 +123,7 @@ def test_the_table_sorts_and_filters(driver: Any, page: Path) -> None:
     assert driver.execute_script("return document.querySelectorAll('bdi b').length") == 0
 
 
+@pytest.mark.slow
 def test_8142_classes_load_quickly(driver: Any, tmp_path: Path) -> None:
     names = [f"Genus{k % 900} species number {k} of the insects" for k in range(8142)]
     runs = [Made(names, method=m, tests=1).write(tmp_path / m) for m in ("lift+", "full")]

@@ -227,6 +227,7 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
     assert "notes.txt" in left and "loss.png" not in left and "accuracy.png" in left
 
 
+@pytest.mark.slow
 def test_8142_classes_stay_small(tmp_path: Path) -> None:
     names = [f"Genus{k % 900} species number {k} of the insects" for k in range(8142)]
     runs = [Made(names, method=m, tests=1).write(tmp_path / m) for m in ("lift+", "full")]

@@ -22,6 +22,9 @@ def info(
     find: Annotated[
         str | None, typer.Option("--find", "-f", help="List all names of backbones that contain this, e.g. dinov3.")
     ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also predict the memory that training takes; a trial of some seconds.")
+    ] = False,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
@@ -33,7 +36,7 @@ def info(
     elif backbone is None and data is None and not overrides:
         describe.parts(as_json)
     else:
-        describe.model(backbone or "mini_clip", method, data, overrides or [], as_json)
+        describe.model(backbone or "mini_clip", method, data, overrides or [], as_json, memory)
 
 
 def inspect(
