@@ -165,6 +165,12 @@ def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
         )
 
 
+def _trained_only(folder: Path) -> bool:
+    """Whether a run ended between training and its test, at a picture that cannot be read."""
+    done, under_way = (folder / checkpoint.FILE).is_file(), (folder / checkpoint.STATE).is_file()
+    return done and not under_way and not (folder / "metrics.json").is_file()
+
+
 def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str = "test") -> Outcome:
     """Train (where the method trains), test, and write everything into a folder; goes on where a run stopped.
 
