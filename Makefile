@@ -22,10 +22,10 @@ demo: venv
 	$(BIN)/liftplus demo
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 slow: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: venv
 	$(BIN)/ruff format --check src tests scripts benchmarks

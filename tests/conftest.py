@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+# The models are tiny, and pytest-xdist has a process a core. Set before torch is imported, and for processes of tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from liftplus import cli
 

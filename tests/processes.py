@@ -73,14 +73,11 @@ def until(happened: Callable[[], bool], running: Running, seconds: float = 90.0)
 
 
 def _command(arguments: list[str], told: str, start: str) -> None:
-    import torch
-
     from liftplus import cli
 
     with open(told, "w", encoding="utf-8") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
-    torch.set_num_threads(1)
     multiprocessing.set_start_method(start, force=True)
     sys.argv = ["liftplus", *arguments]
     cli.main()

@@ -42,13 +42,15 @@ def storage(url: str) -> RDBStorage:
     with _quiet():
         try:
             import optuna
+            from sqlalchemy import event
             from sqlalchemy.exc import ArgumentError, SQLAlchemyError
         except ImportError as error:
             raise UserError("A sweep needs Optuna. Install it with: pip install 'liftplus[sweep]'") from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        engine = {"connect_args": {"timeout": SQLITE_PATIENCE}} if url.startswith("sqlite") else {}
+        sqlite = url.startswith("sqlite")
+        engine = {"connect_args": {"timeout": SQLITE_PATIENCE, "isolation_level": None}} if sqlite else {}
         try:
-            return optuna.storages.RDBStorage(url, engine, heartbeat_interval=BEAT, grace_period=GRACE)
+            made = optuna.storages.RDBStorage(url, engine, heartbeat_interval=BEAT, grace_period=GRACE)
         except ImportError as error:
             raise UserError(f"--storage {_shown(url)} needs a driver: {str(error).splitlines()[0]}") from error
         except (ArgumentError, ValueError) as error:
@@ -59,6 +61,11 @@ def storage(url: str) -> RDBStorage:
         except (SQLAlchemyError, RuntimeError) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise UserError(f"--storage {_shown(url)} cannot be opened ({reason}).") from error
+        if sqlite:
+            # SQLite knows no row locks, and Python's driver begins a transaction at the first write, after what was
+            # read to decide on it: two processes took the same waiting trial (optuna issue 4002).
+            event.listen(made.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        return made
 
 
 @contextmanager

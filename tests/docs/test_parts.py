@@ -56,7 +56,7 @@ def contract(paths: list[Path], tests: str, chosen: str) -> None:
             chosen,
         ],
         cwd=ROOT,
-        env=os.environ | {registry.VARIABLE: ",".join(map(str, paths)), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {registry.VARIABLE: ",".join(map(str, paths))},
         capture_output=True,
         text=True,
         check=False,

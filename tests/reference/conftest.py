@@ -85,11 +85,6 @@ def read(config: pytest.Config) -> Reference:
 _KEY: pytest.StashKey[Reference] = pytest.StashKey()
 
 
-def pytest_configure() -> None:
-    # The models are tiny: threads cost more than they give.
-    torch.set_num_threads(1)
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--reference", default=None, help="reference files, without .json and .safetensors")
 

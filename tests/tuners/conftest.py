@@ -83,11 +83,6 @@ def count(model: Classifier) -> int:
     return model.count()["tuned"]
 
 
-def pytest_configure() -> None:
-    # The models are tiny: threads cost more than they give.
-    torch.set_num_threads(1)
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with these three arguments runs for every tuner, backbone and side that go together."""
     if {"name", "backbone", "options"} <= set(metafunc.fixturenames):
