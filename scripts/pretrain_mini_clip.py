@@ -20,6 +20,7 @@ import random
 import subprocess
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from liftplus.backbones import mini_clip
 from liftplus.backbones.text import text_features
-from liftplus.data.compose import compose, rasterise
+from liftplus.data.compose import Composition, rasterise
 from liftplus.data.openmoji import sprites as openmoji_sprites
 
 PACKAGES = {
@@ -222,14 +223,9 @@ class Pairs:
                 text = text.rstrip(".") + self.rng.choice((" and a {}", " with a {}", ", {}")).format(other)
             texts.append(text)
         sprites = self.data["pictures"][torch.tensor(art).flatten(0, 1)]
-        images = compose(
-            sprites,
-            present.flatten(0, 1),
-            self.size,
-            self.generator,
-            scale=(0.45, 1.0),
-            restyle=restyle if views > 1 else None,
-        )
+        styled = partial(restyle, generator=self.generator) if views > 1 else None
+        world = Composition(present.flatten(0, 1), self.size, self.generator, scale=(0.45, 1.0), restyle=styled)
+        images = world.draw(sprites)
         # Long captions are rare: most batches are cut to 16 tokens, an eighth trains all positions.
         return images, self.tokenizer(texts, mini_clip.CONTEXT_LENGTH if self.rng.random() < 0.125 else 16)
 
@@ -276,7 +272,8 @@ def watch(model: Pretrained, per_class: int = 10) -> float:
         for rows in labels.split(250):
             second = torch.randint(len(names), (len(rows),), generator=generator)
             present = torch.rand(len(rows), 2, generator=generator) < 0.3
-            images = compose(torch.stack([art[rows], art[second]], 1), present, 64, generator, scale=(0.5, 1.0))
+            world = Composition(present, 64, generator, scale=(0.5, 1.0))
+            images = world.draw(torch.stack([art[rows], art[second]], 1))
             right += int((model.encode_image(images) @ classes.T).argmax(1).eq(rows).sum())
     model.train()
     return 100 * right / len(labels)

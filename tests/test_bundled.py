@@ -18,7 +18,7 @@ from safetensors import safe_open
 from liftplus import config, runs, runtime, train
 from liftplus.backbones import mini_clip
 from liftplus.data import openmoji
-from liftplus.data.compose import compose
+from liftplus.data.compose import Composition
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import auto_workers
@@ -82,7 +82,8 @@ def test_a_picture_is_the_same_alone_in_any_order_and_in_a_batch(drawn: DataSet)
     other = torch.randint(len(art), (len(labels),), generator=generator)
     present = torch.rand(len(labels), 2, generator=generator) < 0.3
     pairs = torch.stack([art[labels], art[other]], 1)
-    whole = compose(pairs, present, openmoji.SIZE, generator, scale=(0.5, 1.0)).permute(0, 2, 3, 1).numpy()
+    batch = Composition(present, openmoji.SIZE, generator, scale=(0.5, 1.0))
+    whole = batch.draw(pairs).permute(0, 2, 3, 1).numpy()
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         alone = {index: np.asarray(drawn.store.image(str(index))) for index in (511, 3, 2000, 100, 3)}
     assert all(np.array_equal(alone[index], whole[index]) for index in (511, 3, 100))

@@ -164,7 +164,16 @@ def _layers(
 class Composition:
     """The random choices of a batch of pictures, made at once; the pictures are computed as they are wanted.
 
-    The arguments are those of `compose`.
+    Each picture shows one main object and up to K-1 smaller ones.
+
+    Args:
+        present: bool [n, K]; which objects are drawn (object 0 is the main one: always drawn, last, on top).
+        size: side of the pictures in pixels.
+        generator: source of every random choice.
+        scale: smallest and largest side of the main object as a share of the picture.
+        max_degrees: largest rotation to either side.
+        recolour: strength of the colour changes, 0 for none.
+        restyle: a further change of the placed objects, RGBA [m, 4, size, size] to the same, if any.
     """
 
     def __init__(
@@ -184,12 +193,13 @@ class Composition:
         # A restyle draws from the generator as well, between two layers.
         self._layers: Iterable[tuple[int, _Layer]] = list(layers) if restyle is None else layers
 
-    def draw(self, sprites: Tensor, piece: slice) -> Tensor:
-        """The pictures of a piece of the batch, uint8 [m, 3, size, size], from its sprites [m, K, 4, s, s].
+    def draw(self, sprites: Tensor, piece: slice | None = None) -> Tensor:
+        """The pictures of the batch or a piece of it, uint8 RGB [m, 3, size, size], from its sprites [m, K, 4, s, s].
 
         Their pixels depend on neither the piece nor the number of threads. With a restyle, the piece is the batch and
         is drawn once.
         """
+        piece = piece or slice(0, len(sprites))
         canvas = self._backgrounds.draw(piece)
         for k, layer in self._layers:
             part = _within(layer.rows, piece)
@@ -203,36 +213,3 @@ class Composition:
                 colour, alpha = self.restyle(torch.cat([colour, alpha], 1)).split([3, 1], 1)
             canvas[rows] = torch.lerp(canvas[rows], colour, alpha)
         return canvas.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def compose(
-    sprites: Tensor,
-    present: Tensor,
-    size: int,
-    generator: torch.Generator,
-    *,
-    scale: tuple[float, float] = (0.35, 1.0),
-    max_degrees: float = 25.0,
-    recolour: float = 1.0,
-    restyle: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-) -> Tensor:
-    """Composite pictures of one main object and up to K-1 smaller ones.
-
-    Args:
-        sprites: uint8 RGBA [n, K, 4, s, s]; object 0 is the main one and is drawn last, on top.
-        present: bool [n, K]; which objects are drawn (the main one always is).
-        size: side of the result in pixels.
-        generator: source of every random choice.
-        scale: smallest and largest side of the main object as a share of the picture.
-        max_degrees: largest rotation to either side.
-        recolour: strength of the colour changes, 0 for none.
-        restyle: a further change of the placed objects, RGBA [n, 4, size, size] to the same, if any.
-
-    Returns:
-        uint8 RGB [n, 3, size, size].
-    """
-    styled = None if restyle is None else lambda layer: restyle(layer, generator)
-    composition = Composition(
-        present, size, generator, scale=scale, max_degrees=max_degrees, recolour=recolour, restyle=styled
-    )
-    return composition.draw(sprites, slice(0, len(sprites)))

@@ -24,7 +24,7 @@ from PIL import Image
 from liftplus.data import documents
 from liftplus.data.dataset import DataSet, Table
 from liftplus.data.images import UnreadableImage, decode
-from liftplus.data.stores import ByteStore
+from liftplus.data.stores import ByteStore, part_of
 from liftplus.errors import UserError
 
 CLASSES, INDEX = "classes.json", "index.csv"
@@ -63,15 +63,7 @@ class ShardStore(ByteStore):
         if key not in self.index:
             raise UnreadableImage(f"{self.where(key)} cannot be read: the copy has no such picture.")
         shard, offset, size = self.index[key]
-        try:
-            with open(self.folder / shard, "rb") as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise UnreadableImage(f"{self.where(key)} cannot be read: {error.strerror} ({shard}).") from error
-        if len(data) < size:
-            raise UnreadableImage(f"{self.where(key)} cannot be read: {shard} ends too early.")
-        return data
+        return part_of(self.folder / shard, offset, size, f"{self.where(key)} ({shard})")
 
 
 def is_prepared(folder: Path) -> bool:

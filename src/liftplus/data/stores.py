@@ -224,15 +224,7 @@ class TarStore(FileStore):
         offset, size = self._index[key]
         if size > archives.LARGEST:
             raise UnreadableImage(f"{self.where(key)} cannot be read: it is over 1 GiB large.")
-        try:
-            with open(self._plain_path(), "rb") as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise UnreadableImage(f"{self.where(key)} cannot be read: {error.strerror}.") from error
-        if len(data) < size:
-            raise UnreadableImage(f"{self.where(key)} cannot be read: the archive ends too early.")
-        return data
+        return part_of(self._plain_path(), offset, size, self.where(key))
 
     def members(self) -> Members:
         """All regular files with safe names; the index found here travels to the workers."""
@@ -311,6 +303,19 @@ class ArrayStore(ByteStore):
         buffer = io.BytesIO()
         self.image(key).save(buffer, "BMP")
         return buffer.getvalue()
+
+
+def part_of(path: str | Path, offset: int, size: int, name: str) -> bytes:
+    """A stretch of a file's bytes, which is the picture `name`."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise UnreadableImage(f"{name} cannot be read: {error.strerror}.") from error
+    if len(data) < size:
+        raise UnreadableImage(f"{name} cannot be read: its file ends too early.")
+    return data
 
 
 def open_store(path: str | os.PathLike[str]) -> FileStore:

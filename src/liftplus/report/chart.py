@@ -12,9 +12,11 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from liftplus import results
 
@@ -97,6 +99,11 @@ def canvas(width: float = 4.6, height: float = 2.95, columns: int = 1) -> tuple[
         FigureCanvasAgg(figure)
         found = figure.subplots(1, columns, sharey=True, squeeze=False)
     return figure, list(found[0])
+
+
+def dots(axes: Axes, points: NDArray[np.float64], look: Look) -> None:
+    """Single classes [n, 2], faint behind the line of their means."""
+    axes.plot(points[:, 0], points[:, 1], look.marker, color=look.colour, alpha=0.28, markersize=3.2, markeredgewidth=0)
 
 
 def legend(figure: Figure, axes: Axes) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from liftplus.report.chart import INK, MUTED, Chart, Look, canvas, legend
+from liftplus.report.chart import INK, MUTED, Chart, Look, canvas, dots, legend
 from liftplus.report.features import BARE, Distances
 from liftplus.report.figures import binned, count_axis
 
@@ -36,15 +36,7 @@ def _within(found: Sequence[Distances], counts: Sequence[int]) -> Chart | None:
                 continue
             middle = binned(points)
             if len(points) <= _POINTS:
-                axes.plot(
-                    points[:, 0],
-                    points[:, 1],
-                    look.marker,
-                    color=look.colour,
-                    alpha=0.25,
-                    markersize=3,
-                    markeredgewidth=0,
-                )
+                dots(axes, points, look)
             axes.plot(middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, label=split)
         rows += [[one.label, n, a, b] for n, a, b in zip(counts, one.train, one.test, strict=True)]
         count_axis(axes, [n for values in (one.train, one.test) for n in _pairs(values, counts)[:, 0]], fine=False)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from liftplus.metrics import FEW_UNDER, MANY_OVER, group_of
-from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, inner_legend, legend
+from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, dots, inner_legend, legend
 from liftplus.report.series import MEASURES, Series, Spread, calibrations, tte_effect
 
 _POINTS = 1500  # more points than these are a cloud that says nothing, and slow pages
@@ -139,19 +139,11 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
         return None
     figure, (axes,) = canvas()
     rows = []
-    dots = sum(len(points) for _, _, points in found) <= _POINTS
+    few = sum(len(points) for _, _, points in found) <= _POINTS
     for place, one, points in found:
         look = Look.of(place)
-        if dots:
-            axes.plot(
-                points[:, 0],
-                points[:, 1],
-                look.marker,
-                color=look.colour,
-                alpha=0.28,
-                markersize=3.2,
-                markeredgewidth=0,
-            )
+        if few:
+            dots(axes, points, look)
         middle = binned(points)
         axes.plot(
             middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label
@@ -162,7 +154,7 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
     axes.set_ylabel("accuracy in percent")
     legend(figure, axes)
     reading = "Lines: mean over classes of a like count (bins of a factor of two)" + (
-        "; points: single classes. " if dots else ". "
+        "; points: single classes. " if few else ". "
     )
     reading += "A line that drops to the left while another does not shows a tail that was damaged."
     header = ("series", "train_images_mean", "accuracy_mean", "classes")
