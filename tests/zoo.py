@@ -172,6 +172,10 @@ ZOO: dict[str, Callable[[], Backbone]] = {
 }
 
 
+KINDS = ("clip_vit", "clip_resnet", "timm_vit", "siglip", "eva", "swin", "resnet", "convnext")
+"""One of each kind: two towers or one, tokens or pixels, q, k and v together or apart, pooled by token or attention."""
+
+
 def backbone_of(name: str) -> Backbone:
     """A member of the zoo with the same random weights each time, away from zero biases and unit norms."""
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from liftplus.heads import Cosine, Head, Joint
 from liftplus.losses import LogitAdjusted
 from liftplus.model import Classifier
 from liftplus.tuners.base import Tuner
-from zoo import ZOO, backbone_of
+from zoo import KINDS, ZOO, backbone_of
 
 CLASSES, BATCH = 7, 3
 TEXTS = [f"{name}." for name in ("red ant", "bee", "cat", "old dog", "elk", "fox", "gnu")]
@@ -67,8 +67,21 @@ def _cases() -> list[Any]:
                     continue
                 options = {"side": side} | ({"places": (0, -1)} if "places" in part.model_fields else {})
                 if tuner(name, **options).fits(trunk):
-                    cases.append(pytest.param(name, backbone, options, id=f"{name}-{backbone}-{side}"))
+                    marks = () if backbone in KINDS else pytest.mark.slow
+                    cases.append(pytest.param(name, backbone, options, id=f"{name}-{backbone}-{side}", marks=marks))
     return cases
+
+
+def _covering(cases: list[Any]) -> list[Any]:
+    """Every tuner on the first backbone that it fits, and every backbone with the first tuner that fits it."""
+    seen: set[str] = set()
+    kept = []
+    for case in cases:
+        name, backbone, _ = case.values
+        if not {name, backbone} <= seen:
+            kept.append(case)
+            seen |= {name, backbone}
+    return kept
 
 
 def attachable(name: str, backbone: str, options: dict[str, Any]) -> Classifier:
@@ -84,9 +97,22 @@ def count(model: Classifier) -> int:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with these three arguments runs for every tuner, backbone and side that go together."""
+    """A test with these three arguments runs for every tuner, backbone and side that go together.
+
+    By default on a backbone of each kind; on the others among the slow tests. Where it is `costly`, not every pair.
+    """
     if {"name", "backbone", "options"} <= set(metafunc.fixturenames):
-        metafunc.parametrize(("name", "backbone", "options"), _cases())
+        costly = metafunc.definition.get_closest_marker("costly")
+        metafunc.parametrize(("name", "backbone", "options"), _covering(_cases()) if costly else _cases())
+    elif {"name", "unfit"} <= set(metafunc.fixturenames):
+        trunks = {backbone: backbone_of(backbone) for backbone in ZOO}
+        unfit = [
+            (name, backbone)
+            for name in registry.discover("tuner")
+            for backbone, trunk in trunks.items()
+            if not tuner(name).fits(trunk)
+        ]
+        metafunc.parametrize(("name", "unfit"), unfit)
 
 
 @pytest.fixture
