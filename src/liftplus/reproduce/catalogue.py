@@ -38,6 +38,7 @@ class _Data(_Entry):
 class _Variant(_Entry):
     method: str = "lift+"
     settings: tuple[str, ...] = ()
+    backbones: tuple[str, ...] | None = None  # those of the table's that the variant is for
 
 
 class _Table(_Entry):
@@ -215,6 +216,8 @@ def _experiments(group: str, title: str, table: _Table) -> Iterator[Experiment]:
         data = _Data(name=entry, data=entry) if isinstance(entry, str) else entry
         for backbone in table.backbones:
             for label, variant in table.variants.items():
+                if variant.backbones is not None and backbone not in variant.backbones:
+                    continue
                 name = "/".join([data.name, backbone, *([] if title == MAIN else [title]), label])
                 yield Experiment(
                     name,
