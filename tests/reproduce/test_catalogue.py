@@ -94,7 +94,8 @@ def test_names_select() -> None:
         ('[t]\nabout = "x"\ndata = ["a"]\nbackbones = ["b"]\n', "variants"),
         ('[t]\nabout = "x"\ndata = ["a"]\nbackbones = ["b"]\nsed = 1\n[t.variants]\nv = {}\n', "sed"),
         (
-            '[t]\nabout = "x"\ndata = ["a"]\nbackbones = ["b"]\n[t.variants]\nv = {}\n[t.expected]\n"a/b/v" = { few = 1 }\n',
+            '[t]\nabout = "x"\ndata = ["a"]\nbackbones = ["b"]\n[t.variants]\nv = {}\n'
+            '[t.expected]\n"a/b/v" = { few = 1 }\n',
             "a/b/v, which it lacks",
         ),
         (

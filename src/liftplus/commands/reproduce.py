@@ -14,8 +14,6 @@ from liftplus.commands.options import AsJson
 from liftplus.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from liftplus.reproduce.catalogue import Experiment
     from liftplus.reproduce.plan import Plan
     from liftplus.reproduce.verdicts import Figure, Result, Status
@@ -122,11 +120,12 @@ def listing(
         for line in lines:
             _show_in_full(line)
         return
-    console.table(
-        "Experiments",
-        ("name", "expected, in percent", "runs", "training a run"),
-        [(line["name"], _figures(line["expected"]), line["seeds"], line["needs"]["time"]) for line in lines],
-    )
+    for title in dict.fromkeys((line["group"], line["table"], line["about"]) for line in lines):
+        console.out.print("{}, {}: {}".format(*title), style="bold")
+        for line in lines:
+            if (line["group"], line["table"], line["about"]) == title:
+                figures = f"; expected {_figures(line['expected'])}" if line["expected"] else ""
+                console.out.print(f"  {line['name']}: {line['seeds']} runs, {line['needs']['time']}{figures}")
     console.out.print(
         f"{len(lines)} experiments. Name up to {IN_FULL} of them for their commands, data, weights and memory; --json "
         "has everything of all."
@@ -198,11 +197,11 @@ def _show(found: Status, plan: Plan) -> None:
     from liftplus.reproduce.plan import changed_settings
 
     shown = [one for one in found.results if one.seeds or any(figure.verdict for figure in one.figures)]
-    console.table(
-        "Accuracy in percent, mean ± standard deviation over seeds; in brackets what is expected",
-        ("experiment", "seeds", "overall", "many", "medium", "few", "verdict"),
-        [_row(one) for one in shown],
+    console.out.print(
+        "Accuracy in percent, mean ± standard deviation over seeds; in brackets what is expected", style="bold"
     )
+    for one in shown:
+        console.out.print(_row(one))
     if rest := len(found.results) - len(shown):
         console.out.print(f"{rest} more have neither runs nor expected figures.")
     if changed := changed_settings(plan.out):
@@ -218,24 +217,26 @@ def _show(found: Status, plan: Plan) -> None:
             console.out.print(f"  Not testable: {gap['what']}: {gap['why']}")
 
 
-def _row(one: Result) -> Sequence[Any]:
+def _row(one: Result) -> str:
+    """An experiment in a line: how many seeds, its accuracies, what follows."""
     verdicts = {figure.key: figure.verdict for figure in one.figures if figure.verdict}
     told = ", ".join(f"{key} {verdict}" for key, verdict in verdicts.items())
     if len(set(verdicts.values())) == 1:
         told = next(iter(verdicts.values()))
     if told and one.differs:
         told += " (other settings or data)"
-    return (
-        one.name,
-        f"{len(one.seeds)} of {one.wanted}",
-        *(_cell(one.figure(key)) for key in ("overall", "many", "medium", "few")),
-        told or "–",
+    cells = [text for key in ("overall", "many", "medium", "few") if (text := _cell(one.figure(key)))]
+    return f"  {one.name}, {len(one.seeds)} of {one.wanted} seeds: {', '.join(cells) or 'no figures'}" + (
+        f". {told[:1].upper()}{told[1:]}" if told else ""
     )
 
 
 def _cell(figure: Figure) -> str:
+    """One accuracy with its spread and the expected figure; nothing where there is neither."""
     spread = "" if figure.sd is None else f" ± {figure.sd:.1f}"
-    value = "–" if figure.mean is None else f"{figure.mean:.1f}{spread}"
-    if figure.low is None or figure.high is None:
-        return value
-    return f"{value} [{figure.low:g}]" if figure.low == figure.high else f"{value} [{figure.low:g} to {figure.high:g}]"
+    expected = "" if figure.low is None else f" [{figure.low:g}]"
+    if figure.low != figure.high:
+        expected = f" [{figure.low:g} to {figure.high:g}]"
+    if figure.mean is None:
+        return f"{figure.key} –{expected}" if expected else ""
+    return f"{figure.key} {figure.mean:.1f}{spread}{expected}"
