@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from doc_pages import ROOT
 from liftplus.backbones import catalogue as towers
 from liftplus.errors import UserError
 from liftplus.reproduce import catalogue, needs
@@ -79,6 +80,7 @@ def test_names_select() -> None:
     assert [one.name for one in KNOWN.select([name])] == [name]
     assert {one.table for one in KNOWN.select(["losses"])} == {"losses"}
     assert {one.group for one in KNOWN.select(["papers"])} == {"papers"}
+    assert {(one.group, one.table) for one in KNOWN.select(["papers/ablation"])} == {("papers", "ablation")}
     assert {one.backbone for one in KNOWN.select(["imagenet_lt/clip_vit_b16/"])} == {"clip_vit_b16"}
     both = KNOWN.select(["losses", name, name])
     assert len({one.name for one in both}) == len(both) and both[0].name == name
@@ -111,11 +113,13 @@ def test_a_wrong_table_is_refused(text: str, told: str, tmp_path: Path) -> None:
 
 
 def test_needs_of_the_papers_data() -> None:
-    """Each data set of the papers has a layout and an address; the counts are METHOD's."""
+    """Each data set has a layout and an address, which the page tells in the same words; the counts are METHOD's."""
     papers = {one.source for one in KNOWN.experiments.values() if one.group == "papers"}
     for name in papers:
         need = needs.data(name)
-        assert need is not None and "https://" in need.get and need.layout and need.wanted
+        assert need is not None and "http" in need.get and need.layout and need.wanted
+        page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+        assert all(f"* {line}\n" in page for line in need.layout) and need.get[1:] in page, name
     counts = {name: (need.train, need.classes) for name, need in needs.all_data().items() if name in papers}
     assert counts == {
         "imagenet_lt": (115_846, 1000),

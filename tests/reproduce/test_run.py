@@ -121,8 +121,8 @@ import sys
 from pathlib import Path
 from liftplus import cli
 from liftplus.reproduce import catalogue
-real = catalogue.load
-catalogue.load = lambda: real(Path(sys.argv.pop(1)))
+real, tables = catalogue.load, Path(sys.argv.pop(1))
+catalogue.load = lambda: real(tables)
 cli.main()
 """
 

@@ -34,7 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "reproduce run": (
         "liftplus reproduce run small",
         "liftplus reproduce run imagenet_lt/clip_vit_b16/lift+ --data-root /data --seeds 1",
-        "liftplus reproduce run ablation --data-root /data device=cuda:1",
+        "liftplus reproduce run papers/ablation --data-root /data device=cuda:1",
     ),
     "reproduce status": ("liftplus reproduce status", "liftplus reproduce status small --json"),
     "eval": ("liftplus eval runs/photos tte=false", "liftplus eval runs/photos --data other_photos --json"),

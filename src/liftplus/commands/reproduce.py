@@ -156,7 +156,11 @@ def _line(plan: Plan, one: Experiment) -> dict[str, Any]:
         "source": one.origin if one.expected else "",
         "seeds": one.seeds,
         "needs": {
-            "data": [f"{need.title}, below {config.data.root or 'no folder'}", *need.layout, f"get it: {need.get}"]
+            "data": [
+                f"{need.title}, below {config.data.root or 'no folder'}",
+                *need.layout,
+                f"where to get it: {need.get}",
+            ]
             if need
             else [f"the file {config.data.source}"],
             "weights": backbones.full_name(one.backbone),

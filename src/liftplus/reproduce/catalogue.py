@@ -174,7 +174,7 @@ class Catalogue:
 
 
 def _fits(one: Experiment, name: str) -> bool:
-    return name in (one.group, one.table) or f"{one.name}/".startswith(f"{name}/")
+    return name in (one.group, one.table, f"{one.group}/{one.table}") or f"{one.name}/".startswith(f"{name}/")
 
 
 def load(folder: Path = FOLDER) -> Catalogue:

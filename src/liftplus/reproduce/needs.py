@@ -127,13 +127,13 @@ def missing_data(config: RunConfig, source: str) -> str | None:
     return (
         f"{need.title} ({source}) is looked for in the folder {str(root)!r}, which {state}. Put there:\n"
         + "".join(f"    {line}\n" for line in need.layout)
-        + f"  Get it from: {need.get}\n"
+        + f"  Where to get it: {need.get}\n"
         f"  Or name another place: --data-root DIR (the data then lie in DIR/{source}), or data.root=DIR."
     )
 
 
 def _not_there(config: RunConfig, need: DataNeed | None) -> str:
-    told = f" Get it from: {need.get}." if need else ""
+    told = f" Where to get it: {need.get}." if need else ""
     return f"The data {config.data.source!r} are not there.{told} --data-root DIR names another place to look in."
 
 
