@@ -40,7 +40,8 @@ def standing(command: Command) -> dict[str, Any]:
 def test_experiments_share_runs_and_are_judged(command: Command, tmp_path: Path) -> None:
     ended = command("reproduce", "run", "photos", *HERE, *QUICK)
     assert ended.code == 0, ended.err
-    assert "8 tests of 5 trainings" in ended.err and "below data" not in ended.err
+    assert "Tests: 8, 0 of them found finished. Trainings behind them: 5, 0 found" in ended.err
+    assert "How long 3 of them take is not known" in ended.err
     made = models(tmp_path / "r")
     assert sorted(made) == [
         f"photos/mini_clip/{name}/model.safetensors"
@@ -64,8 +65,13 @@ def test_experiments_share_runs_and_are_judged(command: Command, tmp_path: Path)
     assert claim["verdict"] in ("not run", "contradicted") and claim["untestable"][0]["what"] == "On ImageNet-LT"
 
     again = command("reproduce", "run", "photos", *HERE, *QUICK)
-    assert again.code == 0 and "found finished: 8 and 5" in again.err
+    assert again.code == 0 and "Tests: 8, 8 of them" in again.err and "5 found finished" in again.err
+    assert again.err.count("(found finished)") == 8 and "takes about" not in again.err
     assert models(tmp_path / "r") == made
+    more = command("reproduce", "run", "photos/mini_clip/zeroshot", *HERE, *QUICK, "--seeds", 3)
+    assert more.code == 0 and "By earlier ones, the rest takes about" in more.err
+    alike = {"photos/mini_clip/losses/logit_adjusted"}  # is lift+, and was found finished
+    assert carry_out.timed(tmp_path / "r").keys() == results.keys() - alike
     other = command("reproduce", "run", "photos", *HERE, "epochs=2", *QUICK[1:])
     assert other.code == 2 and "epochs=1" in other.err and "--out" in other.err
 
@@ -157,7 +163,7 @@ def test_a_failing_run_does_not_end_the_others(
 
     monkeypatch.setattr(runs, "train_run", train_run)
     ended = command("reproduce", "run", "losses", *HERE, *QUICK)
-    assert ended.code == 2 and "1 runs failed" in ended.err and "The loss diverged" in ended.err
+    assert ended.code == 2 and "1 of the runs failed" in ended.err and "The loss diverged" in ended.err
     states = {one["name"]: one["seeds"] for one in standing(command)["results"]}
     assert states["photos/mini_clip/losses/logit_adjusted"] == [0]
     assert states["photos/mini_clip/losses/cross_entropy"] == []

@@ -44,8 +44,8 @@ def run(
     ] = None,
 ) -> None:
     """Make the runs of experiments, or go on with them; several processes given the same command share them."""
-    from liftplus import checkpoint, console, parallel, runtime
-    from liftplus.reproduce import carry_out, catalogue, verdicts
+    from liftplus import console, parallel
+    from liftplus.reproduce import catalogue, verdicts
     from liftplus.reproduce.plan import Plan
 
     if parallel.job().size > 1:
@@ -57,26 +57,33 @@ def run(
     if not names:
         raise UserError("Give a name: `liftplus reproduce list` shows them, and `small` needs no download.")
     known = catalogue.load()
-    chosen = tuple(known.select(names))
-    plan = Plan(chosen, out, data_root, seeds, tuple(word for word in words if word not in names))
+    plan = Plan(tuple(known.select(names)), out, data_root, seeds, tuple(word for word in words if word not in names))
+    failed = _carry_out(plan)
+    found = verdicts.status(plan, known.claims, known.experiments)
+    path = verdicts.write(plan, found)
+    _show(found, plan)
+    console.out.print(f"Also in {path}.")
+    if failed:
+        raise UserError("\n".join([f"{len(failed)} of the runs failed:", *failed]))
+
+
+def _carry_out(plan: Plan) -> list[str]:
+    """Make the runs; sentences about those that failed."""
+    from liftplus import checkpoint, console, runtime
+    from liftplus.reproduce import carry_out
+
     asked = runtime.StopRequest()
     work = carry_out.Work(plan, lambda config: options.session(config, asked), console.err.print)
     work.check()
     console.err.print(carry_out.outlook(plan).sentence())
     try:
-        failed = work.do()
+        return work.do()
     except checkpoint.Stopped as stopped:
         console.err.print(f"{stopped} The same command goes on.")
         raise SystemExit(128 + (asked.signal or 0)) from None
     except KeyboardInterrupt as stop:
         number = stop.number if isinstance(stop, Interrupted) else 2
         raise Interrupted("Stopped. The same command goes on.", number) from stop
-    found = verdicts.status(plan, known.claims, known.experiments)
-    path = verdicts.write(plan, found)
-    _show(found, plan)
-    console.out.print(f"Also in {path}.")
-    if failed:
-        raise UserError("\n".join([f"{len(failed)} runs failed:", *failed]))
 
 
 def status(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from liftplus.reproduce.plan import Plan
 from liftplus.runs import Session
 
 PAUSE = 2.0  # seconds between looks at runs that other processes are making
+TIMES = "times.jsonl"
 KEPT = 4  # data sets that are kept open
 Job = tuple[int, Experiment]
 
@@ -29,13 +32,11 @@ class Work:
     Attributes:
         session: the settings of a run on this machine.
         told: gets a sentence for people.
-        note: called when a figure more is there.
     """
 
     plan: Plan
     session: Callable[[RunConfig], Session]
     told: Callable[[str], None]
-    note: Callable[[], None] = lambda: None
     _data: dict[str, DataSet] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -95,7 +96,7 @@ class Work:
         """One run and its test; put with the waiting if another process is at it. Why it failed, if it did."""
         seed, experiment = job
         name = f"{place} {experiment.name}, seed {seed}"
-        start = time.monotonic()
+        start, there = time.monotonic(), finished_test(self.plan, experiment, seed) is not None
         try:
             folder = self._one(experiment, seed)
         except InUseError:
@@ -104,10 +105,12 @@ class Work:
         except RunFailedError as error:
             self.told(f"{name}: failed. {error}")
             return f"{experiment.name}, seed {seed}: {error}"
-        figures = reuse.metrics(folder)
         spent = time.monotonic() - start
-        self.told(f"{name}: {shown(figures)} ({spent:.0f} s)")
-        self.note()
+        if not there:
+            about = {"experiment": experiment.name, "seed": seed, "seconds": round(spent, 1)}
+            results.append_json(self.plan.out / TIMES, about)
+        took = "found finished" if there else f"{spent:.0f} s"
+        self.told(f"{name}: {shown(reuse.metrics(folder))} ({took})")
         return None
 
     def _one(self, experiment: Experiment, seed: int) -> Path:
@@ -141,50 +144,65 @@ class Outlook:
     Attributes:
         tests: figures to be had, and `tested` of them there.
         trainings: runs behind them, `trained` of them finished.
-        seconds: of training those that are missing, as far as that is known.
-        unknown: trainings of which it is not.
-        measured: whether the seconds are from runs measured in this folder or noted in the catalogue, alone.
+        measured: seconds for tests, trainings included, whose like has been timed here or is timed in the catalogue.
+        estimated: seconds for trainings by an estimate.
+        unknown: missing trainings, and tests without training, that there is no telling of.
     """
 
     tests: int
     tested: int
     trainings: int
     trained: int
-    seconds: float
+    measured: float
+    estimated: float
     unknown: int
-    measured: bool
 
     def sentence(self) -> str:
         """For a person, before the work."""
-        text = f"{self.tests} tests of {self.trainings} trainings; found finished: {self.tested} and {self.trained}."
-        left = self.trainings - self.trained
-        if not left:
-            return text
-        basis = "by runs like them" if self.measured else "an estimate, see `liftplus reproduce list`"
-        if self.unknown < left:
-            text += f" Training the others takes about {duration(self.seconds)} in all ({basis})."
+        text = f"Tests: {self.tests}, {self.tested} of them found finished. Trainings behind them: {self.trainings}, "
+        text += f"{self.trained} found finished."
+        if self.measured:
+            text += f" By earlier ones, the rest takes about {duration(self.measured)}."
+        if self.estimated:
+            also = " further" if self.measured else ""
+            text += f" By an estimate (see `liftplus reproduce list`), training takes{also} {duration(self.estimated)}."
         if self.unknown:
-            text += f" How long {self.unknown} of them take is not known."
+            text += f" How long {self.unknown} {'of them ' if self.unknown > 1 else ''}take is not known."
         return text
 
 
 def outlook(plan: Plan) -> Outlook:
-    """How much of a plan is done, and how long the rest takes."""
-    jobs = plan.jobs()
-    tests = [finished_test(plan, one, seed) for seed, one in jobs]
-    trainings = {plan.folder(one, seed): (one, seed) for seed, one in jobs}
-    missing = [pair for folder, pair in trainings.items() if not (folder / reuse.LAST).is_file()]
-    each = [expected_seconds(plan, one) for one, _ in missing]
-    known = [found for found in each if found is not None]
-    return Outlook(
-        len(jobs),
-        sum(folder is not None for folder in tests),
-        len(trainings),
-        len(trainings) - len(missing),
-        sum(seconds for seconds, _ in known),
-        len(each) - len(known),
-        all(measured for _, measured in known),
-    )
+    """How much of a plan is done, and how long the rest takes; two processes halve that."""
+    jobs, times = plan.jobs(), timed(plan.out)
+    missing = [(seed, one) for seed, one in jobs if finished_test(plan, one, seed) is None]
+    trainings = {plan.folder(one, seed) for seed, one in jobs}
+    trained = {folder for folder in trainings if (folder / reuse.LAST).is_file()}
+    measured = estimated = 0.0
+    unknown, begun = 0, set(trained)
+    for seed, one in missing:
+        first = plan.folder(one, seed) not in begun
+        begun.add(plan.folder(one, seed))
+        if (known := times.get(one.name) or one.seconds) is not None:
+            measured += known
+        elif not first:  # a test alone, which takes little beside a training
+            continue
+        elif (guess := needs.estimate(plan.config(one, seed), one.source)) is not None:
+            estimated += guess
+        else:
+            unknown += 1
+    done = len(jobs) - len(missing)
+    return Outlook(len(jobs), done, len(trainings), len(trained), measured, estimated, unknown)
+
+
+def timed(out: Path) -> dict[str, float]:
+    """Median seconds that each experiment took here, its training included where it was the first to need it."""
+    path = out / TIMES
+    found: dict[str, list[float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):  # a line cut short by a crash
+            entry = json.loads(line)
+            found.setdefault(entry["experiment"], []).append(float(entry["seconds"]))
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 def finished_test(plan: Plan, experiment: Experiment, seed: int) -> Path | None:
@@ -194,25 +212,6 @@ def finished_test(plan: Plan, experiment: Experiment, seed: int) -> Path | None:
         return None
     inside = reuse.test_folder(folder, plan.config(experiment, seed).evaluation)
     return inside if (inside / reuse.LAST).is_file() else None
-
-
-def expected_seconds(plan: Plan, experiment: Experiment) -> tuple[float, bool] | None:
-    """Seconds of training one run, and whether they were measured; None if there is no telling."""
-    found = [
-        seconds
-        for folder in plan.out.glob(f"{_literal(experiment.training)}-seed*")
-        if (folder / reuse.LAST).is_file() and (seconds := reuse.metrics(folder).get("seconds")) is not None
-    ]
-    if found:
-        return statistics.median(found), True
-    if experiment.seconds is not None:
-        return experiment.seconds, True
-    seconds = needs.estimate(plan.config(experiment, 0), experiment.source)
-    return None if seconds is None else (seconds, False)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def duration(seconds: float) -> str:
