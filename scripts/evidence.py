@@ -48,12 +48,16 @@ CLOSING = """## What this does not show
   here may fail there, and the other way round.
 * **Nothing of the papers' own tables.** Their data and weights are not on the machines that build liftplus; the
   comparisons that need them are listed as not testable, with the command that would make them.
-* **Learning rates are the best of few,** searched with one seed on the validation split; a method with a finer search
-  may gain a point or two.
+{rates}
 * **Two or three seeds** leave intervals of a point or more: what is "not confirmed" may still be so, and "no worse" may
   hide a loss of the interval's width.
 * **Seconds** are of processes that shared the machine, and no measure of speed: see [How fast it is](performance.md).
 """
+
+SEARCHED = """* **Learning rates are the best of few,** searched with one seed on the validation split (below); a finer search may
+  favour another method by a point or two."""
+UNSEARCHED = """* **Learning rates were not searched for these runs.** They are `presets/data.toml`'s, searched at 64 pixels, and for
+  the parts of LIFT+ that are left out one at a time LIFT+'s own; a search may turn a comparison."""
 
 
 def collect(folder: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -185,7 +189,8 @@ def dates(files: Iterable[Path]) -> list[str]:
 def page(records: dict[str, dict[str, Any]]) -> str:
     """Markdown of all files, by their names."""
     made = {name: one for name, one in records.items() if one["kind"] == "experiments"}
-    parts = [OPENING, *_claims(made), CLOSING]
+    searched = any(one["kind"] == "search" for one in records.values())
+    parts = [OPENING, *_claims(made), CLOSING.replace("{rates}", SEARCHED if searched else UNSEARCHED)]
     for name, one in made.items():
         parts.append(f"## Figures: {name}\n\n{_provenance(name, one)}\n{_figures(one)}")
     for name, one in records.items():
@@ -200,13 +205,14 @@ def _claims(made: dict[str, dict[str, Any]]) -> Iterator[str]:
     if not titles:
         yield "No experiment has been run yet.\n"
         return
-    found = {title: [one["claims"][title] for one in made.values() if title in one["claims"]] for title in titles}
+    found = {title: _of_claim(title, made) for title in titles}
     rows = [[same[0]["claim"], " / ".join(_verdict(one) for one in same)] for same in found.values()]
     yield table(["claim", "verdict"], rows)
     for same in found.values():
         yield f"## {same[0]['claim']}: {' / '.join(_verdict(one) for one in same)}\n"
         for one in same:
-            yield table(_COMPARED, [_comparison(test) for test in one["tests"]])
+            if one["tests"]:
+                yield table(_COMPARED, [_comparison(test) for test in one["tests"]])
         gaps = dict.fromkeys((gap["what"], gap["why"]) for one in same for gap in one["untestable"])
         if gaps:
             yield "Not testable here:\n\n" + "".join(f"* {what}: {why}.\n" for what, why in gaps)
@@ -216,9 +222,17 @@ _COMPARED = ["compared", "held fixed", "accuracy", "claim says", "difference", "
 _KINDS = {"better": "more", "no_worse": "no less", "same": "the same"}
 
 
+def _of_claim(title: str, made: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each file says of a claim; files that made none of its comparisons only where no file did."""
+    every = [one["claims"][title] for one in made.values() if title in one["claims"]]
+    return [claim for claim in every if any("points" in test for test in claim["tests"])] or every[:1]
+
+
 def _verdict(claim: dict[str, Any]) -> str:
     """In words; a claim whose comparisons have not all been made has none."""
-    return "not testable here" if claim["verdict"] == NOT_RUN else claim["verdict"]
+    if claim["verdict"] != NOT_RUN:
+        return str(claim["verdict"])
+    return "not all of it has been run" if claim["tests"] else "not testable here"
 
 
 def _comparison(test: dict[str, Any]) -> list[str]:

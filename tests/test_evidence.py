@@ -36,6 +36,11 @@ about = "all but the tuner"
 [[heavy_hurts.untestable]]
 what = "On ImageNet-LT"
 why = "its pictures are not here"
+[elsewhere]
+claim = "It holds for photographs"
+[[elsewhere.untestable]]
+what = "On ImageNet-LT"
+why = "its pictures are not here"
 [unseen]
 claim = "Two epochs suffice"
 [[unseen.tests]]
@@ -133,13 +138,25 @@ def test_results_survive_their_file_and_reach_the_page(evidence: Any, made: Path
     record = json.loads(json.dumps(evidence.collect(made, ["tiny"])))
     text = evidence.page({"tiny": record})
     assert "| Heavy hurts | confirmed |" in text
-    assert "| Two epochs suffice | not testable here |" in text
+    assert "| Two epochs suffice | not all of it has been run |" in text
+    assert "| It holds for photographs | not testable here |" in text
     assert "On ImageNet-LT: its pictures are not here." in text
     assert "| `photos/mini_clip/light` | 91.2 ± 1.8 | 91.2 ± 1.8 | 91.2 ± 1.8 | 0, 1 | 0.15 | 1,234 | 12 |" in text
     assert "+60.0 ± " in text
     assert "| < 0.001 | 2 | confirmed |" in text
     assert "`benchmarks/results/evidence/tiny.json`" in text
     assert str(made) not in text
+
+
+def test_a_file_that_made_none_of_the_comparisons_does_not_blur_a_verdict(evidence: Any, made: Path) -> None:
+    record = evidence.collect(made, ["tiny"])
+    text = evidence.page({"full": record, "part": evidence.collect(made, ["photos/mini_clip/full"])})
+    assert "| Heavy hurts | confirmed / confirmed |" in text  # each file says what the folder's runs say
+    bare = json.loads(json.dumps(record))
+    for test in bare["claims"]["heavy_hurts"]["tests"]:
+        del test["points"]
+    bare["claims"]["heavy_hurts"]["verdict"] = "not run"
+    assert "| Heavy hurts | confirmed |" in evidence.page({"full": record, "part": bare})
 
 
 def test_without_runs_nothing_is_claimed(evidence: Any) -> None:
