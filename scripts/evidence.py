@@ -54,9 +54,11 @@ CLOSING = """## What this does not show
 * **Seconds** are of processes that shared the machine, and no measure of speed: see [How fast it is](performance.md).
 """
 
-SEARCHED = """* **Learning rates are the best of few,** searched with one seed on the validation split (below); a finer search may
+SEARCHED = """\
+* **Learning rates are the best of few,** searched with one seed on the validation split (below); a finer search may
   favour another method by a point or two."""
-UNSEARCHED = """* **Learning rates were not searched for these runs.** They are `presets/data.toml`'s, searched at 64 pixels, and for
+UNSEARCHED = """\
+* **Learning rates were not searched for these runs.** They are `presets/data.toml`'s, searched at 64 pixels, and for
   the parts of LIFT+ that are left out one at a time LIFT+'s own; a search may turn a comparison."""
 
 
