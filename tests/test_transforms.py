@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from liftplus.data.transforms import MDA, MIN_AREA, CentreCrop, FiveCrops, LiftAugment, NoAugment, progress_of
+from liftplus.backbones.base import Facts
+from liftplus.data.transforms import (
+    MDA,
+    MIN_AREA,
+    CentreCrop,
+    Evaluation,
+    FiveCrops,
+    LiftAugment,
+    NoAugment,
+    progress_of,
+)
+from liftplus.evaluate import crops
 
 SCHEDULES = ("convex", "linear", "concave", "min", "max")
 
@@ -103,6 +114,14 @@ def test_centre_crop() -> None:
     # Short side 64 = 56 + 8 means no resizing: the centre of the picture itself.
     assert view[0, 0, 0].tolist() == list(range(36, 92))
     assert view[0, 1, :, 0].tolist() == list(range(4, 60))
+
+
+def test_one_crop_of_a_larger_picture() -> None:
+    facts = Facts(40, (0.5,) * 3, (0.5,) * 3)
+    view = crops(Evaluation(one_crop_expand=24), facts)(ramp(100, 64))
+    assert (int(view[0, 0, 0, 0]), int(view[0, 1, 0, 0])) == (30, 12), "the central one of the five below"
+    assert crops(Evaluation(), facts) == CentreCrop(40)
+    assert crops(Evaluation(one_crop_expand=0), facts)(ramp(40, 40))[0, 0, 0].tolist() == list(range(40))
 
 
 def test_five_crops_are_corners_and_centre() -> None:

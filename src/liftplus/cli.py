@@ -23,6 +23,7 @@ from liftplus.commands import (
     predict,
     prepare,
     report,
+    reproduce,
     sweep,
     train,
 )
@@ -102,6 +103,7 @@ def _group(name: str, panel: str, about: str) -> typer.Typer:
 
 LOOK, TRAIN, USE, SHARE = "Look", "Train", "Use a run", "Share a run"
 data_app = _group("data", LOOK, "Look at data before training.")
+reproduce_app = _group("reproduce", TRAIN, "Make the papers' experiments, and our own, again.")
 classes_app = _group("classes", USE, "Add or rename classes of a finished run.")
 
 # In the order of the work; help shows the panels in the order in which they come here.
@@ -114,6 +116,9 @@ for panel, name, command in (
     (TRAIN, "zeroshot", train.zeroshot),
     (TRAIN, "compare", compare.compare),
     (TRAIN, "sweep", sweep.sweep),
+    (TRAIN, "reproduce list", reproduce.listing),
+    (TRAIN, "reproduce run", reproduce.run),
+    (TRAIN, "reproduce status", reproduce.status),
     (USE, "eval", evaluate.evaluate),
     (USE, "predict", predict.predict),
     (USE, "report", report.report),
@@ -124,7 +129,7 @@ for panel, name, command in (
     (SHARE, "pull", hub.pull),
 ):
     group, _, own = name.rpartition(" ")
-    place = {"": app, "data": data_app, "classes": classes_app}[group]
+    place = {"": app, "data": data_app, "reproduce": reproduce_app, "classes": classes_app}[group]
     place.command(own, epilog=epilog(name), rich_help_panel=None if group else panel)(command)
 
 

@@ -151,7 +151,8 @@ def _rows(entry: Entry, seed: int, session: Session, dataset: DataSet, folder: P
     """One run, made or found, tested with one crop, and with five where the method says so."""
     found = reuse.run(session, dataset, folder)
     five = session.config.evaluation.tte
-    one = reuse.one_crop(session, dataset, folder) if five else found
+    single = reuse.one_crop(session, dataset, folder) if five else folder
+    one = reuse.metrics(single) if five else found
     row = Row(
         method=entry.label,
         tte=False,
@@ -160,7 +161,7 @@ def _rows(entry: Entry, seed: int, session: Session, dataset: DataSet, folder: P
         seconds=round(found.get("seconds", 0.0), 1),
         tuned_parameters=found.get("trained_parameters", 0),
         peak_memory_bytes=found.get("peak_memory_bytes"),
-        folder=str(folder / reuse.ONE_CROP if five else folder),
+        folder=str(single),
     )
     if not five:
         return [row]
@@ -188,7 +189,7 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
     by_name: dict[str, list[Row]] = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)
-    tested = {name: _tested(same) for name, same in by_name.items()}
+    tested = {name: read_tests([Path(row.folder) for row in same]) for name, same in by_name.items()}
     first = next(iter(tested.values()))
     names = list(by_name)
     pairs = [
@@ -212,22 +213,29 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
 
 
 @dataclass(frozen=True)
-class _Tested:
-    """Which images S runs of a method got right, [S, N], in the order of the test split, and the images' classes."""
+class Tested:
+    """Which images S runs of a method got right, [S, N], in the order of the test split, and the images' classes [N].
+
+    Attributes:
+        images: the images' names and true classes, which two methods must share to be compared.
+        train_counts: of each class.
+    """
 
     right: NDArray[np.float64]
     labels: NDArray[np.int64]
+    images: tuple[tuple[str, str], ...]
     train_counts: tuple[int, ...]
 
 
-def _tested(rows: Sequence[Row]) -> _Tested:
-    folder = Path(rows[0].folder)
-    classes = _table(folder / "per_class.csv", "name", "train_images")
+def read_tests(folders: Sequence[Path]) -> Tested:
+    """Runs that differ by seed, from the folders of their tests."""
+    classes = _table(folders[0] / "per_class.csv", "name", "train_images")
     index = {line["name"]: k for k, line in enumerate(classes)}
-    shown = [_table(Path(row.folder) / "predictions.csv", "path", "true", "correct") for row in rows]
+    shown = [_table(folder / "predictions.csv", "path", "true", "correct") for folder in folders]
     labels = np.array([index[line["true"]] for line in shown[0]], dtype=np.int64)
     right = np.array([[float(line["correct"]) for line in lines] for lines in shown])
-    return _Tested(right, labels, tuple(int(line["train_images"]) for line in classes))
+    images = tuple((line["path"], line["true"]) for line in shown[0])
+    return Tested(right, labels, images, tuple(int(line["train_images"]) for line in classes))
 
 
 def _table(path: Path, *columns: str) -> list[dict[str, str]]:

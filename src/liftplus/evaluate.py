@@ -50,7 +50,7 @@ def crops(evaluation: Evaluation, facts: Facts) -> CentreCrop | FiveCrops:
     """The test-time cut that the options ask for."""
     if evaluation.tte:
         return FiveCrops(facts.image_size, evaluation.expand, facts.interpolation)
-    return CentreCrop(facts.image_size, facts.interpolation)
+    return CentreCrop(facts.image_size, facts.interpolation, evaluation.one_crop_expand)
 
 
 def coinciding_grids(evaluation: Evaluation, facts: Facts) -> str | None:

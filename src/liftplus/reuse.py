@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 from liftplus import checkpoint, results, runs
 from liftplus.config import RunConfig, from_dict
 from liftplus.data.dataset import DataSet
-from liftplus.errors import UserError
+from liftplus.data.transforms import Evaluation
+from liftplus.errors import InUseError, UserError
 from liftplus.runs import Session
 
 METRICS, LAST = "metrics.json", "predictions.csv"  # the latter is the last file that a test writes
-ONE_CROP = "one_crop"
+TESTS = "tests"
 
 
 def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
@@ -22,8 +25,7 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
     Raises:
         UserError: it holds a run of others, or something that is no run.
     """
-    if not (folder / runs.CONFIG).is_file():
-        results.refuse_existing(folder)
+    if _is_new(folder):
         return False
     about = results.read_json(folder / runs.CONFIG, "config", "data")
     differing = runs.changes(from_dict(about["config"]), config)
@@ -40,25 +42,71 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
     return ended and (folder / LAST).is_file()
 
 
+def _is_new(folder: Path) -> bool:
+    """Whether no run was begun in the folder yet; one that holds something else is refused."""
+    if (folder / runs.CONFIG).is_file():
+        return False
+    try:
+        results.refuse_existing(folder)
+    except UserError:
+        if not (folder / runs.CONFIG).is_file():  # which another process may have written since
+            raise
+        return False
+    return True
+
+
 def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -> dict[str, Any]:
-    """Train and test in the folder what is not done yet; what its metrics.json says."""
-    if not finished(folder, session.config, dataset):
-        if not (folder / runs.CONFIG).is_file():
-            results.new_folder(folder)
-        runs.train_run(session, dataset, session.model(dataset), folder, split)
+    """Train and test in the folder what is not done yet; what its metrics.json says.
+
+    Raises:
+        InUseError: another process is at it.
+    """
+    if finished(folder, session.config, dataset):
+        return metrics(folder)
+    if _is_new(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with results.locked(folder):  # told here, before a model is built for nothing
+        pass
+    model = session.model(dataset)
+    try:
+        runs.train_run(session, dataset, model, folder, split)
+    except InUseError:
+        raise
+    except UserError:
+        if not finished(folder, session.config, dataset):  # which another process may have done since
+            raise
     return metrics(folder)
 
 
-def one_crop(session: Session, dataset: DataSet, folder: Path) -> dict[str, Any]:
-    """The test of a finished run again, with one crop in place of five; its figures, and files in a folder inside."""
-    inside = folder / ONE_CROP
-    if not (inside / LAST).is_file():
-        trained = checkpoint.load_model(folder, session.runtime, session.config.backbone)
-        evaluation = session.config.evaluation.model_copy(update={"tte": False})
-        again = replace(session, config=session.config.model_copy(update={"evaluation": evaluation}))
-        inside.mkdir(exist_ok=True)
-        runs.test(again, trained.model, dataset, "test", dataset.counts(), inside, {})
-    return metrics(inside)
+def test_folder(folder: Path, evaluation: Evaluation) -> Path:
+    """Where a run's test of these settings lies: in its folder if they are the run's own, else in a folder inside."""
+    own = results.read_json(folder / runs.CONFIG, "config")["config"]["evaluation"]
+    wanted = evaluation.model_dump(mode="json")
+    other = [
+        f"{key}={json.dumps(wanted[key])}" for key in wanted if own.get(key) != wanted[key] and key != "batch_size"
+    ]
+    return folder / TESTS / re.sub(r"[^\w.=+-]+", "_", "+".join(other)) if other else folder
+
+
+def tested(session: Session, dataset: DataSet, folder: Path) -> Path:
+    """Test a finished run with the session's `evaluation.*`, unless it has been; the folder of that test's files."""
+    inside = test_folder(folder, session.config.evaluation)
+    if (inside / LAST).is_file():
+        return inside
+    inside.mkdir(parents=True, exist_ok=True)
+    with results.locked(inside):
+        if not (inside / LAST).is_file():
+            trained = checkpoint.load_model(folder, session.runtime, session.config.backbone)
+            runs.test(session, trained.model, dataset, "test", dataset.counts(), inside, {})
+    return inside
+
+
+def one_crop(session: Session, dataset: DataSet, folder: Path) -> Path:
+    """The folder of the test of a finished run with one crop in place of five."""
+    evaluation = session.config.evaluation.model_copy(update={"tte": False})
+    return tested(
+        replace(session, config=session.config.model_copy(update={"evaluation": evaluation})), dataset, folder
+    )
 
 
 def metrics(folder: Path) -> dict[str, Any]:

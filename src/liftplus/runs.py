@@ -46,6 +46,7 @@ FREE = (
     "track",
     "train.workers",
     "train.save_minutes",
+    "data.root",
     "backbone.weights",
     "backbone.grad_checkpointing",
 )

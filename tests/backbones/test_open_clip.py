@@ -256,13 +256,16 @@ def test_the_record_of_the_weights_is_kept(tmp_path: Path, monkeypatch: pytest.M
 def test_no_network_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hub: str) -> None:
     asked = []
 
-    def unreachable(repository: str, file: str) -> str:
-        asked.append((repository, file))
+    def unreachable(repository: str, file: str, *, local_files_only: bool) -> str:
+        if not local_files_only:
+            asked.append((repository, file))
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(tmp_path))
     place = tmp_path / (name.replace("/", "__") + ".safetensors")
+    refusal(lambda: catalogue.locate(BackboneConfig(name=name), fetch=False), "the model hub was not asked", place.name)
+    assert not asked
     refusal(
         lambda: catalogue.load(BackboneConfig(name=name)),
         "'open_clip_model.safetensors'",
@@ -271,6 +274,7 @@ def test_no_network_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.Monke
     )
     assert asked == [(hub, file) for file in from_open_clip.FILES]
     place.write_bytes(b"no weights")  # so the place it names is where it looks
+    assert catalogue.locate(BackboneConfig(name=name), fetch=False) == place
     with torch.device("meta"):
         refusal(lambda: catalogue.load(BackboneConfig(name=name)), "cannot be read as weights", place.name)
 

@@ -303,8 +303,7 @@ def test_a_file_put_by_hand_comes_before_the_hub(tmp_path: Path, offline: Path) 
 
 
 def packaged() -> Path:
-    published = timm.get_pretrained_cfg("tf_efficientnet_lite0.in1k")
-    return from_timm._find(BackboneConfig(name=LITE), "tf_efficientnet_lite0.in1k", published)
+    return from_timm.locate(BackboneConfig(name=LITE), "tf_efficientnet_lite0.in1k")
 
 
 def test_weights_from_a_package(offline: Path) -> None:

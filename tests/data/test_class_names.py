@@ -104,3 +104,12 @@ def test_padded_numbers_are_line_numbers() -> None:
     assert found == {"000": "a", "1": "b", "002": "c"}
     with pytest.raises(UserError, match="3 class names, but the data have 2 classes"):
         class_names.from_lines(["1" * 5000, "2"], ["a", "b", "c"], "names.txt")
+
+
+def test_wordnet_ids_before_names() -> None:
+    """The papers' ImageNet list names each class by its folder first, and the lists number them."""
+    lines = ["n01440764 tench", "n01443537 goldfish", "n01484850 great white shark"]
+    numbered = class_names.from_lines(["0", "1", "2"], lines, "names.txt")
+    assert numbered == {"0": "tench", "1": "goldfish", "2": "great white shark"}
+    by_folder = class_names.from_lines(["n01440764", "n01484850"], lines, "names.txt")
+    assert by_folder["n01484850"] == "great white shark"

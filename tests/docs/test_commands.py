@@ -15,6 +15,8 @@ from doc_pages import LANGUAGES, PAGES, PARTS, ROOT, Line, blocks, lines, named,
 from liftplus import compare, config, registry, runs, space
 from liftplus.backbones import catalogue
 from liftplus.errors import UserError
+from liftplus.reproduce import catalogue as catalogue_of_experiments
+from liftplus.reproduce.plan import Plan
 
 OF_A_RUN = ("eval", "predict", "export")  # their key=value pairs change a finished run's settings
 VARIABLES = {registry.VARIABLE, "LIFTPLUS_WEIGHTS", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES"}
@@ -58,7 +60,15 @@ def resolved(line: Line) -> None:
     overrides = [*(values.get("overrides") or ()), *(values.get("change") or ())]
     given: dict[str, Any] = {key: values[key] for key in ("data", "backbone") if values.get(key)}
     method = values.get("method") or "lift+"
-    if line.command == "sweep":
+    if line.command.startswith("reproduce"):
+        words = values.get("words") or values.get("names") or ()
+        pairs = tuple(word for word in words if re.match(r"[\w.]+=", word))
+        chosen = catalogue_of_experiments.load().select([word for word in words if word not in pairs])
+        if line.command == "reproduce run":
+            plan = Plan(tuple(chosen), Path("none"), values["data_root"], values["seeds"], pairs)
+            plan.check()
+            plan.config(chosen[0], 0)
+    elif line.command == "sweep":
         space.read(values["data"], values["backbone"], method, overrides, fixed=(*runs.FREE, "method"))
     elif line.command == "compare":
         entries = tuple(compare.entries(values["methods"]))

@@ -11,6 +11,7 @@ import pytest
 
 from doc_pages import named, page
 from liftplus import config
+from liftplus.reproduce import catalogue
 
 ROWS = [
     [cell.strip() for cell in row.strip("|").split(" | ")]
@@ -70,7 +71,15 @@ def test_defaults_are_theirs() -> None:
         assert told["train.batch_size=128"][column] == f"`batch_size {train.batch_size}`"
 
 
-def test_reproduced_figures_are_the_presets() -> None:
-    figures = re.findall(r"[\d.]+", config.presets("methods")["lift+"]["expected"])
-    row = next(line for line in page("reproduce.md").splitlines() if line.startswith("| ImageNet-LT | 1"))
-    assert re.findall(r"\d+\.\d", row) == figures
+def test_reproduced_figures() -> None:
+    """The page's table has the catalogue's figures, and the preset's line those of its experiment."""
+    expected = {one.name: one.expected for one in catalogue.load().experiments.values() if one.group == "papers"}
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]*\d[^|]*) \|$", page("reproduce.md"), re.MULTILINE)
+    told = {name: [float(number) for number in re.findall(r"\d+\.\d", cell)] for name, cell in rows}
+    assert told == {
+        name: [number for value in figures.values() for number in dict.fromkeys(value)]
+        for name, figures in expected.items()
+        if figures
+    }
+    preset = re.findall(r"[\d.]+", config.presets("methods")["lift+"]["expected"])
+    assert [float(number) for number in preset] == told["imagenet_lt/clip_vit_b16/lift+"]

@@ -19,6 +19,7 @@ NOT_RUN = {
     r"torchrun ": "starts several processes; tests/test_parallel.py does that",
     r"liftplus demo": "takes minutes; tests/test_slow.py runs it",
     r"(--data|source=)\s*(imagenet_lt|places_lt|inat2018|cifar\w*_lt)": "the data are not here",
+    r"reproduce (run|status)": "takes hours and the papers' data; tests/reproduce runs them on tiny pictures",
     r"--resume ": "needs a run that was stopped; tests/test_resume.py stops some",
     r"eval runs/ia3": "needs the run above it on the page; test_parts.py makes and tests one",
     r"--storage postgresql": "needs a database server; tests/test_sweep.py shares a file",

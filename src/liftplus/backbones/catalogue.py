@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -13,6 +14,7 @@ import timm
 import torch
 
 from liftplus.backbones import from_open_clip, from_timm, mini_clip
+from liftplus.backbones import weights as weight_files
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.errors import unknown
 
@@ -54,6 +56,21 @@ def traits(name: str) -> Traits:
     with torch.device("meta"):
         backbone = load(BackboneConfig(name=name), weights=False)
     return Traits(backbone.text is not None, backbone.kinds())
+
+
+def locate(config: BackboneConfig, *, fetch: bool = True) -> Path:
+    """A backbone's weight file on this machine, without reading it.
+
+    Raises:
+        UserError: it is not here, and the hub does not give it; without `fetch`, the hub is not asked.
+    """
+    library, _, rest = full_name(config.name).partition("/")
+    if library == "mini_clip":
+        return weight_files.existing(mini_clip.weight_file(config))
+    if library == "timm":
+        return from_timm.locate(config, rest, fetch=fetch)
+    arch, _, tag = rest.partition("/")
+    return from_open_clip.locate(config, arch, tag, fetch=fetch)
 
 
 def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:

@@ -41,10 +41,7 @@ def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = Tru
         weights: whether to load them; without, the parameters are random.
     """
     about, published = describe(arch, tag)
-    path = None
-    if weights:
-        hub, file = os.path.split(published.get("hf_hub") or f"timm/{arch}/")
-        path = find(config.name, config.weights, hub, [file] if file else FILES)
+    path = locate(config, arch, tag) if weights else None
     vision = about["vision_cfg"]
     # QuickGELU's weights load into a GELU model without a word, so the flag comes from the weights' own record.
     quick = bool(about.get("quick_gelu") or published.get("quick_gelu"))
@@ -62,6 +59,13 @@ def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = Tru
         facts = replace(facts, patch_size=shape.patch)
         return clip.clip_backbone(config.name, shape, state, facts=facts, identity=identity)
     return assemble(config, about, path, facts, Tokenizer(arch), quick_gelu=quick, identity=identity)
+
+
+def locate(config: BackboneConfig, arch: str, tag: str, *, fetch: bool = True) -> Path:
+    """The weight file of ARCH/TAG on this machine, fetched from the model hub where it is not there yet."""
+    _, published = describe(arch, tag)
+    hub, file = os.path.split(published.get("hf_hub") or f"timm/{arch}/")
+    return find(config.name, config.weights, hub, [file] if file else FILES, fetch=fetch)
 
 
 def describe(arch: str, tag: str) -> tuple[dict[str, Any], dict[str, Any]]:

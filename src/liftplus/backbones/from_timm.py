@@ -37,7 +37,7 @@ def backbone(config: BackboneConfig, pinned: str, *, weights: bool = True) -> Ba
         weights: whether to load them; without, the parameters are random.
     """
     published = published_facts(pinned)
-    path = _find(config, pinned, published) if weights else None
+    path = locate(config, pinned) if weights else None
     model = _build(pinned, None if path is None else _state(pinned, path), config.name)
     if not residual_blocks(model):
         raise UserError(
@@ -149,7 +149,9 @@ def set_input_size(model: nn.Module, size: int, name: str, *, fixed: bool) -> No
         raise UserError(f"backbone.image_size is {size}, which {name!r} cannot take ({reason}).") from error
 
 
-def _find(config: BackboneConfig, pinned: str, published: PretrainedCfg) -> Path:
+def locate(config: BackboneConfig, pinned: str, *, fetch: bool = True) -> Path:
+    """The weight file of ARCH.TAG on this machine, fetched from the model hub where it is not there yet."""
+    published = published_facts(pinned)
     package, module, inside = PACKAGED.get(pinned, ("", "", ""))
     spec = find_spec(module) if module and config.weights is None else None
     if spec is not None and spec.submodule_search_locations:
@@ -157,7 +159,7 @@ def _find(config: BackboneConfig, pinned: str, published: PretrainedCfg) -> Path
     hub = published.hf_hub_id or f"timm/{pinned}"
     files = [published.hf_hub_filename] if published.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     try:
-        return find(config.name, config.weights, hub.rstrip("/"), files)
+        return find(config.name, config.weights, hub.rstrip("/"), files, fetch=fetch)
     except UserError as error:
         if not package:
             raise

@@ -74,6 +74,11 @@ def text_tower() -> TextTransformer:
     )
 
 
+def weight_file(config: BackboneConfig) -> Path:
+    """The package's own weights, or those that the configuration names."""
+    return WEIGHTS if config.weights is None else Path(config.weights).expanduser()
+
+
 def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
     """mini_clip with its weights from the package, or from another file of the same form."""
     size = config.image_size or IMAGE_SIZE
@@ -83,7 +88,7 @@ def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
     projection: Tensor = torch.empty(WIDTH, JOINT)
     scale, identity = math.log(1 / 0.07), "random"
     if weights:
-        path = WEIGHTS if config.weights is None else Path(config.weights).expanduser()
+        path = weight_file(config)
         state = single_precision(read_tensors(path))
         tower = {name.removeprefix("image."): value for name, value in state.items() if name.startswith("image.")}
         if "pos_embed" in tower:

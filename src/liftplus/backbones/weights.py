@@ -31,7 +31,7 @@ def put_by_hand(name: str) -> Path:
     return weight_folder() / name.replace("/", "__")
 
 
-def find(name: str, given: str | None, hub: str, files: Sequence[str]) -> Path:
+def find(name: str, given: str | None, hub: str, files: Sequence[str], *, fetch: bool = True) -> Path:
     """The weight file of a backbone: as given, as put by hand, as cached, or fetched from the model hub.
 
     Args:
@@ -39,6 +39,7 @@ def find(name: str, given: str | None, hub: str, files: Sequence[str]) -> Path:
         given: a path that the user gave, if any.
         hub: repository on the model hub, "owner/name".
         files: names that the file may have there, in order of preference.
+        fetch: whether the hub is asked; without, a file that is not on this machine is refused.
     """
     if given is not None:
         return existing(Path(given).expanduser())
@@ -51,14 +52,14 @@ def find(name: str, given: str | None, hub: str, files: Sequence[str]) -> Path:
     problem: Exception | None = None
     for file in files:
         try:
-            return Path(hf_hub_download(hub, file))
+            return Path(hf_hub_download(hub, file, local_files_only=not fetch))
         except Exception as error:  # the hub's client raises many kinds: no network, no such file, no access
             problem = problem or error
     place = by_hand.with_name(by_hand.name + Path(files[0]).suffix)
+    reason = f"the model hub cannot be reached ({type(problem).__name__})" if fetch else "the model hub was not asked"
     raise UserError(
-        f"The weights of {name!r} are not on this machine and the model hub cannot be reached "
-        f"({type(problem).__name__}). Fetch {files[0]!r} from https://huggingface.co/{hub} "
-        f"and put it at {str(place)!r}, or give its path as backbone.weights=PATH. "
+        f"The weights of {name!r} are not on this machine and {reason}. Fetch {files[0]!r} from "
+        f"https://huggingface.co/{hub} and put it at {str(place)!r}, or give its path as backbone.weights=PATH. "
         "The bundled backbone mini_clip needs no download."
     ) from problem
 

@@ -35,6 +35,18 @@ def data(incomplete: str) -> list[str]:
     return [*_starting(incomplete, DATA_SETS), *_paths(incomplete)]
 
 
+def experiments(incomplete: str) -> list[str]:
+    """Groups and tables of experiments, and how experiments' names begin: DATA/BACKBONE."""
+    names: dict[str, None] = {}
+    for path in sorted((files("liftplus") / "reproduce" / "catalogue").iterdir(), key=lambda path: path.name):
+        if path.name.endswith(".toml") and path.name != "claims.toml":
+            names[path.name.removesuffix(".toml")] = None
+            for title, table in tomllib.loads(path.read_text(encoding="utf-8")).items():
+                labels = [data if isinstance(data, str) else data["name"] for data in table["data"]]
+                names |= dict.fromkeys([title, *(f"{data}/{tower}" for data in labels for tower in table["backbones"])])
+    return _starting(incomplete, names)
+
+
 def runs(incomplete: str) -> list[str]:
     """Folders of finished runs, here and below runs/; and folders on the way to others."""
     start, _, _ = incomplete.rpartition(os.sep)

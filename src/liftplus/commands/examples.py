@@ -26,6 +26,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "liftplus compare --data photos --seeds 3",
         "liftplus compare --data photos --methods lift+,full:lr=0.0003",
     ),
+    "reproduce list": (
+        "liftplus reproduce list",
+        "liftplus reproduce list imagenet_lt/clip_vit_b16/lift+",
+        "liftplus reproduce list losses --json",
+    ),
+    "reproduce run": (
+        "liftplus reproduce run small",
+        "liftplus reproduce run imagenet_lt/clip_vit_b16/lift+ --data-root /data --seeds 1",
+        "liftplus reproduce run papers/ablation --data-root /data device=cuda:1",
+    ),
+    "reproduce status": ("liftplus reproduce status", "liftplus reproduce status small --json"),
     "eval": ("liftplus eval runs/photos tte=false", "liftplus eval runs/photos --data other_photos --json"),
     "predict": (
         "liftplus predict runs/photos new_pictures --out predictions.csv",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from liftplus.data import documents
 from liftplus.data.dataset import are_numbers, listing
 from liftplus.errors import UserError
 
+_WORDNET = re.compile(r"n\d{8}\s+\S", re.ASCII)
 _HEADERS = frozenset({"id", "class_id", "label", "index", "key", "name", "class", "class_name", "wnid", "folder"})
 
 
@@ -63,6 +65,8 @@ def from_lines(ids: Sequence[str], lines: Sequence[str], origin: str) -> dict[st
         return first
     # A number beyond 18 digits is no line number, and converting thousands of digits is refused by Python.
     by_number = {int(label): label for label in ids if len(label) <= 18} if are_numbers(ids) else {}
+    if by_number and all(_WORDNET.match(line) for line in lines):  # "n01440764 tench", in label order
+        lines = [line.split(None, 1)[1] for line in lines]
     if by_number and len(by_number) == len(ids) and max(by_number) < len(lines):
         return {by_number.get(number, str(number)): line for number, line in enumerate(lines)}
     if len(ids) == len(lines):

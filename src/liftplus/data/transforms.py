@@ -146,6 +146,8 @@ class Evaluation(Component):
     """Test-time ensembling: the mean of the logits over five crops."""
     expand: int = Field(default=24, ge=1)
     """Pixels by which the short side exceeds the input size under TTE; best no multiple of the patch size."""
+    one_crop_expand: int | None = Field(default=None, ge=0)
+    """Pixels by which the short side exceeds the input size with one crop; None for a seventh of that size."""
     batch_size: int = Field(default=128, ge=1)
     """Images a batch (five crops each under TTE)."""
     top_k: int = Field(default=5, ge=1)
@@ -173,7 +175,7 @@ class Crops(Protocol):
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Resize the short side to R + R // 7, cut the central R x R: uint8 [1, 3, R, R]."""
+    """Resize the short side to R + margin (by default R // 7), cut the central R x R: uint8 [1, 3, R, R]."""
 
     size: int
     kernel: str = "bicubic"

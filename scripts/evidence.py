@@ -1,0 +1,353 @@
+"""What was found on the claims of the papers: results gathered from runs, and the page docs/evidence.md made of them.
+
+    python scripts/evidence.py collect runs/reproduce small --out benchmarks/results/evidence/small.json
+    python scripts/evidence.py search runs/search/* --out benchmarks/results/evidence/search.json
+    python scripts/evidence.py write
+
+`collect` reads finished runs of `liftplus reproduce run NAME…`, with the verdicts of `liftplus reproduce status`;
+`search` reads finished `liftplus sweep`s, whose figures are of the validation split; `write` makes the page of all
+files in benchmarks/results/evidence. Call the first two on the machine of the runs: they note its processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from liftplus import results, runs
+from liftplus.reproduce import catalogue, verdicts
+from liftplus.reproduce.plan import Plan, changed_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "evidence"
+PAGE = ROOT / "docs" / "evidence.md"
+KEYS = ("overall", "mean_class", "many", "medium", "few")
+NOT_RUN = verdicts.NOT_RUN
+
+OPENING = """# What was found on the papers' claims
+
+Made by `python scripts/evidence.py write` from the files in `benchmarks/results/evidence`; every figure is of runs that
+were made with liftplus, none is copied from a paper. Accuracy in percent of the test split, mean ± standard deviation
+over seeds. A difference is given with its 95 % interval over seeds (paired) and test images together; p is adjusted for
+the comparisons of one accuracy within a claim (Holm). "Confirmed" needs a difference beyond noise in the direction of
+the claim, or for "no worse" and "the same" that none speaks against it, which little data make easy: look at the
+interval. "Contradicted" is a difference beyond noise in the other direction, "not confirmed" is none beyond noise. A
+claim as a whole is as good as its worst comparison.
+"""
+
+CLOSING = """## What this does not show
+
+* **One small model on drawn pictures.** mini_clip has 2.7 million weights in its image tower and was trained on other
+  artists' drawings of the same things; the papers tune CLIP with 86 million and more on photographs. A claim that holds
+  here may fail there, and the other way round.
+* **Nothing of the papers' own tables.** Their data and weights are not on the machines that build liftplus; the
+  comparisons that need them are listed as not testable, with the command that would make them.
+{rates}
+* **Two or three seeds** leave intervals of a point or more: what is "not confirmed" may still be so, and "no worse" may
+  hide a loss of the interval's width.
+* **Seconds** are of processes that shared the machine, and no measure of speed: see [How fast it is](performance.md).
+"""
+
+SEARCHED = """\
+* **Learning rates are the best of few,** searched with one seed on the validation split (below); a finer search may
+  favour another method by a point or two."""
+UNSEARCHED = """\
+* **Learning rates were not searched for these runs.** They are `presets/data.toml`'s, searched at 64 pixels, and for
+  the parts of LIFT+ that are left out one at a time LIFT+'s own; a search may turn a comparison."""
+
+
+def collect(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Experiments of one folder of runs: commands, figures by seed, claims, and where and when they were made."""
+    known = catalogue.load()
+    plan = Plan(tuple(known.select(names)), folder, overrides=tuple(changed_settings(folder) or ()))
+    found = verdicts.status(plan, known.claims, known.experiments)
+    done = [one for one in found.results if one.seeds]
+    abouts = [
+        results.read_json(plan.folder(known.experiments[one.name], seed) / runs.CONFIG, "versions", "config")
+        for one in done
+        for seed in one.seeds
+    ]
+    return {
+        "kind": "experiments",
+        "command": " ".join(["liftplus reproduce run", *names, *plan.overrides]),
+        "machine": machine(),
+        "versions": versions(abouts),
+        "dates": dates(Path(where) / "metrics.json" for one in done for where in one.folders),
+        "experiments": [experiment(plan, known.experiments[one.name], one) for one in done],
+        "claims": {claim.name: judged(claim) for claim in found.claims},
+    }
+
+
+def experiment(plan: Plan, about: catalogue.Experiment, found: verdicts.Result) -> dict[str, Any]:
+    """One line of the tables, with a line for each seed."""
+    config = plan.config(about, found.seeds[0])
+    rows = []
+    for seed, where in zip(found.seeds, found.folders, strict=True):
+        trained = results.read_json(plan.folder(about, seed) / "metrics.json", "overall")
+        tested = results.read_json(Path(where) / "metrics.json", *KEYS)
+        row = {"seed": seed} | {key: short(tested[key]) for key in KEYS}
+        row |= {"seconds": trained.get("seconds", 0.0), "trained_parameters": trained.get("trained_parameters", 0)}
+        rows.append(row)
+    return {
+        "name": about.name,
+        "command": plan.command(about).replace(" seed=0", " seed=N"),
+        "lr": config.train.lr if config.train.epochs else None,
+        "epochs": config.train.epochs,
+        "differs": list(found.differs),
+        "seeds": rows,
+    }
+
+
+def judged(claim: verdicts.Judged) -> dict[str, Any]:
+    """A claim's verdict and comparisons, without what the names of the experiments say already."""
+    tests = []
+    for test in claim.tests:
+        line = {key: getattr(test, key) for key in ("better", "worse", "metric", "kind", "about", "verdict", "why")}
+        if (found := test.difference) is not None:
+            line |= {key: short(getattr(found, key)) for key in ("points", "half", "p", "adjusted")}
+            line |= {"seeds": found.seeds, "images": found.images}
+        tests.append(line)
+    return {"claim": claim.claim, "verdict": claim.verdict, "tests": tests, "untestable": list(claim.untestable)}
+
+
+def search(folders: Sequence[Path]) -> dict[str, Any]:
+    """Finished sweeps: each setting's figure on the validation split."""
+    sweeps, abouts, files = [], [], []
+    for folder in sorted(folders):
+        found = results.read_json(folder / "results.json", "metric", "trials", "best")
+        trials = [one for one in found["trials"] if one["state"] == "complete"]
+        about = results.read_json(folder / "trial-000" / runs.CONFIG, "command", "versions", "config")
+        abouts.append(about)
+        files += [folder / f"trial-{one['number']:03d}" / "metrics.json" for one in trials]
+        lines = [
+            one["point"] | {key: short(one["metrics"][key]) for key in KEYS} | {"seconds": one["metrics"]["seconds"]}
+            for one in trials
+        ]
+        sweeps.append(
+            {
+                "name": folder.name,
+                "command": plain(about["command"]),
+                "metric": found["metric"],
+                "seed": about["config"]["seed"],
+                "best": found["best"]["point"],
+                "trials": lines,
+            }
+        )
+    return {
+        "kind": "search",
+        "machine": machine(),
+        "versions": versions(abouts),
+        "dates": dates(files),
+        "sweeps": sweeps,
+    }
+
+
+def plain(command: str) -> str:
+    """A command as a user types it, however liftplus was started."""
+    return " ".join(["liftplus", *command.split()[1:]])
+
+
+def short(value: Any) -> Any:
+    """A number with as many places as it may need."""
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def machine() -> dict[str, Any]:
+    """Processor and cores of this machine."""
+    import os
+
+    import torch
+
+    fields: dict[str, str] = {}
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields.get('model')})"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": name, "cores": cores, "vectors": torch.backends.cpu.get_cpu_capability()}
+
+
+def versions(abouts: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """What the runs were made with; more than one value where they differ."""
+    keys = ("liftplus", "torch", "torchvision", "timm", "python", "device", "hardware", "precision", "threads")
+    return {key: sorted({one["versions"][key] for one in abouts}) for key in keys}
+
+
+def dates(files: Iterable[Path]) -> list[str]:
+    """The first and the last day on which the files were written."""
+    days = sorted(date.fromtimestamp(path.stat().st_mtime).isoformat() for path in files)
+    return [days[0], days[-1]] if days else []
+
+
+def page(records: dict[str, dict[str, Any]]) -> str:
+    """Markdown of all files, by their names."""
+    made = {name: one for name, one in records.items() if one["kind"] == "experiments"}
+    searched = any(one["kind"] == "search" for one in records.values())
+    parts = [OPENING, *_claims(made), CLOSING.replace("{rates}", SEARCHED if searched else UNSEARCHED)]
+    for name, one in made.items():
+        parts.append(f"## Figures: {name}\n\n{_provenance(name, one)}\n{_figures(one)}")
+    for name, one in records.items():
+        if one["kind"] == "search":
+            parts.append(f"## Learning rates: {name}\n\n{_provenance(name, one)}\n{_searches(one)}")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _claims(made: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The verdicts in a table, then each claim with its comparisons."""
+    titles = dict.fromkeys(name for one in made.values() for name in one["claims"])
+    if not titles:
+        yield "No experiment has been run yet.\n"
+        return
+    found = {title: _of_claim(title, made) for title in titles}
+    rows = [[same[0]["claim"], " / ".join(_verdict(one) for one in same)] for same in found.values()]
+    yield table(["claim", "verdict"], rows)
+    for same in found.values():
+        yield f"## {same[0]['claim']}: {' / '.join(_verdict(one) for one in same)}\n"
+        for one in same:
+            if one["tests"]:
+                yield table(_COMPARED, [_comparison(test) for test in one["tests"]])
+        gaps = dict.fromkeys((gap["what"], gap["why"]) for one in same for gap in one["untestable"])
+        if gaps:
+            yield "Not testable here:\n\n" + "".join(f"* {what}: {why}.\n" for what, why in gaps)
+
+
+_COMPARED = ["compared", "held fixed", "accuracy", "claim says", "difference", "p", "seeds", "verdict"]
+_KINDS = {"better": "more", "no_worse": "no less", "same": "the same"}
+
+
+def _of_claim(title: str, made: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each file says of a claim; files that made none of its comparisons only where no file did."""
+    every = [one["claims"][title] for one in made.values() if title in one["claims"]]
+    return [claim for claim in every if any("points" in test for test in claim["tests"])] or every[:1]
+
+
+def _verdict(claim: dict[str, Any]) -> str:
+    """In words; a claim whose comparisons have not all been made has none."""
+    if claim["verdict"] != NOT_RUN:
+        return str(claim["verdict"])
+    return "not all of it has been run" if claim["tests"] else "not testable here"
+
+
+def _comparison(test: dict[str, Any]) -> list[str]:
+    pair = f"`{_label(test['better'])}` against `{_label(test['worse'])}`"
+    start = [pair, test["about"], test["metric"].replace("_", " "), _KINDS[test["kind"]]]
+    if "points" not in test:
+        return [*start, "–", "–", "0", f"{test['verdict']}: {test['why']}"]
+    half = "" if test["half"] is None else f" ± {test['half']:.1f}"
+    return [*start, f"{test['points']:+.1f}{half}", probability(test["adjusted"]), str(test["seeds"]), test["verdict"]]
+
+
+def _label(name: str) -> str:
+    """An experiment without the data and the backbone where its table says enough."""
+    return name.split("/", 2)[2]
+
+
+def probability(p: float | None) -> str:
+    """A p-value for people."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _provenance(name: str, record: dict[str, Any]) -> str:
+    machine, made = record["machine"], record["versions"]
+    where = f"{machine['cpu']}, {machine['cores']} cores, {machine['vectors']}"
+    if made["device"] != ["cpu"]:
+        where = ", ".join(made["hardware"])
+    days = " to ".join(dict.fromkeys(record["dates"]))
+    text = f"`{record['command']}`" if "command" in record else "Commands stand in the table"
+    return (
+        f"{text}; {days}, on {where}; torch {', '.join(made['torch'])}, liftplus {', '.join(made['liftplus'])} in "
+        f"{', '.join(made['precision'])} with {' or '.join(made['threads'])} threads a process "
+        f"(`benchmarks/results/evidence/{name}.json`).\n"
+    )
+
+
+def _figures(record: dict[str, Any]) -> str:
+    shown = [key for key in KEYS if any(row[key] is not None for one in record["experiments"] for row in one["seeds"])]
+    header = ["experiment", *(key.replace("_", " ") for key in shown), "seeds", "lr", "trained weights", "training, s"]
+    rows = []
+    for one in record["experiments"]:
+        seeds = one["seeds"]
+        cells = [spread([row[key] for row in seeds]) for key in shown]
+        numbers = ", ".join(str(row["seed"]) for row in seeds)
+        lr = "–" if one["lr"] is None else f"{one['lr']:g}"
+        weights = f"{seeds[0]['trained_parameters']:,}"
+        seconds = f"{statistics.mean(row['seconds'] for row in seeds):.0f}"
+        rows.append([f"`{one['name']}`", *cells, numbers, lr, weights, seconds])
+    lines = "".join(f"# {one['name']}\n{one['command']}\n" for one in record["experiments"])
+    notes = "".join(
+        f"`{one['name']}` was made with {', '.join(one['differs'])}, which the experiment does not say.\n\n"
+        for one in record["experiments"]
+        if one["differs"]
+    )
+    return f"{table(header, rows)}\n{notes}Each by itself, N being the seed:\n\n```text\n{lines}```\n"
+
+
+def _searches(record: dict[str, Any]) -> str:
+    """Every setting that was tried; the best in bold."""
+    rows = []
+    for one in record["sweeps"]:
+        for trial in one["trials"]:
+            point = {key: value for key, value in trial.items() if key not in (*KEYS, "seconds")}
+            text = ", ".join(f"{key.removeprefix('train.')}={value}" for key, value in point.items())
+            chosen = f"**{text}**" if point == one["best"] else text
+            figures = ["–" if trial[key] is None else f"{trial[key]:.1f}" for key in KEYS]
+            rows.append([one["name"], chosen, *figures, str(one["seed"])])
+    header = ["method", "tried", *(key.replace("_", " ") for key in KEYS), "seed"]
+    lines = "".join(f"{one['command']}\n" for one in record["sweeps"])
+    return (
+        "Accuracy on the validation split, one seed that no test run uses; the best in bold.\n\n"
+        f"{table(header, rows)}\n```text\n{lines}```\n"
+    )
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation; a dash for a group without classes."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return "–"
+    return f"{statistics.mean(given):.1f}" + (f" ± {statistics.stdev(given):.1f}" if len(given) > 1 else "")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """All committed files by their names."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="what", required=True)
+    parts.add_parser("write", help="make docs/evidence.md anew")
+    one = parts.add_parser("collect", help="gather the runs of experiments")
+    one.add_argument("runs", type=Path, help="the --out of liftplus reproduce run")
+    one.add_argument("names", nargs="+", help="the names given to it")
+    two = parts.add_parser("search", help="gather sweeps")
+    two.add_argument("sweeps", type=Path, nargs="+", help="the --out of each liftplus sweep")
+    for part in (one, two):
+        part.add_argument("--out", type=Path, required=True, help="the JSON file")
+    args = parser.parse_args()
+    if args.what == "write":
+        PAGE.write_text(page(read()), encoding="utf-8")
+        return
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    results.write_json(args.out, collect(args.runs, args.names) if args.what == "collect" else search(args.sweeps))
+
+
+if __name__ == "__main__":
+    main()

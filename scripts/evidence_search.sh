@@ -1,0 +1,16 @@
+#!/bin/sh
+# Learning rates of the small group's methods, with a seed that no test run uses, on the validation split. From the
+# project's root; every sweep goes on where it stopped, and a second process started beside it shares the work:
+#     OMP_NUM_THREADS=1 sh scripts/evidence_search.sh
+#     python scripts/evidence.py search runs/search/* --out benchmarks/results/evidence/search.json
+# The best rates go into src/liftplus/reproduce/catalogue/small.toml by hand.
+set -e
+sweep="liftplus sweep --data openmoji_lt --backbone mini_clip"
+all="image_size=48 seed=1000 tte=false"
+$sweep --out runs/search/lift+ $all lr=0.15,0.4
+$sweep --out runs/search/full_sai_mda --method full $all head_init=semantic augment=mda lr=0.1,0.3
+$sweep --out runs/search/adaptformer $all head_init=random augment=lift lr=0.15,0.4
+$sweep --out runs/search/full --method full $all lr=0.03,0.1
+$sweep --out runs/search/sai $all augment=lift lr=0.15,0.4
+$sweep --out runs/search/cross_entropy $all loss=cross_entropy lr=0.15,0.4
+$sweep --out runs/search/linear_probe --method linear_probe $all lr=1.0,3.0

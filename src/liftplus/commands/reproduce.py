@@ -1,0 +1,253 @@
+"""`liftplus reproduce list`, `run` and `status`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from liftplus.commands import completion, options
+from liftplus.commands.options import AsJson
+from liftplus.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from liftplus.reproduce.catalogue import Experiment
+    from liftplus.reproduce.plan import Plan
+    from liftplus.reproduce.verdicts import Figure, Result, Status
+
+NAMES = "A group (small), a table (losses), an experiment, or how its name begins (imagenet_lt/clip_vit_b16)."
+Names = Annotated[
+    list[str] | None, typer.Argument(autocompletion=completion.experiments, help=f"{NAMES} All if none is given.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs; finished ones in it are reused.")]
+DataRoot = Annotated[Path, typer.Option(help="Folder with a folder for each data set, such as imagenet_lt.")]
+OUT, DATA = Path("runs/reproduce"), Path("data")
+IN_FULL = 5  # experiments up to which `list` tells everything of each
+
+
+def run(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            autocompletion=completion.experiments,
+            help=f"{NAMES} Also key=value for all runs, e.g. data.root=DIR or epochs=1.",
+            metavar="NAME... [KEY=VALUE]...",
+        ),
+    ],
+    out: Out = OUT,
+    data_root: DataRoot = DATA,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each experiment; as many as it says by default.")
+    ] = None,
+) -> None:
+    """Make the runs of experiments, or go on with them; several processes given the same command share them."""
+    from liftplus import console, parallel
+    from liftplus.reproduce import catalogue, verdicts
+    from liftplus.reproduce.plan import Plan
+
+    if parallel.job().size > 1:
+        raise UserError(
+            "Experiments are run in one process each. Start it without torchrun; several processes share the work if "
+            "each is given the same command."
+        )
+    names = [word for word in words if not re.match(r"[\w.]+=", word)]
+    if not names:
+        raise UserError("Give a name: `liftplus reproduce list` shows them, and `small` needs no download.")
+    known = catalogue.load()
+    plan = Plan(tuple(known.select(names)), out, data_root, seeds, tuple(word for word in words if word not in names))
+    failed = _carry_out(plan)
+    found = verdicts.status(plan, known.claims, known.experiments)
+    path = verdicts.write(plan, found)
+    _show(found, plan)
+    console.out.print(f"Also in {path}.")
+    if failed:
+        raise UserError("\n".join([f"{len(failed)} of the runs failed:", *failed]))
+
+
+def _carry_out(plan: Plan) -> list[str]:
+    """Make the runs; sentences about those that failed."""
+    from liftplus import checkpoint, console, runtime
+    from liftplus.reproduce import carry_out
+
+    asked = runtime.StopRequest()
+    work = carry_out.Work(plan, lambda config: options.session(config, asked), console.err.print)
+    work.check()
+    console.err.print(carry_out.outlook(plan).sentence())
+    try:
+        return work.do()
+    except checkpoint.Stopped as stopped:
+        console.err.print(f"{stopped} The same command goes on.")
+        raise SystemExit(128 + (asked.signal or 0)) from None
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Interrupted) else 2
+        raise Interrupted("Stopped. The same command goes on.", number) from stop
+
+
+def status(
+    names: Names = None,
+    out: Out = OUT,
+    as_json: AsJson = False,
+) -> None:
+    """A verdict for each expected figure and each claim, from the runs there are; also written to OUT/status.json."""
+    from liftplus import console
+    from liftplus.reproduce import catalogue, verdicts
+    from liftplus.reproduce.plan import Plan, changed_settings
+
+    known = catalogue.load()
+    plan = Plan(tuple(known.select(names or [])), out, overrides=tuple(changed_settings(out) or ()))
+    found = verdicts.status(plan, known.claims, known.experiments)
+    path = verdicts.write(plan, found)
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+        return
+    _show(found, plan)
+    console.out.print(f"Also in {path}.")
+
+
+def listing(
+    names: Names = None,
+    data_root: DataRoot = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Every experiment: its name, the command of a run, the expected figure, and what it needs."""
+    from liftplus import console
+    from liftplus.reproduce import catalogue
+    from liftplus.reproduce.plan import Plan
+
+    chosen = tuple(catalogue.load().select(names or []))
+    plan = Plan(chosen, OUT, data_root)
+    lines = [_line(plan, one) for one in chosen]
+    if as_json:
+        print(json.dumps(lines, ensure_ascii=False, indent=2))
+        return
+    if len(lines) <= IN_FULL:
+        for line in lines:
+            _show_in_full(line)
+        return
+    for title in dict.fromkeys((line["group"], line["table"], line["about"]) for line in lines):
+        console.out.print("{}, {}: {}".format(*title), style="bold")
+        for line in lines:
+            if (line["group"], line["table"], line["about"]) == title:
+                figures = f"; expected {_figures(line['expected'])}" if line["expected"] else ""
+                console.out.print(f"  {line['name']}: {line['seeds']} runs, {line['needs']['time']}{figures}")
+    console.out.print(
+        f"{len(lines)} experiments. Name up to {IN_FULL} of them for their commands, data, weights and memory; --json "
+        "has everything of all."
+    )
+
+
+def _line(plan: Plan, one: Experiment) -> dict[str, Any]:
+    """Everything about an experiment."""
+    from liftplus.backbones import catalogue as backbones
+    from liftplus.reproduce import needs
+    from liftplus.reproduce.carry_out import duration
+
+    config, need = plan.config(one, 0), needs.data(one.source)
+    if one.seconds is not None:
+        time = f"{duration(one.seconds)}, measured"
+    elif (seconds := needs.estimate(config, one.source)) is not None:
+        time = f"{duration(seconds)}, an estimate" if seconds else "no training"
+    else:
+        time = "not known"
+    speed = needs.backbone(one.backbone)
+    return {
+        "name": one.name,
+        "about": one.about,
+        "group": one.group,
+        "table": one.table,
+        "command": plan.command(one),
+        "expected": {key: list(dict.fromkeys(value)) for key, value in one.expected.items()},
+        "source": one.origin if one.expected else "",
+        "seeds": one.seeds,
+        "needs": {
+            "data": [
+                f"{need.title}, below {config.data.root or 'no folder'}",
+                *need.layout,
+                f"where to get it: {need.get}",
+            ]
+            if need
+            else [f"the file {config.data.source}"],
+            "weights": backbones.full_name(one.backbone),
+            "memory": needs.memory(config),
+            "time": time,
+            "time_basis": speed.basis if speed and "estimate" in time else "",
+        },
+    }
+
+
+def _show_in_full(line: dict[str, Any]) -> None:
+    from liftplus import console
+
+    need = line["needs"]
+    console.out.print(line["name"], style="bold")
+    lines = {
+        "what": line["about"],
+        "a run": line["command"],
+        "seeds": line["seeds"],
+        "expected": f"{_figures(line['expected'])} ({line['source']})" if line["expected"] else "no figure is known",
+        "data": "\n            ".join(need["data"]),
+        "weights": need["weights"],
+        "memory": need["memory"],
+        "time": need["time"] + (f" ({need['time_basis']})" if need["time_basis"] else ""),
+    }
+    for key, value in lines.items():
+        console.out.print(f"  {key + ':':<9} {value}")
+
+
+def _figures(expected: dict[str, list[float]]) -> str:
+    """Figures in a line: overall 78.3, many 81.2."""
+    return ", ".join(f"{key} {' to '.join(f'{x:g}' for x in value)}" for key, value in expected.items()) or "–"
+
+
+def _show(found: Status, plan: Plan) -> None:
+    """Tables of results and claims, for a person."""
+    from liftplus import console
+    from liftplus.reproduce.plan import changed_settings
+
+    shown = [one for one in found.results if one.seeds or any(figure.verdict for figure in one.figures)]
+    console.out.print(
+        "Accuracy in percent, mean ± standard deviation over seeds; in brackets what is expected", style="bold"
+    )
+    for one in shown:
+        console.out.print(_row(one))
+    if rest := len(found.results) - len(shown):
+        console.out.print(f"{rest} more have neither runs nor expected figures.")
+    if changed := changed_settings(plan.out):
+        console.out.print(f"All runs here were made with {' '.join(changed)}, which no experiment says.")
+    for one in found.results:
+        if other := [text for text in one.differs if text not in (changed or ())]:
+            console.out.print(f"{one.name}: other data than the experiment's: {'; '.join(other)}.")
+    for claim in found.claims:
+        console.out.print(f"{claim.claim}: {claim.verdict}.", style="bold")
+        for test in claim.tests:
+            console.out.print(f"  {test.about + ': ' if test.about else ''}{test.sentence()}")
+        for gap in claim.untestable:
+            console.out.print(f"  Not testable: {gap['what']}: {gap['why']}")
+
+
+def _row(one: Result) -> str:
+    """An experiment in a line: how many seeds, its accuracies, what follows."""
+    verdicts = {figure.key: figure.verdict for figure in one.figures if figure.verdict}
+    told = ", ".join(f"{key} {verdict}" for key, verdict in verdicts.items())
+    if len(set(verdicts.values())) == 1:
+        told = next(iter(verdicts.values()))
+    if told and one.differs:
+        told += " (other settings or data)"
+    cells = [text for key in ("overall", "many", "medium", "few") if (text := _cell(one.figure(key)))]
+    return f"  {one.name}, {len(one.seeds)} of {one.wanted} seeds: {', '.join(cells) or 'no figures'}" + (
+        f". {told[:1].upper()}{told[1:]}" if told else ""
+    )
+
+
+def _cell(figure: Figure) -> str:
+    """One accuracy with its spread and the expected figure; nothing where there is neither."""
+    spread = "" if figure.sd is None else f" ± {figure.sd:.1f}"
+    expected = "" if figure.low is None else f" [{figure.low:g}]"
+    if figure.low != figure.high:
+        expected = f" [{figure.low:g} to {figure.high:g}]"
+    if figure.mean is None:
+        return f"{figure.key} –{expected}" if expected else ""
+    return f"{figure.key} {figure.mean:.1f}{spread}{expected}"

@@ -1,0 +1,265 @@
+"""Experiments by name, read from the tables in catalogue/: one file a group, one table an axis of variants."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from liftplus.data.transforms import Evaluation
+from liftplus.errors import UserError
+from liftplus.noise import ONE_SEED
+
+FOLDER = Path(__file__).with_name("catalogue")
+CLAIMS = "claims.toml"
+MAIN = "main"  # the table whose name is left out of its experiments' names
+
+T = TypeVar("T", bound=BaseModel)
+Key = Literal["overall", "mean_class", "many", "medium", "few"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Data(_Entry):
+    name: str
+    data: str
+    settings: tuple[str, ...] = ()
+
+
+class _Variant(_Entry):
+    method: str = "lift+"
+    settings: tuple[str, ...] = ()
+    backbones: tuple[str, ...] | None = None  # those of the table's that the variant is for
+
+
+class _Table(_Entry):
+    about: str
+    source: str = ""
+    data: tuple[_Data | str, ...] = Field(min_length=1)
+    backbones: tuple[str, ...] = Field(min_length=1)
+    seeds: int = Field(default=3, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    variants: dict[str, _Variant] = Field(min_length=1)
+    expected: dict[str, dict[Key, float | tuple[float, float]]] = {}
+    tolerance: dict[Key, float] = {}
+
+
+class Comparison(_Entry):
+    """A comparison that a claim rests on.
+
+    Attributes:
+        better, worse: names of experiments.
+        metric: the accuracy that is compared.
+        kind: what the claim says of `better`: more than noise above, not below by more than noise, or no different.
+        about: what the comparison holds fixed.
+    """
+
+    better: str
+    worse: str
+    metric: Key
+    kind: Literal["better", "no_worse", "same"] = "better"
+    about: str = ""
+
+
+class Untestable(_Entry):
+    """A comparison that cannot be made, and why."""
+
+    what: str
+    why: str
+
+
+class Claim(_Entry):
+    """A sentence, and the comparisons that bear it out or do not."""
+
+    claim: str
+    tests: tuple[Comparison, ...] = ()
+    untestable: tuple[Untestable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One line of a table of results.
+
+    Attributes:
+        name: DATA/BACKBONE/VARIANT, or DATA/BACKBONE/TABLE/VARIANT.
+        group, table, variant: where it stands.
+        data: the data set's label; `source` is its name or path, `data_settings` how it is cut.
+        method, settings: the method and its key=value pairs.
+        seeds: how many runs, with seeds 0 to N-1.
+        expected: accuracy to its lowest and highest expected value, in percent; `origin` says who reports it.
+        tolerance: points by which each may miss that.
+        seconds: of training a run, measured; None where it is not known.
+    """
+
+    name: str
+    group: str
+    table: str
+    variant: str
+    about: str
+    origin: str
+    data: str
+    source: str
+    data_settings: tuple[str, ...]
+    backbone: str
+    method: str
+    settings: tuple[str, ...]
+    seeds: int
+    expected: dict[str, tuple[float, float]]
+    tolerance: dict[str, float]
+    seconds: float | None
+
+    @property
+    def training(self) -> str:
+        """The folder of its runs, without the seed; experiments that differ only in testing have the same."""
+        kept = [setting for setting in self.settings if not _tests_only(setting)]
+        own = re.sub(r"[^A-Za-z0-9.+=-]+", "_", "_".join([self.method, *kept]))
+        if len(own) > 100:  # a folder's name must stay within what file systems take
+            own = own[:80] + "-" + hashlib.sha256(own.encode()).hexdigest()[:12]
+        return f"{self.data}/{self.backbone}/{own}"
+
+
+def _tests_only(setting: str) -> bool:
+    """Whether a key=value pair changes testing alone."""
+    key = setting.partition("=")[0]
+    return key.startswith("evaluation.") or (key in Evaluation.model_fields and key != "batch_size")
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All experiments by name, in the order of the files, and all claims."""
+
+    experiments: dict[str, Experiment]
+    claims: dict[str, Claim]
+
+    def select(self, names: Sequence[str]) -> list[Experiment]:
+        """The experiments of groups, tables, names or beginnings of names; without any, all of them."""
+        if not names:
+            return list(self.experiments.values())
+        found: dict[str, Experiment] = {}
+        for name in names:
+            fits = {one.name: one for one in self.experiments.values() if _fits(one, name.rstrip("/"))}
+            if not fits:
+                raise self._unknown(name)
+            found |= fits
+        return [one for key, one in self.experiments.items() if key in found]
+
+    def tables(self) -> dict[str, list[str]]:
+        """Names of the tables of each group."""
+        out: dict[str, list[str]] = {}
+        for one in self.experiments.values():
+            if one.table not in out.setdefault(one.group, []):
+                out[one.group].append(one.table)
+        return out
+
+    def _unknown(self, name: str) -> UserError:
+        tables = self.tables()
+        starts = dict.fromkeys("/".join(key.split("/")[:n]) for key in self.experiments for n in (1, 2, 3, 4))
+        every = [*tables, *(table for some in tables.values() for table in some), *starts]
+        near = [repr(one) for one in difflib.get_close_matches(name, every, n=3, cutoff=0.5)]
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        there = "; ".join(f"{group} with the tables {', '.join(some)}" for group, some in tables.items())
+        return UserError(
+            f"There is no experiment, table or group {name!r}.{hint} There are the groups {there}. "
+            "`liftplus reproduce list` names every experiment."
+        )
+
+
+def _fits(one: Experiment, name: str) -> bool:
+    return name in (one.group, one.table, f"{one.group}/{one.table}") or f"{one.name}/".startswith(f"{name}/")
+
+
+def load(folder: Path = FOLDER) -> Catalogue:
+    """The tables of a folder.
+
+    Raises:
+        UserError: a table is not in the form, or names something twice or that is not there.
+    """
+    experiments: dict[str, Experiment] = {}
+    for path in sorted(folder.glob("*.toml")):
+        if path.name == CLAIMS:
+            continue
+        for one in _group(path):
+            if one.name in experiments:
+                raise UserError(f"{path.name}: the experiment {one.name!r} is there twice. Give one another name.")
+            experiments[one.name] = one
+    _refuse_two_meanings(experiments)
+    found = Catalogue(experiments, _claims(folder / CLAIMS))
+    for name, claim in found.claims.items():
+        for test in claim.tests:
+            if absent := [one for one in (test.better, test.worse) if one not in experiments]:
+                raise UserError(f"{CLAIMS}, {name}: {found._unknown(absent[0])}")
+    return found
+
+
+def _group(path: Path) -> Iterator[Experiment]:
+    for title, content in tomllib.loads(path.read_text(encoding="utf-8")).items():
+        table = _read(_Table, content, f"{path.name}, {title}")
+        unused = dict(table.expected)
+        for one in _experiments(path.stem, title, table):
+            unused.pop(one.name, None)
+            yield one
+        if unused:
+            raise UserError(f"{path.name}, {title}: figures are expected of {', '.join(unused)}, which it lacks.")
+
+
+def _experiments(group: str, title: str, table: _Table) -> Iterator[Experiment]:
+    for entry in table.data:
+        data = _Data(name=entry, data=entry) if isinstance(entry, str) else entry
+        for backbone in table.backbones:
+            for label, variant in table.variants.items():
+                if variant.backbones is not None and backbone not in variant.backbones:
+                    continue
+                name = "/".join([data.name, backbone, *([] if title == MAIN else [title]), label])
+                yield Experiment(
+                    name,
+                    group,
+                    title,
+                    label,
+                    about=table.about,
+                    origin=table.source,
+                    data=data.name,
+                    source=data.data,
+                    data_settings=data.settings,
+                    backbone=backbone,
+                    method=variant.method,
+                    settings=variant.settings,
+                    seeds=table.seeds,
+                    expected={
+                        key: value if isinstance(value, tuple) else (value, value)
+                        for key, value in table.expected.get(name, {}).items()
+                    },
+                    tolerance=ONE_SEED | dict(table.tolerance),
+                    seconds=table.seconds,
+                )
+
+
+def _refuse_two_meanings(experiments: dict[str, Experiment]) -> None:
+    """A label of data is part of the names of run folders, so it has to mean one thing everywhere."""
+    meanings: dict[str, Any] = {}
+    for one in experiments.values():
+        meaning = (one.source, one.data_settings)
+        if meanings.setdefault(one.data, meaning) != meaning:
+            raise UserError(f"{one.group}.toml, {one.table}: the data {one.data!r} are others elsewhere.")
+
+
+def _claims(path: Path) -> dict[str, Claim]:
+    content = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: _read(Claim, value, f"{path.name}, {name}") for name, value in content.items()}
+
+
+def _read(form: type[T], content: Any, where: str) -> T:
+    try:
+        return form.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: {place or 'the table'} is not allowed ({first['msg'].lower()}).") from error

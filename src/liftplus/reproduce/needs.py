@@ -1,0 +1,159 @@
+"""What experiments need: data and their layout, packages, weights, memory and time; and what of it is missing here."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from liftplus.backbones import catalogue as backbones
+from liftplus.backbones.base import BackboneConfig
+from liftplus.config import RunConfig
+from liftplus.data import sources
+from liftplus.errors import UserError
+
+CIFAR_MOST, CIFAR_CLASSES = 500, 100
+MADE = "openmoji_lt"  # the one known data set that needs no files
+
+
+class DataNeed(BaseModel):
+    """What a data set takes; the keys are described in needs.toml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    get: str
+    layout: tuple[str, ...] = ()
+    wanted: tuple[tuple[str, ...], ...] = ()
+    packages: tuple[str, ...] = ()
+    class_names: str | None = None
+    classes: int | None = None
+    train: int | None = None
+    test: int | None = None
+
+
+class BackboneNeed(BaseModel):
+    """Memory and speed of training with a backbone, and where they are from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gigabytes: str
+    images_per_second: float | None = None
+    basis: str
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("needs.toml").read_text(encoding="utf-8"))
+
+
+def all_data() -> dict[str, DataNeed]:
+    """What is known of data sets, by name."""
+    return {name: DataNeed.model_validate(entry) for name, entry in _tables()["data"].items()}
+
+
+def data(source: str) -> DataNeed | None:
+    """What a data set takes; None for one that nothing is known of."""
+    entry = _tables()["data"].get(source)
+    return None if entry is None else DataNeed.model_validate(entry)
+
+
+def backbone(name: str) -> BackboneNeed | None:
+    """Memory and speed of training with a backbone; None where nothing is known."""
+    entry = _tables()["backbones"].get(name)
+    return None if entry is None else BackboneNeed.model_validate(entry)
+
+
+def has_root(source: str) -> bool:
+    """Whether a data set is one of the known names whose files lie in a folder."""
+    return source in sources.KNOWN and source != MADE
+
+
+def training_images(config: RunConfig, source: str) -> int | None:
+    """How many images an epoch has, where that is known without the data."""
+    if source == "cifar100_lt":  # n_k = int(500 (1/IR)^(k/99)), METHOD of LIFT
+        ratio = config.data.imbalance_ratio or 100.0
+        return sum(int(CIFAR_MOST * (1 / ratio) ** (k / (CIFAR_CLASSES - 1))) for k in range(CIFAR_CLASSES))
+    need = data(source)
+    return None if need is None else need.train
+
+
+def estimate(config: RunConfig, source: str) -> float | None:
+    """Seconds of training one run: images x epochs / images a second; None without a basis for it.
+
+    The speed is that of training a light module; a method that trains no weights within the tower, or most of them,
+    takes another time.
+    """
+    if not config.train.epochs:
+        return 0.0
+    images, speed = training_images(config, source), backbone(config.backbone.name)
+    light = set(config.tuner) == {"adaptformer"}
+    if images is None or speed is None or speed.images_per_second is None or not light:
+        return None
+    return images * config.train.epochs / speed.images_per_second
+
+
+def memory(config: RunConfig) -> str:
+    """GPU memory of a training step, in words."""
+    need = backbone(config.backbone.name)
+    if need is None or not config.train.epochs:
+        return f"not known; `liftplus info --backbone {config.backbone.name} --memory` predicts it"
+    return f"{need.gigabytes} GB ({need.basis})"
+
+
+def missing_data(config: RunConfig, source: str) -> str | None:
+    """What to put where for a data set to be there; None where its files are, which are not opened."""
+    need = data(source)
+    if need is not None and (lacking := [name for name in need.packages if find_spec(name) is None]):
+        return f"{need.title} needs {' and '.join(lacking)}, which this Python lacks: {need.get}."
+    if not has_root(source):
+        return None if source in sources.KNOWN or Path(config.data.source).exists() else _not_there(config, need)
+    assert need is not None and config.data.root is not None, "every known data set with files is in needs.toml"
+    root = Path(config.data.root).expanduser()
+    given = {need.class_names} if config.data.class_names != str(Path(config.data.root) / str(need.class_names)) else ()
+    absent = [
+        " or ".join(names)
+        for names in need.wanted
+        if not any((root / name).exists() or name in given for name in names)
+    ]
+    if not absent:
+        return None
+    state = f"lacks {', '.join(absent)}" if root.is_dir() else "does not exist"
+    return (
+        f"{need.title} ({source}) is looked for in the folder {str(root)!r}, which {state}. Put there:\n"
+        + "".join(f"    {line}\n" for line in need.layout)
+        + f"  Where to get it: {need.get}\n"
+        f"  Or name another place: --data-root DIR (the data then lie in DIR/{source}), or data.root=DIR."
+    )
+
+
+def _not_there(config: RunConfig, need: DataNeed | None) -> str:
+    told = f" Where to get it: {need.get}." if need else ""
+    return f"The data {config.data.source!r} are not there.{told} --data-root DIR names another place to look in."
+
+
+def missing_weights(config: BackboneConfig, *, fetch: bool) -> str | None:
+    """Why a backbone's weight file is not at hand; with `fetch`, it is fetched where it can be."""
+    try:
+        backbones.locate(config, fetch=fetch)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def missing(configs: Sequence[tuple[str, RunConfig]]) -> list[str]:
+    """Everything that runs of these settings lack, each said once; weights are fetched once all data are there.
+
+    Args:
+        configs: (data set's name, settings) of the runs.
+    """
+    places = {config.data.model_dump_json(): (source, config) for source, config in configs}
+    absent = [text for source, config in places.values() if (text := missing_data(config, source))]
+    towers = {config.backbone.model_dump_json(): config.backbone for _, config in configs}
+    absent += [text for tower in towers.values() if (text := missing_weights(tower, fetch=not absent))]
+    return list(dict.fromkeys(absent))

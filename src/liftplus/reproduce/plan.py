@@ -1,0 +1,134 @@
+"""What a command reproduces: chosen experiments, where their data lie and the runs go, and their settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from liftplus import config as configs
+from liftplus import results, runs
+from liftplus.config import RunConfig
+from liftplus.data import sources
+from liftplus.errors import UserError
+from liftplus.reproduce import needs
+from liftplus.reproduce.catalogue import Experiment
+
+ABOUT = "reproduce.json"
+DATA_ROOT = Path("data")
+# Where a run is made and how fast; they may differ between the runs of one folder.
+PLACES = (*runs.FREE, "data.root", "precision", "cache", "deterministic", "train.micro_batch", "evaluation.batch_size")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Experiments with what the user set for all of them.
+
+    Attributes:
+        experiments: in the order of the catalogue.
+        out: folder of all runs.
+        data_root: each data set lies in a folder of its name below it.
+        seeds: runs of each experiment, with seeds 0 to N-1; None for as many as the catalogue says.
+        overrides: key=value pairs, which win over the experiments' own.
+    """
+
+    experiments: tuple[Experiment, ...]
+    out: Path
+    data_root: Path = DATA_ROOT
+    seeds: int | None = None
+    overrides: tuple[str, ...] = ()
+
+    def jobs(self) -> list[tuple[int, Experiment]]:
+        """Every test to be had: all experiments with seed 0 first, so that each has a figure soon."""
+        counts = [self.seeds or one.seeds for one in self.experiments]
+        return [
+            (seed, one)
+            for seed in range(max(counts, default=0))
+            for one, count in zip(self.experiments, counts, strict=True)
+            if seed < count
+        ]
+
+    def folder(self, experiment: Experiment, seed: int) -> Path:
+        """Where a run of the experiment lies; others with the same training share it."""
+        return self.out / f"{experiment.training}-seed{seed}"
+
+    def settings(self, experiment: Experiment, seed: int) -> list[str]:
+        """The key=value pairs of a run, in the order in which they count."""
+        preset = configs.resolve(backbone=experiment.backbone, method=experiment.method)
+        still = () if preset.train.epochs else ("train.epochs=0",)
+        own = [*experiment.data_settings, *experiment.settings]
+        return [*self.place(experiment), *own, *self.overrides, *still, f"seed={seed}"]
+
+    def place(self, experiment: Experiment) -> list[str]:
+        """Key=value pairs that say where the experiment's data lie."""
+        if not needs.has_root(experiment.source):
+            return []
+        given = {key: value for key, _, value in (pair.partition("=") for pair in self.overrides)}
+        root = given.get("data.root", given.get("root"))
+        folder = self.data_root / experiment.source if root is None else Path(root)
+        need = needs.data(experiment.source)
+        names = [f"data.class_names={folder / need.class_names}"] if need and need.class_names else []
+        return [f"data.root={folder}", *names]
+
+    def source(self, experiment: Experiment) -> str:
+        """The data set's name, or the path of its file."""
+        known = experiment.source in sources.KNOWN
+        return experiment.source if known else str(self.data_root / experiment.source)
+
+    def config(self, experiment: Experiment, seed: int) -> RunConfig:
+        """The settings of one run."""
+        return configs.resolve(
+            data=self.source(experiment),
+            backbone=experiment.backbone,
+            method=experiment.method,
+            overrides=self.settings(experiment, seed),
+        )
+
+    def command(self, experiment: Experiment, seed: int = 0) -> str:
+        """The line that makes one run by itself."""
+        own = [*self.place(experiment), *experiment.data_settings, *experiment.settings, *self.overrides]
+        words = ["liftplus train", "--data", self.source(experiment), "--backbone", experiment.backbone]
+        words += ["--method", experiment.method] if experiment.method != "lift+" else []
+        return " ".join([*words, *(_quoted(pair) for pair in own), f"seed={seed}"])
+
+    def check(self) -> None:
+        """Refuse settings that belong to the experiments, and those of another kind than the folder's runs have."""
+        for pair in self.overrides:
+            if pair.partition("=")[0].strip() in ("seed", "method", "data.source", "source", "backbone.name"):
+                raise UserError(f"{pair!r} cannot be set here: the experiments say it. --seeds says how many seeds.")
+        if len({one.source for one in self.experiments}) > 1:
+            for pair in self.overrides:
+                if pair.partition("=")[0].strip() in ("data.root", "root"):
+                    raise UserError(
+                        f"{pair!r} was given for several data sets. Give --data-root DIR, with a folder for each: "
+                        f"{', '.join(dict.fromkeys(one.source for one in self.experiments))}."
+                    )
+        begun = changed_settings(self.out)
+        mine = _counting(self.overrides)
+        if begun is not None and begun != mine:
+            raise UserError(
+                f"{str(self.out)!r} holds runs made with {' '.join(begun) or 'no settings of their own'}, and now "
+                f"there are {' '.join(mine) or 'none'}. Give the same ones, or another folder with --out."
+            )
+
+    def note(self) -> None:
+        """Write down in the folder what the user set for all of its runs."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        results.write_json(self.out / ABOUT, {"settings": _counting(self.overrides)})
+
+
+def changed_settings(out: Path) -> list[str] | None:
+    """The key=value pairs that all runs of a folder were made with; None where there are no runs."""
+    path = out / ABOUT
+    return list(results.read_json(path, "settings")["settings"]) if path.is_file() else None
+
+
+def _counting(overrides: Sequence[str]) -> list[str]:
+    """The settings that change results."""
+    free = {*PLACES, *(key.rpartition(".")[2] for key in PLACES)}
+    return sorted(pair for pair in overrides if pair.partition("=")[0].strip() not in free)
+
+
+def _quoted(pair: str) -> str:
+    return pair if re.fullmatch(r"[\w.=+/:,-]+", pair) else "'" + pair.replace("'", "'\\''") + "'"
