@@ -37,8 +37,9 @@ def load(folder: Path) -> checkpoint.Trained:
 def test_added_by_name(train: Any, command: Command, photos: Path, tmp_path: Path) -> None:
     """Old logits stay bit for bit; the new row is that of the text tower; widths stay what three classes gave."""
     run = train("run")
-    ended = command("classes", "add", "run", *[f"colour {k}" for k in range(60)], "--out", "plus")
+    ended = command("classes", "add", "run", *[f"colour {k}" for k in range(60)], "--out", "plus", "--json")
     assert ended.code == 0, ended.err
+    assert json.loads(ended.out) == {"folder": "plus", "added": [f"colour {k}" for k in range(60)]}
     before, after = load(run), load(tmp_path / "plus")
     images = torch.randn(2, 3, 64, 64)
     logits = after.model(images).detach()
@@ -71,9 +72,10 @@ def test_renamed(train: Any, command: Command, tmp_path: Path) -> None:
     """The model is the same; the run's own data still finds its classes, by their former names."""
     run = train("run", 'class_weights={"red square": 2}')
     ended = command(
-        "classes", "rename", "run", "red square=box", "blue sky=green hill", "green hill=blue sky", "-o", "r"
+        "classes", "rename", "run", "red square=box", "blue sky=green hill", "green hill=blue sky", "-o", "r", "--json"
     )
     assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["renamed"]["red square"] == "box"
     before, after = load(run), load(tmp_path / "r")
     assert [
         dict(zip(before.class_names, after.class_names, strict=True))[name] for name in sorted(before.class_names)

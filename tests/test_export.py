@@ -127,8 +127,9 @@ def test_commands(photos: Path, command: Command, tmp_path: Path) -> None:
     for wrong, said in (("m.txt", ".onnx or .pt2"), ("none/m.onnx", "must be a folder")):
         ended = command("export", "run", "--out", wrong)
         assert ended.code == 2 and said in ended.err
-    ended = command("export", "run", "--out", "adapter", "--format", "peft")
+    ended = command("export", "run", "--out", "adapter", "--format", "peft", "--json")
     assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["linears"] > 0
     assert {item.name for item in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",

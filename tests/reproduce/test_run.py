@@ -69,7 +69,7 @@ def test_experiments_share_runs_and_are_judged(command: Command, tmp_path: Path)
     assert again.err.count("(found finished)") == 8 and "takes about" not in again.err
     assert models(tmp_path / "r") == made
     more = command("reproduce", "run", "photos/mini_clip/zeroshot", *HERE, *QUICK, "--seeds", 3)
-    assert more.code == 0 and "By earlier ones, the rest takes about" in more.err
+    assert more.code == 0 and "By what such runs took, the rest takes about" in more.err
     alike = {"photos/mini_clip/losses/logit_adjusted"}  # is lift+, and was found finished
     assert carry_out.timed(tmp_path / "r").keys() == results.keys() - alike
     other = command("reproduce", "run", "photos", *HERE, "epochs=2", *QUICK[1:])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from liftplus.commands.options import Run
+from liftplus.commands.options import AsJson, Run
 from liftplus.errors import UserError
 
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the changed run; it must not exist yet.")]
@@ -19,11 +20,15 @@ def add(
     names: Annotated[list[str], typer.Argument(help="Names of the new classes.")],
     out: NewRun,
     weights: Weights = None,
+    as_json: AsJson = False,
 ) -> None:
     """Add classes by name, without an image: their rows come from the text tower."""
     from liftplus import console, edit_classes
 
     edit_classes.add(run, names, out, weights)
+    if as_json:
+        print(json.dumps({"folder": str(out), "added": names}))
+        return
     console.out.print(
         f"{out} knows {len(names)} more class{'es' if len(names) > 1 else ''}. Their rows are as before any training, "
         "those of the others have moved since, so test before use; the old results do not apply."
@@ -38,6 +43,7 @@ def rename(
         bool, typer.Option("--new-rows", help="Take the rows from the new names, discarding what was learned in them.")
     ] = False,
     weights: Weights = None,
+    as_json: AsJson = False,
 ) -> None:
     """Give classes other names. What the model computes stays the same, but for --new-rows."""
     from liftplus import console, edit_classes
@@ -49,4 +55,7 @@ def rename(
             raise UserError(f"{given!r} is not of the form OLD=NEW, with each OLD once.")
         pairs[old] = new
     edit_classes.rename(run, pairs, out, new_rows=new_rows, weights=weights)
+    if as_json:
+        print(json.dumps({"folder": str(out), "renamed": pairs}))
+        return
     console.out.print(f"{out} is {run} with {len(pairs)} class names changed.")

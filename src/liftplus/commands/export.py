@@ -45,7 +45,7 @@ def export(
     from liftplus import export as exporting
 
     if form == "peft":
-        _export_peft(run, out, change)
+        _export_peft(run, out, change, as_json)
         return
     chosen = _format(out, form)
     crops = f"evaluation.tte={str(five_crops).lower()}"
@@ -102,10 +102,13 @@ def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tu
     return export.views(dataset.store, dataset.splits[name], evaluation, trained, CHECKED), dataset.name
 
 
-def _export_peft(run: Path, out: Path, change: list[str] | None) -> None:
+def _export_peft(run: Path, out: Path, change: list[str] | None, as_json: bool) -> None:
     from liftplus import checkpoint, console, lora_exchange
 
     settings = options.run_settings(run, None, [*(change or []), "device=cpu", "precision=fp32"])
     trained = checkpoint.load_model(run, options.session(settings).runtime, settings.backbone)
     written = lora_exchange.write_folder(trained, out)
+    if as_json:
+        print(json.dumps({"folder": str(out), "linears": written}))
+        return
     console.out.print(f"LoRA weights of {written} linears and the head are in {out}, for peft.")

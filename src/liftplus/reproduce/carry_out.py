@@ -162,7 +162,7 @@ class Outlook:
         text = f"Tests: {self.tests}, {self.tested} of them found finished. Trainings behind them: {self.trainings}, "
         text += f"{self.trained} found finished."
         if self.measured:
-            text += f" By earlier ones, the rest takes about {duration(self.measured)}."
+            text += f" By what such runs took, the rest takes about {duration(self.measured)}."
         if self.estimated:
             also = " further" if self.measured else ""
             text += f" By an estimate (see `liftplus reproduce list`), training takes{also} {duration(self.estimated)}."
