@@ -53,7 +53,7 @@ def test_demo_repeats_the_committed_results(command: Command, tmp_path: Path) ->
 def the_report_opens(folder: Path) -> None:
     """The demo's page in a browser: every figure is there and seen, the table sorts, and nothing is reported."""
     page = folder / "runs" / "demo" / "report" / "report.html"
-    assert len(list(page.parent.glob("figures/*.png"))) >= 8
+    assert len(list(page.parent.glob("figures/*.png"))) == 10
     if reason := browser.missing():
         assert not os.environ.get("CI"), reason
         return
@@ -63,7 +63,7 @@ def the_report_opens(folder: Path) -> None:
             driver.get(page.as_uri())
             script = "return [...document.querySelectorAll('figure svg')].map(s => s.clientHeight)"
             heights = driver.execute_script(script)
-            assert len(heights) >= 8 and min(heights) > 100
+            assert len(heights) == 10 and min(heights) > 100
             assert driver.execute_script("return document.querySelector('#table tbody').rows.length") == 50
             assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
