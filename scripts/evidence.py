@@ -13,18 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from liftplus import results, runs
 from liftplus.reproduce import catalogue, verdicts
 from liftplus.reproduce.plan import Plan, changed_settings
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import harness  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 PAGE = ROOT / "docs" / "evidence.md"
 KEYS = ("overall", "mean_class", "many", "medium", "few")
@@ -160,20 +166,8 @@ def short(value: Any) -> Any:
 
 def machine() -> dict[str, Any]:
     """Processor and cores of this machine."""
-    import os
-
-    import torch
-
-    fields: dict[str, str] = {}
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in fields:
-        name += f" (family {fields['cpu family']}, model {fields.get('model')})"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": name, "cores": cores, "vectors": torch.backends.cpu.get_cpu_capability()}
+    found = harness.hardware(torch.device("cpu"))
+    return {key: found[key] for key in ("cpu", "cores", "vectors")}
 
 
 def versions(abouts: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -268,3 +268,10 @@ class StopRequest:
         self.signal = number
         if self.job.size == 1:
             self._restore()
+
+
+def duration(seconds: float) -> str:
+    """Roughly, for a person."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -22,6 +22,7 @@ from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, UserError
 from liftplus.metrics import group_of
 from liftplus.runs import Session
+from liftplus.runtime import duration
 from liftplus.space import SEED, Choices, Point, Range, Space
 from liftplus.tickets import Tickets
 
@@ -269,7 +270,7 @@ class Sweep:
         text = f"trial {number}: {self.plan.metric} {value:.1f} on validation, best {scored[best]:.1f} (trial {best}), "
         text += f"{len(done) + 1} of {len(queue.points)} done"
         if left and spent:
-            text += f", about {_duration(left * statistics.mean(spent) / workers)} left"
+            text += f", about {duration(left * statistics.mean(spent) / workers)} left"
         self.told(text)
 
     def settings(self, trials: Sequence[Done]) -> list[Setting]:
@@ -387,10 +388,3 @@ def _short(value: str) -> str:
         return f"{float(value):.4g}" if "." in value or "e" in value else value
     except ValueError:
         return value
-
-
-def _duration(seconds: float) -> str:
-    """Roughly, for a person."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

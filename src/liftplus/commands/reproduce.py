@@ -143,7 +143,7 @@ def _line(plan: Plan, one: Experiment) -> dict[str, Any]:
     """Everything about an experiment."""
     from liftplus.backbones import catalogue as backbones
     from liftplus.reproduce import needs
-    from liftplus.reproduce.carry_out import duration
+    from liftplus.runtime import duration
 
     config, need = plan.config(one, 0), needs.data(one.source)
     if one.seconds is not None:

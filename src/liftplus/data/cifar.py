@@ -46,21 +46,26 @@ _CIFAR = {
 }
 
 
+def long_tailed_sizes(largest: int, imbalance_ratio: float, classes: int) -> list[int]:
+    """Class sizes that fall exponentially: n_k = int(n_max · (1/IR)^(k/(C-1)))."""
+    return [int(largest * (1 / imbalance_ratio) ** (k / max(classes - 1, 1))) for k in range(classes)]
+
+
 def long_tailed_indices(labels: ArrayLike, imbalance_ratio: float, seed: int = 0) -> NDArray[np.int64]:
     """Which images of a balanced set remain when class sizes fall exponentially.
 
-    n_k = int(n_max · (1/IR)^(k/(C-1))); for each class in label order its indices are shuffled by one legacy
+    They are `long_tailed_sizes`; for each class in label order its indices are shuffled by one legacy
     NumPy generator and the first n_k kept, as the published CIFAR-LT splits were made.
     """
     array = np.asarray(labels, dtype=np.int64)
     counts = np.bincount(array)
     rng = np.random.RandomState(seed)
     kept = []
-    for k in range(len(counts)):
+    sizes = long_tailed_sizes(int(counts.max(initial=0)), imbalance_ratio, len(counts))
+    for k, size in enumerate(sizes):
         members = np.flatnonzero(array == k)
         rng.shuffle(members)
-        exponent = k / max(len(counts) - 1, 1)
-        kept.append(members[: int(int(counts.max()) * (1 / imbalance_ratio) ** exponent)])
+        kept.append(members[:size])
     return np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
 
 

@@ -139,10 +139,10 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
         return None
     figure, (axes,) = canvas()
     rows = []
-    few = sum(len(points) for _, _, points in found) <= _POINTS
+    shown = sum(len(points) for _, _, points in found) <= _POINTS
     for place, one, points in found:
         look = Look.of(place)
-        if few:
+        if shown:
             dots(axes, points, look)
         middle = binned(points)
         axes.plot(
@@ -154,7 +154,7 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
     axes.set_ylabel("accuracy in percent")
     legend(figure, axes)
     reading = "Lines: mean over classes of a like count (bins of a factor of two)" + (
-        "; points: single classes. " if few else ". "
+        "; points: single classes. " if shown else ". "
     )
     reading += "A line that drops to the left while another does not shows a tail that was damaged."
     header = ("series", "train_images_mean", "accuracy_mean", "classes")

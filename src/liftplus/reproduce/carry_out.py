@@ -18,6 +18,7 @@ from liftplus.reproduce import needs
 from liftplus.reproduce.catalogue import Experiment
 from liftplus.reproduce.plan import Plan
 from liftplus.runs import Session
+from liftplus.runtime import duration
 
 PAUSE = 2.0  # seconds between looks at runs that other processes are making
 TIMES = "times.jsonl"
@@ -212,10 +213,3 @@ def finished_test(plan: Plan, experiment: Experiment, seed: int) -> Path | None:
         return None
     inside = reuse.test_folder(folder, plan.config(experiment, seed).evaluation)
     return inside if (inside / reuse.LAST).is_file() else None
-
-
-def duration(seconds: float) -> str:
-    """Roughly, for a person."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from liftplus.backbones import catalogue as backbones
 from liftplus.backbones.base import BackboneConfig
 from liftplus.config import RunConfig
-from liftplus.data import sources
+from liftplus.data import cifar, sources
 from liftplus.errors import UserError
 
 CIFAR_MOST, CIFAR_CLASSES = 500, 100
@@ -76,9 +76,9 @@ def has_root(source: str) -> bool:
 
 def training_images(config: RunConfig, source: str) -> int | None:
     """How many images an epoch has, where that is known without the data."""
-    if source == "cifar100_lt":  # n_k = int(500 (1/IR)^(k/99)), METHOD of LIFT
+    if source == "cifar100_lt":
         ratio = config.data.imbalance_ratio or 100.0
-        return sum(int(CIFAR_MOST * (1 / ratio) ** (k / (CIFAR_CLASSES - 1))) for k in range(CIFAR_CLASSES))
+        return sum(cifar.long_tailed_sizes(CIFAR_MOST, ratio, CIFAR_CLASSES))
     need = data(source)
     return None if need is None else need.train
 
