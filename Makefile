@@ -22,10 +22,10 @@ demo: venv
 	$(BIN)/liftplus demo
 
 test: venv
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 slow: venv
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: venv
 	$(BIN)/ruff format --check src tests scripts benchmarks

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -218,20 +217,6 @@ def peak(args: argparse.Namespace, chosen: runtime.Runtime) -> dict[str, Any]:
     return out | {"used": out["measured"]}
 
 
-def processor() -> str:
-    """The CPU's name, and whether it multiplies in bf16."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    found = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in found.items()}
-    if "model name" in fields:
-        name = f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
-    return name
-
-
 def multiplies_bf16() -> bool:
     """Whether this CPU has units for products in bf16; others emulate them."""
     return runtime.choose("cpu").precision == "bf16"
@@ -241,7 +226,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """Processor, cores, vector units and GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     out: dict[str, Any] = {
-        "cpu": processor(),
+        "cpu": runtime.processor(),
         "cores": cores,
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "bf16_on_cpu": multiplies_bf16(),

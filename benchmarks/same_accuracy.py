@@ -117,7 +117,6 @@ def one(args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> d
         "losses": [harness.significant(loss, 6) for loss in fitted.losses],
         **{group: metrics.summary()[group] for group in GROUPS},
         "versions": runtime.describe(chosen),
-        "cpu": harness.processor(),
     }
 
 

@@ -66,10 +66,10 @@ def noise(run: Trained, count: int = 5, *, five: bool = False) -> torch.Tensor:
     ("backbone", "tuner", "form", "five"),
     [
         ("timm_vit", "adaptformer", "onnx", False),
-        ("clip_vit", "vpt_deep+lora+ssf", "onnx", True),
-        ("clip_resnet", "conv_adapter+ssf", "onnx", False),
-        ("swin", "adapter+aft", "pt2", False),
         ("timm_vit", "vpt_shallow+bitfit", "pt2", True),
+        pytest.param("clip_vit", "vpt_deep+lora+ssf", "onnx", True, marks=pytest.mark.slow),
+        pytest.param("clip_resnet", "conv_adapter+ssf", "onnx", False, marks=pytest.mark.slow),
+        pytest.param("swin", "adapter+aft", "pt2", False, marks=pytest.mark.slow),
     ],
 )
 def test_graph_is_pytorch(backbone: str, tuner: str, form: Any, five: bool, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_a_loader_worker_is_killed(photos: Path, tmp_path: Path) -> None:
 
 
 @linux
-@pytest.mark.parametrize("start", ["fork", "forkserver"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_a_killed_run_leaves_nothing_behind(photos: Path, tmp_path: Path, start: str) -> None:
     """Its lock does not block, and its loader workers end with it."""
     running = under_way(photos, tmp_path / "run", "workers=2", start=start)

@@ -135,7 +135,10 @@ def stores(folder: tuple[FolderStore, Split], tmp_path: Path) -> list[tuple[Byte
     return [folder, (ZipStore(tmp_path / "all.zip"), split), (array, Split([*map(str, range(11))], split.labels))]
 
 
-@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"], indirect=True)
+START_METHODS = ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("start_method", START_METHODS, indirect=True)
 def test_every_way_to_start_workers(folder: tuple[FolderStore, Split], tmp_path: Path, start_method: str) -> None:
     """Two epochs with persistent workers, MDA's crops among them, equal those without workers in each bit."""
     for source in stores(folder, tmp_path):

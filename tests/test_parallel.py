@@ -234,6 +234,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_three_processes_train_and_test_as_one(photos: Path, tmp_path: Path) -> None:
     """Losses, weights of images, samplers, accumulation, features; parts that are empty; weights stay in step."""
     cases = [[*SETTINGS, "epochs=1", *case] for case in CASES]

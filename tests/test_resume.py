@@ -197,7 +197,7 @@ def test_killed_twice(photos: Path, tmp_path: Path) -> None:
     killed_at_random(photos, tmp_path, 2, "save_minutes=0.0001")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_asked_to_stop(photos: Path, tmp_path: Path, number: int) -> None:
     """The step under way is finished, the state saved, the way on said; the same command goes on."""
     folder = tmp_path / "run"
@@ -371,6 +371,7 @@ def test_the_last_good_state_outlives_a_loss_that_is_not_finite(
     assert outcome(folder) == outcome(whole)
 
 
+@pytest.mark.slow
 def test_the_scaler_of_fp16_is_part_of_the_state(photos: Path, tmp_path: Path) -> None:
     """On the CPU, where no user may choose fp16. A step that overflows is left out and halves the scale."""
     run = config.resolve(data=str(photos), overrides=[*SETTINGS])

@@ -68,12 +68,22 @@ def the_report_opens(folder: Path) -> None:
             assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def every(step: int, data: Path, out: Path) -> Path:
+    """An archive of every step-th picture of another: the same classes and splits, in a part of the time."""
+    with zipfile.ZipFile(data) as archive, zipfile.ZipFile(out, "w") as part:
+        names = sorted(archive.namelist())
+        pictures = [name for name in names if "/" in name]
+        for name in [*pictures[::step], *(name for name in names if "/" not in name)]:
+            part.writestr(name, archive.read(name))
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.shared
 @shared
-@pytest.mark.parametrize("name", ["clothing17_160", "tinyimagenet200_lt100"])
-def test_real_photographs_to_the_end(command: Command, tmp_path: Path, name: str) -> None:
-    data = SHARED / f"{name}.zip"
+@pytest.mark.parametrize(("name", "step"), [("clothing17_160", 1), ("tinyimagenet200_lt100", 4)])
+def test_real_photographs_to_the_end(command: Command, tmp_path: Path, name: str, step: int) -> None:
+    data = every(step, SHARED / f"{name}.zip", tmp_path / f"{name}.zip")
     ended = command("train", "--data", data, "--backbone", "mini_clip", "--out", "run", "--json", "epochs=2")
     assert ended.code == 0, ended.err
     trained = json.loads(ended.out)

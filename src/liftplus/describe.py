@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
-
 from liftplus import config as configs
 from liftplus import console, memory, registry
 from liftplus.backbones import catalogue
@@ -66,9 +64,7 @@ def backbones(pattern: str, as_json: bool) -> None:
 
 def planned(config: configs.RunConfig, classes: int) -> tuple[Classifier, list[str]]:
     """The model with no weights behind it, to count parameters, and the tuners that its backbone could take."""
-    with torch.device("meta"):
-        fits = fitting(catalogue.load(config.backbone, weights=False))
-    return memory.unloaded(config, classes), fits
+    return memory.unloaded(config, classes), fitting(catalogue.without_weights(config.backbone))
 
 
 def fitting(backbone: Backbone) -> list[str]:

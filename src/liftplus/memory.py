@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from liftplus.backbones import catalogue
+from liftplus.backbones.unfilled import Unfilled
 from liftplus.config import RunConfig
 from liftplus.evaluate import Normalise
 from liftplus.losses import LossModule
@@ -140,8 +141,8 @@ class Need:
 
 def unloaded(config: RunConfig, classes: int) -> Classifier:
     """The classifier without weights, on the meta device."""
-    with torch.device("meta"):
-        backbone = catalogue.load(config.backbone, weights=False)
+    backbone = catalogue.without_weights(config.backbone)
+    with torch.device("meta"), Unfilled():
         head = config.head.build(backbone, classes)
         model = Classifier(backbone, dict(config.tuner), head, classes)
         if not model.reads_text:

@@ -132,18 +132,30 @@ def _best_precision(device: torch.device) -> str:
 def describe(runtime: Runtime) -> dict[str, str]:
     """Versions and hardware, for the record beside every result."""
     names = ("liftplus", "torch", "torchvision", "timm", "open_clip_torch", "numpy", "pillow")
-    hardware = platform.processor() or platform.machine()
-    if runtime.device.type == "cuda":
-        hardware = torch.cuda.get_device_name(runtime.device)
+    on_gpu = runtime.device.type == "cuda"
     return {name: version(name) for name in names} | {
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "device": str(runtime.device),
-        "hardware": hardware,
+        "hardware": torch.cuda.get_device_name(runtime.device) if on_gpu else processor(),
         "threads": str(torch.get_num_threads()),
         "precision": runtime.precision,
         "processes": str(runtime.job.size),
     }
+
+
+def processor() -> str:
+    """The CPU's name; on Linux with family and model, since cloud machines of several generations share a name."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return name
+    found = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in found.items()}
+    if "model name" in fields:
+        name = f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+    return name
 
 
 class Compiled:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from liftplus.backbones import catalogue, from_timm, mini_clip
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.backbones.clip import LeanQuickGELU
+from liftplus.backbones.unfilled import Unfilled
 from liftplus.errors import UserError
 from zoo import ZOO, backbone_of
 
@@ -30,8 +31,7 @@ EXACT = [name for name in NAMES if name.startswith(("laion_vit", "datacomp"))]
 @cache
 def built(name: str) -> Backbone:
     """Shapes without weights."""
-    with torch.device("meta"):
-        return catalogue.load(BackboneConfig(name=name), weights=False)
+    return catalogue.without_weights(BackboneConfig(name=name))
 
 
 def refusal(name: str) -> str:
@@ -319,3 +319,23 @@ def test_hooks_run_in_a_block_that_is_computed_again() -> None:
         slopes.append(scale.grad)
     assert slopes[0] is not None and slopes[0] != 0
     assert torch.equal(*slopes)
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_what_is_not_drawn_is_weights_alone(name: str) -> None:
+    """Masks, tables of positions and running statistics are made as ever; only parameters wait for their file."""
+    plain = ZOO[name]()
+    with Unfilled():
+        waiting = ZOO[name]()
+    wanted, found = plain.state_dict(), waiting.state_dict()
+    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in wanted.items()}
+    towers = [(plain.image, waiting.image), *([(plain.text, waiting.text)] if plain.text is not None else [])]
+    for one, two in towers:
+        held = dict(two.named_buffers())
+        assert all(torch.equal(buffer, held[key]) for key, buffer in one.named_buffers())
+
+
+def test_nothing_is_drawn_for_weights_that_follow() -> None:
+    before = torch.get_rng_state()
+    catalogue.load(BackboneConfig(name="mini_clip"))
+    assert torch.equal(torch.get_rng_state(), before)

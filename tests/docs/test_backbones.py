@@ -6,7 +6,6 @@ import re
 import textwrap
 
 import pytest
-import torch
 
 from doc_pages import page
 from liftplus import describe, registry
@@ -43,8 +42,7 @@ FAMILIES = [
 
 
 def fitting(name: str) -> list[str]:
-    with torch.device("meta"):
-        return describe.fitting(catalogue.load(BackboneConfig(name=name), weights=False))
+    return describe.fitting(catalogue.without_weights(BackboneConfig(name=name)))
 
 
 def table_of_tuners() -> str:

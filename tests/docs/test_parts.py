@@ -65,12 +65,14 @@ def contract(paths: list[Path], tests: str, chosen: str) -> None:
     assert " passed" in ended.stdout
 
 
+@pytest.mark.slow
 def test_the_tuner_holds_the_contract(written: list[Path]) -> None:
     """A dual encoder on both sides, attention with q, k and v apart, one without attention, one that is refused."""
     chosen = "ia3-clip_vit or ia3-eva or ia3-convnext or ia3-clip_resnet or fits_something"
     contract(written[:1], "tests/tuners/test_contract.py", chosen)
 
 
+@pytest.mark.slow
 def test_loss_and_sampler_hold_their_contracts(written: list[Path]) -> None:
     loss = "(vector_scaling and (finite or twice or pieces))"
     sampler = "(repeat_factor and (within or follows or one_image or workers or moment))"

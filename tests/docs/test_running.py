@@ -61,6 +61,7 @@ def newcomer(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_newcomers_path(newcomer: Path, command: Command) -> None:
     """docs/start.md in an empty folder: a zip of photos → inspect → train → report → predict → export."""
     path = next(content for _, content in blocks("start.md") if content.startswith("liftplus data inspect"))

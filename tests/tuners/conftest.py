@@ -67,7 +67,8 @@ def _cases() -> list[Any]:
                     continue
                 options = {"side": side} | ({"places": (0, -1)} if "places" in part.model_fields else {})
                 if tuner(name, **options).fits(trunk):
-                    marks = () if backbone in KINDS else pytest.mark.slow
+                    default = backbone in KINDS if side == "image" else backbone == "clip_vit"
+                    marks = () if default else pytest.mark.slow
                     cases.append(pytest.param(name, backbone, options, id=f"{name}-{backbone}-{side}", marks=marks))
     return cases
 
@@ -99,7 +100,8 @@ def count(model: Classifier) -> int:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with these three arguments runs for every tuner, backbone and side that go together.
 
-    By default on a backbone of each kind; on the others among the slow tests. Where it is `costly`, not every pair.
+    By default on an image tower of each kind and on one text tower, the others among the slow tests; where it is
+    `costly`, not every pair.
     """
     if {"name", "backbone", "options"} <= set(metafunc.fixturenames):
         costly = metafunc.definition.get_closest_marker("costly")

@@ -115,9 +115,10 @@ def test_layers(lab: Any, name: str, backbone: str, options: dict[str, Any]) -> 
     assert lab.count(lab.attachable(name, backbone, options | {"layers": depth})) == everything
     # Tuners that act once (on the pooled feature, say) have all their weights there.
     assert last <= everything
+    trunk, head = lab.backbone_of(backbone), lab.build(backbone, {}).head
     for wrong in (depth + 1, (0, depth), (), 0, (-1,)):
         with pytest.raises(UserError, match=r"blocks can be chosen"):
-            lab.build(backbone, {name: part(**options | {"layers": wrong})})
+            Classifier(trunk, {name: part(**options | {"layers": wrong})}, head, lab.classes)
 
 
 def test_refused_where_a_site_is_missing(lab: Any, name: str, unfit: str) -> None:

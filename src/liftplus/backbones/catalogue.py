@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,6 +17,7 @@ import torch
 from liftplus.backbones import from_open_clip, from_timm, mini_clip
 from liftplus.backbones import weights as weight_files
 from liftplus.backbones.base import Backbone, BackboneConfig
+from liftplus.backbones.unfilled import Unfilled
 from liftplus.errors import unknown
 
 
@@ -53,9 +55,14 @@ class Traits:
 @cache
 def traits(name: str) -> Traits:
     """Whether a backbone has a text tower, and the kinds of sites of its image tower."""
-    with torch.device("meta"):
-        backbone = load(BackboneConfig(name=name), weights=False)
+    backbone = without_weights(BackboneConfig(name=name))
     return Traits(backbone.text is not None, backbone.kinds())
+
+
+def without_weights(config: BackboneConfig) -> Backbone:
+    """A backbone on the meta device: shapes and sites, and no values."""
+    with torch.device("meta"), Unfilled():
+        return load(config, weights=False)
 
 
 def locate(config: BackboneConfig, *, fetch: bool = True) -> Path:
@@ -74,15 +81,16 @@ def locate(config: BackboneConfig, *, fetch: bool = True) -> Path:
 
 
 def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
-    """Build a backbone with its weights, or without (on the current default device) to count parameters."""
+    """Build a backbone with its weights, or with random ones."""
     library, _, rest = full_name(config.name).partition("/")
-    if library == "mini_clip":
-        backbone = mini_clip.backbone(config, weights=weights)
-    elif library == "timm":
-        backbone = from_timm.backbone(config, rest, weights=weights)
-    else:
-        arch, _, tag = rest.partition("/")
-        backbone = from_open_clip.backbone(config, arch, tag, weights=weights)
+    with Unfilled() if weights else nullcontext():
+        if library == "mini_clip":
+            backbone = mini_clip.backbone(config, weights=weights)
+        elif library == "timm":
+            backbone = from_timm.backbone(config, rest, weights=weights)
+        else:
+            arch, _, tag = rest.partition("/")
+            backbone = from_open_clip.backbone(config, arch, tag, weights=weights)
     if config.grad_checkpointing:
         backbone.recompute()
     return backbone

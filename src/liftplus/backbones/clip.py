@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,12 @@ def text_tower(shape: Shape) -> TextTransformer:
         output_dim=shape.joint,
         act_layer=QuickGELU if shape.quick_gelu else nn.GELU,
     )
+
+
+@cache
+def clip_tokenizer(context: int) -> SimpleTokenizer:
+    """CLIP's byte-pair encoding for texts of so many tokens; reading its table takes a quarter of a second."""
+    return SimpleTokenizer(context_length=context)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -269,5 +275,5 @@ def clip_backbone(
         load_strict(image, image_state(state, image), f"the image tower of {name}")
         load_strict(text, text_state(state), f"the text tower of {name}")
         projection, scale = projection_and_scale(state, shape, name)
-    encoder = TextEncoder(text, tokenizer or SimpleTokenizer(context_length=shape.context), scale)
+    encoder = TextEncoder(text, tokenizer or clip_tokenizer(shape.context), scale)
     return Backbone(name, image, facts, image_projection=projection, text=encoder, identity=identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -46,6 +47,12 @@ class MiniTokenizer(SimpleTokenizer):
         self.vocab_size = len(self.encoder)
         self.all_special_ids = [self.vocab_size - 2, self.vocab_size - 1]
         self.sot_token_id, self.eot_token_id = self.all_special_ids
+
+
+@cache
+def mini_tokenizer() -> MiniTokenizer:
+    """The one tokenizer of all backbones of this kind in a process."""
+    return MiniTokenizer()
 
 
 def image_tower(image_size: int = IMAGE_SIZE) -> VisionTransformer:
@@ -106,6 +113,6 @@ def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
                 raise UserError(f"The weights do not fit mini_clip: {name} is missing or of another shape.")
         projection, scale = state["image_projection"], float(state["logit_scale"])
         identity = identity_of(path)
-    encoder = TextEncoder(text, MiniTokenizer(), scale)
+    encoder = TextEncoder(text, mini_tokenizer(), scale)
     facts = Facts(size, HALF, HALF, patch_size=PATCH)
     return Backbone(config.name, image, facts, image_projection=projection, text=encoder, identity=identity)
