@@ -12,6 +12,7 @@ import pytest
 
 from liftplus import compare, demo
 from liftplus.errors import UserError
+from liftplus.report import read
 
 from .conftest import Command
 
@@ -77,6 +78,8 @@ def test_runs_are_made_reused_and_refused(photos: Path, command: Command, tmp_pa
         ("lift+", "5"),
         ("full:lr=0.003", "1"),
     ]
+    twice = read.run(out / "lift+-seed1")
+    assert twice.tested is not None and twice.tested.tte and twice.other_crops is not None
     page = (out / "compare.md").read_text()
     assert "| full:lr=0.003 |" in page and "noise" in page
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from liftplus.errors import UserError
+from liftplus.reuse import TESTS
 
 T = TypeVar("T")
 FILES = ("config.json", "metrics.json", "per_class.csv", "log.jsonl")
+INSIDE = ("*/metrics.json", f"{TESTS}/*/metrics.json")  # further tests of a run
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class Tested:
         return value if isinstance(value, int) else None
 
     @property
+    def margins(self) -> tuple[Any, Any]:
+        """What surrounds the crops: expand, and the one crop's own where it has one."""
+        evaluation = table(self.metrics.get("evaluation"))
+        return evaluation.get("expand"), evaluation.get("one_crop_expand")
+
+    @property
     def what(self) -> tuple[str, str]:
         """Data set and split."""
         return str(self.metrics.get("data", "")), str(self.metrics.get("split", ""))
@@ -90,11 +98,11 @@ class Run:
 
     @property
     def other_crops(self) -> Tested | None:
-        """The evaluation of the same data and split with the other number of crops."""
-        if self.tested is None:
+        """The evaluation of the same data and split with the other number of crops, the same margin before others."""
+        if (own := self.tested) is None:
             return None
-        found = [t for t in self.others if t.what == self.tested.what and t.tte != self.tested.tte]
-        return found[-1] if found else None
+        found = [t for t in self.others if t.what == own.what and t.tte != own.tte]
+        return max(found, key=lambda t: t.margins == own.margins, default=None)
 
     @property
     def train_counts(self) -> tuple[int, ...]:
@@ -140,7 +148,7 @@ def run(folder: Path) -> Run:
     if table(table(about.get("config")).get("train")).get("epochs") and not log:
         problems.append(f"{folder / 'log.jsonl'} has no epoch, so there is no training curve of this run.")
     tested = _tested(folder, problems)
-    inside = sorted(path.parent for path in folder.glob("*/metrics.json"))
+    inside = sorted(path.parent for place in INSIDE for path in folder.glob(place))
     others = tuple(found for path in inside if (found := _tested(path, problems)) is not None)
     return Run(folder, about, log, tested, others, tuple(problems))
 
