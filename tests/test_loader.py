@@ -150,6 +150,19 @@ def test_every_way_to_start_workers(folder: tuple[FolderStore, Split], tmp_path:
             assert torch.equal(left.indices, right.indices) and torch.equal(left.labels, right.labels)
 
 
+in_children = {"thread": False}
+
+
+def _thread_in_a_child() -> None:
+    """As a library does that lives on in forked processes."""
+    if in_children["thread"]:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_thread_in_a_child)
+
+
 class Slow:
     """Crops that take a while."""
 
@@ -218,12 +231,16 @@ def test_a_store_that_is_gone_is_named(folder: tuple[FolderStore, Split], tmp_pa
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
 @pytest.mark.parametrize("start_method", ["fork", "forkserver"], indirect=True)
-def test_only_the_main_process_ends_a_worker(folder: tuple[FolderStore, Split], start_method: str) -> None:
+def test_only_the_main_process_ends_a_worker(
+    folder: tuple[FolderStore, Split], start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A SIGTERM to the whole job leaves it be, and the one by which Python ends its children at exit does not hang."""
     before = set(multiprocessing.active_children())
     loader = Loader(*folder, FixedView(Slow()), batch_size=2, workers=1)
     epoch = loader.epoch()
+    monkeypatch.setitem(in_children, "thread", True)
     next(epoch)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     (worker,) = set(multiprocessing.active_children()) - before
     for name in ("-TERM", "-INT"):
         subprocess.run(["kill", name, str(worker.pid)], check=True)

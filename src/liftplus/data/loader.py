@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -138,6 +139,23 @@ def _settle(_worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # in later threads too
         threading.Thread(target=_end_with, args=(partial(_told_by, main.pid),), daemon=True).start()
     threading.Thread(target=_end_with, args=(main.join,), daemon=True).start()
+
+
+@contextmanager
+def _asked_to_end_later() -> Iterator[None]:
+    """SIGTERM waits while workers are forked, and they inherit that.
+
+    Libraries (OpenTelemetry, which wandb uses) start threads in every forked process before `_settle` runs there; one
+    that does not wait would take the signal and end the worker.
+    """
+    if not hasattr(signal, "pthread_sigmask") or multiprocessing.get_start_method() != "fork":
+        yield  # a server of processes would hand the mask on to all that it starts later
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _end_with(event: Callable[[], None]) -> None:
@@ -280,9 +298,10 @@ class Loader:
         It would raise in whatever runs when a worker dies; asking for the next batch finds that out as well.
         """
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        if before is None or threading.current_thread() is not threading.main_thread():
-            return iter(self._loader)
-        try:
-            return iter(self._loader)
-        finally:
-            signal.signal(signal.SIGCHLD, before)
+        with _asked_to_end_later():
+            if before is None or threading.current_thread() is not threading.main_thread():
+                return iter(self._loader)
+            try:
+                return iter(self._loader)
+            finally:
+                signal.signal(signal.SIGCHLD, before)
