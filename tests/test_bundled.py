@@ -114,6 +114,7 @@ def test_no_picture_is_in_two_splits(drawn: DataSet) -> None:
     assert len({hashlib.sha256(drawn.store.image(key).tobytes()).digest() for key in keys}) == len(keys) == 8758
 
 
+@pytest.mark.slow
 def test_the_card_states_the_zero_shot_accuracy_that_the_weights_have(drawn: DataSet) -> None:
     card = mini_clip.WEIGHTS.with_suffix(".md").read_text(encoding="utf-8")
     stated = re.search(r"zero-shot on openmoji_lt's validation split: ([\d.]+) %", card)

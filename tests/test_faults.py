@@ -234,6 +234,7 @@ def test_a_picture_is_removed(
     assert outcome(run) == whole
 
 
+@pytest.mark.slow
 @linux
 def test_a_loader_worker_is_killed(photos: Path, tmp_path: Path) -> None:
     running = under_way(photos, tmp_path / "run", "workers=1")
@@ -262,6 +263,7 @@ def test_a_killed_run_leaves_nothing_behind(photos: Path, tmp_path: Path, start:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(photos: Path, tmp_path: Path, command: Command) -> None:
     """The first one does not notice."""
     running = under_way(photos, tmp_path / "run")
@@ -274,6 +276,7 @@ def test_a_second_process_is_refused(photos: Path, tmp_path: Path, command: Comm
     check_files(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_start_at_once(photos: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
     """One of them does the run."""
     both = [liftplus(*arguments(photos, tmp_path / "run"), told=tmp_path / f"{k}.txt") for k in range(2)]

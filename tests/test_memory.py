@@ -219,6 +219,7 @@ def test_thousands_of_classes_bend_the_line(images: int) -> None:
     assert 0.95 * peak <= need.tensors(images) <= 1.15 * peak
 
 
+@pytest.mark.slow
 def test_advice_names_the_micro_batch_or_the_option_that_fits(small_gpu: Callable[[int], Runtime]) -> None:
     run = planned("mini_clip", "train.batch_size=128")
     pieces = run.model_copy(update={"train": run.train.model_copy(update={"micro_batch": 1})})

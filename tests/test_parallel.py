@@ -259,6 +259,7 @@ def test_three_processes_train_and_test_as_one(photos: Path, tmp_path: Path) -> 
         assert summary == evaluate.score(seen, dataset.splits["test"], dataset.counts()).summary()
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_that_of_one(photos: Path, tmp_path: Path, command: Any) -> None:
     """The command line: the same tables, written once and told once."""
     code, told = ended(trained(2, photos, tmp_path / "two"))

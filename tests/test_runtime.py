@@ -142,6 +142,7 @@ def test_compiling_that_fails_is_done_without() -> None:
     assert run(images[:1]).shape == (1, CLASSES)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_agrees() -> None:
     """By the real compiler up to its code generator."""
     model = classifier()

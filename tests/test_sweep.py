@@ -94,6 +94,7 @@ def reported(said: str) -> Counter[str]:
     return Counter(line.split(":")[0] for line in said.splitlines() if " on validation, best " in line)
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_sweep(split: Path) -> None:
     at = split.parent
     given = ("sweep", "--data", split, "--out", at / "s", "lr=0.001,0.01,0.02", *QUICK)

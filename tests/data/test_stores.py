@@ -209,7 +209,7 @@ def test_array_store() -> None:
         store.image("3")
 
 
-@pytest.mark.parametrize("context", ["spawn", "fork"])
+@pytest.mark.parametrize("context", [pytest.param("spawn", marks=pytest.mark.slow), "fork"])
 def test_zip_in_two_workers(tmp_path: Path, png: Callable[..., bytes], context: str) -> None:
     if context == "fork" and not hasattr(os, "fork"):
         pytest.skip("this system cannot fork")

@@ -87,6 +87,7 @@ def test_saved_and_loaded_gives_the_same_bits(lab: Any, name: str, backbone: str
     assert torch.equal(other(lab.images(other)), model(lab.images(model)))
 
 
+@pytest.mark.costly
 def test_copies_are_independent(lab: Any, name: str, backbone: str, options: dict[str, Any]) -> None:
     """A deep copy and a pickled one give the same output, and training them leaves the original alone."""
     model = lab.attachable(name, backbone, options)
