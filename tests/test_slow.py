@@ -35,6 +35,7 @@ def test_committed_results_support_the_claim() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_demo_repeats_the_committed_results(command: Command, tmp_path: Path) -> None:
     ended = command("demo")
     assert ended.code == 0, ended.err
@@ -79,6 +80,7 @@ def every(step: int, data: Path, out: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.shared
 @shared
 @pytest.mark.parametrize(("name", "step"), [("clothing17_160", 1), ("tinyimagenet200_lt100", 4)])
