@@ -55,14 +55,14 @@ CLOSING = """## What this does not show
 * **Nothing of the papers' own tables.** Their data and weights are not on the machines that build liftplus; the
   comparisons that need them are listed as not testable, with the command that would make them.
 {rates}
-* **Two or three seeds** leave intervals of a point or more: what is "not confirmed" may still be so, and "no worse" may
+* **Three seeds** leave intervals of a point or more: what is "not confirmed" may still be so, and "no worse" may
   hide a loss of the interval's width.
 * **Seconds** are of processes that shared the machine, and no measure of speed: see [How fast it is](performance.md).
 """
 
 SEARCHED = """\
-* **Learning rates are the best of few,** searched with one seed on the validation split (below); a finer search may
-  favour another method by a point or two."""
+* **Learning rates are the best of few,** searched with one seed on the validation split for the methods listed below;
+  the others have LIFT+'s or those of `presets/data.toml`. A finer search may turn a comparison by a point or two."""
 UNSEARCHED = """\
 * **Learning rates were not searched for these runs.** They are `presets/data.toml`'s, searched at 64 pixels, and for
   the parts of LIFT+ that are left out one at a time LIFT+'s own; a search may turn a comparison."""

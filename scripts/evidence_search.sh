@@ -7,10 +7,10 @@
 set -e
 sweep="liftplus sweep --data openmoji_lt --backbone mini_clip"
 all="image_size=48 seed=1000 tte=false"
-$sweep --out runs/search/lift+ $all lr=0.15,0.4
-$sweep --out runs/search/full_sai_mda --method full $all head_init=semantic augment=mda lr=0.1,0.3
-$sweep --out runs/search/adaptformer $all head_init=random augment=lift lr=0.15,0.4
+$sweep --out runs/search/lift+ $all lr=0.05,0.15,0.4
+$sweep --out runs/search/full_sai_mda --method full $all head_init=semantic augment=mda lr=0.03,0.1
 $sweep --out runs/search/full --method full $all lr=0.03,0.1
-$sweep --out runs/search/sai $all augment=lift lr=0.15,0.4
-$sweep --out runs/search/cross_entropy $all loss=cross_entropy lr=0.15,0.4
+$sweep --out runs/search/adaptformer $all head_init=random augment=lift lr=0.05,0.15
 $sweep --out runs/search/linear_probe --method linear_probe $all lr=1.0,3.0
+$sweep --out runs/search/sai $all augment=lift lr=0.05,0.15
+$sweep --out runs/search/cross_entropy $all loss=cross_entropy lr=0.05,0.15
