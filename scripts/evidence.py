@@ -1,12 +1,14 @@
 """What was found on the claims of the papers: results gathered from runs, and the page docs/evidence.md made of them.
 
-    python scripts/evidence.py collect runs/reproduce small --out benchmarks/results/evidence/small.json
+    python scripts/evidence.py collect runs/reproduce small tail share control recipes \
+        --out benchmarks/results/evidence/openmoji.json
     python scripts/evidence.py search runs/search/* --out benchmarks/results/evidence/search.json
     python scripts/evidence.py write
 
 `collect` reads finished runs of `liftplus reproduce run NAME…`, with the verdicts of `liftplus reproduce status`;
 `search` reads finished `liftplus sweep`s, whose figures are of the validation split; `write` makes the page of all
-files in benchmarks/results/evidence. Call the first two on the machine of the runs: they note its processor.
+files in benchmarks/results/evidence, and of clothing_study.py's rows. Call the first two on the machine of the runs:
+they note its processor.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from liftplus.reproduce.plan import Plan, changed_settings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import clothing_study  # noqa: E402
 import harness  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 PAGE = ROOT / "docs" / "evidence.md"
+CLOTHING = RESULTS.parent / "clothing.jsonl"
 KEYS = ("overall", "mean_class", "many", "medium", "few")
 NOT_RUN = verdicts.NOT_RUN
 
@@ -182,13 +186,15 @@ def dates(files: Iterable[Path]) -> list[str]:
     return [days[0], days[-1]] if days else []
 
 
-def page(records: dict[str, dict[str, Any]]) -> str:
-    """Markdown of all files, by their names."""
+def page(records: dict[str, dict[str, Any]], clothing: Sequence[dict[str, Any]] = ()) -> str:
+    """Markdown of all files, by their names, and of the study on photographs of clothes."""
     made = {name: one for name, one in records.items() if one["kind"] == "experiments"}
     searched = any(one["kind"] == "search" for one in records.values())
     parts = [OPENING, *_claims(made), CLOSING.replace("{rates}", SEARCHED if searched else UNSEARCHED)]
     for name, one in made.items():
         parts.append(f"## Figures: {name}\n\n{_provenance(name, one)}\n{_figures(one)}")
+    if clothing:
+        parts.append(_photographs(clothing))
     for name, one in records.items():
         if one["kind"] == "search":
             parts.append(f"## Learning rates: {name}\n\n{_provenance(name, one)}\n{_searches(one)}")
@@ -258,7 +264,7 @@ def _provenance(name: str, record: dict[str, Any]) -> str:
     if made["device"] != ["cpu"]:
         where = ", ".join(made["hardware"])
     days = " to ".join(dict.fromkeys(record["dates"]))
-    text = f"`{record['command']}`" if "command" in record else "Commands stand in the table"
+    text = f"`{record['command']}`" if "command" in record else "Commands stand below"
     return (
         f"{text}; {days}, on {where}; torch {', '.join(made['torch'])}, liftplus {', '.join(made['liftplus'])} in "
         f"{', '.join(made['precision'])} with {' or '.join(made['threads'])} threads a process "
@@ -285,6 +291,30 @@ def _figures(record: dict[str, Any]) -> str:
         if one["differs"]
     )
     return f"{table(header, rows)}\n{notes}Each by itself, N being the seed:\n\n```text\n{lines}```\n"
+
+
+def _photographs(rows: Sequence[dict[str, Any]]) -> str:
+    """The study of a convolutional network: what it says of light and full tuning, and its table."""
+    tests = [row for row in rows if row["stage"] == "test"]
+    days = " to ".join(dict.fromkeys((min(row["date"] for row in rows), max(row["date"] for row in rows))))
+    trained = {row["method"] for row in tests if row["parameters"]["tuned"]} - {"full"}
+
+    def of(method: str, key: str) -> list[float]:
+        return [row["one_crop"][key] for row in sorted(tests, key=lambda row: row["seed"]) if row["method"] == method]
+
+    said = []
+    for key, words in (("overall", "overall"), ("few", "on its one few-shot class, of eight test images")):
+        light = max(sorted(trained), key=lambda method: statistics.mean(of(method, key)))
+        gaps = [a - b for a, b in zip(of(light, key), of("full", key), strict=True)]
+        said.append(f"{statistics.mean(gaps):+.1f} ± {statistics.stdev(gaps):.1f} points {words} (`{light}`)")
+    return (
+        "## A convolutional network on photographs\n\n"
+        f"EfficientNet-Lite0 with ImageNet's weights on clothing17, every method from class means with MDA and its own "
+        f"searched rate; the best light method against full fine-tuning, mean and standard deviation of the "
+        f"difference over seeds: {', '.join(said)}. What follows from it, and commands: "
+        f"[clothing](clothing.md); {days}, on a CPU of two cores, fp32 (`benchmarks/results/clothing.jsonl`).\n\n"
+        f"{clothing_study.table(list(rows))}\n"
+    )
 
 
 def _searches(record: dict[str, Any]) -> str:
@@ -337,7 +367,7 @@ def main() -> None:
         part.add_argument("--out", type=Path, required=True, help="the JSON file")
     args = parser.parse_args()
     if args.what == "write":
-        PAGE.write_text(page(read()), encoding="utf-8")
+        PAGE.write_text(page(read(), clothing_study.read(CLOTHING)), encoding="utf-8")
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results.write_json(args.out, collect(args.runs, args.names) if args.what == "collect" else search(args.sweeps))

@@ -246,6 +246,16 @@ def test_no_network_says_what_to_fetch(photos: Path, command: Command, monkeypat
     )
 
 
+def test_a_control_without_pretraining(photos: Path, command: Command) -> None:
+    given = ("--method", "linear_probe", "pretrained=false", "--json")
+    ended = command("train", "--data", photos, "--out", "run", *given, *QUICK)
+    assert ended.code == 0, ended.err
+    again = command("eval", "run", "--json")
+    assert json.loads(again.out)["overall"] == json.loads(ended.out)["overall"]
+    refused(command("eval", "run", "pretrained=true"), "was trained on other weights")
+    refused(command("train", "--data", photos, "pretrained=false", "weights=a.pt"), "give one of them")
+
+
 def test_settings_of_training_cannot_change_after_it(photos: Path, command: Command) -> None:
     assert command("train", "--data", photos, "--out", "run", *QUICK).code == 0
     refused(command("eval", "run", "loss.tau=2"), "loss belongs to the trained run")

@@ -26,6 +26,12 @@ def test_weights_are_the_accuracies() -> None:
         assert 100 * float(weight @ (guess == LABELS)) == pytest.approx(getattr(found, key), rel=1e-12)
         assert weight.sum() == pytest.approx(1)
     assert not noise.weights("many", LABELS, (1, 1, 1, 1))[0].any()
+    third = [k == LABELS for k in (2, 3)]  # of four classes the two with the fewest training images
+    weight, strata = noise.weights(noise.RAREST, LABELS, COUNTS)
+    wanted = np.mean([(guess == LABELS)[of].mean() for of in third])
+    assert float(weight @ (guess == LABELS)) == pytest.approx(wanted, rel=1e-12)
+    assert strata.tolist() == LABELS.tolist()
+    assert noise.weights(noise.RAREST, LABELS, (9, 9, 9, 9))[0] == pytest.approx(weight)  # of equal ones the last
     # A class without test images shifts nothing.
     assert noise.weights("few", LABELS, (*COUNTS, 4))[0] == pytest.approx(noise.weights("few", LABELS, COUNTS)[0])
 

@@ -28,10 +28,13 @@ from numpy.typing import NDArray
 from liftplus.metrics import group_of
 
 KEYS = ("overall", "mean_class", "many", "medium", "few")
-ONE_SEED = {"overall": 0.3, "mean_class": 0.3, "many": 1.0, "medium": 1.0, "few": 1.0}
+RAREST = "rarest_third"  # a group that does not change with the number of images, to compare data sets cut differently
+ONE_SEED = {"overall": 0.3, "mean_class": 0.3, "many": 1.0, "medium": 1.0, "few": 1.0, RAREST: 1.0}
 """Points under which one seed proves nothing: three times the spread over seeds that LIFT+ saw on ImageNet-LT for
 overall accuracy (0.1), and 1.3 to 2 times that of its groups (0.5 to 0.8)."""
 LEVEL = 0.05
+
+_WORDS = {"overall": "overall", "mean_class": "in the mean over classes", RAREST: "on the rarest third of classes"}
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -69,7 +72,7 @@ class Difference:
 
     def sentence(self) -> str:
         """The finding in words."""
-        name = {"overall": "overall", "mean_class": "in the mean over classes"}.get(self.key, f"{self.key}-shot")
+        name = _WORDS.get(self.key, f"{self.key}-shot")
         spread = "" if self.half is None else f" ± {self.half:.1f}"
         if self.exceeds:
             first, second = (self.a, self.b) if self.points > 0 else (self.b, self.a)
@@ -81,7 +84,8 @@ def weights(key: str, labels: Ints, train_counts: Sequence[int]) -> tuple[Floats
     """How one accuracy weighs the test images, and the stratum that each belongs to.
 
     Args:
-        key: overall, mean_class, many, medium or few.
+        key: overall, mean_class, many, medium or few; or rarest_third, the mean over the third of the classes, rounded
+            up, with the fewest training images (of equal ones the last).
         labels: class of each image [N].
         train_counts: training images of each class [C].
 
@@ -92,7 +96,12 @@ def weights(key: str, labels: Ints, train_counts: Sequence[int]) -> tuple[Floats
     if key == "overall":
         return np.full(len(labels), 1 / len(labels)), np.zeros(len(labels), dtype=np.int64)
     tested = np.bincount(labels, minlength=len(train_counts))
-    chosen = np.array([key in ("mean_class", group_of(count)) for count in train_counts]) & (tested > 0)
+    if key == RAREST:
+        from_most = np.argsort(-np.asarray(train_counts), kind="stable")
+        chosen = np.isin(np.arange(len(train_counts)), from_most[len(train_counts) * 2 // 3 :])
+    else:
+        chosen = np.array([key in ("mean_class", group_of(count)) for count in train_counts])
+    chosen &= tested > 0
     share = np.where(chosen, 1 / np.maximum(tested, 1), 0.0) / max(int(chosen.sum()), 1)
     return share[labels], labels
 

@@ -339,3 +339,32 @@ def test_nothing_is_drawn_for_weights_that_follow() -> None:
     before = torch.get_rng_state()
     catalogue.load(BackboneConfig(name="mini_clip"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["mini_clip", "timm/vit_tiny_patch16_224.augreg_in21k", "open_clip/RN50/openai"])
+def test_without_pretraining_weights_are_random(name: str) -> None:
+    """The same whatever was drawn before, and nothing after it is drawn differently; no file is looked for."""
+    config = BackboneConfig(name=name, pretrained=False, image_size=64)
+    assert catalogue.locate(config, fetch=False) is None
+    torch.manual_seed(5)
+    first = catalogue.load(config)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), after)
+    second = catalogue.load(config)
+    one, two = first.state_dict(), second.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    assert first.identity == second.identity
+    assert len(first.identity) == 64
+    with torch.no_grad():
+        features = first(torch.randn(2, 3, 64, 64))
+    assert features.isfinite().all()
+    assert features.std() > 0
+
+
+def test_random_weights_are_not_the_bundled_ones() -> None:
+    drawn = catalogue.load(BackboneConfig(name="mini_clip", pretrained=False))
+    assert drawn.identity != catalogue.load(BackboneConfig(name="mini_clip")).identity
+    other = catalogue.load(BackboneConfig(name="mini_clip", pretrained=False, image_size=32))
+    assert other.identity != drawn.identity  # of another shape, and so another draw

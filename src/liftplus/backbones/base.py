@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,10 +27,18 @@ class BackboneConfig(BaseModel):
     """A name from `liftplus info`, such as clip_vit_b16; or any timm/ARCH.TAG or open_clip/ARCH/TAG."""
     weights: str | None = None
     """A local weight file to use instead of the hub's: .safetensors, .pt, .pth, .bin, or OpenAI's archive."""
+    pretrained: bool = True
+    """False leaves the weights out, as a control: the library's random initialisation, always drawn with seed 0."""
     image_size: int | None = Field(default=None, ge=1)
     """Input side in pixels where it differs from the native one; position embeddings are resampled."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _either(self) -> BackboneConfig:
+        if self.weights is not None and not self.pretrained:
+            raise ValueError("weights names a file, and pretrained=false leaves weights out; give one of them")
+        return self
 
 
 @dataclass(frozen=True)

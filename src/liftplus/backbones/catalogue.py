@@ -65,13 +65,15 @@ def without_weights(config: BackboneConfig) -> Backbone:
         return load(config, weights=False)
 
 
-def locate(config: BackboneConfig, *, fetch: bool = True) -> Path:
-    """A backbone's weight file on this machine, without reading it.
+def locate(config: BackboneConfig, *, fetch: bool = True) -> Path | None:
+    """A backbone's weight file on this machine, without reading it; None for random weights.
 
     Raises:
         UserError: it is not here, and the hub does not give it; without `fetch`, the hub is not asked.
     """
     library, _, rest = full_name(config.name).partition("/")
+    if not config.pretrained:
+        return None
     if library == "mini_clip":
         return weight_files.existing(mini_clip.weight_file(config))
     if library == "timm":
@@ -81,7 +83,18 @@ def locate(config: BackboneConfig, *, fetch: bool = True) -> Path:
 
 
 def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
-    """Build a backbone with its weights, or with random ones."""
+    """Build a backbone with its weights, or with random ones.
+
+    Those of pretrained=false are the same in every process and for every seed of a run, so that only what was learned
+    has to be stored, as for any other backbone.
+    """
+    if weights and not config.pretrained:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            backbone = load(config, weights=False)
+        # Other versions of torch or of the library may draw others, which a trained run must not be loaded onto.
+        backbone.identity = weight_files.identity_of_tensors(backbone.state_dict())
+        return backbone
     library, _, rest = full_name(config.name).partition("/")
     with Unfilled() if weights else nullcontext():
         if library == "mini_clip":

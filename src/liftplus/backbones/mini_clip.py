@@ -92,7 +92,7 @@ def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
     if size % PATCH:
         raise UserError(f"backbone.image_size is {size}; {config.name!r} takes multiples of {PATCH} pixels.")
     image, text = image_tower(size), text_tower()
-    projection: Tensor = torch.empty(WIDTH, JOINT)
+    projection: Tensor = nn.init.normal_(torch.empty(WIDTH, JOINT), std=WIDTH**-0.5)
     scale, identity = math.log(1 / 0.07), "random"
     if weights:
         path = weight_file(config)

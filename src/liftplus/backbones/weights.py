@@ -77,6 +77,15 @@ def identity_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def identity_of_tensors(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors that came from no file."""
+    found = hashlib.sha256()
+    for name, value in state.items():
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def read_tensors(path: Path) -> dict[str, Any]:
     """What a weight file holds by name: .safetensors, OpenAI's TorchScript archive, .pt, .pth or .bin.
 

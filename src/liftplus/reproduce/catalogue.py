@@ -23,6 +23,7 @@ MAIN = "main"  # the table whose name is left out of its experiments' names
 
 T = TypeVar("T", bound=BaseModel)
 Key = Literal["overall", "mean_class", "many", "medium", "few"]
+Compared = Literal[Key, "rarest_third"]
 
 
 class _Entry(BaseModel):
@@ -65,7 +66,7 @@ class Comparison(_Entry):
 
     better: str
     worse: str
-    metric: Key
+    metric: Compared
     kind: Literal["better", "no_worse", "same"] = "better"
     about: str = ""
 

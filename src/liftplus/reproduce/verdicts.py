@@ -162,7 +162,7 @@ def judge(plan: Plan, name: str, claim: Claim, experiments: dict[str, Experiment
     """The claim against the runs in the plan's folder; p-values are adjusted for its comparisons of one accuracy."""
     found = [_compared(plan, test, experiments) for test in claim.tests]
     adjusted: dict[int, float | None] = {}
-    for key in KEYS:
+    for key in dict.fromkeys(test.metric for test in claim.tests):
         places = [k for k, (one, _) in enumerate(found) if one is not None and one.key == key]
         ps = noise.holm([one.p for k in places if (one := found[k][0]) is not None])
         adjusted |= dict(zip(places, ps, strict=True))
