@@ -221,7 +221,8 @@ class Sweep:
         if path.is_file():
             found = results.read_json(path, "id", *mine)
             changed = [key for key in ("varied", "sampler", "metric") if found[key] != mine[key]]
-            changed += [key for key in fixed if found["settings"].get(key) != fixed[key] and "varied" not in changed]
+            before = flat(RunConfig()) | found["settings"]  # an older liftplus may have lacked a setting
+            changed += [key for key in fixed if before.get(key) != fixed[key] and "varied" not in changed]
             if changed:
                 raise UserError(
                     f"{str(self.folder)!r} holds another sweep; what differs: {', '.join(changed[:4])}. Give the same "
