@@ -131,7 +131,11 @@ def accuracy_table(path: Path) -> str:
         name = f"{row['data']}, {row['train_images']:,} images, {row['epochs']} epochs"
         rows.append([name, row["group"], row["seeds"], *means, difference, row["verdict"]])
     keys = {arm: next((" ".join(x["keys"]) for x in lines if x["arm"] == arm), "") for arm in same_accuracy.ARMS}
-    told = f"reference: `{keys['reference']}`; fast: `{keys['fast']}`, on {lines[0]['cpu']}.\n\n"
+    about, fast = lines[0]["versions"], next((x["precision"] for x in lines if x["arm"] == "fast"), "?")
+    told = (
+        f"`python benchmarks/same_accuracy.py run`; reference: `{keys['reference']}`; fast: `{keys['fast']}` ({fast}); on "
+        f"{about['hardware']}, torch {about['torch']}. Accuracy in percent, mean and standard deviation over seeds.\n\n"
+    )
     return told + table(header, rows)
 
 

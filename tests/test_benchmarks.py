@@ -200,13 +200,16 @@ def test_everything_at_small_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_arms_for_real(tmp_path: Path) -> None:
+def test_two_arms_for_real(script: Callable[[str], Any], tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     small = ["--epochs", 1, "--train-images", 200, "--test-images", 50, "--seeds", 2, "--device", "cpu"]
     run("same_accuracy.py", "run", "--out", out, *small, "--reference", "precision=fp32", "--fast", "precision=auto")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["seed"], row["arm"]) for row in rows] == [(s, arm) for s in (0, 1) for arm in ("reference", "fast")]
     assert all(0 <= row["overall"] <= 100 and len(row["losses"]) == 1 for row in rows)
+    table = script("tables").accuracy_table(out)
+    assert f"| openmoji_lt, {rows[0]['train_images']} images, 1 epochs | overall | 2 |" in table
+    assert rows[0]["versions"]["hardware"] in table
 
 
 @pytest.mark.slow
