@@ -9,12 +9,15 @@ sweep="liftplus sweep --data openmoji_lt --backbone mini_clip"
 all="image_size=48 seed=1000 tte=false"
 $sweep --out runs/search/lift+ $all lr=0.05,0.15,0.4
 $sweep --out runs/search/full_sai_mda --method full $all head_init=semantic augment=mda lr=0.03,0.1
-$sweep --out runs/search/full_sai_mda_high --method full $all head_init=semantic augment=mda lr=0.3
 $sweep --out runs/search/full --method full $all lr=0.03,0.1,0.3
 $sweep --out runs/search/adaptformer $all head_init=random augment=lift lr=0.05,0.15,0.4
 $sweep --out runs/search/linear_probe --method linear_probe $all lr=1.0,3.0
 $sweep --out runs/search/sai $all augment=lift lr=0.05,0.15
 $sweep --out runs/search/cross_entropy $all loss=cross_entropy lr=0.05,0.15
+# Again at the size of small.toml and studies.toml, for the two that most comparisons rest on.
+at32="image_size=32 seed=1000 tte=false"
+$sweep --out runs/search/lift+_32px $at32 lr=0.05,0.15,0.3
+$sweep --out runs/search/full_sai_mda_32px --method full $at32 head_init=semantic augment=mda lr=0.03,0.1,0.2
 # The control of studies.toml.
 none="image_size=32 imbalance_ratio=200 pretrained=false seed=1000 tte=false"
 $sweep --out runs/search/control_full --method full $none lr=0.03,0.1,0.3
