@@ -29,7 +29,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=MODELS, default="vit_b16")
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 2, 4))
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--width", type=int, default=4)
+    parser.add_argument("--tuner", default="adaptformer", help="full for full fine-tuning")
+    parser.add_argument("--width", type=int, default=4, help="of adaptformer")
     parser.add_argument("--size", type=int)
     parser.add_argument("--limit-gib", type=float, help="tell whether each batch fits into so many GiB")
     return parser.parse_args(argv)
@@ -52,7 +53,8 @@ def one(work: Work, chosen: runtime.Runtime) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     chosen = runtime.choose(args.device, args.precision)
-    work = Work(args.model, 1, args.classes, args.width, args.size)
+    width = args.width if args.tuner == "adaptformer" else None
+    work = Work(args.model, 1, args.classes, width, args.size, args.tuner)
     record = harness.about(args, chosen) | {"work": work.shown, "rows": []}
     for checkpointing in (False, True):
         for batch in args.batches:
