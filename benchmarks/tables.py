@@ -134,7 +134,7 @@ def accuracy_table(path: Path) -> str:
     about, fast = lines[0]["versions"], next((x["precision"] for x in lines if x["arm"] == "fast"), "?")
     told = (
         f"`python benchmarks/same_accuracy.py run`; reference: `{keys['reference']}`; fast: `{keys['fast']}` ({fast}); "
-        f"on {about['hardware']}, torch {about['torch']}. Accuracy in percent, mean ± standard deviation over seeds.\n\n"
+        f"on {about['hardware']}, torch {about['torch']}. Percent, mean ± standard deviation over seeds.\n\n"
     )
     return told + table(header, rows)
 
