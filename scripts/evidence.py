@@ -57,8 +57,8 @@ CLOSING = """## What this does not show
   artists' drawings of the same things; the papers tune CLIP with 86 million and more on photographs. A claim that holds
   here may fail there, and the other way round.
 * **The pictures are smaller than mini_clip was trained for,** which makes a run short and the features worse: look at
-  the `zeroshot` lines. What a light module cannot mend, full fine-tuning can, so small pictures speak for heavy tuning;
-  the demo's table is of the size that fits.
+  the `zeroshot` lines. That may be why full fine-tuning does well here: it can mend more than a light module can. The
+  demo's table is of the size that fits.
 * **Nothing of the papers' own tables.** Their data and weights are not on the machines that build liftplus; the
   comparisons that need them are listed as not testable, with the command that would make them.
 {rates}
