@@ -54,6 +54,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", help="folder, archive or name; by default JPEGs made for the purpose")
     parser.add_argument("--images", type=int, default=12800, help="training images to make")
     parser.add_argument("--distinct", type=int, default=800, help="different ones among them; the rest are links")
+    parser.add_argument("--classes", type=int, default=50, help="among which they are dealt out")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--workers", type=int)
@@ -73,12 +74,12 @@ def picture(generator: np.random.Generator, side: int = 256) -> Image.Image:
     return Image.fromarray((total + 128).clip(0, 255).astype(np.uint8))
 
 
-def make_jpegs(root: Path, images: int, distinct: int, classes: int = 50) -> Path:
-    """Class folders root/train/cNN of JPEGs; all beyond `distinct` are links to earlier ones."""
+def make_jpegs(root: Path, images: int, distinct: int, classes: int) -> Path:
+    """Class folders root/train/cNNN of JPEGs; all beyond `distinct` are links to earlier ones."""
     generator = np.random.default_rng(0)
     made: list[Path] = []
     for index in range(images):
-        folder = root / "train" / f"c{index % classes:02}"
+        folder = root / "train" / f"c{index % classes:03}"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{index}.jpg"
         if len(made) < distinct:
@@ -168,7 +169,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if args.data is None:
-            source = make_jpegs(root / "jpegs", args.images, args.distinct)
+            source = make_jpegs(root / "jpegs", args.images, args.distinct, args.classes)
             sizes = [path.stat().st_size for path in sorted(source.rglob("*.jpg"))[:100]]
             record["bytes_a_jpeg"] = round(sum(sizes) / len(sizes))
         record["rows"].append(epochs(args, chosen, args.data or str(source)))

@@ -44,7 +44,7 @@ def variants(args: argparse.Namespace) -> Iterator[tuple[str, int, Work]]:
     side = args.size or contenders.catalogue_size(args.model)
     batches = args.batches if args.batches is not None else [max(1, args.batch // 4), args.batch // 2, args.batch]
     sizes = args.sizes if args.sizes is not None else [side // 2 // 16 * 16, side]
-    axes = {"batch": batches, "size": sizes, "classes": args.class_counts, "width": args.widths}
+    axes = {"classes": args.class_counts, "batch": batches, "width": args.widths, "size": sizes}
     for axis, values in axes.items():
         for value in dict.fromkeys(values):
             yield axis, value, replace(base, **{axis: value})

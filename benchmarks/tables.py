@@ -49,7 +49,8 @@ def caption(record: dict[str, Any]) -> str:
 
 
 def milliseconds(seconds: dict[str, float]) -> str:
-    return f"{1000 * seconds['median']:,.0f} ({1000 * seconds['min']:,.0f}–{1000 * seconds['max']:,.0f})"
+    middle, low, high = (f"{1000 * seconds[key]:,.4g}" for key in ("median", "min", "max"))
+    return f"{middle} ({low}–{high})"
 
 
 def share(row: dict[str, Any]) -> list[str]:
@@ -68,7 +69,7 @@ def contenders_table(record: dict[str, Any]) -> str:
             *([row["crops"]] if crops else []),
             f"{row['images_per_second']:,.4g}",
             milliseconds(row["seconds"]),
-            f"{row['times_baseline']['median']:.2f}",
+            f"{row['times_baseline']['median']:.2f}" if "times_baseline" in row else "–",
             *share(row),
         ]
         for row in record["rows"]
@@ -122,6 +123,7 @@ def verdict_table(record: dict[str, Any]) -> str:
 
 
 def accuracy_table(path: Path) -> str:
+    """Of same_accuracy.py: what each data set was run with, and both arms."""
     lines = same_accuracy.lines(path)
     header = ["data", "group", "seeds", "reference", "fast", "difference ± its error", ""]
     rows = []
@@ -130,22 +132,35 @@ def accuracy_table(path: Path) -> str:
         difference = f"{row['difference']:+.2f} ± {row['standard_error']:.2f}"
         name = f"{row['data']}, {row['train_images']:,} images, {row['epochs']} epochs"
         rows.append([name, row["group"], row["seeds"], *means, difference, row["verdict"]])
-    keys = {arm: next((" ".join(x["keys"]) for x in lines if x["arm"] == arm), "") for arm in same_accuracy.ARMS}
-    about, fast = lines[0]["versions"], next((x["precision"] for x in lines if x["arm"] == "fast"), "?")
-    told = (
-        f"`python benchmarks/same_accuracy.py run`; reference: `{keys['reference']}`; fast: `{keys['fast']}` ({fast}); "
-        f"on {about['hardware']}, torch {about['torch']}. Percent, mean ± standard deviation over seeds.\n\n"
-    )
-    return told + table(header, rows)
+    told = "`python benchmarks/same_accuracy.py run`. Percent, mean ± standard deviation over seeds.\n\n"
+    for data in dict.fromkeys(line["data"] for line in lines):
+        arms = {line["arm"]: line for line in lines if line["data"] == data}
+        ways = "; ".join(f"{arm}: `{' '.join(line['keys'])}` ({line['precision']})" for arm, line in arms.items())
+        about = arms["fast"]["versions"]
+        told += f"* {data}: {ways}; on {about['hardware']}, torch {about['torch']}\n"
+    return f"{told}\n{table(header, rows)}"
 
 
 KINDS = {
-    "train_step": contenders_table,
+    "step": contenders_table,
     "evaluation": contenders_table,
     "memory": memory_table,
     "scaling": scaling_table,
     "epoch": epoch_table,
 }
+
+
+def of_kind(name: str, record: dict[str, Any]) -> str:
+    """The table that goes with a benchmark's name."""
+    return next(make for kind, make in KINDS.items() if kind in name)(record)
+
+
+def everything(record: dict[str, Any]) -> str:
+    """Of all.py: the verdicts, then a table for each stage; a stage that did not end is named."""
+    parts = [verdict_table(record)]
+    for stage, found in record["stages"].items():
+        parts.append(f"`{stage}`: {found['failed']}.\n" if "failed" in found else of_kind(stage, found))
+    return "\n".join(parts)
 
 
 def rendered(name: str, results: Path) -> str:
@@ -156,9 +171,7 @@ def rendered(name: str, results: Path) -> str:
     if path.suffix == ".jsonl":
         return accuracy_table(path)
     record = json.loads(path.read_text(encoding="utf-8"))
-    if "verdicts" in record:
-        return verdict_table(record)
-    return next(make for kind, make in KINDS.items() if kind in name)(record)
+    return everything(record) if "verdicts" in record else of_kind(name, record)
 
 
 def filled(text: str, results: Path = HERE / "results") -> str:

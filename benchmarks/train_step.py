@@ -49,6 +49,7 @@ def ways(work: Work, chosen: runtime.Runtime, *, emulated: bool = False) -> dict
     }
     if gpu:
         out["plain fp16 autocast loop"] = lambda: contenders.plain(work, batch, torch.float16)
+        out["the same, attention not fused"] = lambda: contenders.plain(work, batch, torch.float16, fused=False)
     peft = find_spec("peft") is not None
     if peft and (gpu or emulated or harness.multiplies_bf16()):
         out["timm + peft LoRA, bf16 autocast"] = lambda: contenders.peft_lora(work, batch, half)

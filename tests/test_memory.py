@@ -144,14 +144,39 @@ def test_prediction_is_within_15_percent_of_what_the_system_gives_the_process(sa
 @pytest.mark.parametrize("saving", ["false", "true"])
 @pytest.mark.parametrize("images", [32, 128])
 @pytest.mark.parametrize("backbone", ["clip_vit_b16", "timm/resnet50.a1_in1k"])
-def test_prediction_is_within_15_percent_on_a_gpu(backbone: str, images: int, saving: str) -> None:
-    run = planned(backbone, f"train.batch_size={images}", f"grad_checkpointing={saving}")
-    runtime = Runtime(torch.device("cuda"), "bf16")
+@pytest.mark.parametrize("compiling", ["auto", "off"])
+def test_prediction_is_within_15_percent_on_a_gpu(backbone: str, images: int, saving: str, compiling: str) -> None:
+    run = planned(backbone, f"train.batch_size={images}", f"grad_checkpointing={saving}", f"compile={compiling}")
+    runtime = Runtime(torch.device("cuda"), "bf16", compiles=compiling == "auto")
     step, batch = real_step(run, runtime)
     torch.cuda.reset_peak_memory_stats()
     step(batch())
     need = memory.training(run, CLASSES, "cuda", "bf16")
     assert need.tensors(images) == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
+
+
+MEASURED = Path(__file__).parents[1] / "benchmarks" / "results" / "gpu-h200.json"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["memory", "memory_large"])
+def test_prediction_is_within_15_percent_of_what_was_measured_on_a_gpu(stage: str) -> None:
+    """Peaks of compiled steps in a file that benchmarks/all.py wrote."""
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))["stages"][stage]
+    name = {"vit_b16": "clip_vit_b16", "vit_l14_336": "clip_vit_l14_336"}[found["work"]["model"]]
+    classes, width = found["work"]["classes"], found["work"]["width"]
+    for row in found["rows"]:
+        saving = f"grad_checkpointing={str(row['checkpointing']).lower()}"
+        need = memory.training(planned(name, f"tuner.adaptformer.width={width}", saving), classes, "cuda", "bf16")
+        assert need.tensors(row["batch"]) == pytest.approx(row["peak_bytes"], rel=0.15), row
+
+
+def test_a_compiled_model_keeps_no_copies_in_fp32() -> None:
+    """Of what the norms read: two tensors a block, which three norms copy."""
+    ways = [memory.training(planned("mini_clip", f"compile={way}"), CLASSES, "cuda", "bf16") for way in ("auto", "off")]
+    compiled, eager = (need.tensors(128) for need in ways)
+    depth, tokens, width = 6, 65, 192
+    assert eager - compiled == pytest.approx((3 * 4 - 2 * 2) * depth * 128 * tokens * width, rel=0.15)
 
 
 def test_memory_is_a_straight_line_in_the_batch_size() -> None:

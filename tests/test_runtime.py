@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -61,6 +62,8 @@ def test_the_residual_stream_runs_in_the_precision_of_the_run() -> None:
 def test_a_step_computes_nothing_for_frozen_weights() -> None:
     """Forward and backward take the forward pass, input gradients from the first tuned site on, and the tuner's own."""
     model = classifier()
+    for block in model.backbone.image.blocks:
+        block.attn.fused_attn = False  # not every PyTorch counts the fused kernel
     images = torch.randn(BATCH, 3, 32, 32)
     with FlopCounterMode(display=False) as forward:
         out = model(images)
@@ -75,9 +78,38 @@ def test_a_step_computes_nothing_for_frozen_weights() -> None:
     assert forward.get_total_flops() == patches + DEPTH * (attention + mlp + 2 * adapter) + head
     # The first block's attention and MLP lie before the first tuned site.
     linears = 2 * rows * WIDTH * 4 * WIDTH
-    kernels = 5 * 2 * rows * TOKENS * WIDTH  # q k^T again, and four products
+    kernels = 4 * 2 * rows * TOKENS * WIDTH
     products = backward.get_total_flops() - 2 * head
     assert products == (DEPTH - 1) * (mlp + linears + kernels) + DEPTH * 4 * adapter
+
+
+@pytest.mark.parametrize(("shape", "biased"), [((24, 24), True), ((30, 25), False)])
+def test_a_patch_embedding_is_one_product(shape: tuple[int, int], biased: bool) -> None:
+    """Values and gradients of the convolution, which leaves a rest at the right and the bottom out."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 7, (8, 6), (8, 6), bias=biased).double()
+    images = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    assert runtime.cuts_into_patches(convolution)
+    found = []
+    for forward in (convolution.forward, runtime.PatchProduct(convolution)):
+        out = forward(images)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (images, *convolution.parameters()))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    for other in ({"stride": 4}, {"padding": 1}, {"dilation": 2}):
+        assert not runtime.cuts_into_patches(nn.Conv2d(3, 7, 8, **({"stride": 8} | other)))
+
+
+def test_on_a_gpu_patches_are_cut_by_a_product_and_a_copy_has_its_own() -> None:
+    model, images = classifier().eval(), torch.randn(2, 3, 32, 32)
+    before = model(images)
+    Runtime(torch.device("cuda"), "fp32").prepare(model)
+    again = copy.deepcopy(model)
+    for one in (model, again):
+        embedding = one.backbone.image.patch_embed.proj
+        assert isinstance(embedding.forward, runtime.PatchProduct) and embedding.forward.convolution is embedding
+        torch.testing.assert_close(one(images), before)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(images), before)
 
 
 def test_activations_kept_for_the_backward_pass() -> None:

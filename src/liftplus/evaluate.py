@@ -155,9 +155,13 @@ def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: F
 
 def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -> Predictions:
     """Top-k classes and probabilities of all `count` images, from the logits of this process's part [n, C]."""
-    chances = logits.softmax(-1)
-    top = ranked(chances, min(evaluation.top_k, logits.shape[1]))
-    classes, values = (runtime.job.whole(rows, count) for rows in (top, chances.gather(1, top)))
+    found: list[tuple[Tensor, Tensor]] = []
+    # Among thousands of classes the CPU would rank for as long as a GPU takes to give the logits.
+    for rows in logits.split(1024):
+        chances = rows.to(runtime.device).softmax(-1)
+        top = ranked(chances, min(evaluation.top_k, logits.shape[1]))
+        found.append((top.cpu(), chances.gather(1, top).cpu()))
+    classes, values = (runtime.job.whole(torch.cat(part), count) for part in zip(*found, strict=True))
     return Predictions(classes, values)
 
 

@@ -85,12 +85,12 @@ class _AsOnGPU(TorchFunctionMode):
     """On tensors that pretend to be in a GPU's memory but say "cpu": attention by a fused kernel, and autocast's rule.
 
     PyTorch has no backward pass over tensors that say "cuda" where there is no GPU. What differs for memory: on a GPU
-    autocast computes norms and softmax in fp32.
+    autocast computes norms and softmax in fp32. A compiled model casts inside the kernel and keeps no fp32 copy.
     """
 
-    def __init__(self, autocasts: bool) -> None:
+    def __init__(self, autocasts: bool, compiles: bool) -> None:
         super().__init__()
-        self.autocasts = autocasts
+        self.autocasts, self.compiles = autocasts, compiles
 
     def __torch_function__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -100,7 +100,7 @@ class _AsOnGPU(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and len(args) >= 3 and args[0].ndim == 4:
             parts = [x.to(torch.get_autocast_dtype("cpu")) if casts else x for x in args[:3]]
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts)[0]
-        if casts and func in _IN_FP32:
+        if casts and not self.compiles and func in _IN_FP32:
             args = tuple(x.float() if isinstance(x, Tensor) else x for x in args)
             options = {key: x.float() if isinstance(x, Tensor) else x for key, x in options.items()}
         return func(*args, **options)
@@ -269,7 +269,9 @@ class Trial:
         with ExitStack() as stack:
             stack.enter_context(self.fake)
             if self.device != "cpu":
-                stack.enter_context(_AsOnGPU(self.here.precision != "fp32"))
+                # Compiled blocks that are computed again keep more than these rules would have them keep.
+                compiles = self.config.compile != "off" and not self.config.backbone.grad_checkpointing
+                stack.enter_context(_AsOnGPU(self.here.precision != "fp32", compiles))
             stack.enter_context(living)
             run(images)
         return living.highest
