@@ -172,8 +172,8 @@ def cuts_into_patches(convolution: nn.Conv2d) -> bool:
 class PatchProduct:
     """Stands in for the `forward` of a convolution that cuts into patches: the same sums, as one matrix product.
 
-    Convolution kernels for three input channels leave most of a GPU idle: on an H200 that of ViT-B/16 took a tenth of the
-    forward pass, for less than a hundredth of its arithmetic.
+    Convolution kernels for three input channels leave most of a GPU idle: on an H200 that of ViT-B/16 took a tenth of
+    the forward pass, for less than a hundredth of its arithmetic.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
