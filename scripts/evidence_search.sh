@@ -35,6 +35,7 @@ $photos --out runs/search/photographs_light_edge $at32 lr=0.8,1.6
 $photos --out runs/search/photographs_full_sai_mda_edge --method full $at32 head_init=semantic augment=mda lr=0.003,0.01
 $photos --out runs/search/photographs_full_edge --method full $at32 lr=0.003,0.01
 $photos --out runs/search/photographs_linear_probe_edge --method linear_probe $at32 lr=0.1,0.3
+$photos --out runs/search/photographs_linear_probe_edge2 --method linear_probe $at32 lr=0.01,0.03
 cifar="liftplus sweep --data $1/cifar10_lt100.zip --backbone efficientnet_lite0"
 at64="image_size=64 epochs=2 val_share=0.1 seed=1000 tte=false"
 $cifar --out runs/search/cifar_none $at64 tuner=none lr=0.03,0.1,0.3
