@@ -19,6 +19,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,10 @@ claim as a whole is as good as its worst comparison.
 
 CLOSING = """## What this does not show
 
-* **One small model on drawn pictures.** mini_clip has 2.7 million weights in its image tower and was trained on other
-  artists' drawings of the same things; the papers tune CLIP with 86 million and more on photographs. A claim that holds
-  here may fail there, and the other way round.
+* **Small models.** mini_clip has 2.7 million weights in its image tower and was trained on other artists' drawings of
+  what openmoji_lt shows; of photographs it knows nothing. EfficientNet-Lite0 has 3 million and knows photographs, but
+  no words. The papers tune CLIP with 86 million and more, which knows both. A claim that holds here may fail there,
+  and the other way round.
 * **The pictures are smaller than mini_clip was trained for,** which makes a run short and the features worse: look at
   the `zeroshot` lines. That may be why full fine-tuning does well here: it can mend more than a light module can. The
   demo's table is of the size that fits.
@@ -68,9 +70,10 @@ CLOSING = """## What this does not show
 """
 
 SEARCHED = """\
-* **Learning rates are the best of two or three,** searched with one seed on the validation split, at 48 pixels and for
-  two methods at 32 again; the studies have those of the method that they vary. A finer search may turn a comparison by
-  a point or two, and a rate that is off by a factor of three costs the rare classes ten."""
+* **Learning rates are the best of two to seven,** searched with one seed on the validation split: of drawings at 48
+  pixels and for two methods at 32 again, of photographs for every method. The studies of tail and share have those of
+  the method that they vary. A finer search may turn a comparison by a point or two, and a rate that is off by a
+  factor of three costs the rare classes ten."""
 UNSEARCHED = """\
 * **Learning rates were not searched for these runs.** They are `presets/data.toml`'s, searched at 64 pixels, and for
   the parts of LIFT+ that are left out one at a time LIFT+'s own; a search may turn a comparison."""
@@ -131,10 +134,11 @@ def judged(claim: verdicts.Judged) -> dict[str, Any]:
 
 
 def search(folders: Sequence[Path]) -> dict[str, Any]:
-    """Finished sweeps: each setting's figure on the validation split."""
-    sweeps, abouts, files = [], [], []
+    """Finished sweeps: each setting's figure on the validation split. NAME_edge… goes on where NAME had its best."""
+    sweeps: dict[str, dict[str, Any]] = {}
+    abouts, files = [], []
     for folder in sorted(folders):
-        found = results.read_json(folder / "results.json", "metric", "trials", "best")
+        found = results.read_json(folder / "results.json", "metric", "trials")
         trials = [one for one in found["trials"] if one["state"] == "complete"]
         about = results.read_json(folder / "trial-000" / runs.CONFIG, "command", "versions", "config")
         abouts.append(about)
@@ -143,28 +147,26 @@ def search(folders: Sequence[Path]) -> dict[str, Any]:
             one["point"] | {key: short(one["metrics"][key]) for key in KEYS} | {"seconds": one["metrics"]["seconds"]}
             for one in trials
         ]
-        sweeps.append(
-            {
-                "name": folder.name,
-                "command": plain(about["command"]),
-                "metric": found["metric"],
-                "seed": about["config"]["seed"],
-                "best": found["best"]["point"],
-                "trials": lines,
-            }
-        )
+        name, command = folder.name.split("_edge")[0], plain(about["command"])
+        new = {"name": name, "command": "", "metric": found["metric"], "seed": about["config"]["seed"], "trials": []}
+        sweep = sweeps.setdefault(name, new)
+        sweep["command"] = "\n".join(filter(None, (sweep["command"], command)))
+        sweep["trials"] += lines
+        best = max(sweep["trials"], key=itemgetter(found["metric"]))
+        sweep["best"] = {key: value for key, value in best.items() if key not in (*KEYS, "seconds")}
     return {
         "kind": "search",
         "machine": machine(),
         "versions": versions(abouts),
         "dates": dates(files),
-        "sweeps": sweeps,
+        "sweeps": list(sweeps.values()),
     }
 
 
 def plain(command: str) -> str:
-    """A command as a user types it, however liftplus was started."""
-    return " ".join(["liftplus", *command.split()[1:]])
+    """A command as a user types it, however liftplus was started and wherever the data lay."""
+    shown = [f"data/{Path(word).name}" if word.startswith("/") else word for word in command.split()[1:]]
+    return " ".join(["liftplus", *shown])
 
 
 def short(value: Any) -> Any:

@@ -41,5 +41,4 @@ at64="image_size=64 epochs=2 val_share=0.1 seed=1000 tte=false"
 $cifar --out runs/search/cifar_none $at64 tuner=none lr=0.03,0.1,0.3
 $cifar --out runs/search/cifar_norm $at64 tuner=norm lr=0.01,0.03,0.1
 $cifar --out runs/search/cifar_full $at64 tuner=full lr=0.003,0.01,0.03
-$cifar --out runs/search/cifar_conv_adapter $at64 tuner=conv_adapter lr=0.01,0.03,0.1
 $cifar --out runs/search/cifar_full_edge $at64 tuner=full lr=0.0003,0.001
