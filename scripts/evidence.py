@@ -218,9 +218,10 @@ def _claims(made: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield "No experiment has been run yet.\n"
         return
     found = {title: _of_claim(title, made) for title in titles}
-    rows = [[same[0]["claim"], " / ".join(_verdict(one) for one in same)] for same in found.values()]
-    several = any(len(same) > 1 for same in found.values())
-    yield table(["claim", f"verdict ({' / '.join(made)})" if several else "verdict"], rows)
+    several = len(made) > 1
+    cells = [[_verdict(one) + (f" ({one['file']})" if several else "") for one in same] for same in found.values()]
+    rows = [[same[0]["claim"], ", ".join(cell)] for same, cell in zip(found.values(), cells, strict=True)]
+    yield table(["claim", "verdict"], rows)
     for same in found.values():
         yield f"## {same[0]['claim']}: {' / '.join(_verdict(one) for one in same)}\n"
         for one in same:
