@@ -52,8 +52,13 @@ def test_three_processes_do_each_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == sorted(map(str, range(7)))
 
 
-def test_a_killed_one_is_done_again_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_killed_one_is_done_again_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool) -> None:
+    """Also one that is killed before Optuna's thread has said that it lives."""
     monkeypatch.setattr(tickets, "POLL", 0.05)
+    if silent:
+        for name in ("start", "join"):
+            monkeypatch.setattr(f"optuna.storages._heartbeat.HeartbeatThread.{name}", lambda _self: None)
     queue(tmp_path, 3)
     process = child(tmp_path, 3, 300)
     while not (tmp_path / "0").exists():

@@ -192,6 +192,8 @@ class Tickets:
             number = trial.user_attrs.get(TICKET)
             if number is None or self._is_taken(number, trial.number):
                 raise _Unneeded
+            # Optuna's own first sign comes from a thread: killed before it, a trial would count as alive for ever.
+            self.study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
             trial.set_user_attr(BEGUN, True)
             try:
                 value, about = objective(trial, number)
