@@ -71,8 +71,8 @@ CLOSING = """## What this does not show
 
 SEARCHED = """\
 * **Learning rates are the best of two to seven,** searched with one seed on the validation split: of drawings at 48
-  pixels and for two methods at 32 again, of photographs for every method. The studies of tail and share have those of
-  the method that they vary. A finer search may turn a comparison by a point or two, and a rate that is off by a
+  pixels and for two methods at 32 again, of photographs for every method. The studies of tail and share have
+  those of their largest imbalance ratio. A finer search may turn a comparison by a point or two, and a rate that is off by a
   factor of three costs the rare classes ten."""
 UNSEARCHED = """\
 * **Learning rates were not searched for these runs.** They are `presets/data.toml`'s, searched at 64 pixels, and for

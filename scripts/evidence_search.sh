@@ -22,6 +22,10 @@ $sweep --out runs/search/full_sai_mda_32px --method full $at32 head_init=semanti
 none="image_size=32 imbalance_ratio=200 pretrained=false seed=1000 tte=false"
 $sweep --out runs/search/control_full --method full $none lr=0.03,0.1,0.3
 $sweep --out runs/search/control_light $none head_init=random augment=lift lr=0.05,0.15,0.4
+# The share of the weights: LIFT+'s rate is the best for the rule's share and for a tenth.
+aft="image_size=32 imbalance_ratio=200 seed=1000 tte=false tuner=aft"
+$sweep --out runs/search/share_rule $aft lr=0.05,0.15,0.4
+$sweep --out runs/search/share_0.1 $aft tuner.aft.ratio=0.1 lr=0.05,0.15,0.4
 # Photographs, from archives in the folder $1 if one is given; a tenth of the training images is set aside.
 [ -n "$1" ] || exit 0
 photos="liftplus sweep --data $1/tinyimagenet200_lt100.zip --backbone mini_clip"
