@@ -71,9 +71,9 @@ CLOSING = """## What this does not show
 
 SEARCHED = """\
 * **Learning rates are the best of two to seven,** searched with one seed on the validation split: of drawings at 48
-  pixels and for two methods at 32 again, of photographs for every method. The studies of tail and share have
-  those of their largest imbalance ratio. A finer search may turn a comparison by a point or two, and a rate that is off by a
-  factor of three costs the rare classes ten."""
+  pixels and for two methods at 32 again, of photographs for every method. The study of the tail has small.toml's at
+  every imbalance ratio, that of the share those of ratio 200. A finer search may turn a comparison by a point or two,
+  and a rate that is off by a factor of three costs the rare classes ten."""
 UNSEARCHED = """\
 * **Learning rates were not searched for these runs.** They are `presets/data.toml`'s, searched at 64 pixels, and for
   the parts of LIFT+ that are left out one at a time LIFT+'s own; a search may turn a comparison."""
