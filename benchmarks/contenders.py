@@ -146,9 +146,8 @@ def plain_loop(
 def plain(work: Work, batch: Batch, dtype: torch.dtype | None = None, *, fused: bool = True) -> Step:
     """The plain loop around liftplus's own module; unless `fused`, with attention as two products and a softmax."""
     model = plain_classifier(work, batch.images.device)
-    for module in model.modules():
-        if isinstance(getattr(module, "fused_attn", None), bool) and not fused:
-            module.fused_attn = False  # type: ignore[assignment]
+    if not fused:
+        runtime.fuse_attention(model, False)
     normalise = Normalise(model.backbone.facts).to(batch.images.device)
     return plain_loop(model, work, batch, normalise, dtype)
 

@@ -15,15 +15,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from contenders import Work, catalogue_size, plain_classifier
+from liftplus import runtime
 
 
 def _counted(work: Work, *, training: bool) -> int:
     meta, side = torch.device("meta"), work.size or catalogue_size(work.model)
     with meta:
         model = plain_classifier(replace(work, checkpointing=False), meta)
-    for module in model.modules():
-        if isinstance(getattr(module, "fused_attn", None), bool):  # the fused backward pass computes products twice
-            module.fused_attn = False  # type: ignore[assignment]
+    runtime.fuse_attention(model, False)  # the fused backward pass computes products twice
     # Autocast refuses to be asked about "meta".
     no_autocast = mock.patch.object(torch, "is_autocast_enabled", return_value=False)
     with no_autocast, FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):

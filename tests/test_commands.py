@@ -253,7 +253,8 @@ def test_a_control_without_pretraining(photos: Path, command: Command) -> None:
     again = command("eval", "run", "--json")
     assert json.loads(again.out)["overall"] == json.loads(ended.out)["overall"]
     refused(command("eval", "run", "pretrained=true"), "was trained on other weights")
-    refused(command("train", "--data", photos, "pretrained=false", "weights=a.pt"), "give one of them")
+    both = command("train", "--data", photos, "pretrained=false", "weights=a.pt")
+    refused(both, "backbone: weights names a file, and pretrained=false leaves weights out; give one of them.")
 
 
 def test_settings_of_training_cannot_change_after_it(photos: Path, command: Command) -> None:

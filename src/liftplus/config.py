@@ -159,6 +159,8 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 def _explain(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     given = item.get("input")
+    if isinstance(given, dict | BaseModel) and item["type"] == "value_error":  # about several settings of a section
+        return f"{where or 'The configuration'}: {item['ctx']['error']}."
     shown = repr(given) if len(repr(given)) <= 200 else f"{repr(given)[:200]}…"
     return f"{where or 'The configuration'} = {shown} is not allowed: {item['msg'].lower()}."
 

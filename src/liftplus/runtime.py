@@ -72,9 +72,14 @@ class Runtime:
                 convolution.forward = PatchProduct(convolution)  # type: ignore[method-assign]
         # On CPU the fused bf16 attention has a slow backward pass: at 65 tokens the step takes 1.4 times as long.
         fused = not (self.device.type == "cpu" and self.precision == "bf16")
-        for module in model.modules():
-            if isinstance(getattr(module, "fused_attn", None), bool):
-                module.fused_attn = fused  # type: ignore[assignment]
+        fuse_attention(model, fused)
+
+
+def fuse_attention(model: nn.Module, fused: bool) -> None:
+    """Whether timm's attention runs in PyTorch's one kernel, or as two products and a softmax."""
+    for module in model.modules():
+        if isinstance(getattr(module, "fused_attn", None), bool):
+            module.fused_attn = fused  # type: ignore[assignment]
 
 
 def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE, compiling: str = "auto") -> Runtime:

@@ -69,15 +69,13 @@ def original(data: bytes, name: str) -> Image.Image:
         raise _unreadable(name, error) from error
 
 
-def upright_header(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG in grey or RGB that needs no turning; None for all others and damaged ones."""
+def is_upright(data: bytes) -> bool:
+    """Whether a JPEG needs no turning; False for damaged ones."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            plain = image.mode in ("L", "RGB") and 0 not in image.size
-            turned = {"exif", "xmp"} & image.info.keys() and image.getexif().get(_ORIENTATION, 1) != 1
-            return image.size if plain and not turned else None
+            return bool(image.getexif().get(_ORIENTATION, 1) == 1)
     except Exception:  # left to `decode`, which says what is the matter
-        return None
+        return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ Bicubic and bilinear resizing antialias in both. Decoded JPEGs are the same bits
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from liftplus.data.images import decode, upright_header
+from liftplus.data.images import decode, is_upright
 
 Box = tuple[int, int, int, int]
 Decode = Literal["fast", "exact", "scaled"]
@@ -77,9 +78,10 @@ class JpegPicture:
     """A plain JPEG of one scan, of which only the rows down to the end of the box are decoded.
 
     Attributes:
-        data: the file up to its end mark.
+        data: the file.
         name: what an error calls it.
-        frame: where the header of the frame starts in it.
+        end: where its end mark ends.
+        frame: where the header of the frame starts.
         unit: rows that are coded together, 8 or 16 as a rule.
         scaled: decode at 1/2, 1/4 or 1/8 of the size where the box is still no smaller than what is asked for.
     """
@@ -87,6 +89,7 @@ class JpegPicture:
     data: bytes
     name: str
     size: tuple[int, int]
+    end: int
     frame: int
     unit: int
     scaled: bool
@@ -106,8 +109,9 @@ class JpegPicture:
         width, height = self.size
         # One unit more than the box, since colours are interpolated from the rows below.
         rows = min(height, (-(-bottom // self.unit) + 1) * self.unit)
-        data = bytearray(self.data)
-        data[self.frame + 5 : self.frame + 7] = rows.to_bytes(2, "big")
+        data = _file.of(self.end)
+        data[:] = np.frombuffer(self.data, np.uint8, self.end)
+        data[self.frame + 5 : self.frame + 7] = divmod(rows, 256)
         wanted = (-(-rows // shrink), -(-width // shrink))
         try:
             # Not strict: damage that libjpeg can mend is mended, as Pillow has it.
@@ -117,7 +121,7 @@ class JpegPicture:
                 min_height=wanted[0],
                 min_width=wanted[1],
                 min_factor=shrink,
-                buffer=_memory.of(3 * wanted[0] * wanted[1]),
+                buffer=_pixels.of(3 * wanted[0] * wanted[1]),
                 strict=False,
             )
         except ValueError:
@@ -126,7 +130,7 @@ class JpegPicture:
 
 
 class _Memory(threading.local):
-    """Room for decoded pixels, kept by each thread: fresh pages from the system would take a sixth of the time."""
+    """Room that each thread keeps: fresh pages from the system would take a sixth of the time."""
 
     most = 1 << 26
     kept = np.empty(0, np.uint8)
@@ -140,7 +144,7 @@ class _Memory(threading.local):
         return self.kept[:size]
 
 
-_memory = _Memory()
+_file, _pixels = _Memory(), _Memory()
 
 
 def picture(data: bytes, name: str, how: Decode) -> Picture:
@@ -152,37 +156,48 @@ def picture(data: bytes, name: str, how: Decode) -> Picture:
 
 # In the coded pixels of one scan, 0xFF stands before 0x00, before restart marks or before further 0xFF only.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_TURNS = (b"Exif\0", b"http://ns.adobe.com/xap")  # the blocks that may say so
 
 
 def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
     """A JPEG that libjpeg reads without any doubt; None for all other files, which are Pillow's."""
-    if not data.startswith(b"\xff\xd8\xff") or (size := upright_header(data)) is None:
+    if not data.startswith(b"\xff\xd8\xff"):
         return None
     place, frame, parts = 2, 0, 0
     while data[place : place + 1] == b"\xff" and place + 10 < len(data):
         kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if kind in (0xC0, 0xC1):
             frame, parts = place, data[place + 9]
+            if length != 8 + 3 * parts:
+                return None
         elif kind == 0xDA:
             break
         elif 0xC2 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
             return None  # progressive, lossless or arithmetic
+        elif kind == 0xE1 and data.startswith(_TURNS, place + 4) and not is_upright(data):
+            return None
         place += 2 + length
-    # All colours in one scan, and nothing behind it but the end.
-    if not frame or data[place + 1 : place + 2] != b"\xda" or data[place + 4] != parts or parts not in (1, 3):
+    # All colours in one scan of all frequencies, and nothing behind it but the end.
+    scan = place + 4 + 2 * parts
+    start = b"\xff\xda" + bytes([0, 6 + 2 * parts, parts])
+    if not frame or parts not in (1, 3) or data[place : place + 5] != start or data[scan + 1 : scan + 4] != b"\0\x3f\0":
         return None
-    end = _MARKER.search(data, place + 2 + int.from_bytes(data[place + 2 : place + 4], "big"))
+    depth, height, width = data[frame + 4], *(int.from_bytes(data[frame + k : frame + k + 2], "big") for k in (5, 7))
+    if depth != 8 or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or math.inf):
+        return None  # Pillow may take it for a bomb
+    end = _MARKER.search(data, scan + 4)
     if end is None or end.group() != b"\xff\xd9":
         return None
     factors = [data[frame + 11 + 3 * part] & 15 for part in range(parts)]
     unit = 8 * (max(factors) if parts > 1 else 1)
-    return JpegPicture(data[: end.end()], name, size, frame, unit, scaled)
+    return JpegPicture(data, name, (width, height), end.end(), frame, unit, scaled)
 
 
 def _resized(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], kernel: str) -> Tensor:
     left, top, right, bottom = box
-    part = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())[top:bottom, left:right]
-    part = part.permute(2, 0, 1)
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()
+    part = torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)
     if (right - left, bottom - top) == size:
         return part.clone(memory_format=torch.contiguous_format)
-    return interpolate(part[None], size[::-1], mode=kernel, antialias=True)[0].contiguous()
+    return interpolate(part.unsqueeze(0), size[::-1], mode=kernel, antialias=True).squeeze(0).contiguous()
