@@ -58,10 +58,10 @@ def trained(processes: int, photos: Path, folder: Path, *more: str, **environmen
     )
 
 
-def ended(job: subprocess.Popen[str], seconds: float = 150) -> tuple[int, str]:
+def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and all that was said; fails where the job does not end."""
     try:
-        told, _ = job.communicate(timeout=seconds)
+        told, _ = job.communicate(timeout=150)
     except subprocess.TimeoutExpired:
         job.terminate()  # torchrun then ends its processes
         job.wait(60)
