@@ -146,6 +146,14 @@ def test_slow_convergence(tmp_path: Path) -> None:
     assert "loss of 9.00" in sign.text and "in epoch 3" in sign.text and "starts from random" in sign.text
 
 
+def test_a_label_names_differing_parts_before_their_options(tmp_path: Path) -> None:
+    plain = Made(NAMES).write(tmp_path / "plain")
+    other = Made(NAMES, overrides=("head_init=random", "augment=lift")).write(tmp_path / "other")
+    labels = [part.label for part in series.grouped([read.run(plain), read.run(other)])]
+    assert labels[0].startswith("lift+ (head_init=semantic, augment=mda, ")
+    assert labels[1] == "lift+ (head_init=random, augment=lift)"
+
+
 def test_hostile_names_stay_names(tmp_path: Path) -> None:
     """As class names, as the data's name and in the command; in HTML, in the script's data, in CSV."""
     about = {"command": f"liftplus train --data '{HOSTILE[1]}'", "data": {"name": HOSTILE[0], "notes": [HOSTILE[2]]}}

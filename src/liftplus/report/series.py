@@ -133,6 +133,8 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
         values = dict(flat(run.config))
         tables = [dict(flat(other.config)) for other in same]
         odd = [k for k in values if k not in _ELSEWHERE and any(t.get(k) != values[k] for t in tables)]
+        parts = {key.removesuffix(".name") for key in odd if key.endswith(".name")}
+        odd.sort(key=lambda key: key.partition(".")[0] in parts and not key.endswith(".name"))  # options of parts last
         words = ", ".join(f"{key.removesuffix('.name').rpartition('.')[2]}={values[key]}" for key in odd[:3])
         labels.append(f"{method} ({_cut(words, 40)})" if words else method)
     return [
