@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torchvision.transforms.functional import normalize
 
+import harness
 from liftplus import results, runtime
 from liftplus.data.config import DataConfig
 from liftplus.data.images import decode
@@ -72,11 +73,11 @@ def spread(times: list[float], count: int) -> dict[str, float]:
     return {key: round(1e3 * value / count, 3) for key, value in shown.items()}
 
 
-def compare(store: ByteStore, keys: list[str], view: View, repeats: int) -> dict[str, Any]:
-    """All paths in turn, and how many times the fast one is faster in each turn."""
+def compare(store: ByteStore, keys: list[str], view: View, warm_up: int, repeats: int) -> dict[str, Any]:
+    """All paths in turn, and how many times as long as the fast one the others take in each turn."""
     decode: dict[str, Decode] = {"usual": "exact", "exact": "exact", "fast": "fast"}
     work = {name: partial(passes, store, keys, view, how, name == "usual") for name, how in decode.items()}
-    for one in work.values():
+    for one in [*work.values()] * warm_up:
         one()
     times: dict[str, list[float]] = {how: [] for how in work}
     for _ in range(repeats):
@@ -129,27 +130,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="pictures to read: any data that liftplus reads")
     parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="JSON file; stdout if not given")
-    chosen = parser.parse_args()
+    parser.set_defaults(cpu_time=True)
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    dataset = load(DataConfig(source=chosen.data), for_testing=True)
+    dataset = load(DataConfig(source=args.data), for_testing=True)
     assert isinstance(dataset.store, ByteStore)
-    keys = list(dataset.splits["test"].keys)[: chosen.pictures]
-    found = {
-        "what": "processor milliseconds a picture, one thread",
-        "data": Path(chosen.data).name,
-        "pictures": len(keys),
-        "warm_up": 1,
-        "repeats": chosen.repeats,
-        "machine": runtime.describe(runtime.choose("cpu", "fp32")),
-        "views": {name: compare(dataset.store, keys, view, chosen.repeats) for name, view in views().items()},
-        "stages": stages(dataset.store, keys, chosen.repeats),
-    }
-    if chosen.out is None:
+    store, keys = dataset.store, list(dataset.splits["test"].keys)[: args.pictures]
+    found = harness.about(args, runtime.choose("cpu", "fp32"))
+    found["views"] = {name: compare(store, keys, view, args.warm_up, args.repeats) for name, view in views().items()}
+    found["stages"] = stages(store, keys, args.repeats)
+    if args.out is None:
         print(json.dumps(found, indent=2))
     else:
-        results.write_json(chosen.out, found)
+        results.write_json(args.out, found)
 
 
 if __name__ == "__main__":

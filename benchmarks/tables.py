@@ -1,7 +1,7 @@
-"""Write the tables of docs/performance.md from the committed results.
+"""Write the tables of the documentation's pages on speed from the committed results.
 
     python benchmarks/tables.py            rewrite what stands between the markers
-    python benchmarks/tables.py --check    fail where the page does not hold what the results say
+    python benchmarks/tables.py --check    fail where a page does not hold what the results say
 
 A marker pair is `<!-- table FILE -->` … `<!-- end -->`; FILE lies in benchmarks/results.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import same_accuracy
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "docs" / "performance.md"
+PAGES = [HERE.parent / "docs" / name for name in ("performance.md", "data-path.md")]
 MARKED = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -109,6 +109,27 @@ def epoch_table(record: dict[str, Any]) -> str:
     return caption(record) + table(["", ""], rows)
 
 
+VIEWS = {
+    "mda_start": "MDA, first epoch",
+    "mda_middle": "MDA, middle",
+    "mda_end": "MDA, last epoch",
+    "lift": "LIFT's random crop and flip",
+    "centre_crop": "one crop (test)",
+    "five_crops": "five crops (test)",
+}
+
+
+def data_table(record: dict[str, Any]) -> str:
+    header = ["view", "usual, ms", "exact, ms", "fast, ms", "usual / fast", "exact / fast", "mean difference", "worst"]
+    rows = []
+    for view, found in record["views"].items():
+        times = [f"{found[f'ms_{way}']['median']:.2f}" for way in ("usual", "exact", "fast")]
+        ratios = [f"{found[f'{way}_to_fast']['median']:.2f}" for way in ("usual", "exact")]
+        gap = found["difference"]
+        rows.append([VIEWS[view], *times, *ratios, f"{gap['mean']:.4f}", f"{gap['worst_picture']:.3f}"])
+    return caption(record) + table(header, rows)
+
+
 def verdict_table(record: dict[str, Any]) -> str:
     rows = [
         [
@@ -147,6 +168,7 @@ KINDS = {
     "memory": memory_table,
     "scaling": scaling_table,
     "epoch": epoch_table,
+    "data_path": data_table,
 }
 
 
@@ -183,11 +205,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    before = PAGE.read_text(encoding="utf-8")
-    after = filled(before)
-    if args.check and before != after:
-        sys.exit("docs/performance.md is not what the results say: run python benchmarks/tables.py")
-    PAGE.write_text(after, encoding="utf-8")
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = filled(before)
+        if args.check and before != after:
+            sys.exit(f"docs/{page.name} is not what the results say: run python benchmarks/tables.py")
+        page.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":
