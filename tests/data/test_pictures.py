@@ -138,7 +138,7 @@ def test_every_damaged_byte_of_the_header_of_a_scan(name: str) -> None:
     data = PLAIN[name]
     start = data.index(b"\xff\xda")
     for place in range(start, start + 14):
-        for byte in (0, 1, 3, 17, 63, 64, 255):
+        for byte in (0, 1, 63, 255):
             assert same_verdict(data[:place] + bytes([byte]) + data[place + 1 :])
             assert same_verdict(data[:place] + bytes([byte]) + data[place:])
 
