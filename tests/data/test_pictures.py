@@ -143,6 +143,13 @@ def test_every_damaged_byte_of_the_header_of_a_scan(name: str) -> None:
             assert same_verdict(data[:place] + bytes([byte]) + data[place:])
 
 
+def test_a_frame_of_more_colours_than_any() -> None:
+    data = PLAIN["420"]
+    place, frame = data.index(b"\xff\xc0"), bytes([8, 0, 203, 1, 45, 200, *(3 * 200 * [17])])
+    frame = b"\xff\xc0" + (len(frame) + 2).to_bytes(2, "big") + frame
+    assert same_verdict(data[:place] + frame + data[place + 2 + int.from_bytes(data[place + 2 : place + 4], "big") :])
+
+
 def test_a_bad_end_is_refused_also_where_it_is_not_looked_at() -> None:
     data = PLAIN["420"]
     with pytest.raises(UnreadableImage, match="truncated"):

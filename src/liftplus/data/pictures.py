@@ -177,10 +177,12 @@ def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
         elif kind == 0xE1 and data.startswith(_TURNS, place + 4) and not is_upright(data):
             return None
         place += 2 + length
+    if not frame or parts not in (1, 3):
+        return None
     # All colours in one scan of all frequencies, and nothing behind it but the end.
     scan = place + 4 + 2 * parts
     start = b"\xff\xda" + bytes([0, 6 + 2 * parts, parts])
-    if not frame or parts not in (1, 3) or data[place : place + 5] != start or data[scan + 1 : scan + 4] != b"\0\x3f\0":
+    if data[place : place + 5] != start or data[scan + 1 : scan + 4] != b"\0\x3f\0":
         return None
     depth, height, width = data[frame + 4], *(int.from_bytes(data[frame + k : frame + k + 2], "big") for k in (5, 7))
     if depth != 8 or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or math.inf):
