@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from liftplus import checkpoint, results, runs, runtime
+from liftplus import checkpoint, results, reuse, runs, runtime
 from liftplus.commands import reproduce as script
 from liftplus.errors import RunFailedError
 from liftplus.reproduce import carry_out
@@ -148,6 +149,26 @@ def test_two_processes_share_the_work(tiny: Path, tmp_path: Path) -> None:
     logs = list((tmp_path / "r").rglob("log.jsonl"))
     assert len(logs) == 3
     assert all(len(log.read_text(encoding="utf-8").splitlines()) == 1 for log in logs), "trained twice"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_another_process_begins_for_another_test(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After this one has looked for it, and before it begins it itself."""
+    real, begun = reuse.run, []
+
+    def run(session: Any, dataset: Any, folder: Path) -> Any:
+        if not begun:
+            begun.append(folder)
+            evaluation = session.config.evaluation.model_copy(update={"tte": not session.config.evaluation.tte})
+            config = session.config.model_copy(update={"evaluation": evaluation})
+            real(dataclasses.replace(session, config=config), dataset, folder)
+        return real(session, dataset, folder)
+
+    monkeypatch.setattr(reuse, "run", run)
+    ended = command("reproduce", "run", "photos/mini_clip/one_crop", *HERE, *QUICK)
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.usefixtures("tiny")

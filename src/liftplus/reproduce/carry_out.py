@@ -118,7 +118,13 @@ class Work:
         """The folder of a test, after whatever it took."""
         folder, config = self.plan.folder(experiment, seed), self.plan.config(experiment, seed)
         dataset = self.data(config)
-        reuse.run(self.session(as_begun(folder, config)), dataset, folder)
+        settings = as_begun(folder, config)
+        try:
+            reuse.run(self.session(settings), dataset, folder)
+        except UserError:
+            if (begun := as_begun(folder, config)) == settings:
+                raise
+            reuse.run(self.session(begun), dataset, folder)  # another process has begun it since, for another test
         return reuse.tested(self.session(config), dataset, folder)
 
 
