@@ -75,8 +75,8 @@ def spread(times: list[float], count: int) -> dict[str, float]:
 
 def compare(store: ByteStore, keys: list[str], view: View, warm_up: int, repeats: int) -> dict[str, Any]:
     """All paths in turn, and how many times as long as the fast one the others take in each turn."""
-    decode: dict[str, Decode] = {"usual": "exact", "exact": "exact", "fast": "fast"}
-    work = {name: partial(passes, store, keys, view, how, name == "usual") for name, how in decode.items()}
+    ways: dict[str, Decode] = {"usual": "exact", "exact": "exact", "fast": "fast"}
+    work = {name: partial(passes, store, keys, view, how, name == "usual") for name, how in ways.items()}
     for one in [*work.values()] * warm_up:
         one()
     times: dict[str, list[float]] = {how: [] for how in work}

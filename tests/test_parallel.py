@@ -58,10 +58,10 @@ def trained(processes: int, photos: Path, folder: Path, *more: str, **environmen
     )
 
 
-def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
+def ended(job: subprocess.Popen[str], seconds: float = 150) -> tuple[int, str]:
     """Exit code and all that was said; fails where the job does not end."""
     try:
-        told, _ = job.communicate(timeout=400)
+        told, _ = job.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         job.terminate()  # torchrun then ends its processes
         job.wait(60)
@@ -239,7 +239,9 @@ def test_three_processes_train_and_test_as_one(photos: Path, tmp_path: Path) -> 
     """Losses, weights of images, samplers, accumulation, features; parts that are empty; weights stay in step."""
     cases = [[*SETTINGS, "epochs=1", *case] for case in CASES]
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    code, told = ended(torchrun(3, tmp_path / "script.py", photos, tmp_path / "found.json", json.dumps(cases)))
+    code, told = ended(
+        torchrun(3, tmp_path / "script.py", photos, tmp_path / "found.json", json.dumps(cases)), seconds=400
+    )
     assert code == 0, told
     for case, (found, classes, probabilities, summary, chosen) in zip(
         cases, json.loads((tmp_path / "found.json").read_text()), strict=True
@@ -290,7 +292,7 @@ def test_slurm_asks_every_process_at_once(photos: Path, tmp_path: Path) -> None:
     mine = [job.pid, *children(job.pid)]
     for pid in [*mine, *(worker for process in mine[1:] for worker in children(process))]:
         os.kill(pid, signal.SIGTERM)
-    code, told = ended(job)
+    code, told = ended(job, 60)
     assert code != 0 and told.count("the state is saved. Go on with: liftplus train --resume") == 1, told
     assert sentences(told) == []
 
@@ -306,7 +308,7 @@ def test_ctrl_c(photos: Path, tmp_path: Path, terminal: bool) -> None:
     everyone = [*processes, *(worker for process in processes for worker in children(process))]
     for pid in [job.pid, *(everyone if terminal else ())]:
         os.kill(pid, signal.SIGINT)
-    code, told = ended(job)
+    code, told = ended(job, 60)
     assert code != 0 and told.count("the state is saved. Go on with: liftplus train --resume") == 1, told
     assert sentences(told) == []
     assert checkpoint.Keeper(folder, {}, 1.0).position().epoch > 0
@@ -363,9 +365,10 @@ def test_a_run_that_changed_hands_ends_as_one_that_did_not(photos: Path, tmp_pat
 def test_a_killed_process_ends_the_job(photos: Path, tmp_path: Path, rank: int) -> None:
     job = trained(2, photos, tmp_path / "run", "epochs=4000")
     wait_for(tmp_path / "run" / checkpoint.STATE)
+    began = time.monotonic()
     os.kill(worker(job, rank), signal.SIGKILL)
-    code, told = ended(job)
-    assert code != 0
+    code, told = ended(job, 60)
+    assert code != 0 and time.monotonic() - began < 60
     sentence = reason(told)
     assert "Another process of this job was killed" in sentence and "goes on from there" in sentence
     assert f"rank      : {rank} " in told and "SIGKILL" in told  # torchrun's own report
@@ -379,9 +382,10 @@ def test_a_process_that_hangs_ends_the_job(tmp_path: Path) -> None:
     job = trained(2, photos, tmp_path / "run", "epochs=400", "train.batch_size=2", LIFTPLUS_TIMEOUT="3")
     wait_for(tmp_path / "run" / checkpoint.STATE)
     time.sleep(0.5)
+    began = time.monotonic()
     os.kill(worker(job, 1), signal.SIGSTOP)
-    code, told = ended(job)
-    assert code != 0
+    code, told = ended(job, 60)
+    assert code != 0 and time.monotonic() - began < 60
     sentence = reason(told)
     assert "did not answer for 3 s" in sentence and "LIFTPLUS_TIMEOUT" in sentence
 
@@ -403,7 +407,7 @@ def test_a_broken_picture_of_one_process_ends_all_with_one_sentence(
     photos: Path, tmp_path: Path, rank: int, workers: int
 ) -> None:
     path = spoilt(photos, rank)
-    code, told = ended(trained(2, photos, tmp_path / "run", f"workers={workers}"))
+    code, told = ended(trained(2, photos, tmp_path / "run", f"workers={workers}"), 60)
     assert code != 0
     sentence = reason(told)
     assert path.name in sentence
@@ -426,7 +430,7 @@ def test_what_every_process_meets_is_told_once(photos: Path, tmp_path: Path, fai
     given, said = FAILURES[failure]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
-    code, told = ended(trained(2, photos, tmp_path / ("full" if failure == "folder" else "run"), given))
+    code, told = ended(trained(2, photos, tmp_path / ("full" if failure == "folder" else "run"), given), 60)
     assert code != 0
     sentence = reason(told)
     assert said in sentence
@@ -442,7 +446,7 @@ def test_processes_that_see_other_data_are_refused(photos: Path, tmp_path: Path)
         f"os.chdir({str(here)!r} if os.environ['RANK'] == '0' else {str(other.parent)!r})\ncli.main()\n"
     )
     job = torchrun(2, script, "train", "--data", "photos", "--out", tmp_path / "run", *SETTINGS)
-    code, told = ended(job)
+    code, told = ended(job, 60)
     assert code != 0
     sentence = reason(told)
     assert "Process 1" in sentence and "other data than process 0" in sentence
