@@ -136,7 +136,7 @@ for panel, name, command in (
 
 def main() -> None:
     """Entry point: what a user can put right ends in one sentence and exit code 2."""
-    # Imports make a million objects that stay; looking for garbage among them takes a tenth of a command's start.
+    # Imports make very many objects that stay; looking for garbage among them takes about a tenth of their time.
     gc.set_threshold(50_000)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
