@@ -1,4 +1,4 @@
-"""Whole epochs from JPEGs: images a second, the share of time spent waiting for data; how long starting takes.
+"""Whole epochs from JPEGs: images a second, and the share of time spent waiting for data.
 
     python benchmarks/epoch.py --device cuda --batch 128 --width 32 --out benchmarks/results/gpu-epoch.json
     python benchmarks/epoch.py --device cpu --model mini --batch 64 --images 512
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,19 +32,6 @@ from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.loader import Batch, Loader
 
-FIRST_STEP = """
-import os, sys, time
-from liftplus import cli, train
-began, step = float(sys.argv[1]), train.Step.__call__
-def first(self, batch):
-    step(self, batch)
-    print(time.time() - began, flush=True)
-    os._exit(0)
-train.Step.__call__ = first
-sys.argv = ["liftplus", *sys.argv[2:]]
-cli.main()
-"""
-
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = harness.parser(__doc__)
@@ -59,7 +44,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--keys", nargs="*", default=(), help="further key=value settings of the run")
-    parser.add_argument("--no-start", action="store_true", help="leave out import, help and time to the first step")
     return parser.parse_args(argv)
 
 
@@ -138,31 +122,6 @@ def epochs(args: argparse.Namespace, chosen: runtime.Runtime, source: str) -> di
     }
 
 
-def start_times(folder: Path, device: str) -> list[dict[str, Any]]:
-    """Seconds of a fresh process, best of three: import, --help, `train` to the end of its first step."""
-    python = sys.executable
-    train_run = ["train", "--data", "openmoji_lt", "--backbone", "mini_clip", f"device={device}"]
-    commands = {
-        "import liftplus": [python, "-c", "import liftplus"],
-        "liftplus --help": [python, "-m", "liftplus", "--help"],
-        "train on openmoji_lt to its first step": [python, "-c", FIRST_STEP, "{now}", *train_run, "--out", "{out}"],
-    }
-    rows = []
-    for name, command in commands.items():
-        taken = []
-        for number in range(3):
-            began = time.time()
-            given = [
-                part.format(now=began, out=folder / f"run{number}") if "{" in part[:1] else part for part in command
-            ]
-            ended = subprocess.run(given, capture_output=True, text=True, check=False)
-            if ended.returncode:
-                raise RuntimeError(f"{name} failed: {ended.stderr[-2000:]}")
-            taken.append(float(ended.stdout) if "first step" in name else time.time() - began)
-        rows.append({"name": name, "seconds": harness.spread(taken)})
-    return rows
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     chosen = runtime.choose(args.device, args.precision)
     record = harness.about(args, chosen) | {"rows": []}
@@ -174,9 +133,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             record["bytes_a_jpeg"] = round(sum(sizes) / len(sizes))
         record["rows"].append(epochs(args, chosen, args.data or str(source)))
         harness.write(args.out, record)
-        if not args.no_start:
-            record["rows"] += start_times(root, str(chosen.device))
-            harness.write(args.out, record)
     return record
 
 

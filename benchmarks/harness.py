@@ -247,12 +247,17 @@ def about(args: argparse.Namespace, chosen: runtime.Runtime) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *map(_shown, sys.argv[1:])]),
+        "command": " ".join([*_limits(), "python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_shown, sys.argv[1:])]),
         "date": date.today().isoformat(),
         "settings": {key: _plain(value) for key, value in vars(args).items()},
         "hardware": hardware(chosen.device),
         "versions": runtime.describe(chosen) | extra,
     }
+
+
+def _limits() -> list[str]:
+    """What the environment asks of the libraries that compute."""
+    return [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(("ONEDNN_", "MKL_"))]
 
 
 def _plain(value: Any) -> Any:

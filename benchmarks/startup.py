@@ -1,84 +1,101 @@
-"""Seconds and processor time of a fresh process from its start to the first step of `liftplus train`, stage by stage.
+"""Seconds of a fresh process: import, `--help`, and `liftplus train` stage by stage to the end of its first step.
 
-    python benchmarks/startup.py --repeats 3 --out benchmarks/results/startup.json
+    python benchmarks/startup.py --device cpu --repeats 5 --out benchmarks/results/cpu-startup.json
 
-`without` are packages that the process is told are not installed: those of the development environment that a user need
-not have, and that timm and open_clip import where they find them.
+`--without` names packages that the training process is told are not installed: those of the development environment
+that a user need not have, and that timm and open_clip import where they find them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+import time
+from collections.abc import Sequence
+from typing import Any
 
-import torch
+import harness
+from liftplus import runtime
 
-from liftplus.results import write_json
-
+STAGES = ("imports", "data", "model", "first step")
 CHILD = """
-import json, os, sys, time
-began = time.time()
-stages = {}
-for absent in filter(None, os.environ["ABSENT"].split(",")):
+import gc, json, os, sys, time
+began = float(sys.argv[1])
+taken = {}
+for absent in filter(None, sys.argv[2].split(",")):
     sys.modules[absent] = None
+from liftplus import cli
+gc.set_threshold(cli.GARBAGE_THRESHOLD)
+from liftplus import runs, train
 def note(name):
-    times = os.times()
-    stages[name] = {"seconds": round(time.time() - began, 2), "processor": round(times.user + times.system, 2)}
-import gc
-gc.set_threshold(50_000)  # as `cli.main` does
-from liftplus import cli, runs, train
+    taken[name] = time.time() - began
 note("imports")
-def after(owner, attribute, name, last=False):
+def after(owner, attribute, name):
     plain = getattr(owner, attribute)
-    def wrapped(*args, **kwargs):
-        result = plain(*args, **kwargs)
+    def wrapped(*args, **options):
+        result = plain(*args, **options)
         note(name)
-        if last:
-            print(json.dumps(stages), flush=True)
+        if name == "first step":
+            print(json.dumps(taken), flush=True)
             os._exit(0)
         return result
     setattr(owner, attribute, wrapped)
 after(runs.Session, "data", "data")
 after(runs.Session, "model", "model")
-after(train.Step, "__call__", "first step", last=True)
-sys.argv = ["liftplus", *sys.argv[1:]]
+after(train.Step, "__call__", "first step")
+sys.argv = ["liftplus", *sys.argv[3:]]
 cli.main()
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = harness.parser(__doc__)
     parser.add_argument("--data", default="openmoji_lt")
-    parser.add_argument("--without", nargs="*", default=["transformers", "wandb"])
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    runs = []
-    environment = os.environ | {"ABSENT": ",".join(args.without)}
+    parser.add_argument("--backbone", default="mini_clip")
+    parser.add_argument("--without", nargs="*", default=("transformers", "wandb"))
+    return parser.parse_args(argv)
+
+
+def run(code: Sequence[str]) -> str:
+    """What a fresh Python prints."""
+    ended = subprocess.run([sys.executable, *code], capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise RuntimeError(f"{' '.join(code)[-200:]} failed: {ended.stderr[-2000:]}")
+    return ended.stdout
+
+
+def first_step(args: argparse.Namespace, device: str) -> dict[str, float]:
+    """Seconds from the start of the process to the end of each stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = ["train.epochs=1", f"device={device}"]
+        given = ["train", "--data", args.data, "--backbone", args.backbone, "--out", f"{folder}/run", *keys]
+        out = run(["-c", CHILD, str(time.time()), ",".join(args.without), *given])
+    found: dict[str, float] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    chosen = runtime.choose(args.device)
+    record = harness.about(args, chosen) | {"rows": []}
+    taken: dict[str, list[float]] = {}
     for _ in range(args.repeats):
-        with tempfile.TemporaryDirectory() as folder:
-            given = ["train", "--data", args.data, "--out", f"{folder}/run", "train.epochs=1", "device=cpu"]
-            ended = subprocess.run(
-                [sys.executable, "-c", CHILD, *given], capture_output=True, text=True, check=False, env=environment
-            )
-        if ended.returncode:
-            sys.exit(ended.stderr[-2000:])
-        runs.append(json.loads(ended.stdout.splitlines()[-1]))
-        runs[-1]["load"] = round(os.getloadavg()[0], 1)
-        print(runs[-1], flush=True)
-    if args.out is not None:
-        about = {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "cores": os.cpu_count(),
-            "without": args.without,
-        }
-        write_json(args.out, about | {"runs": runs})
+        for name, code in (("import liftplus", ["-c", "import liftplus"]), ("--help", ["-m", "liftplus", "--help"])):
+            began = time.perf_counter()
+            run(code)
+            taken.setdefault(name, []).append(time.perf_counter() - began)
+        for stage, seconds in first_step(args, str(chosen.device)).items():
+            taken.setdefault(stage, []).append(seconds)
+        record["rows"] = [{"name": name, "seconds": harness.spread(values)} for name, values in taken.items()]
+        harness.write(args.out, record)
+    return record
+
+
+def main() -> None:
+    for row in measure(parse())["rows"]:
+        print(f"{row['name']:16} {row['seconds']['median']:6.2f} s")
 
 
 if __name__ == "__main__":

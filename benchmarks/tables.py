@@ -98,15 +98,32 @@ def scaling_table(record: dict[str, Any]) -> str:
 
 
 def epoch_table(record: dict[str, Any]) -> str:
-    rows: list[Sequence[object]] = []
-    for row in record["rows"]:
-        if row["name"] == "epoch":
-            rows.append(["end-to-end epoch, images/s", f"{row['images_per_second']:,.4g}"])
-            rows.append(["waiting for data, share of the time after the first batch", f"{row['waiting_share']:.1%}"])
-            rows.append(["waiting for the epoch's first batch, s", row["first_batch_seconds"]])
-        else:
-            rows.append([row["name"] + ", s", f"{row['seconds']['median']:.2f}"])
+    row = next(row for row in record["rows"] if row["name"] == "epoch")
+    rows: list[Sequence[object]] = [
+        ["end-to-end epoch, images/s", f"{row['images_per_second']:,.4g}"],
+        ["waiting for data, share of the time after the first batch", f"{row['waiting_share']:.1%}"],
+        ["waiting for the epoch's first batch, s", row["first_batch_seconds"]],
+    ]
     return caption(record) + table(["", ""], rows)
+
+
+STARTUP = {
+    "import liftplus": "`import liftplus`",
+    "--help": "`liftplus --help`",
+    "imports": "`liftplus train`: everything is imported",
+    "data": "the pictures are found",
+    "model": "the model is built",
+    "first step": "the first step is done",
+}
+
+
+def startup_table(record: dict[str, Any]) -> str:
+    """Of startup.py: from the start of a process on."""
+    rows = []
+    for row in record["rows"]:
+        middle, low, high = (f"{row['seconds'][key]:.2f}" for key in ("median", "min", "max"))
+        rows.append([STARTUP[row["name"]], f"{middle} ({low}–{high})"])
+    return caption(record) + table(["", "s"], rows)
 
 
 VIEWS = {
@@ -154,11 +171,11 @@ def accuracy_table(path: Path) -> str:
         name = f"{row['data']}, {row['train_images']:,} images, {row['epochs']} epochs"
         rows.append([name, row["group"], row["seeds"], *means, difference, row["verdict"]])
     told = "`python benchmarks/same_accuracy.py run`. Percent, mean ± standard deviation over seeds.\n\n"
-    for data in dict.fromkeys(line["data"] for line in lines):
-        arms = {line["arm"]: line for line in lines if line["data"] == data}
+    for where in dict.fromkeys(tuple(line[key] for key in same_accuracy.SAME) for line in lines):
+        arms = {line["arm"]: line for line in lines if tuple(line[key] for key in same_accuracy.SAME) == where}
         ways = "; ".join(f"{arm}: `{' '.join(line['keys'])}` ({line['precision']})" for arm, line in arms.items())
-        about = arms["fast"]["versions"]
-        told += f"* {data}: {ways}; on {about['hardware']}, torch {about['torch']}\n"
+        fast, about = arms["fast"], arms["fast"]["versions"]
+        told += f"* {fast['data']}, {fast['epochs']} epochs: {ways}; on {about['hardware']}, torch {about['torch']}\n"
     return f"{told}\n{table(header, rows)}"
 
 
@@ -168,6 +185,7 @@ KINDS = {
     "memory": memory_table,
     "scaling": scaling_table,
     "epoch": epoch_table,
+    "startup": startup_table,
     "data_path": data_table,
 }
 
@@ -181,7 +199,10 @@ def everything(record: dict[str, Any]) -> str:
     """Of all.py: the verdicts, then a table for each stage; a stage that did not end is named."""
     parts = [verdict_table(record)]
     for stage, found in record["stages"].items():
-        parts.append(f"`{stage}`: {found['failed']}.\n" if "failed" in found else of_kind(stage, found))
+        if found["rows"]:
+            parts.append(of_kind(stage, found))
+        if "failed" in found:
+            parts.append(f"`{stage}`: {found['failed']}.\n")
     return "\n".join(parts)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -48,6 +49,7 @@ def ways(work: Work, chosen: runtime.Runtime, *, emulated: bool = False) -> dict
         BASELINE: lambda: contenders.plain(work, batch),
     }
     if gpu:
+        out["liftplus, compile=graphs"] = lambda: contenders.ours(work, replace(chosen, graphs=True), batch)
         out["plain fp16 autocast loop"] = lambda: contenders.plain(work, batch, torch.float16)
         out["the same, attention not fused"] = lambda: contenders.plain(work, batch, torch.float16, fused=False)
     peft = find_spec("peft") is not None
@@ -72,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     useful = args.batch * flops.of_step(work)
     runners = [
         # Useful FLOPs are those of the light step; for the others the number would mean something else.
-        harness.Contender(name, make(), args.batch, useful if name in ("liftplus", BASELINE) else None)
+        harness.Contender(name, make(), args.batch, useful if name.startswith(("liftplus", BASELINE)) else None)
         for name, make in chosen_ways.items()
     ]
     with harness.Undisturbed() as machine:

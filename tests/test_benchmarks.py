@@ -226,6 +226,11 @@ def test_memory_layouts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_start_times_are_told(script: Callable[[str], Any], tmp_path: Path) -> None:
-    rows = script("epoch").start_times(tmp_path, "cpu")
-    assert [row["name"] for row in rows][:2] == ["import liftplus", "liftplus --help"]
-    assert all(row["seconds"]["median"] > 0 for row in rows)
+    """In the order in which they pass; each is from the start of the process on."""
+    out = tmp_path / "cpu-startup.json"
+    run("startup.py", "--device", "cpu", "--repeats", 1, "--out", out)
+    record = json.loads(out.read_text())
+    imported, _, *stages = ((row["name"], row["seconds"]["median"]) for row in record["rows"])
+    assert imported[0] == "import liftplus" and [name for name, _ in stages] == list(script("startup").STAGES)
+    assert 0 < stages[0][1] < stages[1][1] < stages[2][1] < stages[3][1]
+    assert "the first step is done" in script("tables").of_kind(out.name, record)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from liftplus import config, runtime
+from liftplus import config, evaluate, runtime, train
 from liftplus.backbones.clip import LeanQuickGELU, Shape, clip_backbone
+from liftplus.data import sources
+from liftplus.errors import UserError
 from liftplus.heads import Cosine
 from liftplus.model import Classifier
 from liftplus.runtime import Compiled, Runtime
 from liftplus.tuners.adaptformer import AdaptFormer
 
+from .conftest import write_folder
+
+Forward = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 DEPTH, WIDTH, TOKENS, BATCH, CLASSES, RANK = 3, 24, 17, 5, 7, 2
 
 
@@ -132,14 +141,14 @@ def test_a_small_last_batch_is_not_compiled_anew() -> None:
     """It gives the same logits and gradients as without compiling."""
     model, sizes = classifier(), []
 
-    def compiler(module: nn.Module, dynamic: bool) -> nn.Module:
+    def compiler(function: Forward, dynamic: bool) -> Forward:
         assert not dynamic
 
-        def forward(images: torch.Tensor) -> torch.Tensor:
+        def forward(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
             sizes.append(len(images))
-            return module(images)
+            return function(module, images)
 
-        return forward  # type: ignore[return-value]
+        return forward
 
     run = Compiled(model, compiler)
     images = torch.randn(BATCH, 3, 32, 32)
@@ -160,11 +169,11 @@ def test_a_small_last_batch_is_not_compiled_anew() -> None:
 def test_compiling_that_fails_is_done_without() -> None:
     model = classifier()
 
-    def compiler(_module: nn.Module, dynamic: bool) -> nn.Module:
-        def broken(_images: torch.Tensor) -> torch.Tensor:
+    def compiler(_function: Forward, dynamic: bool) -> Forward:
+        def broken(_module: nn.Module, _images: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("no compiler\nhere")
 
-        return broken  # type: ignore[return-value]
+        return broken
 
     run = Compiled(model, compiler)
     images = torch.randn(2, 3, 32, 32)
@@ -174,6 +183,29 @@ def test_compiling_that_fails_is_done_without() -> None:
     assert run(images[:1]).shape == (1, CLASSES)
 
 
+def test_every_model_of_a_process_is_compiled_once() -> None:
+    """Twelve in turns, where torch.compile keeps eight of one code; what is made for a model goes with it."""
+    made: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        made.append(1)
+        return graph.forward
+
+    models = [nn.Sequential(nn.Linear(3, 2), nn.ReLU()) for _ in range(12)]
+    images = torch.randn(4, 3)
+    for _ in range(2):
+        for model in models:
+            for _ in range(2):
+                out = Compiled(model, partial(torch.compile, backend=backend))(images)
+                torch.testing.assert_close(out, model(images))
+    assert len(made) == len(models)
+    kept = len(runtime._OWN)
+    models.clear()
+    del model
+    gc.collect()
+    assert len(runtime._OWN) == kept - 12
+
+
 @pytest.mark.slow
 def test_a_compiled_model_agrees() -> None:
     """By the real compiler up to its code generator."""
@@ -181,6 +213,48 @@ def test_a_compiled_model_agrees() -> None:
     run = Compiled(model, partial(torch.compile, backend="aot_eager"))
     images = torch.randn(BATCH, 3, 32, 32)
     torch.testing.assert_close(run(images), model(images))
+
+
+def test_cuda_graphs_need_a_gpu_and_one_backward_pass_a_step() -> None:
+    with pytest.raises(UserError, match="compile=graphs needs an NVIDIA GPU"):
+        runtime.choose("cpu", "fp32", compiling="graphs")
+    place, model = Runtime(torch.device("cpu"), "fp32", compiles=True, graphs=True), classifier()
+    assert place.compiled(model).graphs
+    assert not place.compiled(model, adds=True).graphs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("backbone", "more"),
+    [
+        ("mini_clip", ()),
+        ("mini_clip", ("micro_batch=2",)),
+        ("mini_clip", ("grad_checkpointing=true",)),
+        ("mini_clip", ("tuner=full",)),
+        ("timm/resnet18.a1_in1k", ("tuner=norm", "pretrained=false", "image_size=64")),
+    ],
+)
+def test_graphs_give_the_same_on_a_gpu(tmp_path: Path, backbone: str, more: tuple[str, ...]) -> None:
+    """Bit for bit: losses, accuracies between epochs, weights and predictions; the last batch is a smaller one."""
+    photos = write_folder(tmp_path / "photos", {"train": (4, 3, 2), "val": (2, 1, 1), "test": (2, 1, 1)})
+    settings = ["epochs=4", "train.batch_size=4", "workers=0", "validate_every=1", "head_init=random", "seed=1"]
+    settings += ["deterministic=true", "device=cuda", *more]
+    found = []
+    for way in ("on", "graphs"):
+        run = config.resolve(data=str(photos), backbone=backbone, overrides=[*settings, f"compile={way}"])
+        data, place = sources.load(run.data), runtime.choose("cuda", "auto", compiling=run.compile)
+        model, notes = train.build(run, data, place), []
+        fitted = train.fit(model, run, data, place, log=notes.append)
+        tested = evaluate.predict(
+            model, evaluate.Reading(data.store, data.splits["test"]), run.evaluation, model.backbone.facts, place
+        )
+        for note in notes:
+            note.pop("seconds")
+        found.append((fitted.losses, notes, model.learned_state(), tested.probabilities))
+    assert found[0][0] == found[1][0] and found[0][1] == found[1][1]
+    assert all(torch.equal(value, found[1][2][name]) for name, value in found[0][2].items())
+    assert torch.equal(found[0][3], found[1][3])
 
 
 @pytest.mark.parametrize(("asked", "compiles"), [("auto", False), ("on", True), ("off", False)])

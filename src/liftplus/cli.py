@@ -31,6 +31,8 @@ from liftplus.commands import (
 from liftplus.commands.examples import epilog
 from liftplus.errors import UserError, told
 
+GARBAGE_THRESHOLD = 50_000
+"""New objects until Python looks for garbage: imports make very many that stay."""
 LOUDNESS = ("-q", "--quiet", "-v", "--verbose")
 CODES = (
     "Exit codes: 0 done; 2 something to put right, told in a sentence; 1 a mistake in liftplus, told with a traceback; "
@@ -136,8 +138,7 @@ for panel, name, command in (
 
 def main() -> None:
     """Entry point: what a user can put right ends in one sentence and exit code 2."""
-    # Imports make very many objects that stay; looking for garbage among them takes about a tenth of their time.
-    gc.set_threshold(50_000)
+    gc.set_threshold(GARBAGE_THRESHOLD)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
             stream.reconfigure(errors="backslashreplace")

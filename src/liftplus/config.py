@@ -107,8 +107,9 @@ class RunConfig(BaseModel):
     """Precision of matrix products and frozen weights; auto takes bf16 where the device computes in it."""
     deterministic: bool = False
     """On a GPU, only algorithms that give the same bits each time, cuDNN's among them; slower. A CPU always does."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for training and testing; auto: on a GPU. Costs a minute at the start."""
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"
+    """torch.compile for training and testing; auto: on a GPU. Costs a minute at the start. graphs: as CUDA graphs too,
+    which are faster at small batches."""
     track: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_trackers)] = ()
     """Experiment trackers that follow the run, joined by +: tensorboard, wandb, mlflow; each is an extra to install."""
     cache: bool = True

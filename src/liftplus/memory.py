@@ -85,7 +85,8 @@ class _AsOnGPU(TorchFunctionMode):
     """On tensors that pretend to be in a GPU's memory but say "cpu": attention by a fused kernel, and autocast's rule.
 
     PyTorch has no backward pass over tensors that say "cuda" where there is no GPU. What differs for memory: on a GPU
-    autocast computes norms and softmax in fp32. A compiled model casts inside the kernel and keeps no fp32 copy.
+    autocast computes norms and softmax in fp32. A compiled model casts inside the kernel and keeps no fp32 copy. Nor
+    does it keep what a frozen batch norm read, whose gradient needs the scale alone.
     """
 
     def __init__(self, autocasts: bool, compiles: bool) -> None:
@@ -100,10 +101,25 @@ class _AsOnGPU(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and len(args) >= 3 and args[0].ndim == 4:
             parts = [x.to(torch.get_autocast_dtype("cpu")) if casts else x for x in args[:3]]
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts)[0]
-        if casts and not self.compiles and func in _IN_FP32:
+        if self.compiles and func is F.batch_norm and _is_fixed(*args, **options):
+            return args[0] * _like_channels(args[2], args[0])
+        # A compiled block that will be computed again, which PyTorch marks by hooks, keeps more than that rule says.
+        again = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        if casts and (again or not self.compiles) and func in _IN_FP32:
             args = tuple(x.float() if isinstance(x, Tensor) else x for x in args)
             options = {key: x.float() if isinstance(x, Tensor) else x for key, x in options.items()}
         return func(*args, **options)
+
+
+def _is_fixed(
+    _x: Tensor, _mean: Tensor, _var: Tensor, weight: Tensor, bias: Tensor, training: bool, *_: Any, **__: Any
+) -> bool:
+    """Whether a batch norm is a scale and a shift that are not trained."""
+    return not (training or weight.requires_grad or bias.requires_grad)
+
+
+def _like_channels(values: Tensor, pictures: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (pictures.ndim - 2)).to(pictures.dtype)
 
 
 _IN_FP32 = (F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax)
@@ -269,9 +285,7 @@ class Trial:
         with ExitStack() as stack:
             stack.enter_context(self.fake)
             if self.device != "cpu":
-                # Compiled blocks that are computed again keep more than these rules would have them keep.
-                compiles = self.config.compile != "off" and not self.config.backbone.grad_checkpointing
-                stack.enter_context(_AsOnGPU(self.here.precision != "fp32", compiles))
+                stack.enter_context(_AsOnGPU(self.here.precision != "fp32", self.config.compile != "off"))
             stack.enter_context(living)
             run(images)
         return living.highest

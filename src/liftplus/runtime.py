@@ -12,9 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +37,14 @@ class Runtime:
         device, precision: as resolved; the latter is bf16, fp16 or fp32.
         job: the processes.
         compiles: whether models are compiled before they run.
+        graphs: whether compiled models are replayed as CUDA graphs.
     """
 
     device: torch.device
     precision: str
     job: Job = ALONE
     compiles: bool = False
+    graphs: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the run's precision; nothing for fp32."""
@@ -52,9 +57,13 @@ class Runtime:
         """Of matrix products and of frozen weights."""
         return DTYPES[self.precision]
 
-    def compiled(self, model: nn.Module) -> Callable[..., Any]:
-        """The model as a function of one batch; batches of one size compile once."""
-        return Compiled(model) if self.compiles else model
+    def compiled(self, model: nn.Module, *, adds: bool = False) -> Callable[..., Any]:
+        """The model as a function of one batch; batches of one size compile once.
+
+        Args:
+            adds: whether gradients of several calls are added up, which CUDA graphs would get wrong.
+        """
+        return Compiled(model, graphs=self.graphs and not adds) if self.compiles else model
 
     def place(self, model: nn.Module) -> None:
         """Move a model here and prepare it."""
@@ -106,8 +115,10 @@ def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE, comp
         precision = _best_precision(chosen)
     if precision == "fp16" and chosen.type == "cpu":
         raise UserError("precision=fp16 needs a GPU. On this device choose bf16 or fp32, or leave precision=auto.")
-    compiles = chosen.type == "cuda" if compiling == "auto" else compiling == "on"
-    return Runtime(chosen, precision, job, compiles)
+    if compiling == "graphs" and chosen.type != "cuda":
+        raise UserError("compile=graphs needs an NVIDIA GPU. On this device choose on or off, or leave compile=auto.")
+    compiles = chosen.type == "cuda" if compiling == "auto" else compiling != "off"
+    return Runtime(chosen, precision, job, compiles, compiling == "graphs")
 
 
 def _own_device(device: str, job: Job) -> str:
@@ -198,18 +209,29 @@ class Compiled:
 
     A smaller batch, as the last of an epoch, is filled up to the size of the first one with pictures whose outputs are
     dropped, since another size would be compiled anew.
+
+    With `graphs` the kernels of a batch are recorded once and launched together from then on, which saves the time that
+    Python takes to launch them one by one. Gradients must be used up before the next call: PyTorch's graphs (up to 2.11
+    at least) return them in memory that the next call writes over (PyTorch issue 169545).
     """
 
-    def __init__(self, model: nn.Module, compiler: Callable[..., Any] = torch.compile) -> None:
-        self.model = model
-        self.forward: Callable[..., Any] = compiler(model, dynamic=False)
+    def __init__(self, model: nn.Module, compiler: Callable[..., Any] = torch.compile, *, graphs: bool = False) -> None:
+        self.model, self.graphs = model, graphs
+        own = _OWN.setdefault(model, {})
+        if graphs not in own:
+            options = {"mode": "reduce-overhead"} if graphs else {}
+            own[graphs] = compiler(_function(), dynamic=False, **options)
+        self.forward: Callable[..., Any] = partial(own[graphs], model)
         self.tried, self.full = False, 0
 
     def __call__(self, images: torch.Tensor) -> Any:
         count, self.full = len(images), max(self.full, len(images))
         if count < self.full and self.forward is not self.model:
             images = torch.cat([images, images[-1:].expand(self.full - count, *images.shape[1:])])
-        return self._first(images)[:count] if not self.tried else self.forward(images)[:count]
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        out = self.forward(images) if self.tried else self._first(images)
+        return out[:count].clone() if self.graphs else out[:count]  # a graph's next run writes over its outputs
 
     def _first(self, images: torch.Tensor) -> Any:
         self.tried = True
@@ -224,6 +246,23 @@ class Compiled:
             warnings.warn(f"torch.compile failed ({_first_line(error)}); the model runs without it.", stacklevel=3)
             self.forward = self.model
             return self.model(images)
+
+
+_OWN: WeakKeyDictionary[nn.Module, dict[bool, Callable[..., Any]]] = WeakKeyDictionary()
+"""What was compiled for each model, without and with graphs."""
+
+
+def _function() -> Callable[..., Any]:
+    """Runs a model on images, with code of its own.
+
+    torch.compile keeps what it made by code object, eight of each. Models share the code of their class, so in a
+    process that trains one after the other the fourth would run uncompiled.
+    """
+
+    def forward(model: nn.Module, images: torch.Tensor) -> Any:
+        return model(images)
+
+    return FunctionType(forward.__code__.replace(), forward.__globals__, "forward")
 
 
 def _first_line(error: Exception) -> str:

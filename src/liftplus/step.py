@@ -39,7 +39,7 @@ class Step:
         loss = config.loss.for_head(config.head)
         self.loss: LossModule = loss.build(torch.tensor(dataset.counts()), dataset.class_names)
         self.loss.to(runtime.device, torch.float32)
-        self.forward = runtime.compiled(model)
+        self.forward = runtime.compiled(model, adds=self.micro < config.train.batch_size)
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimiser = torch.optim.SGD(
