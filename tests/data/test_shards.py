@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from liftplus.data import shards
+from liftplus.data import identity, shards
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.images import UnreadableImage
@@ -94,6 +99,102 @@ def test_a_broken_picture_leaves_nothing_behind(photos: Path, tmp_path: Path) ->
     assert not list(tmp_path.glob("copy*"))
     shards.write(load(DataConfig(source=str(photos), unreadable="skip")), tmp_path / "copy", Recipe())
     assert load(DataConfig(source=str(tmp_path / "copy"))).counts() == (2, 5, 11)
+
+
+class Until:
+    """Progress that does something after so many pictures."""
+
+    def __init__(self, count: int, then: Callable[[], object]) -> None:
+        self.count, self.then, self.begun = count, then, 0
+
+    @contextmanager
+    def task(self, _label: str, _total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+        self.begun, number = done, iter(range(done + 1, 1000))
+
+        def advance() -> None:
+            if next(number) == self.count:
+                self.then()
+
+        yield advance
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures count as left alone, several shards a split, and files are brought up to date now and then."""
+    monkeypatch.setattr(identity, "SETTLED", -math.inf)
+    monkeypatch.setattr(shards, "_SHARD", 40_000)
+    monkeypatch.setattr(shards, "_NOTED", 3)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("way", ["interrupted", "killed"])
+def test_a_copy_goes_on_where_it_was_stopped(photos: Path, tmp_path: Path, way: str) -> None:
+    """At every third picture: the same bytes as without a stop, and what was there is not copied again."""
+    before, _ = prepared(photos, tmp_path / "whole")
+    whole, out, kept = files(tmp_path / "whole"), tmp_path / "copy", tmp_path / "kept"
+    partial, begun = shards.unfinished(out), []
+
+    def kill() -> None:
+        """What a process has handed to the system outlives it."""
+        shutil.copytree(partial, kept)
+
+    stops = range(1, sum(map(len, before.splits.values())) + 1, 3)
+    for count in stops:
+        with suppress(KeyboardInterrupt):
+            shards.write(before, out, Recipe(64), Until(count, kill if way == "killed" else interrupt))
+        if way == "killed":
+            shutil.rmtree(out)
+            kept.rename(partial)
+        assert partial.is_dir() and not out.exists()
+        again = Until(0, interrupt)
+        shards.write(before, out, Recipe(64), again)
+        begun.append(again.begun)
+        assert files(out) == whole and not partial.exists()
+        shutil.rmtree(out)
+    # The last picture may be cut short, and is copied again; what was not handed over yet is lost.
+    lost = {stop - had for stop, had in zip(stops, begun, strict=True)}
+    assert lost == {1} if way == "interrupted" else max(lost) <= 5
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("change", ["nothing", "quality", "size", "picture", "class", "plan"])
+def test_another_copy_begins_anew(photos: Path, tmp_path: Path, change: str) -> None:
+    before, _ = prepared(photos, tmp_path / "whole")
+    out, red = tmp_path / "copy", photos / "train" / "red_square"
+    with pytest.raises(KeyboardInterrupt):
+        shards.write(before, out, Recipe(64), Until(10, interrupt))
+    if change == "picture":
+        picture((9, 9, 9), 99, (80, 70)).save(red / "0.png")
+    if change == "class":
+        for folder in photos.glob("*/red_square"):
+            folder.rename(folder.with_name("crimson"))
+    if change == "plan":
+        (shards.unfinished(out) / "plan.json").write_text("{")
+    recipe = {"quality": Recipe(64, quality=90), "size": Recipe(48)}.get(change, Recipe(64))
+    again = Until(0, interrupt)
+    shards.write(load(DataConfig(source=str(photos))), out, recipe, again)
+    assert again.begun == (9 if change == "nothing" else 0)
+    assert sorted(load(DataConfig(source=str(out))).counts()) == [2, 8, 12]
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    command: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it can."""
+    monkeypatch.setattr(shards._Shards, "add", mock.Mock(side_effect=KeyboardInterrupt))
+    for settled, said in ((-math.inf, True), (math.inf, False)):
+        monkeypatch.setattr(identity, "SETTLED", settled)
+        ended = command("prepare", "--data", str(photos), "--out", str(tmp_path / "copy"))
+        assert ended.code == 130
+        assert ("copy.partial; the same command goes on from there" in ended.err) is said
 
 
 def test_damaged_copies_are_refused(photos: Path, tmp_path: Path) -> None:

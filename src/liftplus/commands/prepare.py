@@ -22,7 +22,10 @@ def prepare(
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """Write a resized copy of a data set as WebDataset shards; give its folder as --data to train on it."""
+    """Write a resized copy of a data set as WebDataset shards; give its folder as --data to train on it.
+
+    The same command goes on with a copy that was interrupted.
+    """
     from liftplus import config, console, parallel
     from liftplus.data import shards, sources
 
@@ -32,8 +35,12 @@ def prepare(
         raise UserError(f"{str(out)!r} exists already. Choose another place with --out, or remove it first.")
     dataset = sources.load(config.resolve(data=data, overrides=overrides or ()).data)
     total = sum(map(len, dataset.splits.values()))
-    with console.Bars().task("Copying", total) as advance:
-        shards.write(dataset, out, shards.Recipe(size, quality), advance)
+    try:
+        shards.write(dataset, out, shards.Recipe(size, quality), console.Bars())
+    except KeyboardInterrupt:
+        if kept := shards.resumable(out):
+            console.err.print(f"What is copied is kept in {kept}; the same command goes on from there.")
+        raise
     used = sum(file.stat().st_size for file in out.iterdir())
     if as_json:
         print(json.dumps({"folder": str(out), "images": total, "bytes": used}))

@@ -1,20 +1,23 @@
 """A prepared copy of a data set: WebDataset shards (tar), and an index by which pictures are read at random.
 
 A folder with, for each split, `train-000000.tar`, … of `00000000.jpg` (or .png …), `.cls` and `.json` members;
-`index.csv`, which says where in which shard each picture lies; and `classes.json`, written last.
+`index.csv`, which says where in which shard each picture lies; and `classes.json`, written last. While it is made it
+has another name and `plan.json`, by which a copy that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -26,11 +29,14 @@ from liftplus.data.dataset import DataSet, Table
 from liftplus.data.images import UnreadableImage, decode
 from liftplus.data.stores import ByteStore, part_of
 from liftplus.errors import UserError
+from liftplus.runtime import Advance, Progress, Silent
 
-CLASSES, INDEX = "classes.json", "index.csv"
+CLASSES, INDEX, PLAN = "classes.json", "index.csv", "plan.json"
 _COLUMNS = ["split", "key", "class", "shard", "offset", "size"]
 _FORMAT = 1
 _SHARD = 1 << 30
+_NOTED = 64
+"""After so many pictures the files are brought up to date."""
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 
@@ -95,28 +101,33 @@ def read(folder: Path) -> tuple[Table, ShardStore]:
     return Table(rows, tuple(ids), dict(zip(ids, names, strict=True))), ShardStore(folder, index)
 
 
-def write(dataset: DataSet, folder: Path, recipe: Recipe, advance: Callable[[], object] = lambda: None) -> None:
+def write(dataset: DataSet, folder: Path, recipe: Recipe, progress: Progress | None = None) -> None:
     """Copy every split into a new folder, which appears when it is whole.
+
+    A copy that was interrupted or killed goes on where it stood when the same pictures are copied there again in the
+    same way. One that ends with an error leaves nothing behind.
 
     Args:
         dataset: any data set whose pictures exist as files.
         folder: must not exist.
         recipe: size and quality of the copies.
-        advance: called after each picture.
+        progress: told of every picture.
 
     Raises:
         UserError: the folder exists or cannot be written; a picture cannot be decoded.
     """
     if os.path.lexists(folder):
         raise UserError(f"{str(folder)!r} exists already. Choose another place with --out, or remove it first.")
-    partial = folder.with_name(folder.name + ".partial")
+    partial = unfinished(folder)
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a copy that was killed
-        partial.mkdir(parents=True)
+        done = _begin(partial, dataset, recipe)
+        total = sum(map(len, dataset.splits.values()))
         try:
-            _fill(partial, dataset, recipe, advance)
+            with (progress or Silent()).task("Copying", total, len(done.rows)) as advance:
+                _fill(partial, dataset, recipe, done, advance)
+            (partial / PLAN).unlink()
             os.replace(partial, folder)
-        except BaseException:
+        except Exception:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     except OSError as error:
@@ -125,34 +136,114 @@ def write(dataset: DataSet, folder: Path, recipe: Recipe, advance: Callable[[], 
         ) from error
 
 
-def _fill(folder: Path, dataset: DataSet, recipe: Recipe, advance: Callable[[], object]) -> None:
-    with (folder / INDEX).open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        index = csv.writer(stream)
-        index.writerow(_COLUMNS)
-        for split, part in dataset.splits.items():
-            with _Shards(folder, split) as shards:
-                for number, (data, ending) in enumerate(_copies(dataset, split, recipe)):
-                    key, label = part.keys[number], part.labels[number]
-                    about = {"key": key, "class": dataset.class_names[label], "id": dataset.class_ids[label]}
-                    place = shards.add(f"{number:08d}", data, ending, label, about)
-                    index.writerow([split, key, label, *place, len(data)])
-                    advance()
-    classes = {
+def unfinished(folder: Path) -> Path:
+    """Where a copy lies until it is whole."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def resumable(folder: Path) -> Path | None:
+    """Where an interrupted copy lies that can go on; None where nothing can be told of its pictures."""
+    partial = unfinished(folder)
+    with suppress(OSError, UserError, ValueError):
+        plan = documents.json_value(documents.text(partial / PLAN, "plan"), partial / PLAN)
+        return None if None in plan["pictures"].values() else partial
+    return None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What an interrupted copy has.
+
+    Attributes:
+        rows: of the index, in the order of the data set.
+        cut: length of the last row's shard; None where the next picture begins a shard.
+    """
+
+    rows: list[list[str]] = field(default_factory=list)
+    cut: int | None = None
+
+
+def _begin(partial: Path, dataset: DataSet, recipe: Recipe) -> _Done:
+    """What is there already of just this copy, and a folder that holds nothing else."""
+    plan = _plan(dataset, recipe)
+    done = _Done()
+    with suppress(OSError, UserError, ValueError, csv.Error):
+        if documents.json_value(documents.text(partial / PLAN, "plan"), partial / PLAN) == plan:
+            done = _done(partial)
+    if not done.rows or None in plan["pictures"].values():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / PLAN).write_text(json.dumps(plan), encoding="utf-8")
+        return _Done()
+    kept = {row[3] for row in done.rows}
+    for shard in partial.glob("*.tar"):
+        if shard.name not in kept:
+            shard.unlink()
+    if done.cut is not None:
+        os.truncate(partial / done.rows[-1][3], done.cut)
+    return done
+
+
+def _plan(dataset: DataSet, recipe: Recipe) -> dict[str, Any]:
+    """What is copied and how; a split whose pictures cannot be told from others has None."""
+    from liftplus.data.identity import identity  # which knows this module's store
+
+    labels = hashlib.sha256(repr([part.labels for part in dataset.splits.values()]).encode()).hexdigest()
+    pictures = {split: identity(dataset.store, part.keys) for split, part in dataset.splits.items()}
+    return _about(dataset, recipe) | {"labels": labels, "pictures": pictures}
+
+
+def _done(partial: Path) -> _Done:
+    """The rows of the index that can be relied on; the last one and its picture may be cut short."""
+    text = documents.content(partial / INDEX, "index").decode(errors="surrogateescape")
+    rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
+    sizes = {shard.name: shard.stat().st_size for shard in partial.glob("*.tar")}
+    while rows:
+        last = rows.pop()
+        if len(last) == len(_COLUMNS) and int(last[4]) - tarfile.BLOCKSIZE <= sizes.get(last[3], -1):
+            same = bool(rows) and rows[-1][3] == last[3]
+            return _Done(rows, int(last[4]) - tarfile.BLOCKSIZE if same else None)
+    return _Done()
+
+
+def _about(dataset: DataSet, recipe: Recipe) -> dict[str, Any]:
+    return {
         "format": _FORMAT,
         "made_from": dataset.name,
         "size": recipe.size,
         "quality": recipe.quality,
-        "pictures": sum(map(len, dataset.splits.values())),
-        "class_ids": dataset.class_ids,
-        "class_names": dataset.class_names,
+        "class_ids": list(dataset.class_ids),
+        "class_names": list(dataset.class_names),
     }
-    (folder / CLASSES).write_text(json.dumps(classes, indent=1), encoding="utf-8")
 
 
-def _copies(dataset: DataSet, split: str, recipe: Recipe) -> Iterator[tuple[bytes, str]]:
-    """The new file of each picture with its ending, in order; threads, as Pillow leaves the interpreter free."""
+def _fill(folder: Path, dataset: DataSet, recipe: Recipe, done: _Done, advance: Advance) -> None:
+    with (folder / INDEX).open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        index = csv.writer(stream)
+        index.writerows([_COLUMNS, *done.rows])
+        for split, part in dataset.splits.items():
+            own = [row for row in done.rows if row[0] == split]
+            if len(own) == len(part):
+                continue
+            last, cut, first = (own[-1][3], done.cut, len(own)) if own else (None, None, 0)
+            with _Shards(folder, split, last, cut) as shards:
+                for number, (data, ending) in enumerate(_copies(dataset, split, recipe, first), first):
+                    key, label = part.keys[number], part.labels[number]
+                    about = {"key": key, "class": dataset.class_names[label], "id": dataset.class_ids[label]}
+                    place = shards.add(f"{number:08d}", data, ending, label, about)
+                    index.writerow([split, key, label, *place, len(data)])
+                    if number % _NOTED == 0:
+                        shards.flush()
+                        stream.flush()
+                    advance()
+    about = _about(dataset, recipe) | {"pictures": sum(map(len, dataset.splits.values()))}
+    (folder / CLASSES).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def _copies(dataset: DataSet, split: str, recipe: Recipe, first: int) -> Iterator[tuple[bytes, str]]:
+    """The new file of each picture from `first` on with its ending; threads, as Pillow leaves the interpreter free."""
     threads = min(os.cpu_count() or 1, 16)
-    keys = iter(dataset.splits[split].keys)
+    keys = islice(dataset.splits[split].keys, first, None)
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(keys, 16 * threads)):
             yield from pool.map(lambda key: _copy(dataset, key, recipe), chunk)
@@ -184,11 +275,15 @@ def _encoded(image: Image.Image, kind: str, recipe: Recipe) -> bytes:
 
 
 class _Shards:
-    """The shards of one split: each is closed when it has a gigabyte."""
+    """The shards of one split: each is closed when it has a gigabyte.
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self.folder, self.split, self.number = folder, split, -1
-        self.file: IO[bytes] | None = None
+    Goes on after `last`, the name of a shard that is there; within it where `cut` is its length so far.
+    """
+
+    def __init__(self, folder: Path, split: str, last: str | None = None, cut: int | None = None) -> None:
+        self.folder, self.split = folder, split
+        self.number = -1 if last is None else int(last.removesuffix(".tar").rpartition("-")[2])
+        self.file: IO[bytes] | None = None if cut is None or last is None else (folder / last).open("ab")
 
     def __enter__(self) -> _Shards:
         return self
@@ -207,6 +302,11 @@ class _Shards:
         _add(self.file, f"{name}.cls", b"%d" % label)
         _add(self.file, f"{name}.json", text)
         return os.path.basename(self.file.name), place
+
+    def flush(self) -> None:
+        """Bring the open shard up to date."""
+        if self.file is not None:
+            self.file.flush()
 
     def _close(self) -> None:
         if self.file is not None:
