@@ -323,7 +323,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Columns and lines of the table for people; without the groups that the data lacks."""
     lines = summary(rows)
     shown = [key for key in KEYS if any(line[key]["mean"] is not None for line in lines)]
-    columns = ["method", *(key.replace("_", " ") for key in shown), "seconds", "parameters", "memory"]
+    columns = ["method", *(key.replace("_", " ") for key in shown), "seconds", "trained weights", "memory GiB"]
     cells = []
     for line in lines:
         memory = line["peak_memory_bytes"]["mean"]
@@ -333,7 +333,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
                 *(_spread(line[key]) for key in shown),
                 f"{line['seconds']['mean']:.1f}",
                 f"{line['tuned_parameters']['mean']:,.0f}",
-                "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
+                "–" if memory is None else f"{memory / 2**30:.1f}",
             ]
         )
     return columns, cells

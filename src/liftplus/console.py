@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
@@ -17,10 +19,18 @@ from rich.text import Text
 
 from liftplus.runtime import Advance, Silent
 
+LONG_WORD = 24
+"""Letters of a word that a narrow table may break."""
 READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 class _Console(Console):
+    @property
+    def options(self) -> ConsoleOptions:
+        """A file takes lines of any length."""
+        given = super().options
+        return given if self.is_terminal else given.update(max_width=10_000)
+
     def on_broken_pipe(self) -> None:
         """Who read the output has gone, as `head` does: no mistake of anyone."""
         try:
@@ -99,14 +109,32 @@ class _Lines:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table; columns of numbers stand on the right."""
-    shown = Table(title=Text(title), title_justify="left", header_style="bold")
-    for index, column in enumerate(columns):
-        numbers = all(value is None or isinstance(value, int | float) for value in (row[index] for row in rows))
-        shown.add_column(column, justify="right" if numbers else "left")
-    for row in rows:
-        shown.add_row(*(Text(figure(value)) for value in row))
+    """A table; columns of numbers stand on the right. A narrow terminal breaks lines between words."""
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "header_style": "bold"}
+    shown = Table(title=Text(title), title_justify="left", **look)
+    cells = [[figure(value) for value in row] for row in rows]
+    numbers = [all(_NUMBER.fullmatch(row[index]) for row in cells) for index in range(len(columns))]
+    heads = [column.replace(" ", "\n") if number else column for column, number in zip(columns, numbers, strict=True)]
+    texts = [[head, *(row[index] for row in cells)] for index, head in enumerate(heads)]
+    needed = 2 * len(columns) + sum(map(_longest_word, texts))
+    spare = out.options.max_width - needed
+    shown.width = needed if spare < 0 else None
+    for head, number, column in zip(heads, numbers, texts, strict=True):
+        least, most = _longest_word(column), max(len(line) for text in column for line in (text.splitlines() or [""]))
+        more = max(0, min(most - least, spare))
+        spare -= more
+        shown.add_column(Text(head), justify="right" if number else "left", overflow="fold", width=least + more)
+    for row in cells:
+        shown.add_row(*map(Text, row))
     out.print(shown)
+
+
+def _longest_word(texts: Sequence[str]) -> int:
+    """Letters of the longest word, up to what may be broken; ± goes with what follows it."""
+    return min(max(len(word) for text in texts for word in (text.replace("± ", "±_").split() or [""])), LONG_WORD)
+
+
+_NUMBER = re.compile(r"[-+−]?[\d.,]+( ± [\d.,]+)?( [%\w]{1,3})?|–")
 
 
 def figure(value: Any) -> str:

@@ -112,10 +112,10 @@ class _AsOnGPU(TorchFunctionMode):
 
 
 def _is_fixed(
-    _x: Tensor, _mean: Tensor, _var: Tensor, weight: Tensor, bias: Tensor, training: bool, *_: Any, **__: Any
+    _x: Tensor, _mean: Any, _var: Any, weight: Tensor | None, bias: Tensor | None, training: bool, *_: Any, **__: Any
 ) -> bool:
     """Whether a batch norm is a scale and a shift that are not trained."""
-    return not (training or weight.requires_grad or bias.requires_grad)
+    return not training and not any(p is not None and p.requires_grad for p in (weight, bias))
 
 
 def _like_channels(values: Tensor, pictures: Tensor) -> Tensor:

@@ -125,8 +125,8 @@ def write(dataset: DataSet, folder: Path, recipe: Recipe, progress: Progress | N
         try:
             with (progress or Silent()).task("Copying", total, len(done.rows)) as advance:
                 _fill(partial, dataset, recipe, done, advance)
-            (partial / PLAN).unlink()
             os.replace(partial, folder)
+            (folder / PLAN).unlink()
         except Exception:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -144,7 +144,7 @@ def unfinished(folder: Path) -> Path:
 def resumable(folder: Path) -> Path | None:
     """Where an interrupted copy lies that can go on; None where nothing can be told of its pictures."""
     partial = unfinished(folder)
-    with suppress(OSError, UserError, ValueError):
+    with suppress(OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
         plan = documents.json_value(documents.text(partial / PLAN, "plan"), partial / PLAN)
         return None if None in plan["pictures"].values() else partial
     return None
