@@ -28,11 +28,10 @@ from liftplus.runtime import Silent
 from liftplus.tuners.base import Tuner
 from zoo import backbone_of
 
-from .conftest import Command
+from .conftest import SHARED, Command
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
-ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("epochs=1", "train.batch_size=8", "tte=false", "workers=0", "device=cpu", "precision=fp32")
 
 
@@ -170,7 +169,7 @@ def real(name: str) -> Backbone:
 )
 def test_on_100_photographs(name: str, tuner: str, tmp_path: Path) -> None:
     """A ViT and a CNN with real weights, CLIP's ResNet: logits of ONNX within 1e-4 of PyTorch's in fp32."""
-    with zipfile.ZipFile(ROOT.parent / "shared" / "data" / "imagenet_sample_100.zip") as archive:
+    with zipfile.ZipFile(SHARED / "data" / "imagenet_sample_100.zip") as archive:
         archive.extractall(tmp_path / "photos")
     files = sorted(map(str, (tmp_path / "photos").rglob("*.JPEG")))
     run = trained(real(name), tuner, 100)

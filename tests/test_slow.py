@@ -12,13 +12,10 @@ import pytest
 
 import browser
 
-from .conftest import Command
+from .conftest import SHARED, Command
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 CLAIM = ROOT / "benchmarks" / "results" / "demo.json"
-
-shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder ../shared is not beside the project")
 
 
 def mean(rows: list[dict[str, float]], method: str, key: str, tte: bool = False) -> float:
@@ -82,10 +79,9 @@ def every(step: int, data: Path, out: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.shared
-@shared
 @pytest.mark.parametrize(("name", "step"), [("clothing17_160", 1), ("tinyimagenet200_lt100", 4)])
 def test_real_photographs_to_the_end(command: Command, tmp_path: Path, name: str, step: int) -> None:
-    data = every(step, SHARED / f"{name}.zip", tmp_path / f"{name}.zip")
+    data = every(step, SHARED / "data" / f"{name}.zip", tmp_path / f"{name}.zip")
     ended = command("train", "--data", data, "--backbone", "mini_clip", "--out", "run", "--json", "epochs=2")
     assert ended.code == 0, ended.err
     trained = json.loads(ended.out)
@@ -107,10 +103,9 @@ def test_real_photographs_to_the_end(command: Command, tmp_path: Path, name: str
 
 @pytest.mark.slow
 @pytest.mark.shared
-@shared
 def test_imagenet_weights_learn_from_real_photographs(command: Command) -> None:
     """Norm layers of EfficientNet-Lite0, tuned for one epoch, beat the class means that they start from."""
-    given = ["--data", SHARED / "clothing17_160.zip", "--backbone", "efficientnet_lite0", "--json"]
+    given = ["--data", SHARED / "data" / "clothing17_160.zip", "--backbone", "efficientnet_lite0", "--json"]
     given += ["image_size=96", "precision=fp32", "tte=false", "tuner=norm"]
     means = command("train", *given, "--out", "means", "epochs=0")
     assert means.code == 0, means.err

@@ -24,6 +24,8 @@ from liftplus.backbones import catalogue, from_timm
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.errors import UserError
 
+from ..conftest import SHARED
+
 SIZE = 160
 # A class token, attention pooling, and the norms, pools and classifiers of four families of convolutions.
 TOWERS = ("test_vit", "test_vit3", "test_convnext", "test_efficientnet", "test_resnet", "test_byobnet")
@@ -337,9 +339,7 @@ def test_packaged_weights_of_another_model(tmp_path: Path) -> None:
 @pytest.mark.shared
 def test_packaged_weights_know_imagenet() -> None:
     """With the classifier kept, 89 of 100 photographs were right: in a wrong order of tensors none would be."""
-    archive = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample_100.zip"
-    if not archive.is_file():
-        pytest.skip("there is no shared folder beside the repository")
+    archive = SHARED / "data" / "imagenet_sample_100.zip"
     name = "tf_efficientnet_lite0.in1k"
     model = timm.create_model(name, pretrained=False).eval()
     model.load_state_dict(from_timm._state(name, packaged()))

@@ -1,4 +1,4 @@
-"""Small real image files, and the shared folder where it exists."""
+"""Small real image files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import pytest
 from PIL import Image
 
 Png = Callable[..., bytes]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "shared: needs the shared folder beside the repository")
 
 
 def encoded(colour: object = "red", size: tuple[int, int] = (7, 5), mode: str = "RGB", kind: str = "PNG") -> bytes:
@@ -42,11 +38,3 @@ def grow() -> Callable[[Path, dict[str, int]], Path]:
         return root
 
     return write
-
-
-@pytest.fixture
-def shared() -> Path:
-    folder = Path(__file__).resolve().parents[3] / "shared"
-    if not folder.is_dir():
-        pytest.skip("there is no shared folder beside the repository")
-    return folder

@@ -20,6 +20,8 @@ from liftplus.data.sources import load
 from liftplus.data.stores import ByteStore
 from liftplus.data.transforms import MDA, CentreCrop, FiveCrops, LiftAugment, short_side
 
+from ..conftest import SHARED
+
 
 def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """Edges, ramps and some noise, as photographs have."""
@@ -197,8 +199,7 @@ def test_setting_reaches_the_store_and_old_files_mean_pillow(photos: Path) -> No
 @pytest.mark.parametrize("augment", [MDA(), MDA(schedule="max"), LiftAugment()], ids=["first", "last", "lift"])
 def test_photographs(augment: MDA | LiftAugment) -> None:
     """Issue 4: at most 0.5 of 255 on average, and no photograph above 2."""
-    archive = Path(__file__).parents[3] / "shared/data/imagenet_sample_100.zip"
-    dataset = load(DataConfig(source=str(archive)), for_testing=True)
+    dataset = load(DataConfig(source=str(SHARED / "data" / "imagenet_sample_100.zip")), for_testing=True)
     store, generator = dataset.store, torch.Generator().manual_seed(0)
     assert isinstance(store, ByteStore)
     means = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ from safetensors.numpy import load_file
 from liftplus.data.cifar import long_tailed_indices
 from liftplus.data.config import DataConfig
 from liftplus.data.sources import load
+
+from ..conftest import SHARED
 
 pytestmark = pytest.mark.shared
 
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.shared
         ("imagenet_sample_100", 100, 100, 0, 1, 1),
     ],
 )
-def test_archives(shared: Path, name: str, classes: int, train: int, test: int, largest: int, smallest: int) -> None:
-    dataset = load(DataConfig(source=str(shared / "data" / f"{name}.zip")))
+def test_archives(name: str, classes: int, train: int, test: int, largest: int, smallest: int) -> None:
+    dataset = load(DataConfig(source=str(SHARED / "data" / f"{name}.zip")))
     counts = dataset.counts()
     assert (dataset.num_classes, sum(counts), sum(dataset.counts("test"))) == (classes, train, test)
     # Line number = label, and the classes lie in falling order of frequency.
@@ -36,9 +37,9 @@ def test_archives(shared: Path, name: str, classes: int, train: int, test: int, 
 
 
 @pytest.mark.parametrize("ratio", [10, 50, 100])
-def test_cifar_lt_goldens(shared: Path, ratio: int) -> None:
-    tensors = load_file(shared / "reference" / "reference_public.safetensors")
-    counts = json.loads((shared / "reference" / "reference_public.json").read_text())[f"cifar_lt/ir{ratio}/counts"]
+def test_cifar_lt_goldens(ratio: int) -> None:
+    tensors = load_file(SHARED / "reference" / "reference_public.safetensors")
+    counts = json.loads((SHARED / "reference" / "reference_public.json").read_text())[f"cifar_lt/ir{ratio}/counts"]
     labels = tensors["cifar_lt/labels"]
     kept = long_tailed_indices(labels, ratio)
     assert np.array_equal(kept, tensors[f"cifar_lt/ir{ratio}/index"])
