@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 import tarfile
 import zipfile
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from liftplus import config, describe
 from liftplus.data import sources
 
 from .conftest import Command, picture, write_folder
@@ -312,6 +314,23 @@ def test_info_knows_every_backbone(command: Command, backbone: str, blocks: int,
     assert {"adaptformer", "full"} <= set(about["tuners_that_fit"])
     shown = command("info", "--backbone", backbone, "num_classes=10")
     assert f"{about['parameters']['tuned']:,}" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("method", "changed"),
+    [
+        ("lift+", []),
+        ("full", ["track=tensorboard"]),
+        ("lift+", ["tuner=lora+ssf", "tuner.lora.rank=3", "head=linear", "augment=lift", "loss=cross_entropy"]),
+        ("lift+", ["tuner=none", "head_init.template=a photo of the 'large' {}.", "micro_batch=4", "device=cpu"]),
+        ("linear_probe", ["sampler=class_balanced", "loss=ldam", "tte=false", "val_share=0.1"]),
+    ],
+)
+def test_settings_that_info_prints_can_be_given_back(method: str, changed: list[str], command: Command) -> None:
+    run = config.resolve(method=method, backbone="mini_clip", overrides=changed)
+    assert config.resolve(method=method, overrides=shlex.split(" ".join(describe.settings(run)))) == run
+    shown = command("info", "--backbone", "mini_clip", "--method", method, *changed)
+    assert all(line in shown.out for line in describe.settings(run))
 
 
 def test_info_lists_every_part(command: Command) -> None:

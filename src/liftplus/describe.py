@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 from liftplus import config as configs
@@ -124,7 +125,24 @@ def _show_model(about: dict[str, Any]) -> None:
     if "memory" in about:
         _show_memory(about["memory"])
     console.out.print(f"Tuners that fit: {', '.join(about['tuners_that_fit'])}")
-    console.out.print("Configuration: " + json.dumps(about["config"]))
+    console.out.print("Settings; change any by adding key=value to the command:")
+    for line in settings(configs.from_dict(about["config"])):
+        console.out.print(f"  {line}")
+
+
+def settings(config: configs.RunConfig) -> list[str]:
+    """All settings as a shell takes them, a line for each section; those without a value are left out."""
+    sections: dict[str, list[str]] = {}
+    for key, value in configs.flat(config).items():
+        section, _, own = key.partition(".")
+        if section == "tuner":
+            sections.setdefault("tuner", [f"tuner={'+'.join(config.tuner) or 'none'}"])
+        if value in (None, "", [], {}) or key == "method":
+            continue
+        name = section if own == "name" and section in configs.PARTS else key
+        text = value if isinstance(value, str) else json.dumps(value)
+        sections.setdefault(section if own else "", []).append(shlex.quote(f"{name}={text}"))
+    return [" ".join(pairs) for pairs in sections.values()]
 
 
 def _memory(config: configs.RunConfig, classes: int) -> dict[str, Any] | None:
