@@ -94,7 +94,7 @@ def one(args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> d
     given = [f"seed={seed}", f"device={args.device}", *keys]
     given += [] if args.epochs is None else [f"train.epochs={args.epochs}"]
     settings = config.resolve(data=args.data, backbone=args.backbone, method="lift+", overrides=given)
-    chosen = runtime.choose(settings.device, settings.precision)
+    chosen = runtime.choose(settings.device, settings.precision, compiling=settings.compile)
     data = smaller(loaded(settings.data.model_dump_json()), args)
     split, rounds = data.splits["test"], emulates(chosen)
     with RoundedProducts() if rounds else nullcontext():

@@ -144,6 +144,22 @@ def test_runs_that_are_there_are_not_made_again(
     assert {row["verdict"] for row in same.summary(same.lines(out))} == {"within noise"}
 
 
+def test_the_reference_is_not_compiled(script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its settings say, also where "auto" would compile."""
+    same, asked = script("same_accuracy"), []
+
+    def choose(*_args: str, **options: str) -> None:
+        asked.append(options["compiling"])
+        raise RuntimeError("that was all")
+
+    monkeypatch.setattr(same.runtime, "choose", choose)
+    args = same.parse(["run", "--out", "x", "--device", "cpu"])
+    for arm, keys in same.ARMS.items():
+        with pytest.raises(RuntimeError, match="that was all"):
+            same.one(args, arm, keys, 0)
+    assert asked == ["off", "auto"]
+
+
 def test_imitated_bf16_rounds_as_bf16_does(script: Callable[[str], Any]) -> None:
     """Forward and backward of a small network in autocast, against the CPU's own slow bf16."""
     mode = script("rounded").RoundedProducts

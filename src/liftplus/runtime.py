@@ -255,8 +255,8 @@ _OWN: WeakKeyDictionary[nn.Module, dict[bool, Callable[..., Any]]] = WeakKeyDict
 def _function() -> Callable[..., Any]:
     """Runs a model on images, with code of its own.
 
-    torch.compile keeps what it made by code object, eight of each. Models share the code of their class, so in a
-    process that trains one after the other the fourth would run uncompiled.
+    torch.compile keeps what it made by code object, eight of each. Models share the code of their class and take two
+    each, to train and to test, so in a process that trains one after the other the fifth could run uncompiled.
     """
 
     def forward(model: nn.Module, images: torch.Tensor) -> Any:

@@ -152,7 +152,7 @@ def measure(
         UserError: the backbone's weights or a test split are not there.
     """
     first = config.from_dict(series[0].config)
-    place = runtime.choose(first.device, first.precision)
+    place = runtime.choose(first.device, first.precision, compiling=first.compile)
     if "test" not in dataset.splits:
         raise UserError(f"{dataset.name!r} has no test split, so train and test features cannot be compared.")
     bench = Workbench(dataset, place, progress, per_class, out / "features.json", first.evaluation.batch_size)
