@@ -229,13 +229,18 @@ def test_vit_l14_at_336_trains_in_16_gb_at_batch_32() -> None:
     assert plain.total(16) < 16e9
 
 
-def test_info_prints_the_memory_and_gives_it_as_json(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = ("info", "--backbone", "mini_clip", "--memory", "num_classes=50")
-    told = json.loads(command(*given, "--json", "device=cpu").out)["memory"]
-    assert told["device"] == "cpu" and told["overhead"] == 0
-    monkeypatch.setattr(memory, "table", lambda *_: told | {"device": "cuda", "precision": "bf16"})
-    shown = command(*given)
+def test_info_prints_the_memory_and_gives_it_as_json(command: Command) -> None:
+    shown = command("info", "--backbone", "mini_clip", "--memory", "num_classes=50")
     assert shown.code == 0 and "Memory of a training step on a GPU in bf16" in shown.out
+    told = json.loads(
+        command("info", "--backbone", "mini_clip", "--memory", "--json", "num_classes=50", "device=cpu").out
+    )["memory"]
+    assert told["device"] == "cpu" and told["overhead"] == 0
+    rows = told["training"]
+    assert [row["images"] for row in rows] == list(memory.BATCHES)
+    assert all(row["grad_checkpointing"] < row["plain"] for row in rows)
+    run = config.resolve(backbone="mini_clip", overrides=["num_classes=50"])
+    assert rows[2]["plain"] == memory.training(run, 50, "cpu", "bf16").tensors(32)
 
 
 @pytest.fixture
