@@ -145,9 +145,13 @@ def resumable(folder: Path) -> Path | None:
     """Where an interrupted copy lies that can go on; None where nothing can be told of its pictures."""
     partial = unfinished(folder)
     with suppress(OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
-        plan = documents.json_value(documents.text(partial / PLAN, "plan"), partial / PLAN)
-        return None if None in plan["pictures"].values() else partial
+        return None if None in _planned(partial)["pictures"].values() else partial
     return None
+
+
+def _planned(partial: Path) -> Any:
+    """What the unfinished copy in a folder was to be."""
+    return documents.json_value(documents.text(partial / PLAN, "plan"), partial / PLAN)
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def _begin(partial: Path, dataset: DataSet, recipe: Recipe) -> _Done:
     plan = _plan(dataset, recipe)
     done = _Done()
     with suppress(OSError, UserError, ValueError, csv.Error):
-        if documents.json_value(documents.text(partial / PLAN, "plan"), partial / PLAN) == plan:
+        if _planned(partial) == plan:
             done = _done(partial)
     if not done.rows or None in plan["pictures"].values():
         shutil.rmtree(partial, ignore_errors=True)
