@@ -16,7 +16,7 @@ from timm.layers import QuickGELU
 from torch import Tensor, nn
 
 from liftplus import config, runtime, train
-from liftplus.backbones import catalogue
+from liftplus.backbones import catalogue, clip
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet, Split
@@ -112,7 +112,8 @@ def plain_classifier(work: Work, device: torch.device) -> Classifier:
     """The same module with fp32 weights as the libraries made it, nothing placed or chosen for speed."""
     settings = work.settings(runtime.Runtime(device, "fp32"))
     torch.manual_seed(0)
-    backbone: Backbone = catalogue.load(settings.backbone, weights=False)
+    with mock.patch.object(clip, "LeanQuickGELU", QuickGELU):
+        backbone: Backbone = catalogue.load(settings.backbone, weights=False)
     head = settings.head.build(backbone, work.classes)
     names = tuple(f"class {k}" for k in range(work.classes))
     model = Classifier.assemble(backbone, dict(settings.tuner), head, names)

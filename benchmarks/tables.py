@@ -110,7 +110,8 @@ def epoch_table(record: dict[str, Any]) -> str:
 STARTUP = {
     "import liftplus": "`import liftplus`",
     "--help": "`liftplus --help`",
-    "imports": "`liftplus train`: everything is imported",
+    "torch and timm": "`liftplus train`: torch and timm are imported",
+    "imports": "everything is imported",
     "data": "the pictures are found",
     "model": "the model is built",
     "first step": "the first step is done",

@@ -17,6 +17,7 @@ from timm.layers import QuickGELU as TimmQuickGELU
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.text import TextEncoder
@@ -25,6 +26,8 @@ from liftplus.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+QUICK = 1.702
+"""QuickGELU's factor: it approximates GELU as x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, section 2)."""
 
 # Renaming of CLIP's image tower to timm's, tried in this order.
 _IMAGE_NAMES = (
@@ -90,7 +93,26 @@ class LeanQuickGELU(TimmQuickGELU):
     """x sigmoid(1.702 x) by way of SiLU, whose one kernel keeps one tensor for the backward pass instead of two."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(1.702 * x) * (1 / 1.702)
+        if torch.compiler.is_compiling():  # a compiler fuses the factors with what is beside them
+            return F.silu(QUICK * x) * (1 / QUICK)
+        out: Tensor = _QuickGELU.apply(x)
+        return out
+
+
+class _QuickGELU(torch.autograd.Function):
+    """silu(a x) / a, whose gradient is that of silu at a x: the factors cancel, and two passes over it are saved."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        scaled = QUICK * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled) * (1 / QUICK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        out: Tensor = torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
+        return out
 
 
 def image_tower(shape: Shape, image_size: int | None = None) -> VisionTransformer | ModifiedResNet:
