@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,33 @@ def test_a_storage_that_goes_away_is_told(tmp_path: Path) -> None:
         made.work(objective)
     with pytest.raises(ValueError, match="ours"), tickets.reached():
         raise ValueError("ours")
+
+
+def test_a_sign_of_life_that_fails_is_made_up_for_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of Optuna's sends them: an error in it would print a traceback and be the last sign."""
+    from optuna.storages import RDBStorage
+
+    sent, real = [], RDBStorage.record_heartbeat
+
+    def record(storage: RDBStorage, trial: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            sent.append(trial)
+            if len(sent) == 1:
+                raise OSError("the network is gone")
+        real(storage, trial)
+
+    monkeypatch.setattr(RDBStorage, "record_heartbeat", record)
+    monkeypatch.setattr(tickets, "BEAT", 1)
+    made = queue(tmp_path, 1)
+
+    def objective(_trial: Any, _number: int) -> tuple[float, dict[str, Any]]:
+        give_up = time.monotonic() + 20
+        while len(sent) < 2 and time.monotonic() < give_up:
+            time.sleep(0.05)
+        return 1.0, {"metrics": 1}
+
+    made.work(objective)
+    assert len(sent) >= 2 and made.trials()[0].value == 1.0
 
 
 @pytest.mark.parametrize(

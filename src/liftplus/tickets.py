@@ -7,11 +7,13 @@ number of a ticket, a ticket without a live trial gets a new one, and a trial th
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from liftplus.errors import RunFailedError, UserError
@@ -65,7 +67,17 @@ def storage(url: str) -> RDBStorage:
             # SQLite knows no row locks, and Python's driver begins a transaction at the first write, after what was
             # read to decide on it: two processes took the same waiting trial (optuna issue 4002).
             event.listen(made.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        made.record_heartbeat = partial(_beat, made.record_heartbeat)  # type: ignore[method-assign]
         return made
+
+
+def _beat(record: Callable[[int], None], trial: int) -> None:
+    """A sign of life. From Optuna's thread one may fail: the next makes up for it, where an error would be the end."""
+    try:
+        record(trial)
+    except Exception:  # whatever the database's driver raises
+        if threading.current_thread() is threading.main_thread():
+            raise
 
 
 @contextmanager
