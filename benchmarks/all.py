@@ -26,12 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness import FP16, FP32, GRAPHS, OURS, PEFT
 from liftplus import runtime
 
 HERE = Path(__file__).resolve().parent
-OURS, GRAPHS = "liftplus", "liftplus, compile=graphs"
-FP32, FP16 = "plain fp32 loop", "plain fp16 autocast loop"
-PEFT = "timm + peft LoRA"
 Found = dict[str, dict[str, Any]]
 
 
@@ -73,8 +71,8 @@ def stages(gpu: bool, small: bool) -> dict[str, list[str]]:
             "step": ["train_step.py", *tiny, "--batch", "2"],
             "evaluation": ["evaluation.py", *tiny, "--batch", "2", "--batches", "2"],
             "memory": ["memory.py", *tiny, "--batches", "2", "--limit-gib", "6"],
-            "step_large": ["train_step.py", *tiny, "--batch", "2", "--only", "liftplus"],
-            "step_small": ["train_step.py", *tiny, "--batch", "1", "--only", "liftplus"],
+            "step_large": ["train_step.py", *tiny, "--batch", "2", "--only", OURS],
+            "step_small": ["train_step.py", *tiny, "--batch", "1", "--only", OURS],
             "memory_large": ["memory.py", *tiny, "--batches", "2", "--limit-gib", "16"],
             "scaling": ["scaling.py", *tiny, "--batch", "2", "--sizes", "32", "--class-counts", "10", "--widths", "2"],
         }
@@ -88,7 +86,7 @@ def stages(gpu: bool, small: bool) -> dict[str, list[str]]:
             "step": ["train_step.py", *base, "--batch", "128", "--calls", "5", *warm],
             "evaluation": ["evaluation.py", *base, "--batch", "256", *warm, "--warm-up", "1", "--seconds", "35"],
             "memory": ["memory.py", *base, "--batches", "128"],
-            "step_large": ["train_step.py", *base, "--model", "vit_l14", "--batch", "64", "--only", "liftplus", *warm],
+            "step_large": ["train_step.py", *base, "--model", "vit_l14", "--batch", "64", "--only", OURS, *warm],
             "step_small": ["train_step.py", *base, "--batch", "16", "--calls", "10", *warm, "--only", *loops],
             "epoch": ["epoch.py", *base, "--batch", "128", "--distinct", "200"],
             "memory_large": ["memory.py", *base, "--model", "vit_l14_336", "--batches", "32", "--limit-gib", "16"],
@@ -141,13 +139,11 @@ def gigabytes(found: Found, stage: str, batch: int | None = None, checkpointing:
 
 
 GPU_LINES = [
-    Verdict("training, ViT-B/16 224, C 1,000, r 32: images/s", 4000, lambda f: speed(f, "step", "liftplus"), aim=6000),
-    Verdict(
-        "evaluation with one crop: images/s", 9000, lambda f: speed(f, "evaluation", "liftplus", crops=1), aim=12000
-    ),
+    Verdict("training, ViT-B/16 224, C 1,000, r 32: images/s", 4000, lambda f: speed(f, "step", OURS), aim=6000),
+    Verdict("evaluation with one crop: images/s", 9000, lambda f: speed(f, "evaluation", OURS, crops=1), aim=12000),
     Verdict("memory at batch 128: GB", 6, lambda f: gigabytes(f, "memory", checkpointing=False), at_most=True),
-    Verdict("times a plain eager fp16-autocast loop", 4, lambda f: times(f, "step", "liftplus", FP16)),
-    Verdict("training, ViT-L/14 224: images/s", 1000, lambda f: speed(f, "step_large", "liftplus")),
+    Verdict("times a plain eager fp16-autocast loop", 4, lambda f: times(f, "step", OURS, FP16)),
+    Verdict("training, ViT-L/14 224: images/s", 1000, lambda f: speed(f, "step_large", OURS)),
     Verdict(
         "share of the step waiting for data", 0.05, lambda f: row(f, "epoch", "epoch")["waiting_share"], at_most=True
     ),
@@ -155,12 +151,12 @@ GPU_LINES = [
 ]
 
 CPU_LINES = [
-    Verdict("training: times the plain fp32 loop", 3, lambda f: times(f, "step", "liftplus", FP32)),
-    Verdict("training: times timm + peft LoRA", 1, lambda f: times(f, "step", "liftplus", PEFT), aim=1.3),
+    Verdict("training: times the plain fp32 loop", 3, lambda f: times(f, "step", OURS, FP32)),
+    Verdict("training: times timm + peft LoRA", 1, lambda f: times(f, "step", OURS, PEFT), aim=1.3),
     Verdict(
         "evaluation with five crops: times the fp32 loop",
         3,
-        lambda f: times(f, "evaluation", "liftplus", FP32, crops=5),
+        lambda f: times(f, "evaluation", OURS, FP32, crops=5),
     ),
     Verdict("import liftplus: seconds", 1, lambda f: row(f, "startup", "import")["seconds"]["median"], at_most=True),
     Verdict("liftplus --help: seconds", 1, lambda f: row(f, "startup", "--help")["seconds"]["median"], at_most=True),
@@ -225,7 +221,7 @@ def main() -> None:
     lines = GPU_LINES if gpu or args.small else CPU_LINES
     record = harness.about(args, chosen) | {"stages": {}, "verdicts": []}
     if importlib.util.find_spec("peft") is None:
-        record["left_out"] = "timm + peft LoRA: peft is not installed"
+        record["left_out"] = f"{PEFT}: peft is not installed"
     left = stages(gpu, args.small)
     left = {stage: command for stage, command in left.items() if not args.only or stage in args.only}
 

@@ -23,13 +23,12 @@ import contenders
 import flops
 import harness
 from contenders import MODELS, Work
+from harness import FP16, FP32, OURS
 from liftplus import evaluate, runtime
 from liftplus.data.dataset import DataSet, Split, Store
 from liftplus.data.loader import Batch, FixedView, Loader
 from liftplus.data.transforms import Evaluation
 from liftplus.evaluate import Normalise, Reading
-
-BASELINE = "plain fp32 loop"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -115,17 +114,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         evaluation = Evaluation(tte=crops == 5, batch_size=args.batch)
         useful = float(images * crops * a_crop)
         runners = [
-            harness.Contender("liftplus", ours(work, chosen, data, evaluation), images, useful),
-            harness.Contender(BASELINE, plain(work, device, data, evaluation), images, useful),
+            harness.Contender(OURS, ours(work, chosen, data, evaluation), images, useful),
+            harness.Contender(FP32, plain(work, device, data, evaluation), images, useful),
         ]
         if gpu:
             half = plain(work, device, data, evaluation, torch.float16)
-            runners.append(harness.Contender("plain fp16 autocast loop", half, images, useful))
+            runners.append(harness.Contender(FP16, half, images, useful))
         with harness.Undisturbed() as machine:
             rows = harness.compare(
                 runners,
                 device,
-                baseline=BASELINE,
+                baseline=FP32,
                 peak=record["peak"]["used"],
                 **harness.timing(args, device, calls=1),
             )

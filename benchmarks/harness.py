@@ -23,6 +23,11 @@ import torch
 
 from liftplus import results, runtime
 
+# Names of the contenders, in every table.
+OURS, GRAPHS = "liftplus", "liftplus, compile=graphs"
+FP32, FP16 = "plain fp32 loop", "plain fp16 autocast loop"
+PEFT = "timm + peft LoRA"  # and its precision
+
 # Dense bf16/fp16 FLOP/s with fp32 accumulation, from NVIDIA's data sheets (H100, H200, A100, L40S, Ada architecture
 # white paper for the 4090); the first name that the device's name contains counts.
 DATA_SHEET = {

@@ -22,9 +22,9 @@ import contenders
 import flops
 import harness
 from contenders import MODELS, Step, Work
+from harness import FP16, GRAPHS, OURS, PEFT
+from harness import FP32 as BASELINE
 from liftplus import runtime
-
-BASELINE = "plain fp32 loop"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,18 +45,18 @@ def ways(work: Work, chosen: runtime.Runtime, *, emulated: bool = False) -> dict
     gpu = chosen.device.type == "cuda"
     half = torch.bfloat16
     out: dict[str, Callable[[], Step]] = {
-        "liftplus": lambda: contenders.ours(work, chosen, batch),
+        OURS: lambda: contenders.ours(work, chosen, batch),
         BASELINE: lambda: contenders.plain(work, batch),
     }
     if gpu:
-        out["liftplus, compile=graphs"] = lambda: contenders.ours(work, replace(chosen, graphs=True), batch)
-        out["plain fp16 autocast loop"] = lambda: contenders.plain(work, batch, torch.float16)
+        out[GRAPHS] = lambda: contenders.ours(work, replace(chosen, graphs=True), batch)
+        out[FP16] = lambda: contenders.plain(work, batch, torch.float16)
         out["the same, attention not fused"] = lambda: contenders.plain(work, batch, torch.float16, fused=False)
     peft = find_spec("peft") is not None
     if peft and (gpu or emulated or harness.multiplies_bf16()):
-        out["timm + peft LoRA, bf16 autocast"] = lambda: contenders.peft_lora(work, batch, half)
+        out[f"{PEFT}, bf16 autocast"] = lambda: contenders.peft_lora(work, batch, half)
     if peft and not gpu:
-        out["timm + peft LoRA, fp32"] = lambda: contenders.peft_lora(work, batch, None)
+        out[f"{PEFT}, fp32"] = lambda: contenders.peft_lora(work, batch, None)
     name = "bf16 autocast" if gpu else "fp32"
     out[f"full fine-tuning, {name}"] = lambda: contenders.full(work, batch, half if gpu else None)
     return out
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     useful = args.batch * flops.of_step(work)
     runners = [
         # Useful FLOPs are those of the light step; for the others the number would mean something else.
-        harness.Contender(name, make(), args.batch, useful if name.startswith(("liftplus", BASELINE)) else None)
+        harness.Contender(name, make(), args.batch, useful if name.startswith((OURS, BASELINE)) else None)
         for name, make in chosen_ways.items()
     ]
     with harness.Undisturbed() as machine:

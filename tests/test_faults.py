@@ -203,6 +203,7 @@ def under_way(photos: Path, folder: Path, *more: str, start: str = "fork") -> Ru
     return running
 
 
+@pytest.mark.slow
 def test_the_run_folder_is_removed(photos: Path, tmp_path: Path) -> None:
     running = under_way(photos, tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -246,7 +247,8 @@ def test_a_loader_worker_is_killed(photos: Path, tmp_path: Path) -> None:
 
 
 @linux
-@pytest.mark.parametrize("start", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_a_killed_run_leaves_nothing_behind(photos: Path, tmp_path: Path, start: str) -> None:
     """Its lock does not block, and its loader workers end with it."""
     running = under_way(photos, tmp_path / "run", "workers=2", start=start)

@@ -76,7 +76,6 @@ def counted(run: RunConfig, precision: str) -> int:
 CASES: list[tuple[str, str, list[str]]] = [
     ("mini_clip", "fp32", ["train.batch_size=4"]),
     ("mini_clip", "fp32", ["train.batch_size=32"]),
-    ("mini_clip", "bf16", ["train.batch_size=2"]),
     ("mini_clip", "fp32", ["train.batch_size=32", "grad_checkpointing=true"]),
     ("mini_clip", "fp32", ["train.batch_size=32", "micro_batch=8"]),
     ("mini_clip", "fp32", ["train.batch_size=16", "tuner=full"]),
@@ -91,8 +90,9 @@ SLOW_CASES: list[tuple[str, str, list[str]]] = [
     )
     for saving in ("false", "true")
 ]
-# Convolutions in bf16 take a minute on a CPU without units for it.
+# Products and convolutions in bf16 take up to a minute on a CPU without units for it.
 SLOW_CASES += [
+    ("mini_clip", "bf16", ["train.batch_size=2"]),
     ("timm/vit_tiny_patch16_224.augreg_in21k", "bf16", ["train.batch_size=4"]),
     ("timm/resnet18.a1_in1k", "bf16", ["train.batch_size=4"]),
 ]
@@ -183,6 +183,7 @@ def test_a_compiled_model_keeps_no_copies_in_fp32() -> None:
     assert eager - compiled == pytest.approx((3 * 4 - 2 * 2) * depth * 128 * tokens * width, rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_keeps_nothing_of_what_frozen_batch_norms_read() -> None:
     """The outputs of all convolutions behind the first tuned site, in fp32; trained norms need them."""
     name, images = "timm/resnet18.a1_in1k", 32
@@ -229,6 +230,7 @@ def test_vit_l14_at_336_trains_in_16_gb_at_batch_32() -> None:
     assert plain.total(16) < 16e9
 
 
+@pytest.mark.slow
 def test_info_prints_the_memory_and_gives_it_as_json(command: Command) -> None:
     shown = command("info", "--backbone", "mini_clip", "--memory", "num_classes=50")
     assert shown.code == 0 and "Memory of a training step on a GPU in bf16" in shown.out

@@ -327,6 +327,7 @@ def test_help_and_default_folder(command: Any, tmp_path: Path) -> None:
     assert ended.code == 2 and "There is no run folder" in ended.err
 
 
+@pytest.mark.slow
 def test_real_runs_with_features_and_pictures(photos: Path, command: Any, tmp_path: Path) -> None:
     """From training to the page: pictures of confused classes, features under each model, kept for the next time."""
     quick = ("epochs=1", "workers=0", "train.batch_size=8", "lr=1e-6", "device=cpu", "precision=fp32")
