@@ -91,7 +91,7 @@ def test_a_picture_is_the_same_alone_in_any_order_and_in_a_batch(drawn: DataSet)
     assert (flatter[0], flatter[-1]) == (200, 20)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_worker_processes_draw_the_same_pictures(drawn: DataSet, method: str) -> None:
     assert auto_workers(drawn.store) == 0
     assert len(pickle.dumps(drawn.store)) < 6_000_000

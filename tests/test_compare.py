@@ -88,6 +88,7 @@ def test_runs_are_made_reused_and_refused(photos: Path, command: Command, tmp_pa
     refused(command(*given, "--seeds", 2, *QUICK), "the test split has other images")
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_goes_on(photos: Path, command: Command, tmp_path: Path) -> None:
     given = ("compare", "--data", photos, "--out", "c", "--methods", "linear_probe", "--seeds", 1, *QUICK)
     assert command(*given).code == 0

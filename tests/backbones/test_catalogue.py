@@ -341,7 +341,14 @@ def test_nothing_is_drawn_for_weights_that_follow() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["mini_clip", "timm/vit_tiny_patch16_224.augreg_in21k", "open_clip/RN50/openai"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mini_clip",
+        "timm/vit_tiny_patch16_224.augreg_in21k",
+        pytest.param("open_clip/RN50/openai", marks=pytest.mark.slow),
+    ],
+)
 def test_without_pretraining_weights_are_random(name: str) -> None:
     """The same whatever was drawn before, and nothing after it is drawn differently; no file is looked for."""
     config = BackboneConfig(name=name, pretrained=False, image_size=64)

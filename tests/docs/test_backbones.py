@@ -63,6 +63,7 @@ def test_table_of_tuners_is_the_code() -> None:
     assert f"\n\n{expected}\n\n" in BACKBONES, f"docs/backbones.md should hold\n\n{expected}\n"
 
 
+@pytest.mark.slow
 def test_small_models_take_what_the_published_ones_take() -> None:
     assert {zoo for _, _, zoo in FAMILIES if zoo} == set(ZOO), "name the new family in FAMILIES"
     for _, name, zoo in FAMILIES:
