@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import made_runs
 from liftplus import config, report
 from liftplus.errors import UserError
-from liftplus.report import chart, content, features, findings, read, series
+from liftplus.report import chart, content, features, figures, findings, read, series
 from made_runs import Made
 
 NAMES = tuple(f"class {k}" for k in range(24))
@@ -144,6 +144,20 @@ def test_slow_convergence(tmp_path: Path) -> None:
     assert "semantic" in parts[0].label and "random" in parts[1].label
     (sign,) = (one for one in findings.everything(parts, [], ()) if one.title == "Slow convergence")
     assert "loss of 9.00" in sign.text and "in epoch 3" in sign.text and "starts from random" in sign.text
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 40])
+def test_epochs_are_counted_in_whole_numbers(tmp_path: Path, epochs: int) -> None:
+    run = Made(NAMES).write(tmp_path / "run")
+    entry = json.loads((run / "log.jsonl").open().readline())
+    lines = [json.dumps(entry | {"epoch": number}) for number in range(1, epochs + 1)]
+    (run / "log.jsonl").write_text("\n".join(lines) + "\n")
+    drawn = figures.curves(series.grouped([read.run(run)]), "loss")
+    assert drawn is not None
+    axes = drawn.figure.axes[0]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks and all(float(tick).is_integer() for tick in ticks)
 
 
 def test_a_label_names_differing_parts_before_their_options(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def curves(series: Sequence[Series], key: str) -> Chart | None:
         if sd.any():
             axes.fill_between(x, mean - sd, mean + sd, color=look.colour, alpha=0.18, linewidth=0)
         rows += [[one.label, epoch, *_spread(s)] for epoch, s in spreads.items()]
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
     axes.set_ylim(bottom=0)
     title, label, reading = {
