@@ -109,6 +109,7 @@ def test_a_patch_embedding_is_one_product(shape: tuple[int, int], biased: bool) 
         assert not runtime.cuts_into_patches(nn.Conv2d(3, 7, 8, **({"stride": 8} | other)))
 
 
+@pytest.mark.slow
 def test_on_a_gpu_patches_are_cut_by_a_product_and_a_copy_has_its_own() -> None:
     model, images = classifier().eval(), torch.randn(2, 3, 32, 32)
     before = model(images)

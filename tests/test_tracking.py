@@ -43,6 +43,7 @@ def agrees(found: dict[str, list[tuple[int, float]]], run: Path) -> None:
         assert [value for _, value in found[key]] == pytest.approx([value for _, value in points], rel=1e-5), key
 
 
+@pytest.mark.slow
 def test_all_three_hold_what_the_run_folder_holds(photos: Path, command: Command, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
     ended = command("train", "--data", photos, "--out", run, "track=tensorboard+wandb+mlflow", *QUICK)

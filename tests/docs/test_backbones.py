@@ -58,6 +58,7 @@ def table_of_tuners() -> str:
     return textwrap.fill(sentence, 120, break_on_hyphens=False) + "\n\n" + "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_table_of_tuners_is_the_code() -> None:
     expected = table_of_tuners()
     assert f"\n\n{expected}\n\n" in BACKBONES, f"docs/backbones.md should hold\n\n{expected}\n"

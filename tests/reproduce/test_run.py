@@ -37,6 +37,7 @@ def standing(command: Command) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_experiments_share_runs_and_are_judged(command: Command, tmp_path: Path) -> None:
     ended = command("reproduce", "run", "photos", *HERE, *QUICK)
