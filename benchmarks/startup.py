@@ -32,7 +32,7 @@ gc.set_threshold(cli.GARBAGE_THRESHOLD)
 def note(name):
     taken[name] = time.time() - began
 import torch, timm
-note("torch and timm")  # what any tool that trains timm's models waits for
+note("torch and timm")  # what any command line that trains timm's models waits for
 from liftplus import runs, train
 note("imports")
 def after(owner, attribute, name):

@@ -22,8 +22,7 @@ import contenders
 import flops
 import harness
 from contenders import MODELS, Step, Work
-from harness import FP16, GRAPHS, OURS, PEFT
-from harness import FP32 as BASELINE
+from harness import FP16, FP32, GRAPHS, OURS, PEFT
 from liftplus import runtime
 
 
@@ -46,7 +45,7 @@ def ways(work: Work, chosen: runtime.Runtime, *, emulated: bool = False) -> dict
     half = torch.bfloat16
     out: dict[str, Callable[[], Step]] = {
         OURS: lambda: contenders.ours(work, chosen, batch),
-        BASELINE: lambda: contenders.plain(work, batch),
+        FP32: lambda: contenders.plain(work, batch),
     }
     if gpu:
         out[GRAPHS] = lambda: contenders.ours(work, replace(chosen, graphs=True), batch)
@@ -74,14 +73,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     useful = args.batch * flops.of_step(work)
     runners = [
         # Useful FLOPs are those of the light step; for the others the number would mean something else.
-        harness.Contender(name, make(), args.batch, useful if name.startswith((OURS, BASELINE)) else None)
+        harness.Contender(name, make(), args.batch, useful if name.startswith((OURS, FP32)) else None)
         for name, make in chosen_ways.items()
     ]
     with harness.Undisturbed() as machine:
         rows = harness.compare(
             runners,
             chosen.device,
-            baseline=BASELINE,
+            baseline=FP32,
             peak=record["peak"]["used"],
             **harness.timing(args, chosen.device),
         )

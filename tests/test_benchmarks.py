@@ -85,11 +85,11 @@ def test_both_train_the_same_weights(script: Callable[[str], Any]) -> None:
 
 def test_the_step_says_what_it_is(script: Callable[[str], Any], tmp_path: Path) -> None:
     train_step = script("train_step")
-    args = train_step.parse([*QUICK, "--batch", "2", "--only", "liftplus", train_step.BASELINE])
+    args = train_step.parse([*QUICK, "--batch", "2", "--only", "liftplus", train_step.FP32])
     record = train_step.measure(args)
     assert record.keys() >= {"command", "date", "settings", "hardware", "versions", "work", "peak", "rows"}
     assert record["settings"]["warm_up"] == 1 and record["hardware"]["cores"] >= 1
-    assert [row["name"] for row in record["rows"]] == ["liftplus", train_step.BASELINE]
+    assert [row["name"] for row in record["rows"]] == ["liftplus", train_step.FP32]
     for row in record["rows"]:
         assert row["seconds"].keys() == {"median", "min", "max", "mad"}
         assert row["images_per_second"] == pytest.approx(2 / row["seconds"]["median"], rel=1e-2)
