@@ -165,7 +165,7 @@ def timm_model(work: Work) -> nn.Module:
         out: nn.Module = timm.create_model(name, pretrained=False, num_classes=work.classes, img_size=work.size)
         return out
     shape = {"img_size": work.size or 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
-    return timm.models.VisionTransformer(**shape, num_classes=work.classes, pre_norm=True, act_layer=QuickGELU)
+    return timm.models.VisionTransformer(**shape, num_classes=work.classes)
 
 
 def lora_rank(work: Work) -> int:
