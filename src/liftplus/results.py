@@ -21,19 +21,20 @@ from liftplus.evaluate import Predictions
 from liftplus.metrics import Metrics, group_of
 
 LOCK = ".lock"
+PATIENCE = 120.0  # seconds to wait for others where several processes write into one folder
 # What a run leaves that was killed before its first file was whole; it holds nothing.
 _BARE = (LOCK, "config.json.tmp")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into a run folder; one that is in use is refused.
+def locked(folder: Path, patience: float = 0) -> Iterator[None]:
+    """Keep other processes from writing into a folder; one that is in use after `patience` seconds is refused.
 
     The system lets go of the lock with the process that held it, however that ended.
     """
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout as error:
         raise InUseError(
             f"Another process is writing into {str(folder)!r}. Wait for it, or choose another folder with --out."
@@ -85,7 +86,10 @@ def _unwritable(path: Path, error: Exception) -> UserError:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one."""
+    """Write beside and rename, so that a reader sees the old file or the new one.
+
+    Two processes must not write one file at once: they hold its folder `locked`.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         try:

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from liftplus import results, reuse, runs, tickets
 from liftplus.config import RunConfig, flat
 from liftplus.data.dataset import DataSet
@@ -188,7 +186,7 @@ class Sweep:
             results.refuse_existing(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._alone():
+            with results.locked(self.folder, results.PATIENCE):
                 about = self._about()
                 # Two processes that make the same tables at once trip over each other.
                 storage = tickets.storage(self.storage or f"sqlite:///{(self.folder / 'sweep.db').absolute()}")
@@ -196,8 +194,8 @@ class Sweep:
 
                 name = f"{self.folder.name or 'sweep'}-{about['id']}{suffix}"
                 study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
-            reason = getattr(error, "strerror", None) or error
+        except OSError as error:
+            reason = error.strerror or error
             raise UserError(f"{str(self.folder)!r} cannot be written ({reason}). Choose another --out.") from error
         if self.plan.kind == "tpe":
             # One process alone finds the same settings again; several must not all draw the same.
@@ -207,9 +205,6 @@ class Sweep:
                 n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=seed
             )
         return study
-
-    def _alone(self) -> FileLock:
-        return FileLock(self.folder / results.LOCK, timeout=tickets.SQLITE_PATIENCE)
 
     def _about(self) -> dict[str, Any]:
         """What the folder's sweep is; written by the first process, compared by the others."""
@@ -333,7 +328,7 @@ class Sweep:
         ranked = self.settings(trials)
         about = results.read_json(self.folder / ABOUT, "id")
         keys = list(self.plan.space.varied)
-        with self._alone():
+        with results.locked(self.folder, results.PATIENCE):
             path = self.folder / RESULTS
             before = results.read_json(path, "test")["test"] if path.is_file() else []
             results.write_json(

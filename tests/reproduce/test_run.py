@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from filelock import FileLock
 from liftplus import checkpoint, results, reuse, runs, runtime
 from liftplus.commands import reproduce as script
 from liftplus.errors import RunFailedError
-from liftplus.reproduce import carry_out
+from liftplus.reproduce import carry_out, verdicts
+from liftplus.reproduce.plan import Plan, changed_settings
 
 from ..conftest import Command
 
@@ -150,6 +152,21 @@ def test_two_processes_share_the_work(tiny: Path, tmp_path: Path) -> None:
     logs = list((tmp_path / "r").rglob("log.jsonl"))
     assert len(logs) == 3
     assert all(len(log.read_text(encoding="utf-8").splitlines()) == 1 for log in logs), "trained twice"
+
+
+def test_files_that_several_processes_write_at_once(tmp_path: Path) -> None:
+    """Each thread holds locks of its own here, as a process does."""
+    plan = Plan((), tmp_path / "r", overrides=("epochs=1",))
+
+    def both(_: int) -> None:
+        plan.note()
+        verdicts.write(plan, verdicts.Status((), ()))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(both, range(12)))
+    assert changed_settings(plan.out) == ["epochs=1"]
+    assert json.loads((plan.out / "status.json").read_text(encoding="utf-8"))["results"] == []
+    assert not list(plan.out.glob("*.tmp"))
 
 
 @pytest.mark.usefixtures("tiny")

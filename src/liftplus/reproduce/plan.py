@@ -115,7 +115,8 @@ class Plan:
     def note(self) -> None:
         """Write down in the folder what the user set for all of its runs."""
         self.out.mkdir(parents=True, exist_ok=True)
-        results.write_json(self.out / ABOUT, {"settings": _counting(self.overrides)})
+        with results.locked(self.out, results.PATIENCE):
+            results.write_json(self.out / ABOUT, {"settings": _counting(self.overrides)})
 
 
 def changed_settings(out: Path) -> list[str] | None:

@@ -243,5 +243,6 @@ def write(plan: Plan, found: Status) -> Path:
     if not plan.out.is_dir():
         raise UserError(f"There is no folder {str(plan.out)!r} with runs. `liftplus reproduce run NAME` makes some.")
     path = plan.out / STATUS
-    results.write_json(path, found.to_dict())
+    with results.locked(plan.out, results.PATIENCE):
+        results.write_json(path, found.to_dict())
     return path
