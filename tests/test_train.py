@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import PIL
 import pytest
 import torch
 
@@ -181,8 +182,10 @@ def test_semantic_initialisation_needs_words(photos: Path) -> None:
 
 def test_short_run_losses_are_pinned(photos: Path) -> None:
     # A change of these figures is a change of the method: seed 0, fp32, two epochs of three batches.
-    # They are of Pillow's pixels; the fast path rounds otherwise.
-    for decode, within in (("exact", 1e-3), ("fast", 5e-3)):
+    # They are of Pillow's pixels; the fast path rounds otherwise, and so does Pillow before 13, which resized a tall
+    # picture's width first.
+    exact = 1e-3 if int(PIL.__version__.split(".")[0]) >= 13 else 5e-3
+    for decode, within in (("exact", exact), ("fast", 5e-3)):
         for method, pinned in PINNED.items():
             _, fitted = trained(photos, "workers=0", "lr=0.02", f"data.decode={decode}", method=method)
             assert fitted.losses == pytest.approx(pinned, rel=within), (method, decode)

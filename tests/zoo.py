@@ -11,6 +11,7 @@ import torch
 from timm.layers import LayerNorm
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.maxxvit import MaxxVit, MaxxVitCfg
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
@@ -126,7 +127,8 @@ def regnet() -> Backbone:
 
 def maxvit() -> Backbone:
     """A hybrid of convolutions and attention in windows."""
-    return _timm("maxvit", "test_maxvit", 64, img_size=64)
+    cfg = MaxxVitCfg((32, 64, 96, 128), (1, 1, 1, 1), ("M",) * 4, (16, 32))
+    return _plain("maxvit", MaxxVit(cfg, 64, num_classes=0), 64, None)
 
 
 def _open_clip(name: str, vision: dict[str, Any], size: int, **text: Any) -> Backbone:

@@ -198,7 +198,7 @@ def _machine(runtime: Runtime) -> dict[str, Any]:
         "code": _code(),
         "versions": {name: value for name, value in describe(runtime).items() if name != "system"},
         "runtime": own,
-        "processor": [platform.machine(), str(torch.cpu.get_capabilities())],
+        "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
         "matmul": torch.get_float32_matmul_precision(),
         "autocast": torch.is_autocast_enabled(runtime.device.type),
     }

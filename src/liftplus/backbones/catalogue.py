@@ -61,8 +61,12 @@ def traits(name: str) -> Traits:
 
 def without_weights(config: BackboneConfig) -> Backbone:
     """A backbone on the meta device: shapes and sites, and no values."""
-    with torch.device("meta"), Unfilled():
-        return load(config, weights=False)
+    try:
+        with torch.device("meta"), Unfilled():
+            return load(config, weights=False)
+    except RuntimeError:  # older timm calculates widths and rates with tensors, and reads them
+        with Unfilled():
+            return load(config, weights=False).to("meta")
 
 
 def locate(config: BackboneConfig, *, fetch: bool = True) -> Path | None:

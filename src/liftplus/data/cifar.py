@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -129,20 +129,22 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # NumPy 2 has renamed its module
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles NumPy arrays and plain values; a pickle may otherwise run any code."""
 
     _ALLOWED: ClassVar = {
-        ("numpy", "ndarray"): ("numpy", "ndarray"),
-        ("numpy", "dtype"): ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"): ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"): ("numpy._core.multiarray", "_reconstruct"),
-        ("_codecs", "encode"): ("_codecs", "encode"),
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("_codecs", "encode"): codecs.encode,
     }
 
     def find_class(self, module: str, name: str) -> Any:
         """The few callables that arrays need."""
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed")
-        place, attribute = self._ALLOWED[module, name]
-        return getattr(import_module(place), attribute)
+        return self._ALLOWED[module, name]
