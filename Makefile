@@ -1,13 +1,14 @@
 # make demo    set everything up and run the demo
 # make test    set everything up and run the tests
 # make check   format, lint, types, import contract, tests: what CI runs
+# make lowest  run the tests in .venv-lowest with the oldest versions that are allowed
 # make docs    build the documentation into site/, strictly
 # make venv    only set up
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check lint slow docs clean
+.PHONY: venv demo test check lint slow lowest docs clean
 
 venv: .venv/ready
 
@@ -27,6 +28,16 @@ test: venv
 slow: venv
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
+lowest: .venv-lowest/ready
+	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow' -W ignore
+
+.venv-lowest/ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
+		-e '.[demo,parquet,efficientnet-lite0,onnx,sweep,tensorboard]' --group dev
+	touch .venv-lowest/ready
+
 lint: venv
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/ruff check src tests scripts benchmarks
@@ -40,4 +51,4 @@ docs: venv
 check: lint test docs
 
 clean:
-	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache runs
+	rm -rf .venv .venv-lowest site .pytest_cache .mypy_cache .ruff_cache runs

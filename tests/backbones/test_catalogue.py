@@ -335,6 +335,21 @@ def test_what_is_not_drawn_is_weights_alone(name: str) -> None:
         assert all(torch.equal(buffer, held[key]) for key, buffer in one.named_buffers())
 
 
+def test_a_library_that_reads_values_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As timm does up to 1.0.29 for RegNets."""
+    config, real, asked = BackboneConfig(name="mini_clip"), catalogue.load, []
+    wanted = catalogue.without_weights(config)
+
+    def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
+        asked.append(torch.linspace(0, 1, 2)[0].item())  # fails on the meta device
+        return real(config, weights=weights)
+
+    monkeypatch.setattr(catalogue, "load", load)
+    found = catalogue.without_weights(config)
+    assert asked and all(tensor.is_meta for tensor in found.state_dict().values())
+    assert {k: v.shape for k, v in found.state_dict().items()} == {k: v.shape for k, v in wanted.state_dict().items()}
+
+
 def test_nothing_is_drawn_for_weights_that_follow() -> None:
     before = torch.get_rng_state()
     catalogue.load(BackboneConfig(name="mini_clip"))

@@ -39,7 +39,9 @@ def test_start(lab: Any, name: str, backbone: str, options: dict[str, Any]) -> N
         assert out.isfinite().all()
         assert not torch.equal(out, expected)
     else:
-        assert torch.equal(out, expected)
+        # PyTorch 2.8 rounds a linear layer otherwise where its input needs a gradient.
+        old = torch.__version__ < (2, 9)
+        assert torch.equal(out, expected) or (old and torch.allclose(out, expected, rtol=1e-6))
 
 
 def test_first_step_reaches_every_tuned_weight(lab: Any, name: str, backbone: str, options: dict[str, Any]) -> None:
