@@ -23,7 +23,7 @@ from liftplus.backbones.base import BackboneConfig
 from liftplus.backbones.text import ClassTexts
 from liftplus.config import RunConfig, from_dict
 from liftplus.data.dataset import DataSet
-from liftplus.errors import UserError
+from liftplus.errors import DivergedError, UserError
 from liftplus.head_init import centres, class_prompts
 from liftplus.model import Classifier
 from liftplus.parallel import Job
@@ -106,7 +106,12 @@ def save_model(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """A safetensors file with a description and checksums of both, whole or not at all."""
+    """A safetensors file with a description and checksums of both, whole or not at all; never of broken weights."""
+    if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise DivergedError(
+            f"{broken[0]} and {len(broken) - 1} more weights are not finite, so {str(path)!r} was not written and what "
+            "was there before stays. Lower train.lr, or give a sound file of backbone weights."
+        )
     about = json.loads(json.dumps(about | {"sha256": checksum(tensors)}))
     described = json.dumps(about | {"sha256_description": _seal(about, tensors)})
     write_bytes(path, save(tensors, {"liftplus": described}))

@@ -191,20 +191,19 @@ def resolve(
         method: a name from presets/methods.toml.
         overrides: "section.key=value", or "key=value" where only one section has that key.
     """
-    chosen = _settings(method)
     rest = []
     for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "method":
-            return resolve(
-                data=data, backbone=backbone, method=value, overrides=[o for o in overrides if o != override]
-            )
-        if key == "backbone.name":
-            backbone = value
-        elif key == "data.source":
-            data = value
-        else:
-            rest.append(override)
+        key, equals, value = override.partition("=")
+        match full_key(key) if equals else None:
+            case "method":
+                method = value.strip()
+            case "backbone.name":
+                backbone = value.strip()
+            case "data.source":
+                data = value.strip()
+            case _:
+                rest.append(override)
+    chosen = _settings(method)
     values = RunConfig(method=method).to_dict()
     if data is not None:
         values["data"]["source"] = data
@@ -303,6 +302,15 @@ def _full_key(run: RunConfig, values: dict[str, Any], key: str) -> str:
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(f"Unknown key {key!r}.{hint} Known keys: {', '.join(leaves)}.")
+
+
+def full_key(key: str) -> str:
+    """The dotted key that a short one stands for whatever parts a run has; any other key as it is given."""
+    key, run = key.strip(), RunConfig()
+    try:
+        return _full_key(run, run.to_dict(), key)
+    except UserError:
+        return key
 
 
 def locate(run: RunConfig, key: str) -> tuple[str, bool]:

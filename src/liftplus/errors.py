@@ -29,6 +29,10 @@ class RunFailedError(UserError):
     """A run that its own settings have ended: the loss diverged, or memory ran out. Others may go well."""
 
 
+class DivergedError(RunFailedError):
+    """Training left the finite numbers; what was saved before is sound."""
+
+
 class InUseError(UserError):
     """A folder that another process is writing into."""
 

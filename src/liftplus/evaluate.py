@@ -12,6 +12,7 @@ from liftplus.backbones.base import Facts
 from liftplus.data.dataset import Split, Store
 from liftplus.data.loader import FixedView, Loader
 from liftplus.data.transforms import CentreCrop, Crops, Evaluation, FiveCrops
+from liftplus.errors import DivergedError
 from liftplus.metrics import Metrics, accuracies, ranked
 from liftplus.runtime import Progress, Runtime, Silent
 
@@ -154,7 +155,19 @@ def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: F
 
 
 def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -> Predictions:
-    """Top-k classes and probabilities of all `count` images, from the logits of this process's part [n, C]."""
+    """Top-k classes and probabilities of all `count` images, from the logits of this process's part [n, C].
+
+    Raises:
+        DivergedError: a logit of any process is not finite.
+    """
+    strange = int((~logits.isfinite()).any(1).sum())
+    if most := max(runtime.job.greatest(strange)):
+        precise = "" if runtime.precision == "fp32" else "Try precision=fp32. "
+        raise DivergedError(
+            f"The model gives numbers that are not finite for {most:,} of {count:,} pictures, so it has no answer. "
+            f"{precise}Its weights diverged in training, or the backbone's file is damaged: train again with a lower "
+            "train.lr, or restore the file."
+        )
     found: list[tuple[Tensor, Tensor]] = []
     # Among thousands of classes the CPU would rank for as long as a GPU takes to give the logits.
     for rows in logits.split(1024):

@@ -86,8 +86,8 @@ class Loss(Component):
         """Whether the training prior enters the logits, so that training makes up for the imbalance."""
         return False
 
-    def for_head(self, head: Component) -> Loss:
-        """The same loss with what it has to know of the head."""
+    def for_head(self, head: nn.Module) -> Loss:
+        """The same loss with what it has to know of the built head."""
         return self
 
     def build(self, counts: Tensor, class_names: Sequence[str] = ()) -> LossModule:
@@ -229,9 +229,10 @@ class LDAM(Loss):
     """Margin of the rarest class, in units of the cosine."""
 
     scale: float | None = Field(default=None, gt=0)
-    """Cosine scale s that margins are multiplied by; by default the head's own, 25 where it has none."""
+    """Cosine scale s that margins are multiplied by; by default the head's own (exp(logit_scale) with head=joint), 25
+    where it has none."""
 
-    def for_head(self, head: Component) -> LDAM:
+    def for_head(self, head: nn.Module) -> LDAM:
         return self if self.scale else self.model_copy(update={"scale": getattr(head, "scale", None)})
 
     def module(self, counts: Tensor) -> LossModule:

@@ -254,7 +254,7 @@ class Trial:
         there = Runtime(torch.device(device), precision)
         there.prepare(self.model)
         self.model.backbone.store_frozen(there.dtype)
-        loss = config.loss.for_head(config.head).model_copy(update={"class_weights": None})
+        loss = config.loss.for_head(self.model.head).model_copy(update={"class_weights": None})
         self.loss: LossModule = loss.build(torch.full((classes,), 100)).float()
         self.normalise = Normalise(self.model.backbone.facts)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)

@@ -56,7 +56,7 @@ def _likelihood(config: RunConfig, class_names: Sequence[str], counts: Tensor) -
     """a - log e [C], fp64: added to the logits it leaves log p(x | k). Untrained, text logits are taken for that."""
     if not config.train.epochs:
         return torch.zeros(len(counts), dtype=torch.float64)
-    loss = config.loss.for_head(config.head).build(counts, class_names)
+    loss = config.loss.build(counts, class_names)
     weights = loss.weights(torch.arange(len(counts)), torch.float64)
     seen = _shown(config, counts) * weights
     return loss.added(len(counts)) - (seen / seen.sum()).log()

@@ -29,6 +29,8 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
         return False
     about = results.read_json(folder / runs.CONFIG, "config", "data")
     differing = runs.changes(from_dict(about["config"]), config)
+    if about.get("changed"):
+        differing.append("some were changed while it ran")
     found = about["data"].get("fingerprints", {})
     for split in dataset.splits.keys() & found.keys():
         if found[split] != dataset.fingerprint(split):

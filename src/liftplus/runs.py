@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from liftplus import checkpoint, priors, results, tracking
-from liftplus.checkpoint import Chosen, Keeper, SharedKeeper, Trained
+from liftplus.checkpoint import Chosen, Keeper, Position, SharedKeeper, Trained
 from liftplus.config import RunConfig, flat, from_dict, replaced
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.data.images import UnreadableImage
 from liftplus.determinism import deterministic
-from liftplus.errors import Interrupted, UserError
+from liftplus.errors import DivergedError, Interrupted, UserError
 from liftplus.evaluate import Predictions, Reading, coinciding_grids, score
 from liftplus.features import Cache, predict_once
 from liftplus.matching import aligned, as_in_run, write_splits
@@ -307,7 +307,7 @@ def _fit(
             tracked.epoch_done(entry)
 
     tracked.begin()
-    with session.stop or nullcontext():
+    with session.stop or nullcontext(), _way_on(folder, keeper):
         return fit(
             model,
             session.config,
@@ -318,6 +318,17 @@ def _fit(
             keeper=keeper,
             cache=session.cache,
         )
+
+
+@contextmanager
+def _way_on(folder: Path, keeper: Keeper) -> Iterator[None]:
+    """Where training diverges, say what is kept and how the run can go on."""
+    try:
+        yield
+    except DivergedError as error:
+        at = keeper.position()
+        kept = f"The state after {at.epoch} epochs and {at.step} steps is in {folder}. " if at != Position() else ""
+        raise DivergedError(f"{error} {kept}Go on with: liftplus train --resume {folder} train.lr=RATE") from error
 
 
 def test(

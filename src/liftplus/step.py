@@ -1,4 +1,4 @@
-"""One optimiser step, and the watch over losses that are not finite."""
+"""One optimiser step, and the watch over losses, weights and outputs that are not finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from liftplus.checkpoint import Position
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import Batch
-from liftplus.errors import RunFailedError
+from liftplus.errors import DivergedError, RunFailedError
 from liftplus.evaluate import Normalise
 from liftplus.losses import LossModule
 from liftplus.model import Classifier
@@ -36,7 +36,7 @@ class Step:
         self.model, self.config, self.runtime, self.job = model, config, runtime, runtime.job
         self.advice = partial(memory.advice, config, dataset.num_classes, runtime)
         self.micro = config.train.micro_batch or config.train.batch_size
-        loss = config.loss.for_head(config.head)
+        loss = config.loss.for_head(model.head)
         self.loss: LossModule = loss.build(torch.tensor(dataset.counts()), dataset.class_names)
         self.loss.to(runtime.device, torch.float32)
         self.forward = runtime.compiled(model, adds=self.micro < config.train.batch_size)
@@ -50,7 +50,7 @@ class Step:
             fused=runtime.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
-        self.watch = Watch(model, dataset.splits["train"].keys, runtime)
+        self.watch = Watch(model, dataset.splits["train"].keys, runtime, self.micro)
         self.checked = False
 
     @property
@@ -155,14 +155,14 @@ class Step:
 
 
 class Watch:
-    """Looks out for losses that are not finite, without waiting for the device.
+    """Looks out for what is not finite: losses, without waiting for the device, and weights before they are kept.
 
-    On the CPU, where reading costs nothing, such a step changes no weight; on a GPU it is found at the next `check`,
-    before anything is saved.
+    On the CPU, where reading costs nothing, a step whose loss is not finite changes no weight; on a GPU it is found at
+    the next `check`, before anything is saved.
     """
 
-    def __init__(self, model: Classifier, keys: Sequence[str], runtime: Runtime) -> None:
-        self.model, self.keys, self.runtime = model, keys, runtime
+    def __init__(self, model: Classifier, keys: Sequence[str], runtime: Runtime, piece: int) -> None:
+        self.model, self.keys, self.runtime, self.piece = model, keys, runtime, piece
         self.steps = 0
         self.broken = torch.full((), -1, device=runtime.device)  # number of the first step that broke
         # As many batches as may pass before the next look.
@@ -187,16 +187,44 @@ class Watch:
         if first < 0:
             return
         behind = self.steps - 1 - first
-        batch, lr = self.recent[-1 - behind]
+        self._stop("The loss is not finite in", *self.recent[-1 - behind], epoch, number - behind)
+
+    def check_weights(self, epoch: int, number: int) -> None:
+        """Raise where the last step left weights that are not finite, or that give its pictures such outputs.
+
+        The loss of a step is that of the weights before it, so without this look they would be saved.
+        """
+        if not self.recent:
+            return
+        batch, lr = self.recent[-1]
+        finite = all(bool(p.isfinite().all()) for p in self.model.trainable())
+        images = batch.images[: self.piece]
+        if finite and len(batch.labels):
+            finite = bool(self._outputs(images).isfinite().all())
+        if any(self.runtime.job.greatest(not finite)):
+            what = "The weights, or what they give, are not finite any more after"
+            self._stop(what, batch, lr, epoch, number)
+
+    def _stop(self, what: str, batch: Batch, lr: float, epoch: int, number: int) -> None:
+        """Raise with the step, its pictures and the module with the largest activation."""
         parts = self.runtime.job.from_all((batch.indices.tolist(), self._largest_activation(batch)))
         files = [self.keys[index] for indices, _ in parts for index in indices]
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         largest, name = max(found for _, found in parts)
-        raise RunFailedError(
-            f"The loss is not finite in epoch {epoch + 1}, step {number - behind}, at learning rate {lr:g}. The batch "
+        precise = "." if self.runtime.precision == "fp32" else ", or use precision=fp32."
+        raise DivergedError(
+            f"{what} epoch {epoch + 1}, step {number}, at learning rate {lr:g}. The batch "
             f"has {', '.join(files[:3])}{more}; its largest activation is {largest:.3g}, given by {name}. "
-            "Nothing was saved since. Lower train.lr, or use precision=fp32."
+            f"Nothing was saved since. Lower train.lr{precise}"
         )
+
+    @torch.no_grad()
+    def _outputs(self, images: Tensor) -> Tensor:
+        """The model's logits for pictures as they come from the loader; it is not changed by that."""
+        normalise = Normalise(self.model.backbone.facts).to(self.runtime.device)
+        with self.runtime.autocast():
+            logits: Tensor = self.model(normalise(images.to(self.runtime.device)))
+        return logits
 
     @torch.no_grad()
     def _largest_activation(self, batch: Batch) -> tuple[float, str]:
@@ -215,9 +243,7 @@ class Watch:
         leaves = [(name, module) for name, module in self.model.named_modules() if not any(module.children())]
         handles = [module.register_forward_hook(look(name)) for name, module in leaves]
         try:
-            normalise = Normalise(self.model.backbone.facts).to(self.runtime.device)
-            with self.runtime.autocast():
-                self.model(normalise(batch.images.to(self.runtime.device)))
+            self._outputs(batch.images)
         finally:
             for handle in handles:
                 handle.remove()

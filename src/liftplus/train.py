@@ -163,7 +163,7 @@ def fit(
     keeper: Keeper | None = None,
     cache: Cache | None = None,
 ) -> Fit:
-    """Train in place with SGD and a cosine learning rate (METHOD, section Training).
+    """Train in place with SGD and a cosine learning rate; docs/method.md has the recipe.
 
     Args:
         log: called with a record at the end of each epoch.
@@ -229,6 +229,8 @@ class _Loop:
             pause = keeper is not None and (number < batches or measures) and keeper.due()
             if read or pause or watch.reads_freely:
                 watch.check(epoch, number)
+            if pause or number == batches:
+                watch.check_weights(epoch, number)
             advance(**({"epoch": epoch + 1, "loss": float(total) / number} if read else {}))
             if keeper is not None and pause:
                 now = replace(at, step=number, total=float(total), seconds=self.seconds())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,21 +20,30 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     data: Annotated[str | None, Data] = None,
     backbone: BackboneName = "mini_clip",
     method: Method = "lift+",
     out: Out = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the unfinished run in this folder, as it began.")
+        Path | None,
+        typer.Option(
+            help="Go on with the unfinished run in this folder, as it began; only lr and precision may be new."
+        ),
     ] = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune on a data set, test the result, and write a run folder. The same command again goes on."""
-    from liftplus import config
+    from liftplus import config, console, parallel, resuming
 
     if resume is not None:
-        _train(config.changed(_begun(resume), overrides or ()), resume, as_json)
+        begun = _begun(resume)
+        settings = config.changed(begun.to_dict(), overrides or ())
+        _refuse_others(context, resume, begun)
+        for note in parallel.job().from_leader(lambda: resuming.mended(resume, settings)):
+            console.err.print(f"Note: {note}")
+        _train(settings, resume, as_json)
     elif data is None:
         raise UserError("Give --data: a folder, archive, table, list or known name; or --resume FOLDER.")
     else:
@@ -41,17 +51,36 @@ def train(
         _train(settings, out, as_json)
 
 
-def _begun(folder: Path) -> dict[str, Any]:
+def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> None:
+    """Refuse options that contradict the run in the folder; equal ones are no contradiction."""
+    from liftplus import matching
+
+    same: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "data": (begun.data.source, lambda given: matching.same_data(given, begun.data.source)),
+        "backbone": (begun.backbone.name, lambda given: given == begun.backbone.name),
+        "method": (begun.method, lambda given: given == begun.method),
+        "out": (str(folder), lambda given: given.resolve() == folder.resolve()),
+    }
+    for name, (had, agrees) in same.items():
+        given, source = context.params[name], context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT" and not agrees(given):
+            raise UserError(
+                f"--{name} {given} contradicts --resume: the run in {str(folder)!r} has {had!r}. Leave it out to go on "
+                "as the run began, or leave --resume out for a new run."
+            )
+
+
+def _begun(folder: Path) -> RunConfig:
     """The settings of the unfinished run in a folder, which the leader alone has to see."""
     from liftplus import parallel, runs
 
-    def read() -> dict[str, Any]:
+    def read() -> RunConfig:
         begun = runs.unfinished(folder) if folder.is_dir() else None
         if begun is None:
             raise UserError(
                 f"{str(folder)!r} holds no unfinished run. Give the folder of one, or --data for a new run."
             )
-        return begun.to_dict()
+        return begun
 
     return parallel.job().from_leader(read)
 

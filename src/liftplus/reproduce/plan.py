@@ -95,18 +95,18 @@ class Plan:
     def check(self) -> None:
         """Refuse settings that belong to the experiments, and those of another kind than the folder's runs have."""
         for pair in self.overrides:
-            if pair.partition("=")[0].strip() in ("seed", "method", "data.source", "source", "backbone.name"):
+            if configs.full_key(pair.partition("=")[0]) in ("seed", "method", "data.source", "backbone.name"):
                 raise UserError(f"{pair!r} cannot be set here: the experiments say it. --seeds says how many seeds.")
         if len({one.source for one in self.experiments}) > 1:
             for pair in self.overrides:
-                if pair.partition("=")[0].strip() in ("data.root", "root"):
+                if configs.full_key(pair.partition("=")[0]) == "data.root":
                     raise UserError(
                         f"{pair!r} was given for several data sets. Give --data-root DIR, with a folder for each: "
                         f"{', '.join(dict.fromkeys(one.source for one in self.experiments))}."
                     )
         begun = changed_settings(self.out)
         mine = _counting(self.overrides)
-        if begun is not None and begun != mine:
+        if begun is not None and _in_full(begun) != _in_full(mine):
             raise UserError(
                 f"{str(self.out)!r} holds runs made with {' '.join(begun) or 'no settings of their own'}, and now "
                 f"there are {' '.join(mine) or 'none'}. Give the same ones, or another folder with --out."
@@ -127,8 +127,12 @@ def changed_settings(out: Path) -> list[str] | None:
 
 def _counting(overrides: Sequence[str]) -> list[str]:
     """The settings that change results."""
-    free = {*PLACES, *(key.rpartition(".")[2] for key in PLACES)}
-    return sorted(pair for pair in overrides if pair.partition("=")[0].strip() not in free)
+    return sorted(pair for pair in overrides if configs.full_key(pair.partition("=")[0]) not in PLACES)
+
+
+def _in_full(overrides: Sequence[str]) -> list[str]:
+    """The same settings with their full keys."""
+    return sorted(f"{configs.full_key(key)}={value}" for key, _, value in (pair.partition("=") for pair in overrides))
 
 
 def _quoted(pair: str) -> str:
