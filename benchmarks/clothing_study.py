@@ -78,7 +78,7 @@ def run(stage: str, data: str, path: Path, part: int, parts: int) -> None:
         chosen = settings(data, method, lr, seed)
         session = runs.Session(chosen, runtime.choose(chosen.device, chosen.precision))
         dataset = session.data()
-        model = session.model(dataset)
+        model = session.start(dataset)[1]
         seconds = train.fit(model, chosen, dataset, session.runtime).seconds if chosen.train.epochs else 0.0
         split = dataset.splits["val" if stage == "search" else "test"]
         line = {"stage": stage, "method": method, "lr": lr, "seed": seed, "seconds": round(seconds, 1)}

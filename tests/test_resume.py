@@ -24,7 +24,16 @@ from processes import Running, liftplus, until
 from .conftest import write_folder
 
 CPU = runtime.choose("cpu", "fp32")
-SETTINGS = ("epochs=3", "train.batch_size=4", "workers=0", "device=cpu", "precision=fp32", "tte=false", "lr=0.05")
+SETTINGS = (
+    "recipe=paper",
+    "epochs=3",
+    "train.batch_size=4",
+    "workers=0",
+    "device=cpu",
+    "precision=fp32",
+    "tte=false",
+    "lr=0.05",
+)
 # What a run leaves behind that does not depend on when it ran.
 FILES = ("model.safetensors", "per_class.csv", "confusion.csv", "predictions.csv")
 
@@ -229,7 +238,7 @@ def begun(photos: Path, folder: Path) -> None:
     asked.signal = int(signal.SIGTERM)
     folder.mkdir()
     with pytest.raises(Stopped):
-        runs.train_run(runs.Session(run, CPU, stop=asked), dataset, session.model(dataset), folder)
+        runs.train_run(runs.Session(run, CPU, stop=asked), dataset, session.start(dataset)[1], folder)
 
 
 def test_other_settings_are_refused(photos: Path, tmp_path: Path, command: Any) -> None:
@@ -271,7 +280,7 @@ def test_two_runs_on_one_folder(photos: Path, tmp_path: Path) -> None:
     run = config.resolve(data=str(photos), overrides=list(SETTINGS))
     session = runs.Session(run, CPU)
     dataset = session.data()
-    model = session.model(dataset)
+    model = session.start(dataset)[1]
     with results.locked(tmp_path), pytest.raises(UserError, match="Another process is writing"):
         runs.train_run(session, dataset, model, tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".safetensors")] == []
@@ -307,14 +316,14 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(photos: Pat
     session = runs.Session(run, CPU)
     dataset = session.data()
     folder = results.new_folder(tmp_path / "run")
-    runs.train_run(session, dataset, session.model(dataset), folder)
+    runs.train_run(session, dataset, session.start(dataset)[1], folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="exists already"):
-        runs.train_run(session, dataset, session.model(dataset), folder)
+        runs.train_run(session, dataset, session.start(dataset)[1], folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     begun(photos, tmp_path / "other")
     with pytest.raises(UserError, match="other settings"):
-        runs.train_run(session, dataset, session.model(dataset), tmp_path / "other")
+        runs.train_run(session, dataset, session.start(dataset)[1], tmp_path / "other")
 
 
 def test_a_run_without_training_goes_on_until_its_tables_are_whole(

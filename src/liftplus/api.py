@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from liftplus import checkpoint, config, matching, predicting, results, runs, runtime, train
+from liftplus import checkpoint, config, matching, predicting, recipe, results, runs, runtime, train
 from liftplus.checkpoint import Chosen, Trained
 from liftplus.config import RunConfig
 from liftplus.data import sources
@@ -94,15 +94,18 @@ def fit(
     dataset = session.data() if dataset is None else dataset
     if out is not None and runs.unfinished(Path(out)) is None:
         results.new_folder(Path(out))
-    classifier = session.model(dataset)
-    notes += runs.notes(chosen, dataset, classifier)
+    session, classifier = session.start(dataset)
+    chosen = session.config
+    notes += [*recipe.sentences(chosen, dataset), *runs.notes(chosen, dataset, classifier)]
     weights: Chosen | None = None
     if out is not None:
-        weights = runs.train_run(session, dataset, classifier, Path(out)).chosen
+        outcome = runs.train_run(session, dataset, classifier, Path(out))
+        weights = outcome.chosen
+        notes += (*outcome.notes, *outcome.signs)
     elif chosen.train.epochs:
-        weights = train.fit(
-            classifier, chosen, dataset, session.runtime, progress=session.progress, cache=session.cache
-        ).chosen
+        fitted = train.fit(classifier, chosen, dataset, session.runtime, progress=session.progress, cache=session.cache)
+        weights = fitted.chosen
+        notes += [fitted.note] if fitted.note else []
     place = Path() if out is None else Path(out)
     trained = Trained(classifier, chosen, dataset.class_names, dataset.class_ids, dataset.counts(), place, weights)
     return Model(trained, session, dataset, tuple(notes))
@@ -119,7 +122,8 @@ def _chosen(
     read_by = dataset.config if dataset is not None else None
     source = os.fspath(cast(str, data)) if dataset is None else read_by.source if read_by else None
     overrides = _overrides(settings)
-    chosen = config.resolve(data=source, backbone=backbone, method=method, overrides=overrides)
+    usual = recipe.usual(source)
+    chosen = config.resolve(data=source, backbone=backbone, method=method, overrides=overrides, recipe=usual)
     if dataset is None:
         return chosen, []
     if chosen.data != DataConfig(source=source or ""):

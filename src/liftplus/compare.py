@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from liftplus import config as configs
-from liftplus import noise, results, reuse
+from liftplus import noise, recipe, results, reuse
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
@@ -76,7 +76,13 @@ class Plan:
         preset = configs.resolve(data=self.data, backbone=self.backbone, method=entry.method)
         still = () if preset.train.epochs else ("train.epochs=0",)
         given = [*self.overrides, *still, *entry.overrides, f"seed={seed}"]
-        return configs.resolve(data=self.data, backbone=self.backbone, method=entry.method, overrides=given)
+        return configs.resolve(
+            data=self.data,
+            backbone=self.backbone,
+            method=entry.method,
+            overrides=given,
+            recipe=recipe.usual(self.data),
+        )
 
     def check(self) -> None:
         """Refuse settings that would make the runs incomparable."""

@@ -80,6 +80,12 @@ class TrainConfig(BaseModel):
     """Weight decay on all tuned and head weights."""
     schedule: Literal["epoch", "step"] = "epoch"
     """Cosine decay of the learning rate stepped by epoch (as in the papers) or by step."""
+    scale_rates: bool = False
+    """Multiply the rate of each light module's output weights by the mean square of the activation that they add to,
+    measured before the first step. One rate then suits every backbone."""
+    go_back: bool = False
+    """Where the loss is above what it was before training, or not finite, after an epoch: go back to the start and
+    halve the rate, once."""
     select: Literal["last", "overall", "mean_class"] = "last"
     """Weights to end with: the last epoch's, as in the papers, or those of the epoch with the best overall or
     mean-class accuracy on the validation split (one crop; of equal ones the first). Both are kept."""
@@ -99,6 +105,11 @@ class RunConfig(BaseModel):
 
     method: str = "lift+"
     """The preset that the run started from."""
+    recipe: Literal["auto", "paper"] = "paper"
+    """paper: the method's settings as published. auto: those of `automatic` are chosen from the data and the backbone;
+    it is the default for data of your own."""
+    automatic: tuple[str, ...] = ()
+    """Settings that recipe=auto chooses: those of `AUTOMATIC` that were not given."""
     seed: int = Field(default=0, ge=0, lt=2**32 - 1)
     """Seed of weights, order and crops."""
     device: str = "auto"
@@ -180,8 +191,20 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+AUTOMATIC = (
+    *("train.batch_size", "train.lr", "train.schedule", "train.scale_rates", "train.go_back"),
+    *("tuner.adaptformer.min_width", "tuner.adapter.min_width"),
+)
+"""Settings that recipe=auto chooses where they are not given; `recipe.py` says how."""
+
+
 def resolve(
-    *, data: str | None = None, backbone: str | None = None, method: str = "lift+", overrides: Sequence[str] = ()
+    *,
+    data: str | None = None,
+    backbone: str | None = None,
+    method: str = "lift+",
+    overrides: Sequence[str] = (),
+    recipe: str = "paper",
 ) -> RunConfig:
     """A run from names and key=value pairs.
 
@@ -190,6 +213,7 @@ def resolve(
         backbone: a name from the catalogue.
         method: a name from presets/methods.toml.
         overrides: "section.key=value", or "key=value" where only one section has that key.
+        recipe: auto or paper, where the overrides do not say it.
     """
     rest = []
     for override in overrides:
@@ -201,6 +225,12 @@ def resolve(
                 backbone = value.strip()
             case "data.source":
                 data = value.strip()
+            case "recipe":
+                recipe = value.strip()
+            case "automatic":
+                raise UserError(
+                    "automatic is not set by hand: give recipe=auto or recipe=paper, and values of your own."
+                )
             case _:
                 rest.append(override)
     chosen = _settings(method)
@@ -215,8 +245,10 @@ def resolve(
         presets("data").get(data or "", {}).get(method, {}),
     ):
         values = _merge(values, change)
-    values = from_dict(values).to_dict()
-    return changed(from_dict(values | stand_ins(values)).to_dict(), rest)
+    values = from_dict(values | {"recipe": recipe}).to_dict()
+    run = changed(values | stand_ins(values) | {"automatic": AUTOMATIC if recipe == "auto" else ()}, rest)
+    known = flat(run) if run.train.epochs else ()
+    return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key in known)})
 
 
 def stand_ins(values: dict[str, Any]) -> dict[str, str]:
@@ -253,10 +285,12 @@ def _settings(method: str) -> dict[str, Any]:
 
 
 def changed(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
-    """A configuration as plain values with key=value pairs applied in order."""
+    """A configuration as plain values with key=value pairs applied in order; what is given is no longer automatic."""
     for override in overrides:
         values = _override(values, override)
-    return from_dict(values)
+    run = from_dict(values)
+    given = {_full_key(run, values, override.partition("=")[0].strip()) for override in overrides}
+    return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key not in given)})
 
 
 CHANGEABLE = (
@@ -284,7 +318,7 @@ def _leaves(run: RunConfig, values: dict[str, Any], prefix: str = "") -> Iterato
     for key, value in values.items():
         if isinstance(value, dict) and not _is_table(run, prefix + key):
             yield from _leaves(run, value, f"{prefix}{key}.")
-        elif key != "name" or prefix == "backbone.":
+        elif (key != "name" or prefix == "backbone.") and prefix + key != "automatic":
             yield prefix + key
 
 

@@ -7,12 +7,12 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from liftplus import checkpoint, priors, results, tracking
+from liftplus import checkpoint, priors, recipe, results, signs, tracking
 from liftplus.checkpoint import Chosen, Keeper, Position, SharedKeeper, Trained
 from liftplus.config import RunConfig, flat, from_dict, replaced
 from liftplus.data import sources
@@ -60,6 +60,8 @@ class Outcome:
     seconds: float
     parameters: dict[str, int]
     chosen: Chosen  # which epoch's weights
+    notes: tuple[str, ...] = ()  # what happened on the way
+    signs: tuple[str, ...] = ()  # of a poor fit; the last one says so where the run ended below its start
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,15 @@ class Session:
 
             return sources.load(self.config.data, checked, for_testing=for_testing)
 
-    def model(self, dataset: DataSet) -> Classifier:
-        """The classifier before its first step: backbone, tuners, initialised head."""
-        with deterministic(self.config.deterministic):
-            return build(self.config, dataset, self.runtime, self.progress, self.cache)
+    def start(self, dataset: DataSet) -> tuple[Session, Classifier]:
+        """The classifier before its first step, and the session with what recipe=auto chose for it."""
+        config = recipe.settled(self.config, dataset)
+        with deterministic(config.deterministic):
+            model = build(config, dataset, self.runtime, self.progress, self.cache)
+            config = recipe.rated(config, dataset, model, self.runtime)
+        session = replace(self, config=config)
+        session.cache.notes.extend(self.cache.notes)
+        return session, model
 
     @cached_property
     def cache(self) -> Cache:
@@ -149,10 +156,12 @@ def unfinished(folder: Path) -> RunConfig | None:
 def changes(begun: RunConfig, config: RunConfig) -> list[str]:
     """The settings that differ and change a result, each with its old and new value."""
     old, new = flat(begun), flat(config)
+    # What the recipe chooses was chosen from the same data, and is not known yet before they are read.
+    chosen = set(begun.automatic) & set(config.automatic)
     return [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in dict.fromkeys([*new, *old])
-        if old.get(key) != new.get(key) and key not in FREE
+        if old.get(key) != new.get(key) and key not in (*FREE, "automatic", *chosen)
     ]
 
 
@@ -213,6 +222,9 @@ def _train_run(
         "parameters": parameters,
         "cache": session.cache.notes,
     }
+    before = _before(session, dataset, model, folder)
+    if before is not None:
+        about["start"] = asdict(before)
     if job.leads and not (folder / checkpoint.STATE).is_file():
         results.write_json(folder / CONFIG, about)
         write_splits(folder, dataset)
@@ -235,7 +247,45 @@ def _train_run(
     if not config.train.epochs:
         _save(session, dataset, model, folder, fitted)
     keeper.discard()
-    return Outcome(metrics, fitted.seconds, parameters, fitted.chosen)
+    found = _signs(session, dataset, model, fitted, before, metrics)
+    notes = (fitted.note,) if fitted.note else ()
+    if job.leads and (notes or found):
+        results.write_json(folder / CONFIG, results.read_json(folder / CONFIG) | {"notes": notes, "signs": found})
+    return Outcome(metrics, fitted.seconds, parameters, fitted.chosen, notes, tuple(found))
+
+
+def _before(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> signs.Look | None:
+    """How good the model is before its first step, where recipe=auto answers for the settings."""
+    config = session.config
+    if config.recipe != "auto" or not config.train.epochs:
+        return None
+
+    def noted() -> dict[str, Any] | None:
+        begun = (folder / checkpoint.STATE).is_file()
+        start: dict[str, Any] | None = results.read_json(folder / CONFIG).get("start") if begun else None
+        return start
+
+    start = session.runtime.job.from_leader(noted)
+    return signs.look(model, config, dataset, session.runtime) if start is None else signs.Look(**start)
+
+
+def _signs(
+    session: Session,
+    dataset: DataSet,
+    model: Classifier,
+    fitted: Fit,
+    before: signs.Look | None,
+    metrics: Metrics | None,
+) -> list[str]:
+    """What a user should know of the result; that it is below its start comes last."""
+    if before is None:
+        return []
+    config, runtime = session.config, session.runtime
+    after = signs.look(model, config, dataset, runtime)
+    found = signs.of_training(config, fitted.losses, before, after)
+    if signs.below_start(before, after):
+        return found
+    return [*signs.of_test(config, metrics), *signs.of_units(model, config, dataset, runtime), *found]
 
 
 def _test(

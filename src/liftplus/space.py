@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from liftplus import config as configs
+from liftplus import recipe
 from liftplus.config import RunConfig
 from liftplus.errors import UserError
 
@@ -78,7 +79,13 @@ class Space:
         known = {key for key, _ in self.terms}
         given = [f"{key}={value if isinstance(value, str) else point[key]}" for key, value in self.terms]
         given += [f"{key}={value}" for key, value in point.items() if key not in known]
-        return configs.resolve(data=self.data, backbone=self.backbone, method=self.method, overrides=given)
+        return configs.resolve(
+            data=self.data,
+            backbone=self.backbone,
+            method=self.method,
+            overrides=given,
+            recipe=recipe.usual(self.data),
+        )
 
     def first(self) -> Point:
         """A point inside: each list's first value and each range's low end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -32,8 +32,16 @@ class Step:
     Of a job of several processes each is given its part of the batch; loss and update are those of the whole.
     """
 
-    def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        config: RunConfig,
+        dataset: DataSet,
+        runtime: Runtime,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
         self.model, self.config, self.runtime, self.job = model, config, runtime, runtime.job
+        self.rate, self.slowed = config.train.lr, 1.0
         self.advice = partial(memory.advice, config, dataset.num_classes, runtime)
         self.micro = config.train.micro_batch or config.train.batch_size
         loss = config.loss.for_head(model.head)
@@ -42,8 +50,9 @@ class Step:
         self.forward = runtime.compiled(model, adds=self.micro < config.train.batch_size)
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.rates = {name: rate for name, rate in (rates or {}).items() if name in self.trained}
         self.optimiser = torch.optim.SGD(
-            self.trained.values(),
+            self._groups(),
             lr=config.train.lr,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
@@ -53,15 +62,24 @@ class Step:
         self.watch = Watch(model, dataset.splits["train"].keys, runtime, self.micro)
         self.checked = False
 
-    @property
-    def rate(self) -> float:
-        """The present learning rate."""
-        return float(self.optimiser.param_groups[0]["lr"])
+    def _groups(self) -> list[dict[str, Any]]:
+        """The trained weights: first those that take the run's rate, then each that takes a multiple of it."""
+        plain = {name: p for name, p in self.trained.items() if name not in self.rates}
+        groups: list[dict[str, Any]] = [{"params": list(plain.values()), "multiple": 1.0}] if plain else []
+        return groups + [{"params": [self.trained[n]], "multiple": rate, "of": n} for n, rate in self.rates.items()]
 
     def set_rate(self, lr: float) -> None:
         """Use this learning rate from the next step on."""
+        self.rate = lr * self.slowed
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.rate * group["multiple"]
+
+    def restart(self, start: dict[str, Tensor], slowed: float) -> None:
+        """Take over learned weights as at the start of a run, with all rates multiplied by `slowed`."""
+        self.model.load_learned(start)
+        self.optimiser.state.clear()
+        self.watch.forget()
+        self.slowed = slowed
 
     def __call__(self, batch: Batch) -> Tensor:
         try:
@@ -139,7 +157,12 @@ class Step:
             momentum = self.optimiser.state[p].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{name}"] = momentum.detach().cpu().contiguous()
-        return tensors, {"scaler": self.scaler.state_dict()}
+        values: dict[str, Any] = {"scaler": self.scaler.state_dict()}
+        if self.rates:
+            values["rates"] = self.rates
+        if self.slowed != 1.0:
+            values["slowed"] = self.slowed
+        return tensors, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over what `state` gave."""
@@ -152,6 +175,12 @@ class Step:
             if name in parts["momentum"]:
                 self.optimiser.state[p]["momentum_buffer"] = parts["momentum"][name].to(p, copy=True)
         self.scaler.load_state_dict(values["scaler"])
+        self.slowed = values.get("slowed", 1.0)
+        # As they were measured when the run began, which another machine may round otherwise.
+        self.rates |= values.get("rates", {})
+        for group in self.optimiser.param_groups:
+            if "of" in group:
+                group["multiple"] = self.rates[group["of"]]
 
 
 class Watch:
@@ -175,6 +204,12 @@ class Watch:
         self.broken = torch.where((self.broken < 0) & ~finite, self.steps, self.broken)
         self.steps += 1
         return loss.device.type != "cpu" or bool(finite)
+
+    def forget(self) -> None:
+        """Start anew."""
+        self.steps = 0
+        self.broken.fill_(-1)
+        self.recent.clear()
 
     @property
     def reads_freely(self) -> bool:

@@ -21,14 +21,20 @@ from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import Loader, TrainView, seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.determinism import deterministic
-from liftplus.errors import UserError
+from liftplus.errors import DivergedError, UserError
 from liftplus.evaluate import Reading
 from liftplus.features import Cache, FixedCrop, Rows, bare, image_features, text_features
 from liftplus.head_init import InitContext, centres, class_prompts
 from liftplus.model import Classifier
 from liftplus.runtime import Advance, Progress, Runtime, Silent
+from liftplus.safeguard import Probe, Safeguard
 from liftplus.selection import Selection, UnderWay
 from liftplus.step import READ_EVERY, Step
+
+SLOWED = (
+    "The loss rose over what it was before training, so the run went back to its start once and halved its learning "
+    "rate from {:g} to {:g}."
+)
 
 
 def build(
@@ -143,6 +149,7 @@ class Fit:
         chosen: which epoch's weights the model has.
         last: the last epoch's weights, where the model has others.
         last_validation: accuracies on the validation split after the last epoch, where measured.
+        note: what happened on the way that the user should know.
     """
 
     losses: tuple[float, ...]
@@ -150,6 +157,7 @@ class Fit:
     chosen: Chosen
     last: dict[str, Tensor] | None = None
     last_validation: dict[str, Any] | None = None
+    note: str | None = None
 
 
 def fit(
@@ -176,19 +184,22 @@ def fit(
     with deterministic(config.deterministic):
         cache = cache or Cache.of(config.cache, runtime.job)
         loader = _loader(model, config, dataset, runtime, cache, progress)
-        loop = _Loop(loader, Step(model, config, dataset, runtime), Selection(model, config, dataset, runtime), keeper)
+        probe = Probe(model, config, dataset, runtime) if config.train.scale_rates or config.train.go_back else None
+        rates = probe.rates() if probe is not None and config.train.scale_rates else {}
+        step = Step(model, config, dataset, runtime, rates)
+        safeguard = Safeguard(step, probe) if probe is not None and config.train.go_back else None
+        loop = _Loop(loader, step, Selection(model, config, dataset, runtime), keeper)
         at, epochs = loop.begin(), config.train.epochs
-        with (progress or Silent()).task("Training", loop.work(Position(epochs)), loop.work(at)) as advance:
-            for _ in range(at.epoch, epochs):
-                at = loop.epoch(at, advance)
-                measured = loop.selection.measure(at.epoch, advance)
-                at = replace(at, seconds=loop.seconds())
-                if log is not None:
-                    figures = {"epoch": at.epoch, "loss": at.losses[-1], "lr": loop.step.rate}
-                    log(figures | {"seconds": round(at.seconds, 2)} | measured)
-                if keeper is not None:
-                    keeper.save(loop.under_way, at)
-        return Fit(at.losses, at.seconds, *loop.selection.choose(), loop.selection.latest)
+        while at.epoch < epochs:
+            with (progress or Silent()).task("Training", loop.work(Position(epochs)), loop.work(at)) as advance:
+                for _ in range(at.epoch, epochs):
+                    after = loop.epoch(at, advance, safeguard)
+                    if after is None:
+                        at = Position(seconds=loop.seconds())
+                        break
+                    at = loop.finished(after, advance, log)
+        slowed = SLOWED.format(config.train.lr, config.train.lr * step.slowed) if step.slowed != 1.0 else None
+        return Fit(at.losses, at.seconds, *loop.selection.choose(), loop.selection.latest, slowed)
 
 
 class _Loop:
@@ -215,8 +226,31 @@ class _Loop:
         """Batches up to a position, those of the validation split included."""
         return at.epoch * len(self.loader) + at.step + self.selection.batches(at.epoch)
 
-    def epoch(self, at: Position, advance: Advance) -> Position:
-        """Train to the end of the epoch under way."""
+    def epoch(self, at: Position, advance: Advance, safeguard: Safeguard | None) -> Position | None:
+        """Train to the end of the epoch under way; None where the loss rose and the run is back at its start."""
+        try:
+            after = self._epoch(at, advance)
+        except DivergedError:
+            if safeguard is None or not safeguard.may_go_back:
+                raise
+        else:
+            if safeguard is None or not safeguard.rises():
+                return after
+        safeguard.go_back()
+        return None
+
+    def finished(self, at: Position, advance: Advance, log: Callable[[dict[str, Any]], None] | None) -> Position:
+        """Measure, note and save what an epoch gave."""
+        measured = self.selection.measure(at.epoch, advance)
+        at = replace(at, seconds=self.seconds())
+        if log is not None:
+            figures = {"epoch": at.epoch, "loss": at.losses[-1], "lr": self.step.rate}
+            log(figures | {"seconds": round(at.seconds, 2)} | measured)
+        if self.keeper is not None:
+            self.keeper.save(self.under_way, at)
+        return at
+
+    def _epoch(self, at: Position, advance: Advance) -> Position:
         epoch, batches, keeper, watch = at.epoch, len(self.loader), self.keeper, self.step.watch
         # A measurement may take longer than a job that is asked to stop has time.
         measures = self.selection.due(epoch + 1)

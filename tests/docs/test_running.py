@@ -99,7 +99,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         session = runs.Session(settings, runtime.choose("cpu", "fp32"), runtime.Silent(), None)
         dataset = session.data()
         (root / "runs" / name).mkdir(parents=True)
-        runs.train_run(session, dataset, session.model(dataset), root / "runs" / name)
+        runs.train_run(session, dataset, session.start(dataset)[1], root / "runs" / name)
     for name, like in (("zeroshot-seed0", "photos"), ("full-seed0", "full"), ("lift+-seed0", "photos")):
         shutil.copytree(root / "runs" / like, root / "runs/demo" / name)
     return root

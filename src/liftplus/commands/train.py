@@ -35,7 +35,7 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune on a data set, test the result, and write a run folder. The same command again goes on."""
-    from liftplus import config, console, parallel, resuming
+    from liftplus import config, console, parallel, recipe, resuming
 
     if resume is not None:
         begun = _begun(resume)
@@ -47,7 +47,9 @@ def train(
     elif data is None:
         raise UserError("Give --data: a folder, archive, table, list or known name; or --resume FOLDER.")
     else:
-        settings = config.resolve(data=data, backbone=backbone, method=method, overrides=overrides or ())
+        settings = config.resolve(
+            data=data, backbone=backbone, method=method, overrides=overrides or (), recipe=recipe.usual(data)
+        )
         _train(settings, out, as_json)
 
 
@@ -99,15 +101,16 @@ def zeroshot(
 
 
 def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
-    from liftplus import checkpoint, console, parallel, results, runs, runtime
+    from liftplus import checkpoint, console, parallel, recipe, results, runs, runtime
 
     folder = out or Path("runs") / _run_name(config)
     goes_on = parallel.job().from_leader(lambda: _goes_on(folder, config))
     asked = runtime.StopRequest(parallel.job())
     session = options.session(config, asked)
     dataset = session.data()
-    model = session.model(dataset)
-    for note in runs.notes(config, dataset, model):
+    session, model = session.start(dataset)
+    config = session.config
+    for note in (*recipe.sentences(config, dataset), *runs.notes(config, dataset, model)):
         console.err.print(f"Note: {note}")
     _describe_data(dataset)
     try:
@@ -118,7 +121,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
         console.err.print(f"{stopped} Go on with: liftplus train --resume {folder}")
         session.runtime.job.meet()  # torchrun ends all when one has ended
         raise SystemExit(128 + (asked.signal or 0)) from None
-    for note in session.cache.notes:
+    for note in (*session.cache.notes, *outcome.notes):
         console.err.print(f"Note: {note}", highlight=False)
     measured = outcome.metrics.summary() if outcome.metrics else {}
     chosen = outcome.chosen
@@ -126,7 +129,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
         print(
             json.dumps(
                 {"folder": str(folder), "seconds": outcome.seconds, "parameters": outcome.parameters}
-                | {"weights": dataclasses.asdict(chosen)}
+                | {"weights": dataclasses.asdict(chosen), "signs": outcome.signs}
                 | measured
             )
         )
@@ -142,6 +145,8 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
         f"{counts['tuned']:,} tuned and {counts['head']:,} head parameters, {outcome.seconds:.0f} s of training. "
         f"Files are in {folder}"
     )
+    for sign in outcome.signs:
+        console.err.print(f"Note: {sign}", highlight=False)
 
 
 def _goes_on(folder: Path, config: RunConfig) -> bool:

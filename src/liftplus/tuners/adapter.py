@@ -24,8 +24,11 @@ class Adapter(Tuner):
     width: int | None = Field(default=None, ge=1)
     """Bottleneck width r; by default 2^floor(log2(C / 2L)), on the text side 4."""
 
+    min_width: int = Field(default=1, ge=1)
+    """Least width that the default may come to."""
+
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
-        default = TEXT_WIDTH if tower.side == "text" else auto_width(num_classes, 2, tower.depth)
+        default = TEXT_WIDTH if tower.side == "text" else max(self.min_width, auto_width(num_classes, 2, tower.depth))
         layers = nn.ModuleDict()
         for site in self.sites(tower, "mlp"):
             branch = Bottleneck(site.width, self.width or default)

@@ -28,6 +28,7 @@ class Parallel(Bottleneck):
         """Hook at the end of the MLP branch: MLP(LN(x')) + own(x')."""
         residual, self._residual = self._residual, None
         assert residual is not None
+        self.joins(residual)
         out: Tensor = output + self(residual)
         return out
 
@@ -42,8 +43,11 @@ class AdaptFormer(Tuner):
     width: int | None = Field(default=None, ge=1)
     """Bottleneck width r; by default 2^floor(log2(C / 2L)), on the text side 4."""
 
+    min_width: int = Field(default=1, ge=1)
+    """Least width that the default may come to."""
+
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
-        default = TEXT_WIDTH if tower.side == "text" else auto_width(num_classes, 2, tower.depth)
+        default = TEXT_WIDTH if tower.side == "text" else max(self.min_width, auto_width(num_classes, 2, tower.depth))
         layers = nn.ModuleDict()
         for site in self.sites(tower, "mlp"):
             branch = Parallel(site.width, self.width or default)

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liftplus.tuners.branch import Branch
 
-class Bottleneck(nn.Module):
+
+class Bottleneck(Branch):
     """alpha * Up(ReLU(Down(LN(x)))), [.., width] -> [.., width]: zero at the start, since Up is zero.
 
     alpha is a learned scalar that starts at 1 where `scaled`, else 1.
@@ -33,7 +35,11 @@ class Bottleneck(nn.Module):
         # Scaling the weights is the same as scaling their output, of which nothing has to be kept this way.
         return F.linear(hidden, self.up.weight * self.scale, self.up.bias * self.scale)
 
+    def output_weights(self) -> tuple[Tensor, ...]:
+        return self.up.weight, self.up.bias
+
     def add(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
         """Hook after a module: its output y becomes y + own(y)."""
+        self.joins(output)
         out: Tensor = output + self(output)
         return out

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from liftplus.backbones.sites import Tower
 from liftplus.registry import register
 from liftplus.tuners.base import Tuner, auto_width
+from liftplus.tuners.branch import Branch
 
 LEAST_WIDTH = 4
 
 
-class ConvBottleneck(nn.Module):
+class ConvBottleneck(Branch):
     """alpha * Up(ReLU(Depthwise(Down(N(x))))), [B, C, H, W] -> [B, C', H', W']: zero at the start, since Up is zero.
 
     N normalises each pixel over its channels, with learned scale and shift; Down and Up are 1 x 1, Depthwise is 3 x 3
@@ -42,8 +43,13 @@ class ConvBottleneck(nn.Module):
         out: Tensor = self.up(F.relu(self.mix(self.down(normed))))
         return out * self.scale
 
+    def output_weights(self) -> tuple[Tensor, ...]:
+        assert self.up.bias is not None
+        return self.up.weight, self.up.bias
+
     def add(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Hook after the block: its output with the bottleneck's, which is pooled where the block shrinks the map."""
+        self.joins(output)
         x = args[0]
         if x.shape[-2:] != output.shape[-2:]:
             x = F.adaptive_avg_pool2d(x, (output.shape[-2], output.shape[-1]))

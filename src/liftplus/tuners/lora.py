@@ -15,6 +15,7 @@ from liftplus.backbones.sites import Site, Tower
 from liftplus.errors import UserError
 from liftplus.registry import register
 from liftplus.tuners.base import TEXT_WIDTH, Tuner, auto_width, nest
+from liftplus.tuners.branch import Branch
 from liftplus.tuners.merging import plain
 
 Target = Literal["q", "k", "v", "out", "fc1", "fc2", "conv1x1"]
@@ -22,7 +23,7 @@ Target = Literal["q", "k", "v", "out", "fc1", "fc2", "conv1x1"]
 _KINDS = {"out": "proj"}  # other targets are called as their sites are
 
 
-class LowRank(nn.Module):
+class LowRank(Branch):
     """(x W_d W_u) * scale / r, added to a part of a linear's output: zero at the start, since W_u is zero.
 
     On feature maps [B, C, H, W] it is a convolution of one pixel, with the stride of the one it adds to.
@@ -43,8 +44,12 @@ class LowRank(nn.Module):
         hidden = F.conv2d(x, self.down.T[:, :, None, None], stride=self.stride)
         return F.conv2d(hidden, self.up.T[:, :, None, None]) * self.factor
 
+    def output_weights(self) -> tuple[Tensor, ...]:
+        return (self.up,)
+
     def add(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Hook after the linear: its output, with the low-rank part added to the own part."""
+        self.joins(output)
         delta = self(args[0])
         if self.stride is not None:
             return output + delta

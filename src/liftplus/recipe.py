@@ -1,0 +1,118 @@
+"""recipe=auto: settings for data of any size, chosen from the number of training pictures and from the start.
+
+The papers' presets were made for 100,000 pictures in batches of 128. Fewer pictures give too few updates, so the batch
+shrinks with the square root of their number, and the rate with it only as far as the start asks for it.
+docs/recipe.md says how the rule came about and on which data it was checked.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from liftplus.config import RunConfig, from_dict, resolve
+from liftplus.data import sources
+from liftplus.data.dataset import DataSet
+from liftplus.model import Classifier
+from liftplus.runtime import Runtime
+from liftplus.safeguard import Probe
+from liftplus.tuners.branch import Branch
+
+LARGE = 100_000
+"""Training pictures from which on the published batch and rate stand."""
+BATCHES = (16, 128)
+GOOD_START = 0.8
+"""Share of training pictures that a good first classifier gets right; its rate is the published one, scaled with the
+square root of the batch."""
+FARTHER = 2.5
+"""Factor of the published rate at batch 16 where the first classifier knows nothing."""
+WIDTH = 8
+"""Least width of a bottleneck: a single unit can be dead."""
+
+
+def usual(source: str | None) -> str:
+    """The recipe for data where none is named: the published one for what bears a benchmark's name."""
+    return "paper" if source in sources.KNOWN else "auto"
+
+
+def settled(config: RunConfig, dataset: DataSet) -> RunConfig:
+    """The configuration with everything that follows from the size of the data; what was given stays."""
+    count = len(dataset.splits["train"]) if "train" in dataset.splits else 0
+    small = count < LARGE
+    chosen: dict[str, Any] = {
+        "train.batch_size": batch_size(count),
+        "train.schedule": "step" if small else "epoch",
+        "train.scale_rates": True,
+        "train.go_back": True,
+        "tuner.adaptformer.min_width": WIDTH if small else 1,
+        "tuner.adapter.min_width": WIDTH if small else 1,
+    }
+    return _with(config, {key: value for key, value in chosen.items() if key in config.automatic})
+
+
+def rated(config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runtime) -> RunConfig:
+    """The configuration with the learning rate, which follows from the batch and from how good the start is."""
+    if "train.lr" not in config.automatic or not _is_light(model):
+        return config
+    start = runtime.job.from_leader(lambda: Probe(model, config, dataset, runtime).accuracy())
+    published = resolve(data=config.data.source, backbone=config.backbone.name, method=config.method).train.lr
+    return _with(config, {"train.lr": published * factor(config.train.batch_size, start)})
+
+
+def batch_size(pictures: int) -> int:
+    """The power of two next to 128 sqrt(n / 100,000), from 16 to 128."""
+    least, most = BATCHES
+    wanted = most * math.sqrt(max(pictures, 1) / LARGE)
+    return min(most, max(least, 2 ** round(math.log2(wanted))))
+
+
+def factor(batch: int, start: float) -> float:
+    """Factor of the published rate, which is for batches of 128, to two digits.
+
+    Args:
+        batch: images an optimiser step.
+        start: share of training pictures that the first classifier gets right, from 0 to 1.
+
+    A good start keeps what it has with small steps; one that knows nothing has far to go. Between the two the factor is
+    interpolated on a logarithmic scale.
+    """
+    least, most = BATCHES
+    smaller = min(1.0, max(0.0, math.log(most / batch) / math.log(most / least)))  # 0 at 128, 1 at 16
+    near, far = math.sqrt(least / most) ** smaller, FARTHER**smaller
+    return float(f"{far * (near / far) ** min(1.0, start / GOOD_START):.2g}")
+
+
+def _is_light(model: Classifier) -> bool:
+    """Whether every tuned weight belongs to a branch beside the backbone, or to the head."""
+    own = {id(p) for part in model.modules() if isinstance(part, Branch) for p in part.parameters()}
+    return all(id(p) in own for p in model.partition()["tuned"].values())
+
+
+def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
+    """The configuration with values at dotted keys."""
+    values = config.to_dict()
+    for key, value in chosen.items():
+        *path, last = key.split(".")
+        place = values
+        for part in path:
+            place = place[part]
+        place[last] = value
+    return from_dict(values)
+
+
+def sentences(config: RunConfig, dataset: DataSet) -> list[str]:
+    """What was chosen and why, for the user to read before training; none where nothing was."""
+    if not config.automatic:
+        return []
+    train = config.train
+    parts = {
+        "train.batch_size": f"batch {train.batch_size}",
+        "train.epochs": f"{train.epochs} epochs",
+        "train.lr": f"lr {train.lr:g}",
+    }
+    chosen = ", ".join(text for key, text in parts.items() if key in config.automatic or key == "train.epochs")
+    pictures = len(dataset.splits["train"])
+    return [
+        f"{pictures:,} training pictures, {dataset.num_classes} classes: {chosen}. "
+        "recipe=paper takes the published values."
+    ]

@@ -1,0 +1,119 @@
+"""Learning rates that fit the backbone at hand, and the way back from a rate that was too high.
+
+A light module's branch is added to an activation of mean square m. A step of rate lr changes the branch by an amount
+that does not depend on m, so relative to the activation it acts as a rate of lr / m: DINOv2's middle blocks have m =
+0.003 where CLIP's have about 1, and the papers' rate destroys their features within an epoch. The rate of a branch's
+output weights is therefore multiplied by m, as it was before the first step.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftplus.config import RunConfig
+from liftplus.data.dataset import DataSet, Split
+from liftplus.data.loader import FixedView, Loader, seeded
+from liftplus.data.transforms import CentreCrop
+from liftplus.evaluate import Normalise
+from liftplus.losses import LossModule
+from liftplus.model import Classifier
+from liftplus.runtime import Runtime
+from liftplus.tuners.branch import Branch
+
+PICTURES = 256
+PIECE = 32
+
+
+class Probe:
+    """A few training pictures, drawn by the seed, on which a model is looked at: up to 256, centre crop.
+
+    A job's processes look at the same ones.
+    """
+
+    def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
+        self.model, self.runtime, self.config = model, runtime, config
+        train, facts = dataset.splits["train"], model.backbone.facts
+        count = min(PICTURES, max(PIECE, len(train) // 16))
+        chosen = torch.randperm(len(train), generator=seeded(config.seed, -3))[:count].tolist()
+        split = Split([train.keys[i] for i in chosen], [train.labels[i] for i in chosen])
+        self.labels = torch.tensor(split.labels)
+        self.view = CentreCrop(facts.image_size, facts.interpolation)
+        loader = Loader(dataset.store, split, FixedView(self.view.picture), batch_size=PIECE, workers=0)
+        self.batches = [(batch.images, batch.sizes) for batch in loader.epoch()]
+        self.normalise = Normalise(facts).to(runtime.device)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """The model's logits, fp32 [n, C], on the CPU."""
+        parts = []
+        with self.model.class_features_kept():
+            for images, sizes in self.batches:
+                cut = self.view.cut(images, sizes).flatten(0, 1).to(self.runtime.device)
+                with self.runtime.autocast():
+                    parts.append(self.model(self.normalise(cut)).float().cpu())
+        return torch.cat(parts)
+
+    def loss(self, loss: LossModule) -> float:
+        """The training loss on these pictures."""
+        device = self.runtime.device
+        return float(loss(self.logits().to(device), self.labels.to(device)))
+
+    def accuracy(self) -> float:
+        """Share of these pictures whose class has the largest logit."""
+        return float((self.logits().argmax(1) == self.labels).float().mean())
+
+    def rates(self) -> dict[str, float]:
+        """By name of a branch's output weight, the mean square of the activation that the branch is added to."""
+        branches = {name: part for name, part in self.model.named_modules() if isinstance(part, Branch)}
+        seen: dict[str, list[float]] = {name: [] for name in branches}
+
+        def watch(name: str, activation: Tensor) -> None:
+            seen[name].append(float(activation.float().square().mean()))
+
+        for name, branch in branches.items():
+            branch.watcher = partial(watch, name)
+        try:
+            self.logits()
+        finally:
+            for branch in branches.values():
+                branch.watcher = None
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return {
+            names[id(weight)]: sum(seen[name]) / len(seen[name])
+            for name, branch in branches.items()
+            for weight in branch.output_weights()
+            if seen[name]
+        }
+
+
+class Safeguard:
+    """Brings a run whose loss has risen over its start's back to the start, with half the rate; once.
+
+    Made while the model is at its start.
+    """
+
+    def __init__(self, step: Any, probe: Probe) -> None:
+        self.step, self.probe = step, probe
+        self.start = {name: value.clone() for name, value in step.model.learned_state().items()}
+        self.at_start = probe.loss(step.loss)
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether the run has not gone back yet."""
+        return self.step.slowed == 1.0
+
+    def rises(self) -> bool:
+        """Whether the loss is above the start's, or not finite; the leader of a job decides."""
+        if not self.may_go_back:
+            return False
+        now = self.probe.loss(self.step.loss)
+        return bool(self.step.job.from_leader(lambda: not math.isfinite(now) or now > self.at_start))
+
+    def go_back(self) -> None:
+        """Take the start's weights, forget the momentum, halve the rate."""
+        self.step.restart(self.start, slowed=0.5)

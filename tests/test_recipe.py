@@ -1,0 +1,234 @@
+"""recipe=auto: what it chooses, what it leaves alone, rates measured on the backbone, and the way back."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import liftplus
+from conftest import Command, write_folder
+from liftplus import config, recipe, runs, runtime, signs, train
+from liftplus.data import sources
+from liftplus.data.dataset import DataSet, Split
+from liftplus.errors import UserError
+from liftplus.safeguard import Probe, Safeguard
+from liftplus.signs import Look
+from liftplus.step import Step
+from liftplus.tuners.adaptformer import Parallel
+
+CPU = runtime.choose("cpu", "fp32")
+
+
+def auto(data: str, *overrides: str, **named: str) -> config.RunConfig:
+    return config.resolve(data=data, overrides=["train.workers=0", *overrides], recipe="auto", **named)
+
+
+def of_size(dataset: DataSet, count: int) -> DataSet:
+    """The data set with its training pictures repeated until they are so many."""
+    train = dataset.splits["train"]
+    keys, labels = ((list(part) * (count // len(train) + 1))[:count] for part in (train.keys, train.labels))
+    return replace(dataset, splits=dataset.splits | {"train": Split(keys, labels)})
+
+
+@pytest.mark.parametrize(
+    ("pictures", "batch"),
+    [(30, 16), (2640, 16), (5000, 32), (10_847, 32), (21_645, 64), (62_500, 128), (100_000, 128), (437_513, 128)],
+)
+def test_the_batch_grows_with_the_square_root_of_the_pictures(pictures: int, batch: int) -> None:
+    assert recipe.batch_size(pictures) == batch
+
+
+def test_the_rate_is_the_published_one_at_batch_128_and_follows_the_start_below() -> None:
+    assert [recipe.factor(128, start) for start in (0.0, 0.5, 1.0)] == [1, 1, 1]
+    assert recipe.factor(16, 0.0) == 2.5
+    assert recipe.factor(16, 0.8) == recipe.factor(16, 1.0) == pytest.approx(math.sqrt(16 / 128), abs=0.01)
+    falling = [recipe.factor(16, start / 10) for start in range(9)]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_at_the_size_of_imagenet_lt_every_published_value_stands(photos: Path) -> None:
+    dataset = sources.load(config.resolve(data=str(photos)).data)
+    settings = auto(str(photos))
+    large = of_size(dataset, 115_846)
+    chosen = recipe.settled(settings, large)
+    assert (chosen.train.batch_size, chosen.train.epochs, chosen.train.schedule) == (128, 5, "epoch")
+    model = train.build(chosen, dataset, CPU)
+    assert recipe.rated(chosen, dataset, model, CPU).train.lr == 0.02
+    assert chosen.tuner == config.resolve(data=str(photos)).tuner
+
+
+def test_small_data_get_more_updates_and_a_floor_for_the_width(photos: Path) -> None:
+    dataset = sources.load(config.resolve(data=str(photos)).data)
+    chosen = recipe.settled(auto(str(photos)), dataset)
+    assert (chosen.train.batch_size, chosen.train.schedule) == (16, "step")
+    model = train.build(chosen, dataset, CPU)
+    assert {part.down.out_features for part in model.modules() if isinstance(part, Parallel)} == {recipe.WIDTH}
+
+
+def test_what_is_given_is_never_touched(photos: Path) -> None:
+    given = (
+        "lr=0.3",
+        "train.batch_size=7",
+        "train.schedule=epoch",
+        "scale_rates=false",
+        "go_back=false",
+        "min_width=2",
+    )
+    settings = auto(str(photos), *given)
+    assert not settings.automatic
+    session, _ = runs.Session(settings, CPU).start(sources.load(settings.data))
+    assert session.config == settings
+    with pytest.raises(UserError, match="recipe=auto or recipe=paper"):
+        auto(str(photos), "automatic=[]")
+
+
+def test_full_fine_tuning_keeps_its_published_rate(photos: Path) -> None:
+    settings = auto(str(photos), method="full")
+    session, _ = runs.Session(settings, CPU).start(sources.load(settings.data))
+    assert (session.config.train.lr, session.config.train.batch_size) == (0.001, 16)
+
+
+def test_benchmarks_and_old_runs_keep_the_published_recipe(photos: Path) -> None:
+    assert recipe.usual("openmoji_lt") == recipe.usual("imagenet_lt") == "paper" and recipe.usual("photos") == "auto"
+    paper = config.resolve(data=str(photos))
+    assert paper.recipe == "paper" and not paper.automatic
+    old = {key: value for key, value in paper.to_dict().items() if key not in ("recipe", "automatic")}
+    assert config.from_dict(old) == paper
+
+
+def test_choosing_twice_is_choosing_once(photos: Path) -> None:
+    settings = auto(str(photos))
+    dataset = sources.load(settings.data)
+    once = runs.Session(settings, CPU).start(dataset)[0].config
+    assert runs.Session(once, CPU).start(dataset)[0].config == once and not runs.changes(once, settings)
+    assert runs.changes(once, auto(str(photos), "lr=0.5"))
+
+
+def started(photos: Path, *overrides: str, backbone: str = "mini_clip") -> tuple[Any, ...]:
+    settings = auto(str(photos), "lr=0.02", "epochs=1", *overrides, backbone=backbone)
+    dataset = sources.load(settings.data)
+    session, model = runs.Session(settings, CPU).start(dataset)
+    return model, session.config, dataset
+
+
+@pytest.mark.parametrize("tuner", ["adaptformer", "adapter", "lora", "lora+adaptformer"])
+def test_rates_are_mean_squares_of_what_the_branches_join(photos: Path, tuner: str) -> None:
+    """A stream k times as large gives rates k^2 times as large, and each output weight has one."""
+    model, settings, dataset = started(photos, f"tuner={tuner}")
+    probe = Probe(model, settings, dataset, CPU)
+    rates = probe.rates()
+    outputs = {name for name, p in model.named_parameters() if p.requires_grad and ".up" in name}
+    assert rates.keys() == outputs and all(rate > 0 for rate in rates.values())
+    assert not any(getattr(part, "watcher", None) for part in model.modules())
+
+
+def test_the_rate_of_a_branch_is_that_of_the_stream_before_its_mlp(photos: Path) -> None:
+    model, settings, dataset = started(photos)
+    probe = Probe(model, settings, dataset, CPU)
+    seen: list[torch.Tensor] = []
+    block = model.backbone.image.blocks[3]
+    handle = block.norm2.register_forward_pre_hook(lambda _module, args: seen.append(args[0].square().mean()))
+    probe.logits()
+    handle.remove()
+    assert probe.rates()["tuners.adaptformer.3.up.weight"] == pytest.approx(float(torch.stack(seen).mean()), rel=1e-5)
+
+
+def test_a_step_moves_output_weights_by_their_multiple_and_nothing_else(photos: Path) -> None:
+    model, settings, dataset = started(photos)
+    name = "tuners.adaptformer.0.up.weight"
+    moved = []
+    for rates in ({}, {name: 4.0}):
+        model.load_learned({key: value.clone() for key, value in started(photos)[0].learned_state().items()})
+        step = Step(model, settings, dataset, CPU, rates)
+        before = {key: value.clone() for key, value in model.learned_state().items()}
+        loader = train._loader(model, settings, dataset, CPU, train.Cache.of(False), None)
+        step.set_rate(0.01)
+        step(next(iter(loader.epoch(0, 0))))
+        moved.append({key: value - before[key] for key, value in model.learned_state().items()})
+    plain, scaled = moved
+    assert torch.allclose(scaled.pop(name), 4 * plain.pop(name), rtol=1e-5, atol=0)
+    assert all(torch.equal(scaled[key], value) for key, value in plain.items())
+
+
+def test_going_back_is_starting_anew_with_half_the_rate(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings, dataset = started(photos, "epochs=2")
+    halved = settings.train.model_copy(update={"lr": 0.01, "go_back": False})
+    train.fit(model, settings.model_copy(update={"train": halved}), dataset, CPU)
+    half = model.learned_state()
+    answers = iter([True, False, False])
+    monkeypatch.setattr(Safeguard, "rises", lambda self: next(answers))
+    again, *_ = started(photos, "epochs=2")
+    fitted = train.fit(again, settings, dataset, CPU)
+    assert fitted.note is not None and "from 0.02 to 0.01" in fitted.note and len(fitted.losses) == 2
+    assert all(torch.equal(value, half[name]) for name, value in again.learned_state().items())
+
+
+def test_a_rate_that_destroys_the_start_is_halved_once_and_said_so(photos: Path, command: Command) -> None:
+    ended = command("train", "--data", photos, "--out", "run", "lr=1e4", "epochs=2", "tte=false", "workers=0")
+    assert ended.code == 2 or "halved its learning rate from 10000 to 5000" in ended.err
+    assert ended.err.count("halved") <= 1
+
+
+def test_the_slower_rate_is_part_of_the_state(photos: Path) -> None:
+    model, settings, dataset = started(photos)
+    rates = Probe(model, settings, dataset, CPU).rates()
+    step = Step(model, settings, dataset, CPU, rates)
+    step.restart({name: value.clone() for name, value in model.learned_state().items()}, slowed=0.5)
+    tensors, values = step.state()
+    other = Step(model, settings, dataset, CPU, dict.fromkeys(rates, 1.0))
+    other.load_state(tensors, json.loads(json.dumps(values)))
+    other.set_rate(0.1)
+    multiples = {group["of"]: group["lr"] for group in other.optimiser.param_groups if "of" in group}
+    assert multiples == pytest.approx({name: 0.05 * rate for name, rate in rates.items()})
+
+
+def test_a_run_says_what_was_chosen_and_how_it_began(photos: Path, command: Command) -> None:
+    ended = command("train", "--data", photos, "--out", "run", "epochs=1", "tte=false", "workers=0")
+    assert ended.code == 0 and "19 training pictures, 3 classes: batch 16, 1 epochs, lr 0.0" in ended.err
+    about = json.loads(Path("run/config.json").read_text())
+    assert about["config"]["recipe"] == "auto" and about["start"]["split"] == "test" and about["start"]["pictures"] == 6
+    paper = command("train", "--data", photos, "--out", "p", "recipe=paper", "epochs=1", "tte=false", "workers=0")
+    assert "recipe" not in paper.err
+    settings = json.loads(Path("p/config.json").read_text())["config"]["train"]
+    assert (settings["lr"], settings["batch_size"], settings["scale_rates"]) == (0.02, 128, False)
+
+
+def test_arrays_are_data_of_your_own(photos: Path) -> None:
+    images = [torch.zeros(20, 20, 3, dtype=torch.uint8).numpy() + k for k in range(8)]
+    model = liftplus.fit((images, [0, 1] * 4), epochs=1, tte=False, workers=0)
+    assert model.config.recipe == "auto" and any("8 training pictures, 2 classes" in note for note in model.notes)
+
+
+BEFORE = Look("val", 50.0, 400, 60.0)
+
+
+def test_signs_of_a_poor_fit() -> None:
+    settings = auto("photos")
+
+    def said(losses: tuple[float, ...], held_out: float, training: float = 90.0) -> list[str]:
+        return signs.of_training(settings, losses, BEFORE, Look("val", held_out, 400, training))
+
+    assert said((2.0, 1.0, 0.98), 80.0) == []
+    (worse,) = said((2.0, 1.0), 4.6)
+    assert "ended below its own start: 4.6 % against 50.0 %" in worse and "Try lr=0.005." in worse
+    assert "gained little" in said((2.0, 1.0, 0.98), 51.0)[0]
+    assert "still falling" in said((2.0, 1.0), 80.0)[0] and "epochs=10" in said((2.0, 1.0), 80.0)[0]
+    assert "named worse than before" in said((2.0, 1.0, 0.98), 80.0, 40.0)[0]
+
+
+@pytest.mark.parametrize("counts", [(10, 10, 10), (15, 15)])
+def test_thirty_pictures_train_to_more_than_their_start(
+    tmp_path: Path, command: Command, counts: tuple[int, ...]
+) -> None:
+    data = write_folder(tmp_path / "few", {"train": counts, "test": tuple(10 for _ in counts)})
+    ended = command("train", "--data", data, "--out", "run", "tte=false", "workers=0", "--json")
+    assert ended.code == 0
+    found = json.loads(ended.out)
+    start = json.loads(Path("run/config.json").read_text())["start"]["held_out"]
+    assert found["overall"] > start or found["signs"]
