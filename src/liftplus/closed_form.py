@@ -95,6 +95,34 @@ class Sample:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class Blend:
+    """Rows from texts and pictures together: w_c proportional to t_c + weight * n_c / (n_c + kappa) * r_c.
+
+    t_c and r_c are unit rows; so names alone, few pictures and many have one formula.
+
+    Attributes:
+        kappa: number of pictures at which they have half of their weight.
+        weight: weight of very many pictures beside the text.
+    """
+
+    kappa: float = 0.0
+    weight: float = 1.0
+
+    def share(self, counts: Tensor) -> Tensor:
+        """What the pictures' row is multiplied with, by their number; 0 without any."""
+        n = counts.double()
+        return self.weight * n / (n + self.kappa).clamp(min=1e-300)
+
+    def rows(self, pictures: Tensor, texts: Tensor, counts: Tensor) -> Tensor:
+        """Unit rows [C, D] from unit rows of both and the classes' numbers of pictures [C]."""
+        return F.normalize(texts.double() + self.share(counts)[:, None] * pictures, dim=-1)
+
+
+BLENDS = tuple(Blend(kappa, weight) for weight in (1, 4, 16, 64, 256) for kappa in (0, 1, 4, 16, 64))
+"""What is tried."""
+
+
 class Ridge:
     """Class-balanced ridge regression onto one-hot targets: W = (sum_c A_c / n_c + gamma I)^-1 [mu_1, ..., mu_C].
 
@@ -136,20 +164,20 @@ class LeaveOneOut:
         self.features = sample.features.double() @ ridge.vectors
         self.texts = None if texts is None else texts.double() @ ridge.vectors
 
-    def accuracy(self, ridge: float, kappa: float = 0.0) -> float:
+    def accuracy(self, ridge: float, blend: Blend | None = None) -> float:
         """Mean over classes with two or more pictures of the share of their sample that scores best, 0 to 1.
 
         A class of one picture has nothing left when that is left out.
         """
         counts = self.ridge.statistics.counts
-        best = torch.cat([scores.argmax(1) for scores in self.scores(ridge, kappa)])
+        best = torch.cat([scores.argmax(1) for scores in self.scores(ridge, blend or Blend())])
         right = torch.bincount(self.labels[best == self.labels], minlength=len(counts))
         seen = torch.bincount(self.labels, minlength=len(counts))
         judged = (counts > 1) & (seen > 0)
         return float((right[judged] / seen[judged]).mean()) if judged.any() else 0.0
 
-    def scores(self, ridge: float, kappa: float = 0.0) -> Iterator[Tensor]:
-        """Cosines [B, C] with the rows of `mixed`, or of the ridge alone, in pieces; -inf for a class without a row."""
+    def scores(self, ridge: float, blend: Blend) -> Iterator[Tensor]:
+        """Cosines [B, C] with the blended rows, or those of the ridge alone, in pieces; -inf for no row."""
         counts, weights = self.ridge.statistics.counts, self.ridge.turned_weights(ridge)
         texts = torch.zeros_like(weights) if self.texts is None else self.texts
         squares, overlap, length_t = weights.square().sum(1), (texts * weights).sum(1), texts.square().sum(1)
@@ -166,21 +194,11 @@ class LeaveOneOut:
             length = length.clamp(min=1e-300).sqrt()
             n = counts.double().expand(len(y), -1).clone()
             n[own] -= 1
-            part = share(n, kappa)
+            part = blend.share(n)
             scores = x @ texts.T + part / length * plain
             along = (overlap + change * (v @ texts.T)) * part / length
             scores /= (length_t + 2 * along + part.square()).clamp(min=1e-300).sqrt()
             yield scores if self.texts is not None else scores.masked_fill(~self.ridge.statistics.present, -torch.inf)
-
-
-def share(counts: Tensor, kappa: float) -> Tensor:
-    """n / (n + kappa): how much pictures count beside a text; 0 without pictures."""
-    return counts / (counts + kappa).clamp(min=1e-300)
-
-
-def mixed(rows: Tensor, texts: Tensor, counts: Tensor, kappa: float) -> Tensor:
-    """Unit rows [C, D] proportional to t_c + (n_c / (n_c + kappa)) r_c, from unit rows of texts and of pictures."""
-    return F.normalize(texts.double() + share(counts.double(), kappa)[:, None] * rows, dim=-1)
 
 
 def discriminants(statistics: Statistics) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,12 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from liftplus import closed_form
-from liftplus.closed_form import LeaveOneOut, Sample, Statistics
+from liftplus.closed_form import BLENDS, LeaveOneOut, Sample, Statistics
 from liftplus.head_init import (
     ClassMean,
     HeadInit,
     InitContext,
     LinearProbe,
+    Semantic,
     Start,
     Stream,
     random_rows,
@@ -46,17 +46,16 @@ def ranks(labels: Tensor) -> Tensor:
 
 
 def observed(context: InitContext, stream: Stream) -> tuple[Statistics, Sample]:
-    """Statistics of the features as the head sees them, and some of these features, from one pass."""
+    """Statistics of the features as the head sees them, and some features as the backbone gives them; one pass."""
     classes, dim = len(context.class_names), context.backbone.dim
     most = min(JUDGED, max(1000, int(_WORK / (classes * dim))))
     chosen = sampled(stream.labels, most, context.generator)
     gathering = closed_form.Gathering(torch.bincount(stream.labels, minlength=classes), dim)
     kept, start = [torch.empty(0, dim)], 0
     for features, labels in stream.batches():
-        features = context.view(features.float())
-        gathering.add(features, labels)
+        gathering.add(context.view(features.float()), labels)
         here = chosen[(chosen >= start) & (chosen < start + len(labels))] - start
-        kept.append(features[here])
+        kept.append(features[here].float())
         start += len(labels)
     return gathering.statistics(), Sample(torch.cat(kept), stream.labels[chosen])
 
@@ -75,22 +74,54 @@ class Ridge(HeadInit):
     """Ridge, in units of the mean eigenvalue of the features' second moment; null: by leave-one-out."""
 
     def rows(self, context: InitContext) -> Tensor:
-        statistics, sample = observed(context, context.images(self.shots))
-        ridge = closed_form.Ridge(statistics)
-        return filled(ridge.rows(self.best(ridge, sample)), context)
+        return self.solved(context, *observed(context, context.images(self.shots)))
 
-    def best(self, ridge: closed_form.Ridge, sample: Sample) -> float:
+    def solved(self, context: InitContext, statistics: Statistics, sample: Sample) -> Tensor:
+        """The rows by statistics that were gathered before."""
+        ridge = closed_form.Ridge(statistics)
+        return filled(ridge.rows(self.best(ridge, sample, context)), context)
+
+    def best(self, ridge: closed_form.Ridge, sample: Sample, context: InitContext) -> float:
         """The gamma that was asked for, else that with the best leave-one-out accuracy; of equal ones the greatest."""
         if self.gamma is not None:
             return self.gamma
-        left_out = LeaveOneOut(ridge, sample)
+        left_out = LeaveOneOut(ridge, seen(sample, context))
         return max(closed_form.RIDGES, key=lambda gamma: (left_out.accuracy(gamma), gamma))
+
+
+def seen(sample: Sample, context: InitContext) -> Sample:
+    """A sample as the head sees it."""
+    return Sample(context.view(sample.features), sample.labels)
 
 
 def filled(rows: Tensor, context: InitContext) -> Tensor:
     """Rows as a head takes them, fp32, random ones where pictures gave none."""
     other = random_rows(rows.shape[0], rows.shape[1], context.generator)
     return torch.where(rows.square().sum(1, keepdim=True) > 0, rows.float(), other)
+
+
+@register("head_init", "mix")
+class Mix(Semantic):
+    """Text and pictures together: t_c + weight * n_c / (n_c + kappa) * r_c, with r_c the rows of head_init=ridge.
+
+    How much pictures count, and gamma, are chosen by leave-one-out. A class without images has its text alone.
+    """
+
+    shots: int | None = Field(default=None, ge=1)
+    """Most images a class to fit on; null: all of them, in one pass."""
+
+    kappa: float | None = Field(default=None, ge=0)
+    """Number of images at which they have half of their weight; null: by leave-one-out."""
+
+    def rows(self, context: InitContext) -> Tensor:
+        texts = super().rows(context)
+        statistics, sample = observed(context, context.images(self.shots))
+        ridge = closed_form.Ridge(statistics)
+        gamma = Ridge().best(ridge, sample, context)
+        left_out = LeaveOneOut(ridge, seen(sample, context), texts)
+        blends = [replace(blend, kappa=blend.kappa if self.kappa is None else self.kappa) for blend in BLENDS]
+        best = max(dict.fromkeys(blends), key=lambda blend: left_out.accuracy(gamma, blend))
+        return best.rows(ridge.rows(gamma), texts, statistics.counts).float()
 
 
 @register("head_init", "lda")
@@ -111,30 +142,41 @@ class Discriminants(HeadInit):
         return Start(weights.float(), biases.float())
 
 
+MARGIN = 0.02
+"""By how much another start must be better than the ridge, which takes all pictures and costs no second pass."""
+CLASSES, PICTURES = 100, 5000
+"""Most classes, and most pictures of them, on which starts are compared."""
+
+
 @register("head_init", "auto")
 class Auto(HeadInit):
-    """The start that judges training pictures best which it has not seen: class_mean, ridge or linear_probe.
+    """Ridge, linear_probe or class_mean: whichever is best on training pictures that it has not seen.
 
-    Some pictures of some classes are put into parts; each part is judged by the rows that the others give. This takes
-    seconds. The winner then starts from all that its own defaults take.
+    Some pictures of some classes are put into parts, and each part is judged by the rows that the others give. This
+    takes seconds. The winner then starts from all that its own defaults take.
     """
 
     parts: int = Field(default=3, ge=2)
     """Parts of the pictures, each judged by the rows of the others."""
 
     def rows(self, context: InitContext) -> Tensor:
-        candidates: tuple[HeadInit, ...] = (Ridge(), LinearProbe(), ClassMean())
-        contest = _contest(context)
-        found = [(_out_of_fold(init, contest, self.parts), init) for init in candidates]
-        best, chosen = max(found, key=lambda pair: pair[0])
-        others = ", ".join(f"{init.name} {100 * accuracy:.1f}" for accuracy, init in found if init is not chosen)
+        statistics, sample = observed(context, context.images(None))
+        ridge = Ridge()
+        contest = _Contest.drawn(context, sample)
+        if not len(contest.labels):
+            context.notes.append("head_init=auto took ridge: no class has two training images to compare starts on.")
+            return ridge.solved(context, statistics, sample)
+        found: dict[HeadInit, float] = {init: contest.accuracy(init, self.parts) for init in (ridge, *OTHERS)}
+        best = max(found, key=lambda init: found[init] - (0.0 if init is ridge else MARGIN))
+        others = ", ".join(f"{init.name} {100 * found[init]:.1f}" for init in found if init is not best)
         context.notes.append(
-            f"head_init=auto took {chosen.name}: {100 * best:.1f} % of {len(contest.labels):,} training pictures are "
-            f"right by rows that have not seen them, mean over classes ({others})."
-            if math.isfinite(best)
-            else f"head_init=auto took {chosen.name}, as no class has two training pictures to compare starts on."
+            f"head_init=auto took {best.name}: {100 * found[best]:.1f} % right on training images that its rows have "
+            f"not seen, mean over classes, against {others} ({len(contest.labels):,} images)."
         )
-        return chosen.rows(context)
+        return ridge.solved(context, statistics, sample) if best is ridge else best.rows(context)
+
+
+OTHERS = (LinearProbe(), ClassMean())
 
 
 @dataclass(frozen=True)
@@ -145,44 +187,37 @@ class _Contest:
     features: Tensor
     labels: Tensor
 
-    def among(self, chosen: Tensor) -> InitContext:
-        """A context of these classes that has only the chosen pictures."""
+    @classmethod
+    def drawn(cls, context: InitContext, sample: Sample) -> _Contest:
+        """Of classes with two or more pictures; long-tailed as the training pictures are, as far as there is time."""
+        counts = torch.bincount(sample.labels)
+        order = torch.randperm(len(counts), generator=context.generator)
+        classes = order[counts[order] > 1][:CLASSES].sort()[0]
+        number = torch.full_like(counts, -1)
+        number[classes] = torch.arange(len(classes))
+        mine = (number[sample.labels] >= 0).nonzero()[:, 0]
+        chosen = mine[sampled(number[sample.labels[mine]], PICTURES, context.generator)]
+        return cls(context, sample.features[chosen], number[sample.labels[chosen]])
+
+    def accuracy(self, init: HeadInit, parts: int) -> float:
+        """Mean over classes of the share of pictures that score best by rows of the other parts, 0 to 1."""
+        part, counts = ranks(self.labels) % parts, torch.bincount(self.labels)
+        right = torch.zeros(len(self.labels), dtype=torch.bool)
+        for number in range(parts):
+            judged = part == number
+            rows = init.rows(self._without(judged, len(counts)))
+            right[judged] = (self.context.view(self.features[judged]) @ rows.T).argmax(1) == self.labels[judged]
+        return float((torch.bincount(self.labels[right], minlength=len(counts)) / counts).mean())
+
+    def _without(self, judged: Tensor, classes: int) -> InitContext:
+        """A context of these classes that has the other pictures only."""
+        features, labels = self.features[~judged], self.labels[~judged]
 
         def few(shots: int) -> tuple[Tensor, Tensor]:
-            return self.features[chosen], self.labels[chosen]
+            chosen = ranks(labels) < shots
+            return features[chosen], labels[chosen]
 
-        names = [""] * (int(self.labels.max()) + 1)
         generator = torch.Generator().manual_seed(0)
-        return replace(self.context, class_names=names, features=few, stream=None, generator=generator)
-
-
-CLASSES, PICTURES = 100, 3000
-"""Most classes, and most pictures of them, on which starts are compared."""
-
-
-def _contest(context: InitContext) -> _Contest:
-    """Long-tailed as the training pictures are, as far as a class mean's own limit of pictures leaves them so."""
-    features, labels = context.features(ClassMean().shots)
-    counts = torch.bincount(labels)
-    order = torch.randperm(len(counts), generator=context.generator)
-    classes = order[counts[order] > 1][:CLASSES].sort()[0]
-    number = torch.full_like(counts, -1)
-    number[classes] = torch.arange(len(classes))
-    mine = (number[labels] >= 0).nonzero()[:, 0]
-    chosen = mine[sampled(number[labels[mine]], PICTURES, context.generator)] if len(mine) else mine
-    return _Contest(context, features[chosen].float(), number[labels[chosen]])
-
-
-def _out_of_fold(init: HeadInit, contest: _Contest, parts: int) -> float:
-    """Mean over classes of the share of pictures that score best by rows of the other parts; nan without any."""
-    labels = contest.labels
-    if not len(labels):
-        return math.nan
-    part = ranks(labels) % parts
-    right = torch.zeros(len(labels), dtype=torch.bool)
-    for number in range(parts):
-        judged = part == number
-        rows = init.rows(contest.among((~judged).nonzero()[:, 0]))
-        right[judged] = (contest.context.view(contest.features[judged]) @ rows.T).argmax(1) == labels[judged]
-    per_class = torch.bincount(labels[right], minlength=int(labels.max()) + 1) / torch.bincount(labels)
-    return float(per_class.mean())
+        return replace(
+            self.context, class_names=[""] * classes, features=few, stream=None, generator=generator, notes=[]
+        )
