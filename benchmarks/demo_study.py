@@ -88,8 +88,9 @@ def figure(source: Path, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     entries = json.loads(source.read_text())["summary"]
-    names = {"zeroshot": "zero-shot", "linear_probe": "linear probe", "full": "full fine-tuning", "lift+": "LIFT+"}
-    colours = ("#9aa5b1", "#6c8ebf", "#d08770", "#5e9c76", "#2f6b4a")
+    names = {"zeroshot": "zero-shot", "closed_form": "closed form", "linear_probe": "linear probe"}
+    names |= {"full": "full fine-tuning", "lift+": "LIFT+"}
+    colours = ("#9aa5b1", "#8f7fb8", "#6c8ebf", "#d08770", "#5e9c76", "#2f6b4a")
     plot, axes = plt.subplots(figsize=(8, 3.6), dpi=150)
     width = 0.8 / len(entries)
     for index, entry in enumerate(entries):

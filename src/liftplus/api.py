@@ -72,7 +72,7 @@ def fit(
     Args:
         data: a path or known name, a `DataSet`, or (images, labels) as `from_images` takes them.
         backbone: a name from `liftplus info`; mini_clip by default.
-        method: lift+, lift, linear_probe, full or zeroshot.
+        method: lift+, lift, linear_probe, full, closed_form or zeroshot.
         out: a run folder to write, with the same files as `liftplus train` and tested at the end; in memory alone if
             not given. A run that was interrupted goes on when it is fitted again into the same folder.
         progress: True shows a bar on stderr.
@@ -129,10 +129,13 @@ def _chosen(
     if chosen.data != DataConfig(source=source or ""):
         raise UserError("Settings of data.* say how data are read. Give them to load_data, or give fit a path.")
     chosen = chosen.model_copy(update={"data": read_by or DataConfig()})
-    if dataset.named or chosen.head_init.name != "semantic" or "head_init" in settings or chosen.head.name == "joint":
+    if dataset.named or not chosen.head_init.reads_names or "head_init" in settings or chosen.head.name == "joint":
         return chosen, []
-    chosen = config.changed(chosen.to_dict(), ["head_init=class_mean"])
-    return chosen, ["The classes have no names, so the classifier starts from class means; class_names gives names."]
+    other = "ridge" if chosen.head_init.name == "mix" else "class_mean"
+    chosen = config.changed(chosen.to_dict(), [f"head_init={other}"])
+    return chosen, [
+        f"The classes have no names, so the classifier starts by head_init={other}; class_names gives names."
+    ]
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
         backbone: a name from `liftplus info`.
-        method: lift+, lift, linear_probe, full or zeroshot.
+        method: lift+, lift, linear_probe, full, closed_form or zeroshot.
         epochs: of training; the method's own by default, as for the next two.
         lr: learning rate at the start.
         batch_size: images an optimiser step.

@@ -260,6 +260,8 @@ def stand_ins(values: dict[str, Any]) -> dict[str, str]:
     traits, out = catalogue.traits(values["backbone"]["name"]), {}
     if values["head_init"]["name"] == "semantic" and not traits.reads_text:
         out["head_init"] = "class_mean"
+    if values["head_init"]["name"] == "mix" and not traits.reads_text:
+        out["head_init"] = "ridge"
     if list(values["tuner"]) == ["adaptformer"] and "mlp" not in traits.kinds:
         out["tuner"] = "conv_adapter" if "map" in traits.kinds else "lora"
     return out

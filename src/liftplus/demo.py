@@ -1,4 +1,4 @@
-"""The demo: four methods side by side on the bundled model and a drawn long-tailed data set; a preset of `compare`."""
+"""The demo: five methods side by side on the bundled model and a drawn long-tailed data set; a preset of `compare`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from liftplus import results
 from liftplus.compare import Entry, Plan, Row
 from liftplus.errors import UserError
 
-METHODS = ("zeroshot", "linear_probe", "full", "lift+")
+METHODS = ("zeroshot", "closed_form", "linear_probe", "full", "lift+")
 DATA, BACKBONE = "openmoji_lt", "mini_clip"
 FEATURES = 20  # pictures of a class and split; the report takes half a minute with them
 MARKER, ROWS = ".liftplus-demo", "results.json"

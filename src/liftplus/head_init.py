@@ -1,14 +1,18 @@
-"""First rows of the classifier: from class names (SAI), from features, or at random. All rows have unit length."""
+"""First rows of the classifier: from class names (SAI), from features, or at random.
+
+Rows have unit length but for discriminants of a head with a bias. Closed forms are in `picture_init`.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import open_clip
 import torch
@@ -23,6 +27,28 @@ from liftplus.errors import UserError, unknown
 from liftplus.registry import Component, register
 
 Features = tuple[Tensor, Tensor]
+"""Features [n, D] and their labels [n]."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Features that need not all be in memory: the labels [N] of all of them, and batches in the same order."""
+
+    labels: Tensor
+    batches: Callable[[], Iterator[Features]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a head starts: a weight row for each class [C, D], and biases [C] where it has any."""
+
+    rows: Tensor
+    bias: Tensor | None = None
+
+
+def as_they_are(features: Tensor) -> Tensor:
+    """What a head sees that compares features without changing them."""
+    return features
 
 
 @dataclass(frozen=True)
@@ -35,6 +61,9 @@ class InitContext:
         features: called with k, gives plain features [n, D] and labels [n] of at most k images a class.
         generator: source of randomness.
         texts: called with the classes' prompts, gives unit features [C, joint]; by default the text encoder's own.
+        stream: called with k or None, gives plain features of at most k, or of all, images a class batch by batch.
+        view: features as the head compares them with its rows, [n, D] -> [n, D].
+        notes: takes what an initialisation decided, one sentence each.
     """
 
     backbone: Backbone
@@ -42,14 +71,33 @@ class InitContext:
     features: Callable[[int], Features]
     generator: torch.Generator
     texts: Callable[[ClassTexts], Tensor] | None = None
+    stream: Callable[[int | None], Stream] | None = None
+    view: Callable[[Tensor], Tensor] = as_they_are
+    notes: list[str] = field(default_factory=list)
+
+    def images(self, shots: int | None) -> Stream:
+        """Plain features of at most `shots` images a class, or of all; in one batch where there is no stream."""
+        if self.stream is not None:
+            return self.stream(shots)
+        features, labels = self.features(sys.maxsize if shots is None else shots)
+        return Stream(labels, lambda: iter([(features, labels)]))
 
 
 class HeadInit(Component):
     """Configuration of an initialisation."""
 
+    reads_names: ClassVar[bool] = False
+    """Whether it needs class names and a text tower."""
+    needs_bias: ClassVar[bool] = False
+    """Whether its rows are wrong without the biases that come with them."""
+
     @abstractmethod
     def rows(self, context: InitContext) -> Tensor:
-        """Unit rows [C, D], fp32."""
+        """Rows [C, D], fp32; of unit length but where they need a bias."""
+
+    def start(self, context: InitContext) -> Start:
+        """The rows, with biases where the initialisation has them."""
+        return Start(self.rows(context))
 
 
 def _presets() -> dict[str, dict[str, Any]]:
@@ -121,13 +169,16 @@ def text_rows(backbone: Backbone, joint: Tensor) -> Tensor:
     return F.normalize(joint @ backbone.image_projection.float().T, dim=-1)
 
 
-def _random(classes: int, dim: int, generator: torch.Generator) -> Tensor:
+def random_rows(classes: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Unit rows [C, D] that point anywhere."""
     return F.normalize(torch.randn(classes, dim, generator=generator), dim=-1)
 
 
 @register("head_init", "semantic")
 class Semantic(HeadInit):
     """Semantic-aware initialisation (LIFT, section 4.3): each row from the text feature of its class name."""
+
+    reads_names: ClassVar[bool] = True
 
     prompts: str = "default"
     """Prompt set: a name from presets/prompts.toml, such as default, name, ensemble, species."""
@@ -203,7 +254,7 @@ class ClassMean(HeadInit):
         sums = torch.zeros(classes, features.shape[1]).index_add_(0, labels, features.float())
         rows = F.normalize(sums, dim=-1)
         empty = torch.bincount(labels, minlength=classes) == 0
-        rows[empty] = _random(classes, features.shape[1], context.generator)[empty]
+        rows[empty] = random_rows(classes, features.shape[1], context.generator)[empty]
         return rows
 
 
@@ -222,7 +273,7 @@ class LinearProbe(HeadInit):
 
         features, labels = context.features(self.shots)
         present = labels.unique()
-        rows = _random(len(context.class_names), features.shape[1], context.generator)
+        rows = random_rows(len(context.class_names), features.shape[1], context.generator)
         if len(present) < 2:
             return rows
         model = LogisticRegression(max_iter=self.max_iterations, class_weight="balanced")
@@ -239,4 +290,4 @@ class Random(HeadInit):
     """Random unit rows."""
 
     def rows(self, context: InitContext) -> Tensor:
-        return _random(len(context.class_names), context.backbone.dim, context.generator)
+        return random_rows(len(context.class_names), context.backbone.dim, context.generator)

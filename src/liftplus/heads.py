@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone
-from liftplus.head_init import HeadInit, InitContext, class_features
+from liftplus.head_init import HeadInit, InitContext, Start, class_features
 from liftplus.registry import Component, register
 
 
@@ -35,13 +37,23 @@ class HeadModule(nn.Module):
 class Head(Component):
     """Configuration of a head."""
 
+    has_bias: ClassVar[bool] = False
+
     @abstractmethod
     def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
         """The module, its rows still to be initialised."""
 
     def rows(self, context: InitContext, init: HeadInit) -> Tensor:
         """First rows [C, D] by the chosen initialisation."""
-        return init.rows(context)
+        return self.start(context, init).rows
+
+    def start(self, context: InitContext, init: HeadInit) -> Start:
+        """First rows [C, D] by the chosen initialisation, with biases [C] where both have them."""
+        return init.start(replace(context, view=self.view))
+
+    def view(self, features: Tensor) -> Tensor:
+        """Features [n, D] as the head compares them with its rows."""
+        return features
 
 
 class _Linear(HeadModule):
@@ -75,7 +87,9 @@ class _LayerNorm(HeadModule):
 
 @register("head", "linear")
 class Linear(Head):
-    """W f + b; the bias starts at 0."""
+    """W f + b; the bias starts at 0, but for head_init=lda."""
+
+    has_bias: ClassVar[bool] = True
 
     def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
         return _Linear(backbone.dim, num_classes)
@@ -90,6 +104,9 @@ class Cosine(Head):
 
     def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
         return _Cosine(backbone.dim, num_classes, self.scale)
+
+    def view(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=-1)
 
 
 @register("head", "l2norm")
@@ -106,6 +123,9 @@ class LayerNorm(Head):
 
     def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
         return _LayerNorm(backbone.dim, num_classes)
+
+    def view(self, features: Tensor) -> Tensor:
+        return F.layer_norm(features, features.shape[-1:], eps=1e-12)
 
 
 class JointModule(HeadModule):
@@ -135,6 +155,6 @@ class Joint(Head):
     def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
         return JointModule(backbone, num_classes)
 
-    def rows(self, context: InitContext, init: HeadInit) -> Tensor:
+    def start(self, context: InitContext, init: HeadInit) -> Start:
         context.backbone.text_encoder("head=joint")
-        return class_features(context, init)
+        return Start(class_features(context, init))

@@ -24,6 +24,7 @@ class Classifier(nn.Module):
         backbone: frozen but for what tuners set free in it.
         tuners: added weights, by tuner name.
         head: the classifier on the backbone's features.
+        notes: what was decided when it was built, one sentence each.
         shift: what is added to the logits [C] for the prior expected in use (`priors.shift`), or None.
     """
 
@@ -46,6 +47,7 @@ class Classifier(nn.Module):
         self.head = head
         self.register_buffer("shift", None, persistent=False)
         self.reads_text = any(tuner.side != "image" for tuner in tuners.values())
+        self.notes: tuple[str, ...] = ()
         self._keeps = False
         self._kept: Tensor | None = None
 

@@ -24,7 +24,7 @@ from liftplus.errors import UserError, unknown
 HOMES = {
     "tuner": "liftplus.tuners",
     "head": "liftplus.heads",
-    "head_init": "liftplus.head_init",
+    "head_init": "liftplus.picture_init",
     "loss": "liftplus.losses",
     "sampler": "liftplus.data.samplers",
     "augment": "liftplus.data.transforms",

@@ -138,7 +138,12 @@ def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
     )
     seen = leak if model.backbone.facts.saw_imagenet and "imagenet" in dataset.name.lower() else None
     prior = priors.note(config, config.evaluation.prior)
-    return [*dataset.notes, *replaced(config), *(note for note in (grids, untested, both, seen, prior) if note)]
+    return [
+        *dataset.notes,
+        *replaced(config),
+        *model.notes,
+        *(note for note in (grids, untested, both, seen, prior) if note),
+    ]
 
 
 def unfinished(folder: Path) -> RunConfig | None:

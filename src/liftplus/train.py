@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from liftplus.determinism import deterministic
 from liftplus.errors import DivergedError, UserError
 from liftplus.evaluate import Reading
 from liftplus.features import Cache, FixedCrop, Rows, bare, image_features, text_features
-from liftplus.head_init import InitContext, centres, class_prompts
+from liftplus.head_init import InitContext, Stream, centres, class_prompts
 from liftplus.model import Classifier
 from liftplus.runtime import Advance, Progress, Runtime, Silent
 from liftplus.safeguard import Probe, Safeguard
@@ -35,6 +36,8 @@ SLOWED = (
     "The loss rose over what it was before training, so the run went back to its start once and halved its learning "
     "rate from {:g} to {:g}."
 )
+AT_ONCE = 65_536
+"""Training images whose features are in memory at once where a start reads all of them."""
 
 
 def build(
@@ -62,9 +65,12 @@ def build(
             plain_features(config, dataset, backbone, runtime, cache, progress),
             seeded(config.seed, -1),
             None if backbone.text is None else partial(text_features, cache, backbone.text, backbone.identity, runtime),
+            plain_stream(config, dataset, backbone, runtime, cache, progress),
         )
-        rows = config.head.rows(context, config.head_init)
-        head.weight.data.copy_(rows)
+        start = config.head.start(context, config.head_init)
+        head.weight.data.copy_(start.rows)
+        if start.bias is not None:
+            head.get_parameter("bias").data.copy_(start.bias)
         model = Classifier.assemble(
             backbone,
             dict(config.tuner),
@@ -77,6 +83,7 @@ def build(
             "Nothing is left to train: the tuner is none and the head is frozen. Use epochs=0, or another tuner."
         )
     model.put(runtime)
+    model.notes = tuple(context.notes)
     return model
 
 
@@ -91,7 +98,7 @@ def check(config: RunConfig, dataset: DataSet) -> None:
         key
         for key, used in (
             ("head=joint", config.head.name == "joint"),
-            ("head_init=semantic", config.head_init.name == "semantic"),
+            (f"head_init={config.head_init.name}", config.head_init.reads_names),
         )
         if used
     ]
@@ -100,6 +107,11 @@ def check(config: RunConfig, dataset: DataSet) -> None:
         raise UserError(
             f"The classes of {dataset.name!r} have no names, only numbers, so {reads_names[0]} has nothing to read. "
             f"Give data.class_names=FILE{instead}."
+        )
+    if config.head_init.needs_bias and not config.head.has_bias:
+        raise UserError(
+            f"head_init={config.head_init.name} gives rows of any length with a bias each, and head={config.head.name} "
+            "has no bias. Take head=linear, or head_init=ridge."
         )
 
 
@@ -112,19 +124,36 @@ def plain_features(
     progress: Progress | None,
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
     """A function that gives bare features of at most k training images a class, short side and centre crop R."""
+    stream = plain_stream(config, dataset, backbone, runtime, cache, progress, at_once=sys.maxsize)
+    return lambda shots: next(stream(shots).batches())
 
-    def features(shots: int) -> tuple[Tensor, Tensor]:
-        train = dataset.splits["train"]
-        chosen = first_of_each(train, shots, seeded(config.seed, -2))
+
+def plain_stream(
+    config: RunConfig,
+    dataset: DataSet,
+    backbone: Backbone,
+    runtime: Runtime,
+    cache: Cache,
+    progress: Progress | None,
+    at_once: int = AT_ONCE,
+) -> Callable[[int | None], Stream]:
+    """The same for at most k images a class, or for all of them, with so many features in memory at once."""
+    train, view = dataset.splits["train"], CentreCrop(backbone.facts.image_size, backbone.facts.interpolation, margin=0)
+
+    def part(chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
         split = Split([train.keys[i] for i in chosen], [train.labels[i] for i in chosen])
-        view = CentreCrop(backbone.facts.image_size, backbone.facts.interpolation, margin=0)
         reading = Reading(
             dataset.store, split, config.train.workers, progress, label="Features for the first classifier"
         )
         out = image_features(cache, backbone, reading, view, runtime, config.evaluation.batch_size)
         return out[:, 0], torch.tensor(split.labels)
 
-    return features
+    def stream(shots: int | None) -> Stream:
+        chosen = range(len(train)) if shots is None else first_of_each(train, shots, seeded(config.seed, -2))
+        parts = [chosen[first : first + at_once] for first in range(0, len(chosen), at_once)]
+        return Stream(torch.tensor([train.labels[i] for i in chosen]), lambda: map(part, parts))
+
+    return stream
 
 
 def first_of_each(split: Split, shots: int, generator: torch.Generator) -> list[int]:

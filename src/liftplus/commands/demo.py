@@ -19,7 +19,7 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different seeds.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Zero-shot, linear probe, full fine-tuning and LIFT+ on the bundled model and a drawn long-tailed data set."""
+    """Zero-shot, closed form, linear probe, full fine-tuning and LIFT+ on the bundled model and drawn data."""
     from liftplus import console, parallel, results
     from liftplus import demo as preset
     from liftplus.commands import compare

@@ -29,7 +29,10 @@ BackboneName = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        "--method", "-m", autocompletion=completion.methods, help="lift+, lift, linear_probe, full or zeroshot."
+        "--method",
+        "-m",
+        autocompletion=completion.methods,
+        help="lift+, lift, linear_probe, full, closed_form or zeroshot.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; it must not exist yet.")]

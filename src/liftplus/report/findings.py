@@ -101,7 +101,7 @@ def _tail(series: Sequence[Series]) -> list[Finding]:
         elif not lighter and many.mean - few.mean > 30:
             text = (
                 f"{one.label}: few classes are {many.mean - few.mean:.0f} points behind many classes. Whether that is "
-                "too heavy fine-tuning shows beside a zero-shot or linear_probe run: give it to this report too."
+                "too heavy fine-tuning shows beside a closed_form or linear_probe run: give it to this report too."
             )
             found.append(Finding("bad", "Tail behind", text, "accuracy"))
     return found
