@@ -150,7 +150,7 @@ def test_labels_of_any_kind() -> None:
     assert sorted(data.class_ids) == sorted(map(str, kinds)) and not data.named
     assert {name: len(part) for name, part in data.splits.items()} == {"train": 9, "test": 3}
     fitted = liftplus.fit(data, **QUICK)
-    assert fitted.config.head_init.name == "class_mean" and any("class_names" in note for note in fitted.notes)
+    assert fitted.config.head_init.name == "auto" and any("class_names" in note for note in fitted.notes)
     assert fitted.evaluate((images, [kinds[k] for k in labels])).images == 12
     numbered = liftplus.from_images(images, labels, class_names=list(COLOURS), test=(images[:2], labels[:2]))
     assert numbered.named and numbered.class_names == tuple(COLOURS) and numbered.counts("test") == (2, 0, 0)

@@ -129,7 +129,9 @@ def _chosen(
     if chosen.data != DataConfig(source=source or ""):
         raise UserError("Settings of data.* say how data are read. Give them to load_data, or give fit a path.")
     chosen = chosen.model_copy(update={"data": read_by or DataConfig()})
-    if dataset.named or not chosen.head_init.reads_names or "head_init" in settings or chosen.head.name == "joint":
+    if "head_init" in chosen.automatic or "head_init" in settings or chosen.head.name == "joint":
+        return chosen, []
+    if dataset.named or not chosen.head_init.reads_names:
         return chosen, []
     other = "ridge" if chosen.head_init.name == "mix" else "class_mean"
     chosen = config.changed(chosen.to_dict(), [f"head_init={other}"])

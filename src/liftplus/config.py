@@ -193,7 +193,7 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 AUTOMATIC = (
     *("train.batch_size", "train.lr", "train.schedule", "train.scale_rates", "train.go_back"),
-    *("tuner.adaptformer.min_width", "tuner.adapter.min_width"),
+    *("tuner.adaptformer.min_width", "tuner.adapter.min_width", "head_init"),
 )
 """Settings that recipe=auto chooses where they are not given; `recipe.py` says how."""
 
@@ -247,7 +247,9 @@ def resolve(
         values = _merge(values, change)
     values = from_dict(values | {"recipe": recipe}).to_dict()
     run = changed(values | stand_ins(values) | {"automatic": AUTOMATIC if recipe == "auto" else ()}, rest)
-    known = flat(run) if run.train.epochs else ()
+    known = {*flat(run), *PARTS} if run.train.epochs else set()
+    if chosen.get("head_init") != "semantic" or run.head.name == "joint":
+        known.discard("head_init")
     return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key in known)})
 
 
@@ -292,6 +294,7 @@ def changed(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
         values = _override(values, override)
     run = from_dict(values)
     given = {_full_key(run, values, override.partition("=")[0].strip()) for override in overrides}
+    given |= {key.partition(".")[0] for key in given if key.partition(".")[0] in PARTS}
     return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key not in given)})
 
 

@@ -46,8 +46,16 @@ def settled(config: RunConfig, dataset: DataSet) -> RunConfig:
         "train.go_back": True,
         "tuner.adaptformer.min_width": WIDTH if small else 1,
         "tuner.adapter.min_width": WIDTH if small else 1,
+        "head_init": _start(config, dataset, small),
     }
     return _with(config, {key: value for key, value in chosen.items() if key in config.automatic})
+
+
+def _start(config: RunConfig, dataset: DataSet, small: bool) -> dict[str, Any]:
+    """The start in place of a semantic one: class names with pictures, or pictures alone where nothing reads names."""
+    if config.head_init.name in ("class_mean", "auto") or not dataset.named:
+        return {"name": "auto"}
+    return {"name": "mix"} if small else {"name": "semantic"}
 
 
 def rated(config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runtime) -> RunConfig:
@@ -108,11 +116,15 @@ def sentences(config: RunConfig, dataset: DataSet) -> list[str]:
     parts = {
         "train.batch_size": f"batch {train.batch_size}",
         "train.epochs": f"{train.epochs} epochs",
-        "train.lr": f"lr {train.lr:g}",
+        "train.lr": f"lr {train.lr:.2g}",
+        "head_init": f"head_init {config.head_init.name}",
     }
     chosen = ", ".join(text for key, text in parts.items() if key in config.automatic or key == "train.epochs")
     pictures = len(dataset.splits["train"])
-    return [
+    said = [
         f"{pictures:,} training pictures, {dataset.num_classes} classes: {chosen}. "
         "recipe=paper takes the published values."
     ]
+    if "head_init" in config.automatic and not dataset.named:
+        said.append("The classes have no names, so the classifier starts from pictures alone; class_names gives names.")
+    return said

@@ -166,7 +166,9 @@ def changes(begun: RunConfig, config: RunConfig) -> list[str]:
     return [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in dict.fromkeys([*new, *old])
-        if old.get(key) != new.get(key) and key not in (*FREE, "automatic", *chosen)
+        if old.get(key) != new.get(key)
+        and key not in (*FREE, "automatic")
+        and not any(key == one or key.startswith(f"{one}.") for one in chosen)
     ]
 
 
