@@ -78,7 +78,8 @@ def test_what_is_given_is_never_touched(photos: Path) -> None:
         "train.schedule=epoch",
         "scale_rates=false",
         "go_back=false",
-        "min_width=2",
+        "tuner.adaptformer.min_width=2",
+        "head_init=class_mean",
     )
     settings = auto(str(photos), *given)
     assert not settings.automatic

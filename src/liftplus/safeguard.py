@@ -92,7 +92,7 @@ class Probe:
 
 
 class Safeguard:
-    """Brings a run whose loss has risen over its start's back to the start, with half the rate; once.
+    """Brings a run whose loss has risen over its start's, and over ln C, back to the start, with half the rate; once.
 
     Made while the model is at its start.
     """
@@ -100,7 +100,9 @@ class Safeguard:
     def __init__(self, step: Any, probe: Probe) -> None:
         self.step, self.probe = step, probe
         self.start = {name: value.clone() for name, value in step.model.learned_state().items()}
-        self.at_start = probe.loss(step.loss)
+        # A start that was solved on these very pictures names them better than any others, so a loss that only leaves it
+        # is no harm yet; one above that of guessing is.
+        self.bound = max(probe.loss(step.loss), math.log(max(2, len(step.model.head.weight))))
 
     @property
     def may_go_back(self) -> bool:
@@ -108,11 +110,11 @@ class Safeguard:
         return self.step.slowed == 1.0
 
     def rises(self) -> bool:
-        """Whether the loss is above the start's, or not finite; the leader of a job decides."""
+        """Whether the loss is above both the start's and that of guessing, or not finite; a job's leader decides."""
         if not self.may_go_back:
             return False
         now = self.probe.loss(self.step.loss)
-        return bool(self.step.job.from_leader(lambda: not math.isfinite(now) or now > self.at_start))
+        return bool(self.step.job.from_leader(lambda: not math.isfinite(now) or now > self.bound))
 
     def go_back(self) -> None:
         """Take the start's weights, forget the momentum, halve the rate."""

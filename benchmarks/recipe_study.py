@@ -1,0 +1,247 @@
+"""recipe=auto against recipe=paper and against a search, on pairs of real data and backbones that differ, on CPU.
+
+    python scripts/vit_s14.py --output vits14.safetensors
+    python benchmarks/recipe_study.py test --shared ../shared/data --vit vits14.safetensors
+    python benchmarks/recipe_study.py search --shared ../shared/data --vit vits14.safetensors
+    python benchmarks/recipe_study.py table
+
+`test` trains both recipes with three seeds and measures the test split once, with one crop. `search` trains the twelve
+settings of `GRID` and both recipes with a seed of its own, and measures a fifth of the training pictures that is kept
+aside. Both append one line a run to benchmarks/results/recipe.jsonl and leave out runs whose line is there, so that
+they go on where they were stopped; several may run side by side (--part 0/2, 1/2). The pairs are subsets of the data
+in --shared, drawn by a fixed seed, and the drawn emoji that come with liftplus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from liftplus import config, runs, runtime, train
+from liftplus.evaluate import Reading, predict, score
+
+ROWS = Path("benchmarks/results/recipe.jsonl")
+SEEDS, SEARCH_SEED = (0, 1, 2), 1000
+GROUPS = ("overall", "mean_class", "many", "medium", "few")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A data set cut to size and a backbone.
+
+    Attributes:
+        source: the archive in --shared; None for the drawn emoji.
+        classes, most, least: classes, and training pictures of the first and the last; None: all as they are.
+        tests: most test pictures a class.
+    """
+
+    source: str | None
+    backbone: str
+    image_size: int
+    classes: int | None = None
+    most: int = 0
+    least: int = 0
+    tests: int = 60
+
+
+PAIRS = {
+    "5 clothes, ViT-S/14": Pair("clothing17_160", "dinov2_s14", 70, 5, 100, 15),
+    "17 clothes, ViT-S/14": Pair("clothing17_160", "dinov2_s14", 70, 17, 200, 10),
+    "20 objects, ViT-S/14": Pair("tinyimagenet200_lt100", "dinov2_s14", 98, 20, 60, 6, 25),
+    "17 clothes, mini_clip": Pair("clothing17_160", "mini_clip", 64, 17, 200, 10),
+    "17 clothes, EfficientNet-Lite0": Pair("clothing17_160", "efficientnet_lite0", 64, 17, 200, 10),
+    "10 animals and vehicles, EfficientNet-Lite0": Pair("cifar10_lt100", "efficientnet_lite0", 64, 10, 400, 8, 150),
+    "120 emoji, mini_clip": Pair(None, "mini_clip", 32),
+    "100 objects, mini_clip": Pair("tinyimagenet200_lt100", "mini_clip", 32, 100, 200, 4, 25),
+    "81 objects, ViT-S/14": Pair("tinyimagenet200_lt100", "dinov2_s14", 70, 81, 70, 13, 25),
+    "81 objects, mini_clip": Pair("tinyimagenet200_lt100", "mini_clip", 64, 81, 70, 13, 25),
+    "10 animals and vehicles, mini_clip": Pair("cifar10_lt100", "mini_clip", 32, None, tests=200),
+}
+
+STEP = "train.schedule=step"
+SCALED = [STEP, "train.scale_rates=true"]
+
+
+def _plain(batch: int, lr: float) -> list[str]:
+    return [f"train.batch_size={batch}", f"lr={lr}", STEP]
+
+
+GRID: dict[str, list[str]] = {
+    **{f"plain, batch {b}, lr {lr}": _plain(b, lr) for b, lr in ((128, 0.1), (16, 0.002), (16, 0.01), (16, 0.05))},
+    **{
+        f"scaled, batch {b}, lr {lr}": [*_plain(b, lr), "train.scale_rates=true"]
+        for b, lr in ((8, 0.01), (8, 0.03), (16, 0.005), (16, 0.01), (16, 0.02), (16, 0.05), (32, 0.02), (32, 0.05))
+    },
+}
+"""The search: each from the start that recipe=auto takes."""
+RECIPES = {"recipe=paper": ["recipe=paper"], "recipe=auto": ["recipe=auto"]}
+
+
+def cut(pair: Pair, shared: Path, folder: Path) -> str:
+    """The pair's data as an archive in `folder`; what `--data` takes."""
+    if pair.source is None:
+        return "openmoji_lt"
+    archive = shared / f"{pair.source}.zip"
+    if pair.classes is None and not pair.tests:
+        return str(archive)
+    path = folder / f"{pair.source}-{pair.classes}-{pair.most}-{pair.least}-{pair.tests}.zip"
+    if not path.is_file():
+        with zipfile.ZipFile(archive) as whole, zipfile.ZipFile(path, "w") as out:
+            for name in sorted(_chosen(pair, whole)):
+                out.writestr(name.replace("val/", "test/", 1), whole.read(name))
+    return str(path)
+
+
+def _chosen(pair: Pair, whole: zipfile.ZipFile) -> Iterator[str]:
+    """Names of the pictures to keep: the largest classes, their numbers falling evenly on a logarithmic scale."""
+    files: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in whole.namelist():
+        parts = name.split("/")
+        if len(parts) == 3 and parts[2]:
+            files[parts[0]][parts[1]].append(name)
+    held_out = files["test"] or files["val"]
+    rng = random.Random(0)
+    largest = sorted(files["train"], key=lambda name: (-len(files["train"][name]), name))[: pair.classes]
+    for rank, name in enumerate(largest):
+        have = sorted(files["train"][name])
+        wanted = len(have)
+        if pair.classes is not None:
+            wanted = round(pair.most * (pair.least / pair.most) ** (rank / (pair.classes - 1)))
+        yield from rng.sample(have, min(wanted, len(have)))
+        tests = sorted(held_out[name])
+        yield from rng.sample(tests, min(pair.tests, len(tests)))
+
+
+def planned(stage: str) -> Iterator[tuple[str, str, list[str], int]]:
+    """The runs of a stage: pair, name, settings, seed; every pair's first seed first."""
+    contenders = RECIPES if stage == "test" else RECIPES | GRID
+    for seed in SEEDS if stage == "test" else (SEARCH_SEED,):
+        for pair in PAIRS:
+            for name, given in contenders.items():
+                yield pair, name, given, seed
+
+
+def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Path) -> dict[str, Any]:
+    """One run: trained and measured."""
+    settings = [f"seed={seed}", "workers=0", "tte=false", f"image_size={pair.image_size}", *given]
+    if pair.backbone == "dinov2_s14":
+        settings.append(f"weights={vit}")
+    if stage == "search" and data != "openmoji_lt":
+        settings.append("val_share=0.2")
+    if not any(item.startswith("recipe") for item in given):
+        settings.append(f"head_init={'mix' if pair.backbone == 'mini_clip' else 'auto'}")
+    chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
+    session = runs.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+    dataset = session.data()
+    clock = time.perf_counter()
+    session, model = session.start(dataset)
+    began = time.perf_counter()
+    split = dataset.splits["val" if stage == "search" else "test"]
+
+    def measured() -> dict[str, Any]:
+        reading = Reading(dataset.store, split)
+        found = predict(model, reading, session.config.evaluation, model.backbone.facts, session.runtime)
+        metrics = score(found, split, tuple(dataset.counts()))
+        return {group: getattr(metrics, group) for group in GROUPS}
+
+    start = measured()
+    trained = time.perf_counter()
+    try:
+        fitted = train.fit(model, session.config, dataset, session.runtime)
+    except Exception as error:
+        return {"failed": str(error)[:200]}
+    return {
+        "pictures": len(dataset.splits["train"]),
+        "classes": dataset.num_classes,
+        "counts": [max(dataset.counts()), min(dataset.counts())],
+        "chosen": {
+            "batch_size": session.config.train.batch_size,
+            "lr": session.config.train.lr,
+            "head_init": session.config.head_init.name,
+        },
+        "start": start,
+        "end": measured(),
+        "losses": fitted.losses,
+        "note": fitted.note,
+        "start_seconds": round(began - clock, 1),
+        "train_seconds": round(time.perf_counter() - trained, 1),
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Finished runs."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int]) -> None:
+    """Every run of a stage whose line is not there yet."""
+    machine = runtime.describe(runtime.choose("cpu", "auto"))
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (pair, name, given, seed) in enumerate(planned(stage)):
+            key = {"stage": stage, "pair": pair, "settings": name, "seed": seed}
+            if index % part[1] != part[0] or any(key.items() <= row.items() for row in read(rows)):
+                continue
+            data = cut(PAIRS[pair], shared, Path(folder))
+            line = key | one(PAIRS[pair], data, stage, given, seed, vit)
+            with rows.open("a") as file:
+                file.write(json.dumps(line | {"machine": machine, "date": date.today().isoformat()}) + "\n")
+            print(pair, "|", name, "|", seed, "|", line.get("end", line.get("failed")), flush=True)
+
+
+def table(rows: Path) -> Iterator[str]:
+    """Mean-class accuracy on the test split, mean and standard deviation over seeds; and time against recipe=paper."""
+    found = [row for row in read(rows) if row["stage"] == "test" and "end" in row]
+    yield "| pair | pictures | most, least | start | paper | auto | few: paper, auto | batch, lr of auto | time |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for pair in PAIRS:
+        mine = {name: [row for row in found if (row["pair"], row["settings"]) == (pair, name)] for name in RECIPES}
+        if not all(mine.values()):
+            continue
+        paper, auto = mine.values()
+        first = auto[0]
+        few = ", ".join(_spread(one, "few") for one in (paper, auto))
+        seconds = [
+            statistics.median(row["train_seconds"] + row["start_seconds"] for row in one) for one in (paper, auto)
+        ]
+        yield (
+            f"| {pair} | {first['pictures']:,} | {first['counts'][0]}, {first['counts'][1]} "
+            f"| {_spread(auto, at='start')} | {_spread(paper)} | {_spread(auto)} | {few} | {first['chosen']['batch_size']}, "
+            f"{first['chosen']['lr']:.2g} | {seconds[1] / seconds[0]:.2f} |"
+        )
+
+
+def _spread(rows: list[dict[str, Any]], group: str = "mean_class", at: str = "end") -> str:
+    values = [row[at][group] for row in rows if row[at][group] is not None]
+    if not values:
+        return "–"
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("search", "test", "table"))
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--part", default="0/1")
+    given = parser.parse_args()
+    if given.stage == "table":
+        print("\n".join(table(given.rows)))
+        return
+    part = tuple(int(number) for number in given.part.split("/"))
+    run(given.stage, given.shared, given.vit, given.rows, (part[0], part[1]))
+
+
+if __name__ == "__main__":
+    main()
