@@ -233,3 +233,15 @@ def test_thirty_pictures_train_to_more_than_their_start(
     found = json.loads(ended.out)
     start = json.loads(Path("run/config.json").read_text())["start"]["held_out"]
     assert found["overall"] > start or found["signs"]
+
+
+def test_a_run_without_a_backbone_says_what_it_takes_and_what_is_at_hand(
+    photos: Path, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "resnet50.safetensors").touch()
+    quick = ("epochs=0", "tte=false", "workers=0")
+    without = command("train", "--data", photos, "--out", "a", *quick)
+    assert "has seen drawings only" in without.err and "resnet50" in without.err
+    assert "drawings" not in command("train", "--data", photos, "--backbone", "mini_clip", "--out", "b", *quick).err

@@ -50,7 +50,27 @@ def train(
         settings = config.resolve(
             data=data, backbone=backbone, method=method, overrides=overrides or (), recipe=recipe.usual(data)
         )
+        if settings.recipe == "auto" and not _is_given(context, "backbone"):
+            console.err.print(f"Note: {_other_backbones()}", highlight=False)
         _train(settings, out, as_json)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _other_backbones() -> str:
+    """What the backbone of a run that names none has seen, and which others are at hand."""
+    from liftplus.backbones import catalogue
+
+    here = catalogue.present()
+    listed = f"On this machine: {', '.join(here)}." if here else "No other weights are on this machine."
+    return (
+        "No --backbone was given, so mini_clip is used, which has seen drawings only and is weak on photographs. "
+        f"{listed} --backbone clip_vit_b16 fetches its weights at the first use."
+    )
 
 
 def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> None:
@@ -64,8 +84,8 @@ def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> No
         "out": (str(folder), lambda given: given.resolve() == folder.resolve()),
     }
     for name, (had, agrees) in same.items():
-        given, source = context.params[name], context.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT" and not agrees(given):
+        given = context.params[name]
+        if _is_given(context, name) and not agrees(given):
             raise UserError(
                 f"--{name} {given} contradicts --resume: the run in {str(folder)!r} has {had!r}. Leave it out to go on "
                 "as the run began, or leave --resume out for a new run."
