@@ -94,7 +94,7 @@ def fit(
     dataset = session.data() if dataset is None else dataset
     if out is not None and runs.unfinished(Path(out)) is None:
         results.new_folder(Path(out))
-    session, classifier = session.start(dataset)
+    session, classifier = session.start(dataset, None if out is None else Path(out))
     chosen = session.config
     notes += [*recipe.sentences(chosen, dataset), *runs.notes(chosen, dataset, classifier)]
     weights: Chosen | None = None

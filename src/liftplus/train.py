@@ -231,6 +231,28 @@ def fit(
         return Fit(at.losses, at.seconds, *loop.selection.choose(), loop.selection.latest, slowed)
 
 
+TIMED = 4
+
+
+def seconds_a_picture(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> float:
+    """Seconds of training a picture, over a few steps after the first; the model is left as it was."""
+    start = {name: value.clone() for name, value in model.learned_state().items()}
+    step = Step(model, config, dataset, runtime)
+    step.set_rate(config.train.lr)
+    pictures, clock = 0, time.perf_counter()
+    for number, batch in enumerate(_loader(model, config, dataset, runtime, Cache.of(False), None).epoch(0, 0)):
+        step(batch)
+        if number == 0 and len(dataset.splits["train"]) > config.train.batch_size:
+            clock = time.perf_counter()
+        else:
+            pictures += min(config.train.batch_size, len(dataset.splits["train"]))
+        if number == TIMED:
+            break
+    seconds = time.perf_counter() - clock
+    model.load_learned(start)
+    return max(runtime.job.from_all(seconds)) / pictures
+
+
 class _Loop:
     """What the loop works with."""
 

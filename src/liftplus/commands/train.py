@@ -31,6 +31,10 @@ def train(
             help="Go on with the unfinished run in this folder, as it began; only lr and precision may be new."
         ),
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Time for the whole run; the number of epochs is chosen by a measurement."),
+    ] = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
@@ -47,8 +51,9 @@ def train(
     elif data is None:
         raise UserError("Give --data: a folder, archive, table, list or known name; or --resume FOLDER.")
     else:
+        given = [*(overrides or ()), *([] if minutes is None else [f"train.minutes={minutes}"])]
         settings = config.resolve(
-            data=data, backbone=backbone, method=method, overrides=overrides or (), recipe=recipe.usual(data)
+            data=data, backbone=backbone, method=method, overrides=given, recipe=recipe.usual(data)
         )
         if settings.recipe == "auto" and not _is_given(context, "backbone"):
             console.err.print(f"Note: {_other_backbones()}", highlight=False)
@@ -128,7 +133,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     asked = runtime.StopRequest(parallel.job())
     session = options.session(config, asked)
     dataset = session.data()
-    session, model = session.start(dataset)
+    session, model = session.start(dataset, folder)
     config = session.config
     for note in (*recipe.sentences(config, dataset), *runs.notes(config, dataset, model)):
         console.err.print(f"Note: {note}")
