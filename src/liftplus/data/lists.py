@@ -18,8 +18,10 @@ _NAME = re.compile(rf"(?P<start>|.*[_.-])(?P<split>{_WORDS})(?P<end>\d*)\.(?P<su
 
 
 def read(paths: Mapping[str, Path]) -> Table:
-    """The table of one list a split."""
-    return Table({split: read_list(path) for split, path in paths.items()})
+    """The table of one list a split; a list that lies beside the training list and has no labels is told."""
+    beside = [path for split, path in _beside(paths["train"]).items() if split not in paths and not is_list(path)]
+    notes = tuple(f"{path.name} is no list of paths and labels, so it was left out." for path in beside)
+    return Table({split: read_list(path) for split, path in paths.items()}, notes=notes)
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -49,8 +51,17 @@ def find(folder: Path) -> dict[str, dict[str, Path]]:
 def siblings(path: Path) -> dict[str, Path]:
     """The files of the other splits beside one that is named as training: train2018.json → val2018.json.
 
-    Beside train_mini.json it is val_mini.json or else val.json.
+    Beside train_mini.json it is val_mini.json or else val.json. Lists without labels are left out.
     """
+    others = _beside(path)
+    return {split: other for split, other in others.items() if other == path or _is_labelled(other)}
+
+
+def _is_labelled(path: Path) -> bool:
+    return path.suffix.lower() != ".txt" or is_list(path)  # what annotations lack, their reader says
+
+
+def _beside(path: Path) -> dict[str, Path]:
     paths = {"train": path}
     own = split_names.read(path.stem)
     if own is None or own.split != "train" or not os.path.isdir(path.parent):

@@ -52,6 +52,30 @@ def spellings(names: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
+def respelled(root: str, paths: Iterable[str]) -> dict[str, str]:
+    """Of paths that a folder does not hold, those that it holds in one other spelling, and how it spells them."""
+    listed: dict[str, dict[str, str | None]] = {}
+
+    def own(folder: str, part: str) -> str | None:
+        if os.path.lexists(os.path.join(folder, part)):
+            return part
+        if folder not in listed:
+            listed[folder] = spellings(os.listdir(folder)) if os.path.isdir(folder) else {}
+        return listed[folder].get(spelling(part))
+
+    found = {}
+    for path in paths:
+        name = ""
+        for part in posixpath.normpath(path.replace("\\", "/")).lstrip("/").split("/"):
+            if (there := own(os.path.join(root, name), part)) is None:
+                break
+            name = posixpath.join(name, there)
+        else:
+            if os.path.isfile(os.path.join(root, name)):
+                found[path] = name
+    return found
+
+
 def of_folder(root: str) -> Members:
     """All files below a folder. Links are followed; a folder that is reached by several ways is read once.
 
@@ -83,7 +107,7 @@ def of_archive(
         notes: what is known already.
         undeclared: see `Members`.
     """
-    files = set(found)
+    files = set({"/".join(parts_of(name)): name for name in found}.values())
     litter = {name: part for name in files if (part := next(filter(archives.is_litter, parts_of(name)), None))}
     inhabited = sorted("/".join(parts_of(name)) for name in files | folders)
     empty = sorted(
@@ -120,7 +144,7 @@ class _Walk:
             while inside:
                 name, real = inside.pop()
                 if real in self.known:
-                    self.again.append((name, self.known[real] or "."))
+                    self._again(name, real)
                     continue
                 self.known[real] = name
                 inside += self._list(name, real)
@@ -153,7 +177,7 @@ class _Walk:
             there = os.path.exists(entry.path)
             target = os.readlink(entry.path)
             if there and entry.is_dir():
-                self._linked_folder(name, os.path.realpath(entry.path))
+                self._linked_folder(name, real, os.path.realpath(entry.path))
                 return
         except OSError:
             there, target = False, "itself"
@@ -162,19 +186,30 @@ class _Walk:
         self.files.append(name)
         self.links.append((name, os.path.normpath(os.path.join(real, target))))
 
-    def _linked_folder(self, name: str, real: str) -> None:
-        top = os.path.realpath(self.root)
-        if os.path.commonpath((top, real)) == real:  # the folder itself, or one above it
-            self.again.append((name, "." if real == top else real))
+    def _linked_folder(self, name: str, holder: str, target: str) -> None:
+        if _within(holder, target) or _within(os.path.realpath(self.root), target):  # it would be walked without end
+            self.again.append((name, target))
         else:
-            heapq.heappush(self.waiting, (name, real))
+            heapq.heappush(self.waiting, (name, target))
+
+    def _again(self, name: str, real: str) -> None:
+        """A folder by another name: told where the data hold it themselves, refused where two links lead to it."""
+        first = self.known[real]
+        if not _within(real, os.path.realpath(self.root)):
+            raise UserError(
+                f"{os.path.join(self.root, first)} and {os.path.join(self.root, name)} lead to the same folder, "
+                f"{real}, so its pictures would count twice; remove one of the two links."
+            )
+        self.again.append((name, first))
 
     def notes(self) -> tuple[str, ...]:
         """What was passed over."""
         notes = _litter_note(self.litter)
         if self.again:
             pairs = ", ".join(f"{name!r} to {first!r}" for name, first in sorted(self.again)[:3])
-            notes += (f"{len(self.again):,} links to folders that are read or above the data were left out: {pairs}.",)
+            notes += (
+                f"{len(self.again):,} links to folders that are read already or lie above were left out: {pairs}.",
+            )
         twins = self._twins()
         if twins:
             notes += (
@@ -196,6 +231,10 @@ class _Walk:
             if first != name:
                 twins.append((name, first))
         return twins
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _litter_note(folders: Iterable[str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from liftplus.data import cifar, class_names, documents, inaturalist, lists, man
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split, Store, Table, are_numbers, listing, sorted_ids
 from liftplus.data.inspection import unreadable
-from liftplus.data.located import located
+from liftplus.data.located import respelled
 from liftplus.data.stores import FileStore, FolderStore, is_tar, open_store
 from liftplus.errors import UserError
 
@@ -92,10 +92,9 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
         if not table.rows["test"]:
             raise UserError(f"{name} has no images; there is nothing to test on.")
     elif not table.rows.get("train"):
-        held = ", ".join(f"{len(rows):,} of the {split} split" for split, rows in table.rows.items() if rows)
+        held = " and ".join(split for split, rows in table.rows.items() if rows) or "none at all"
         raise UserError(
-            f"{name} has no training images{f', only {held}' if held else ''}; a train split, or images without a "
-            "split, is needed."
+            f"{name} has no training images, but {held}; a train split, or images without a split, is needed."
         )
     names = _names(table, config)
     if len(names) < 2 and not for_testing:
@@ -253,11 +252,9 @@ def _from_path(config: DataConfig) -> tuple[Table, Store]:
             return _listed(next(iter(found.values())), config.root or str(path), config)
     if path.is_dir() or suffix == ".zip" or is_tar(path):
         store = open_store(path)
-        return tree.read(store, named=config.class_names is not None), store
+        return tree.read(store, worded=config.class_names is not None), store
     if suffix in _LISTED:
         paths = lists.siblings(path) if suffix in (".txt", ".json") else {"train": path}
-        if suffix == ".txt":
-            paths = {split: other for split, other in paths.items() if split == "train" or lists.is_list(other)}
         return _listed(_existing_lists(paths | _given_lists(config)), config.root, config)
     raise UserError(f"{path} has the ending {suffix!r}; data.source must be {_KINDS}, or one of {', '.join(KNOWN)}.")
 
@@ -289,11 +286,10 @@ def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> 
     elif kinds & {".csv", ".parquet", ".json"}:
         raise UserError(f"The lists have different forms ({', '.join(sorted(kinds))}); give all of them in one.")
     else:
-        bare = [path for split, path in lists.siblings(train).items() if split not in paths and not lists.is_list(path)]
-        left_out = tuple(f"{path.name} is no list of paths and labels, so it was left out." for path in bare)
-        table = dataclasses.replace(lists.read(paths), notes=left_out)
+        table = lists.read(paths)
     store = open_store(root) if root is not None else FolderStore(train.parent)
-    table = located(table, store, train)
+    table = respelled(table, store, train)
+    _refuse_missing(table, store, train)
     read = {split: path for split, path in paths.items() if table.rows.get(split)}
     if len(read) > 1:
         files = ", ".join(f"{split} from {path.name}" for split, path in read.items())
@@ -310,6 +306,16 @@ def _manifests(paths: Mapping[str, Path]) -> Table:
         for split, pairs in table.rows.items():
             rows.setdefault(split, []).extend(pairs)
     return Table(rows, None, names)
+
+
+def _refuse_missing(table: Table, store: FileStore, origin: Path) -> None:
+    missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
+    if missing:
+        total = sum(map(len, table.rows.values()))
+        raise UserError(
+            f"{len(missing):,} of the {total:,} images that {origin.name} names do not exist, first "
+            f"{store.where(missing[0])}; set data.root to the folder or archive that the paths start from."
+        )
 
 
 def _names(table: Table, config: DataConfig) -> dict[str, str]:

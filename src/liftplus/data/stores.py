@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import posixpath
 import re
 import stat
 import tempfile
@@ -114,21 +113,8 @@ class FolderStore(FileStore):
         return members.of_folder(self.path)
 
     def respelled(self, keys: Iterable[str]) -> dict[str, str]:
-        """Of keys that the folder does not hold, those that it holds in another spelling; lists no other folder."""
-        listed: dict[str, dict[str, str | None]] = {}
-        return {key: name for key in keys if (name := self._respelled(key, listed)) is not None}
-
-    def _respelled(self, key: str, listed: dict[str, dict[str, str | None]]) -> str | None:
-        name = ""
-        for part in posixpath.normpath(key.replace("\\", "/")).lstrip("/").split("/"):
-            folder = self.where(name)
-            if folder not in listed:
-                listed[folder] = members.spellings(os.listdir(folder)) if os.path.isdir(folder) else {}
-            own = part if os.path.lexists(os.path.join(folder, part)) else listed[folder].get(members.spelling(part))
-            if own is None:
-                return None
-            name = posixpath.join(name, own)
-        return name if os.path.isfile(self.where(name)) else None
+        """Of keys that the folder does not hold, those that it holds in one other spelling."""
+        return members.respelled(self.path, keys)
 
     def trace(self, trace: Trace, keys: Sequence[str]) -> None:
         """Of each file its path, size and the times of the last change of contents and of entry.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,12 +42,12 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def read(store: FileStore, named: bool = False) -> Table:
+def read(store: FileStore, worded: bool = False) -> Table:
     """The table of a folder or archive of class folders, or of pictures with a .cls file beside each.
 
     Args:
         store: holds the pictures.
-        named: whether the user gives the class names, so that folder names need not be words.
+        worded: whether the user gives the class names, so that folder names need not be words.
     """
     members = store.members()
     images = [name for name in members.files if _suffix(name) in IMAGE_SUFFIXES]
@@ -65,10 +66,10 @@ def read(store: FileStore, named: bool = False) -> Table:
             origin = store.where(name)
             lines = class_names.parse_lines(store.read(name), origin)
             names = class_names.from_lines(_all_folders(found), lines, origin)
-            folders, named = tuple(names), True
+            folders, worded = tuple(names), True
             notes += (f"{NAMES_FILE} in the data gives the label order and the names of {len(names)} classes.",)
             break
-    return Table(found.rows, folders, names, notes + _undeclared(members, folders, named))
+    return Table(found.rows, folders, names, notes + _undeclared(members, folders, worded))
 
 
 def _by_files(rows: dict[str, list[tuple[str, str]]]) -> Layout:
@@ -207,7 +208,7 @@ def _below(below: Mapping[str, set[str]]) -> list[str]:
     if not tally:
         return []
     shared = [name for name, count in tally.items() if count > 1 and count * 2 > len(below)]
-    if shared and all(below.values()):
+    if len(shared) > 1 and all(below.values()):
         return [
             f"Every class folder ({listing(sorted_ids(below), 3)}) holds the same sub-folders, "
             f"{listing(sorted_ids(shared), 3)}, and their pictures were read as of the class above. If the sub-folders "
@@ -246,9 +247,9 @@ def _ignored(others: Sequence[str], prefix: str) -> tuple[str, ...]:
     return (f"{len(inside):,} files whose names do not end like an image were left out: {_kinds(kinds)}.",)
 
 
-def _undeclared(members: Members, folders: Sequence[str], named: bool) -> tuple[str, ...]:
+def _undeclared(members: Members, folders: Sequence[str], worded: bool) -> tuple[str, ...]:
     odd = [folder for folder in folders if not folder.isascii()]
-    if not members.undeclared or named or not odd:
+    if not members.undeclared or worded or not odd:
         return ()
     return (
         f"Class names such as {listing(odd, 2)} may be misread, as the archive does not say how its names are encoded; "
@@ -281,8 +282,8 @@ def _instead(store: FileStore, others: Sequence[str]) -> str:
     """What among the other files may be meant."""
     tables = [name for name in others if _suffix(name) in (".csv", ".parquet", ".json", ".jsonl")]
     packed = [name for name in others if _suffix(name) in (".zip", ".tar", ".tgz", ".gz")]
-    if tables:
+    if tables and os.path.isfile(store.where(tables[0])):
         return f" There are also tables; to read one of them, give it instead: {store.where(tables[0])}."
     if packed:
-        return f" Archives in it are not opened; give one instead: {store.where(packed[0])}."
+        return f" Archives in it, such as {packed[0]!r}, are not opened; unpack them, or give one of them instead."
     return ""
