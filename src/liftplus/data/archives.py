@@ -55,7 +55,7 @@ def is_safe(name: str) -> bool:
 def opened_zip(path: str) -> zipfile.ZipFile:
     """A zip; names that declare no encoding but are UTF-8, as macOS and Info-ZIP write them, are read as such."""
     archive = zipfile.ZipFile(path)
-    names = [info.orig_filename for info in archive.infolist() if is_undeclared(info)]
+    names = [info.orig_filename for info in archive.infolist() if _is_undeclared(info)]
     if not names:
         return archive
     try:
@@ -67,8 +67,12 @@ def opened_zip(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(path, metadata_encoding="utf-8")
 
 
-def is_undeclared(info: zipfile.ZipInfo) -> bool:
-    """Whether a member's name has letters whose encoding the archive does not declare."""
+def are_misread(archive: zipfile.ZipFile) -> bool:
+    """Whether names may be misread, as they are in an encoding that the archive does not declare."""
+    return getattr(archive, "metadata_encoding", None) is None and any(map(_is_undeclared, archive.infolist()))
+
+
+def _is_undeclared(info: zipfile.ZipInfo) -> bool:
     return not info.flag_bits & 0x800 and not info.orig_filename.isascii()
 
 

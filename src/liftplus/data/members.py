@@ -222,7 +222,8 @@ class _Walk:
         """Linked files that are here by another name too, with that name."""
         if not self.links:
             return []
-        present, seen = set(self.files), {}
+        present = set(self.files)
+        seen: dict[str, str] = {}
         twins = []
         for name, real in sorted(self.links):
             folder = self.known.get(os.path.dirname(real))

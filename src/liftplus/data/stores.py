@@ -165,8 +165,7 @@ class ZipStore(FileStore):
         files: list[str] = []
         folders: set[str] = set()
         refused: list[str] = []
-        infos = self._handle()[1].infolist()
-        for info in infos:
+        for info in self._handle()[1].infolist():
             link = stat.S_ISLNK(info.external_attr >> 16)
             if link or info.flag_bits & 0x1 or not archives.is_safe(info.filename):
                 refused.append(info.filename)
@@ -174,7 +173,7 @@ class ZipStore(FileStore):
                 folders.add("/".join(members.parts_of(info.filename.rstrip("/\\"))))
             else:
                 files.append(info.filename)
-        undeclared = any(map(archives.is_undeclared, infos)) and self._handle()[1].metadata_encoding is None
+        undeclared = archives.are_misread(self._handle()[1])
         return members.of_archive(files, folders, refused, undeclared=undeclared)
 
     def trace(self, trace: Trace, keys: Sequence[str]) -> None:
