@@ -182,6 +182,11 @@ def test_a_guess_of_splits_is_told() -> None:
     assert any("its own splits" in note for note in tree.layout(grown("cat/train", "cat/test", "dog/train")).notes)
 
 
+def test_a_class_of_training_is_no_wrapper_in_another_split() -> None:
+    found = tree.layout(grown(*below("training_set"), "test_set/cat/cam1", "test_set/cat/cam2"))
+    assert tally(found) == {"train": BOTH, "test": {"cat": 4}}
+
+
 def test_a_class_that_is_called_like_a_split_swallows_none() -> None:
     found = tree.layout(
         grown(*(f"{name}/{cam}" for name in ("bus", "car", "train") for cam in ("cam1", "cam2")), count=3)
@@ -270,6 +275,8 @@ def test_wrapper_folders_are_told_and_loose_pictures_do_not_hide_classes() -> No
     found = tree.layout(["cover.png", *grown("data/cat", "data/dog")])
     assert found.folders == ("cat", "dog") and found.left_out == ("cover.png",)
     assert found.notes[0] == "All folders lie in 'data', so those in it were read."
+    found = tree.layout(["train/cover.png", *grown(*below("train", inner="/train"))])
+    assert tally(found) == {"train": BOTH} and found.left_out == ("train/cover.png",)
 
 
 def test_empty_folders_called_like_splits_are_no_classes() -> None:
@@ -294,7 +301,8 @@ def test_backslashes_part_folders() -> None:
     )
     assert tally(found) == {"train": {"cat": 1, "dog": 1}, "val": {"cat": 1, "dog": 1}}
     assert any("Backslashes in names" in note for note in found.notes)
-    assert tree.layout(["AC\\DC/1.png", "cat/1.png"]).folders == ("AC\\DC", "cat")  # a folder may be called so
+    called_so = tree.layout(["AC\\DC/1.png", "cat/1.png"])
+    assert called_so.folders == ("AC\\DC", "cat") and called_so.notes == ()
 
 
 def test_nothing_says_what_pictures_show(tmp_path: Path, grow: Grow) -> None:

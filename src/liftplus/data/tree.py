@@ -90,8 +90,8 @@ def layout(images: Sequence[str], empty_folders: Sequence[str] = (), origin: str
     """
     placed = {name: parts_of(name) for name in images}
     notes: list[str] = []
-    if any("\\" in name for name in images):
-        example = next(name for name in images if "\\" in name)
+    example = next((name for name, parts in placed.items() if len(parts) > name.count("/") + 1), None)
+    if example is not None:
         notes.append(f"Backslashes in names, such as {example}, were read as the borders of folders.")
     bare = [folder.split("/") for folder in empty_folders]
     prefix = _wrapper([*placed.values(), *([*parts, ""] for parts in bare)])
@@ -127,11 +127,12 @@ def _unwrapped(
     done, empty = dict(placed), list(bare)
     classes: set[str] = set()
     named = [top for top in split_folders.folders(placed.values()) if split_names.read(top) is not None]
-    for top in sorted(named, key=lambda top: split_names.read(top) != split_names.SplitName("train", ())):
+    for top in sorted(named, key=lambda top: not _is_train(top)):
         while (inner := _only_inside(top, [parts for parts in done.values() if parts[0] == top], classes)) is not None:
             notes.append(f"All of {top!r} lies in {f'{top}/{inner}'!r}, so the folders in that were read.")
-            done = {name: [top, *parts[2:]] if parts[0] == top else parts for name, parts in done.items()}
-            empty = [[top, *parts[2:]] if parts[:2] == [top, inner] else parts for parts in empty]
+            outer = [top, inner]
+            done = {name: [top, *parts[2:]] if parts[:2] == outer else parts for name, parts in done.items()}
+            empty = [[top, *parts[2:]] if parts[:2] == outer else parts for parts in empty]
         if _is_train(top):
             classes |= {parts[1] for parts in done.values() if parts[0] == top and len(parts) > 2}
     return done, [parts for parts in empty if parts]
@@ -139,14 +140,15 @@ def _unwrapped(
 
 def _only_inside(top: str, paths: Sequence[_Parts], classes: set[str]) -> str | None:
     """The one folder in a split folder that is no class."""
-    inside = {parts[1] if len(parts) > 2 else "" for parts in paths}
-    if len(inside) != 1 or inside == {""}:
+    deep = [parts for parts in paths if len(parts) > 2]  # what lies loose is told as left out
+    inside = {parts[1] for parts in deep}
+    if len(inside) != 1:
         return None
     inner = inside.pop()
     same = inner.casefold() == top.casefold() or (
         (name := split_names.read(inner)) is not None and name.split == _split(top) and name.plain
     )
-    deeper = all(len(parts) > 3 for parts in paths)
+    deeper = all(len(parts) > 3 for parts in deep)
     return inner if inner not in classes and (same or deeper) else None
 
 
