@@ -174,7 +174,7 @@ class _Found:
             self.items.extend((_HERE, name) for name in pictures)
             self._left_out([name for name in files if not _ends_like_a_picture(name)], pattern)
             return
-        for name in files or _outermost(matches):
+        for name in files or _outermost([name for name in matches if os.path.isdir(name)]):
             self.add_path(name)
 
     def add_list(self, data: bytes, origin: str, roots: Sequence[str]) -> None:
