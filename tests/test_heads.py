@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,11 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from liftplus import registry
-from liftplus.backbones import catalogue, clip
-from liftplus.backbones.base import Backbone, BackboneConfig, Facts
+from liftplus.backbones import clip
+from liftplus.backbones.base import Backbone, Facts
 from liftplus.errors import UserError
 from liftplus.heads import Head, HeadModule
-from liftplus.losses import LDAM
 
 DIM, CLASSES, BATCH = 12, 7, 5
 NAMES = sorted(registry.discover("head"))
@@ -94,13 +91,3 @@ def test_joint_head_is_frozen_and_needs_text() -> None:
     half = (0.5, 0.5, 0.5)
     with pytest.raises(UserError, match="no text encoder"):
         built("joint", Backbone("plain", plain, Facts(10, half, half)))
-
-
-@pytest.mark.parametrize(("head", "scale"), [("cosine", 25.0), ("linear", 25.0), ("joint", None)])
-def test_margins_have_the_heads_own_scale(head: str, scale: float | None) -> None:
-    backbone = catalogue.load(BackboneConfig())
-    module = registry.get("head", head)().build(backbone, 3)  # type: ignore[attr-defined]
-    expected = scale or math.exp(backbone.text_encoder("a test").logit_scale)
-    assert scale or expected != 25.0
-    margins = LDAM().for_head(module).build(torch.tensor([16, 1, 1])).margin
-    torch.testing.assert_close(margins, expected * 0.5 * torch.tensor([0.5, 1, 1], dtype=torch.float64))

@@ -132,7 +132,8 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
             self.__dict__.pop(name, None)
         images = _listed(given)
         if images is not None:
-            _rows(images)
+            if isinstance(images[0], str | os.PathLike):
+                _rows(images)
             return images, _checked_labels(images, y)
         if _is_deep(given):
             pixels = _pixels(given)

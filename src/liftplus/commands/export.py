@@ -90,7 +90,7 @@ def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tu
 
     evaluation = session.config.evaluation
     if check:
-        rows = inputs.read(check)
+        rows = inputs.read(check).complete()
         split = Split(rows.keys, [0] * len(rows))
         return export.views(rows.store, split, evaluation, trained, CHECKED), ", ".join(check)
     try:
