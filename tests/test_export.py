@@ -267,9 +267,22 @@ def test_the_written_recipe_gives_the_logits_of_testing(
     ],
 )
 def test_the_command_exports_what_predict_answers(
-    given: tuple[str, ...], crops: int, resize: int, prior: str, photos: Path, command: Command, tmp_path: Path
+    given: tuple[str, ...],
+    crops: int,
+    resize: int,
+    prior: str,
+    photos: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Crops and prior are those of the run where they are not given, as for predict."""
+
+    def write(deployed: export.Deployed, _example: Any, file: Path, *_: Any) -> Any:
+        file.write_bytes(b"a graph takes seconds to write")
+        return lambda batch: deployed(batch)[0]
+
+    monkeypatch.setattr(export, "_write", write)
     settings = {"epochs": 0, "precision": "fp32", "cache": False, "workers": 0, "prior": "uniform"}
     liftplus.fit(photos, **settings).save("run")  # type: ignore[arg-type]
     check = photos / "test" / "red_square"

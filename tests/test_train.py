@@ -192,7 +192,9 @@ def test_short_run_losses_are_pinned(photos: Path) -> None:
             assert fitted.losses == pytest.approx(pinned, rel=within), (method, decode)
 
 
-@pytest.mark.parametrize(("head", "scale"), [("cosine", 25.0), ("cosine.scale", 7.0), ("linear", 25.0), ("joint", None)])
+@pytest.mark.parametrize(
+    ("head", "scale"), [("cosine", 25.0), ("cosine.scale", 7.0), ("linear", 25.0), ("joint", None)]
+)
 def test_margins_of_ldam_have_the_heads_own_scale(photos: Path, head: str, scale: float | None) -> None:
     """Of head=joint that is CLIP's own, exp(logit_scale)."""
     own = ("head.scale=7",) if head == "cosine.scale" else (f"head={head}",)

@@ -88,10 +88,15 @@ def read(inputs: Iterable[str], stdin: Callable[[], bytes] | None = None) -> Row
         before = len(found.items)
         if given == STDIN and stdin is not None:
             found.add_list(stdin(), "stdin", [""])
+        elif _is_junk(given) and os.path.isfile(given):  # a shell's pattern names it too
+            found.notes.append(f"{given} was left out; systems leave such files behind.")
+            continue
         else:
             found.add(given)
         if len(found.items) == before:
             raise UserError(f"{given!r} names no image. {_FORMS}.")
+    if not found.items:
+        raise UserError(f"What was given names no image. {_FORMS}.")
     return _rows(found.items, found.notes, found.missing)
 
 
@@ -185,6 +190,11 @@ class _Found:
         places = {os.path.realpath(root): root for root in reversed(roots)}
         first, *others = [[_file(root, line) for _, line in lines] for root in reversed(places.values())]
         files = max([first, *others], key=lambda found: len(found) - found.count(None))
+        if not any(files):
+            raise UserError(
+                f"No line of {origin} names a file, the first is {lines[0][1].strip()[:200]!r}. Write paths that start "
+                "beside the list or in the current folder, or leave it out if it is no list."
+            )
         if any(there not in (None, here) for other in others for there, here in zip(other, first, strict=True)):
             where = f"the folder of {origin}" if files is first else "the current folder"
             self.notes.append(f"Paths in {origin} are taken from {where}.")

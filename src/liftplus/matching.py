@@ -108,7 +108,8 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     by_name = {name.casefold(): k for listed in names for k, name in enumerate(listed)}
 
     def place(class_id: str, name: str) -> int | None:
-        same = by_id.get(id_of(_number(class_id), by_id) if in_memory and class_id not in by_id else class_id)
+        number = _number(class_id) if in_memory and class_id not in by_id else None
+        same = by_id.get(class_id if number is None else id_of(number, by_id))
         borne = [listed[same].casefold() for listed in names if listed] if same is not None else []
         if same is not None and (not dataset.named or name.casefold() in borne):
             return same
