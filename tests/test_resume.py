@@ -428,7 +428,16 @@ def test_out_of_memory_says_what_to_try(photos: Path, monkeypatch: pytest.Monkey
         train.fit(model, run, dataset, CPU)
 
 
-DIVERGING = ("--method", "full", "precision=fp32", "train.batch_size=16", "workers=0", "tte=false", "device=cpu")
+DIVERGING = (
+    "--method",
+    "full",
+    "recipe=paper",
+    "precision=fp32",
+    "train.batch_size=16",
+    "workers=0",
+    "tte=false",
+    "device=cpu",
+)
 
 
 @pytest.mark.parametrize(("rate", "epochs"), [("1e30", 1), ("1e30", 2)])
