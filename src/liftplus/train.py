@@ -68,6 +68,11 @@ def build(
             plain_stream(config, dataset, backbone, runtime, cache, progress),
         )
         start = config.head.start(context, config.head_init)
+        if not start.rows.isfinite().all():
+            raise UserError(
+                f"{config.backbone.name!r} gives features that are not finite, so there is no first classifier. "
+                "Restore the file of its weights, or use precision=fp32."
+            )
         head.weight.data.copy_(start.rows)
         if start.bias is not None:
             head.get_parameter("bias").data.copy_(start.bias)
