@@ -120,12 +120,12 @@ def started(photos: Path, *overrides: str, backbone: str = "mini_clip") -> tuple
 
 @pytest.mark.parametrize("tuner", ["adaptformer", "adapter", "lora", "lora+adaptformer"])
 def test_rates_are_mean_squares_of_what_the_branches_join(photos: Path, tuner: str) -> None:
-    """A stream k times as large gives rates k^2 times as large, and each output weight has one."""
+    """Each output weight has one, of at most 1."""
     model, settings, dataset = started(photos, f"tuner={tuner}")
     probe = Probe(model, settings, dataset, CPU)
     rates = probe.rates()
     outputs = {name for name, p in model.named_parameters() if p.requires_grad and ".up" in name}
-    assert rates.keys() == outputs and all(rate > 0 for rate in rates.values())
+    assert rates.keys() == outputs and all(0 < rate <= 1 for rate in rates.values())
     assert not any(getattr(part, "watcher", None) for part in model.modules())
 
 
@@ -133,11 +133,11 @@ def test_the_rate_of_a_branch_is_that_of_the_stream_before_its_mlp(photos: Path)
     model, settings, dataset = started(photos)
     probe = Probe(model, settings, dataset, CPU)
     seen: list[torch.Tensor] = []
-    block = model.backbone.image.blocks[3]
+    block = model.backbone.image.blocks[0]  # the others' are larger than 1, where the rate stays
     handle = block.norm2.register_forward_pre_hook(lambda _module, args: seen.append(args[0].square().mean()))
     probe.logits()
     handle.remove()
-    assert probe.rates()["tuners.adaptformer.3.up.weight"] == pytest.approx(float(torch.stack(seen).mean()), rel=1e-5)
+    assert probe.rates()["tuners.adaptformer.0.up.weight"] == pytest.approx(float(torch.stack(seen).mean()), rel=1e-5)
 
 
 def test_a_step_moves_output_weights_by_their_multiple_and_nothing_else(photos: Path) -> None:

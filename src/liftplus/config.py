@@ -84,7 +84,7 @@ class TrainConfig(BaseModel):
     """Cosine decay of the learning rate stepped by epoch (as in the papers) or by step."""
     scale_rates: bool = False
     """Multiply the rate of each light module's output weights by the mean square of the activation that they add to,
-    measured before the first step. One rate then suits every backbone."""
+    measured before the first step and at most 1. One rate then suits every backbone."""
     go_back: bool = False
     """Where the loss is above what it was before training, or not finite, after an epoch: go back to the start and
     halve the rate, once."""

@@ -3,7 +3,8 @@
 A light module's branch is added to an activation of mean square m. A step of rate lr changes the branch by an amount
 that does not depend on m, so relative to the activation it acts as a rate of lr / m: DINOv2's middle blocks have m =
 0.003 where CLIP's have about 1, and the papers' rate destroys their features within an epoch. The rate of a branch's
-output weights is therefore multiplied by m, as it was before the first step.
+output weights is therefore multiplied by m, as it was before the first step. Where m is above 1 the rate stays: a
+branch may then move too little, which the classifier's own training makes up for, but never too much.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Probe:
         return float((self.logits().argmax(1) == self.labels).float().mean())
 
     def rates(self) -> dict[str, float]:
-        """By name of a branch's output weight, the mean square of the activation that the branch is added to."""
+        """By name of a branch's output weight, the mean square of the activation that it is added to, at most 1."""
         branches = {name: part for name, part in self.model.named_modules() if isinstance(part, Branch)}
         seen: dict[str, list[float]] = {name: [] for name in branches}
 
@@ -84,7 +85,7 @@ class Probe:
                 branch.watcher = None
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return {
-            names[id(weight)]: sum(seen[name]) / len(seen[name])
+            names[id(weight)]: min(1.0, sum(seen[name]) / len(seen[name]))
             for name, branch in branches.items()
             for weight in branch.output_weights()
             if seen[name]
