@@ -498,6 +498,7 @@ def test_options_that_contradict_the_resumed_run_are_refused(photos: Path, tmp_p
     begun(photos, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     wrong = {"--method": "full", "--data": "elsewhere", "--out": "other", "--backbone": "clip_vit_b16"}
+    wrong |= {"--minutes": "3.0"}
     for option, value in wrong.items():
         refused = command("train", "--resume", "run", option, value)
         assert refused.code == 2 and f"{option} {value} contradicts --resume" in refused.err, refused.err

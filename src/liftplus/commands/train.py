@@ -82,11 +82,12 @@ def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> No
     """Refuse options that contradict the run in the folder; equal ones are no contradiction."""
     from liftplus import matching
 
-    same: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    same: dict[str, tuple[Any, Callable[[Any], bool]]] = {
         "data": (begun.data.source, lambda given: matching.same_data(given, begun.data.source)),
         "backbone": (begun.backbone.name, lambda given: given == begun.backbone.name),
         "method": (begun.method, lambda given: given == begun.method),
         "out": (str(folder), lambda given: given.resolve() == folder.resolve()),
+        "minutes": (begun.train.minutes, lambda given: given == begun.train.minutes),
     }
     for name, (had, agrees) in same.items():
         given = context.params[name]
