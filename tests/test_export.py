@@ -291,3 +291,76 @@ def test_the_command_exports_what_predict_answers(
     about = json.loads((tmp_path / "new" / "m.pt2.json").read_text())
     assert json.loads(ended.out)["crops"] == crops == about["input"]["crops"]
     assert (about["input"]["resize"], about["prior"]) == (resize, prior)
+
+
+def refused_export(error: Exception, form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said where an exporter ends in this error."""
+
+    def fails(*_given: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.onnx if form == "onnx" else torch.export, "export", fails)
+    run = trained(backbone_of("timm_vit"), "lora")
+    with pytest.raises(UserError) as told:
+        export.export(run, tmp_path / f"m.{form}", form, noise(run), Silent(), "as_trained")
+    assert not list(tmp_path.iterdir())
+    return str(told.value)
+
+
+def chained(*texts: str) -> Exception:
+    """Errors of which each is the cause of the one before."""
+    error: Exception | None = None
+    for text in reversed(texts):
+        outer = RuntimeError(text)
+        outer.__cause__ = error
+        error = outer
+    assert error is not None
+    return error
+
+
+@pytest.mark.parametrize(
+    ("form", "error", "said"),
+    [
+        (
+            "onnx",
+            chained("Failed.", "No ONNX function found for <OpOverload(op='aten.scatter', overload='x')>"),
+            ".pt2",
+        ),
+        ("onnx", chained("Failed.", "no decomposition for aten.foo_bar.default(x)"), "operator aten.foo_bar.default"),
+        ("onnx", chained("Failed\nin two lines"), "RuntimeError: Failed)"),
+        ("pt2", chained("Could not guard on u0"), "RuntimeError: Could not guard on u0)"),
+        ("pt2", chained("torchvision::nms is missing"), "operator torchvision::nms"),
+    ],
+)
+def test_an_exporter_that_fails_ends_in_a_sentence(
+    form: Any, error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = refused_export(error, form, tmp_path, monkeypatch)
+    assert said in found and f"cannot be written as {form}" in found and "\n" not in found
+    assert (".pt2" in found) == (form == "onnx")
+
+
+def test_a_full_disk_is_no_matter_of_the_exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(backbone_of("timm_vit"), "lora")
+
+    def full(*_given: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), "as_trained")
+
+
+@pytest.mark.slow
+def test_hiera_has_no_onnx_but_a_pt2(tmp_path: Path) -> None:
+    """Its token masking needs an operator that torch.onnx cannot write."""
+    trunk = catalogue.load(BackboneConfig(name="timm/hiera_tiny_224.mae", pretrained=False))
+    with pytest.raises(UserError, match=r"operator aten\S+.*\.pt2"):
+        export.export(
+            trained(trunk, "bitfit"),
+            tmp_path / "m.onnx",
+            "onnx",
+            noise(trained(trunk, "bitfit"), 2),
+            Silent(),
+            "as_trained",
+        )

@@ -169,7 +169,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(noting: list[Any], tmp_path: 
         with pytest.warns(UserWarning, match="track=noting failed .no route to host.; the run goes on without it"):
             tracked.epoch_done({"epoch": 3, "loss": 1.0})
         tracked.epoch_done({"epoch": 4, "loss": 1.0})
-    assert noting == [("begin", None), (2, {"train/loss": 1.0})]
+    assert noting == [("begin", None), (2, {"train/loss": 1.0}), False]  # ended, so that it is not shown as running
 
 
 def test_nothing_is_imported_unless_asked(photos: Path, command: Command, tmp_path: Path) -> None:
@@ -187,3 +187,57 @@ def test_mistakes_are_told_before_work(photos: Path, command: Command, monkeypat
         tracking.require(["wandb"])
     ended = command("train", "--data", photos, "--out", "run", "track=wandb", *QUICK)
     assert ended.code == 2 and "liftplus[wandb]" in ended.err and not Path("run").exists()
+
+
+def test_the_callers_own_wandb_run_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs: ours begins and ends, theirs is logged to before, during and after, and keeps its id."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_RUN_ID", "mine7")
+    (tmp_path / "run").mkdir()
+    mine = wandb.init(project="mine", mode="offline", dir=str(tmp_path), settings=wandb.Settings(console="off"))
+    try:
+        ours = tracking.WeightsAndBiases(tracking.Tracked(tmp_path / "run", {"lr": 0.1}))
+        assert wandb.run is mine
+        ours.log({"train/loss": 0.5}, 1)
+        mine.log({"between": 1})
+        ours.end(finished=True)
+        mine.log({"after": 2})
+    finally:
+        mine.finish()
+    noted = json.loads((tmp_path / "run" / tracking.RECORD).read_text())["wandb"]
+    assert mine.id == "mine7" != noted
+    (theirs,) = tmp_path.glob("wandb/offline-run-*/run-mine7.wandb")
+    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    assert noted in file.name
+    assert {key: [value for _, value in points] for key, points in wandb_history(file).items()} == {"train/loss": [0.5]}
+    assert theirs.stat().st_size > 0
+
+
+NAMES = ("fox (red)", "fox [red]", "a/b", "a", "ä", "50 %", "../x", ".", "x" * 400, "key=value, other", "Fox (red)")
+
+
+def test_mlflow_takes_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One name that MLflow refuses cost the whole run: no metric, and "running" for ever."""
+    mlflow = pytest.importorskip("mlflow")
+    settings: dict[str, Any] = {f"loss.class_weights.{name}": number for number, name in enumerate(NAMES)}
+    settings |= {"long": "y" * 9000, "lr": 0.1}
+    (tmp_path / "run").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        tracker = tracking.MLflow(tracking.Tracked(tmp_path / "run", settings))
+        tracker.log({"train/loss": 0.5, "test/fox (red)": 1.0}, 1)
+        tracker.end(finished=True)
+    kept = mlflow.MlflowClient((tmp_path / "mlruns").as_uri()).get_run(tracker.id)
+    assert kept.info.status == "FINISHED"
+    assert len(kept.data.params) == len(settings)
+    assert kept.data.params["loss.class_weights.fox _red_"] == "0" and kept.data.params["lr"] == "0.1"
+    assert sorted(kept.data.params.values()) == sorted(str(value)[:6000] for value in settings.values())
+    assert kept.data.metrics == {"train/loss": 0.5, "test/fox _red_": 1.0}
+
+
+def test_names_that_become_one_are_told_apart() -> None:
+    found = tracking.distinct({f"w.{name}": number for number, name in enumerate(NAMES)})
+    assert list(found.values()) == list(range(len(NAMES)))
+    assert len({name.casefold() for name in found}) == len(NAMES)
+    assert all(tracking.allowed(name) == name and len(name) <= 250 for name in found)

@@ -14,20 +14,35 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from liftplus import checkpoint, config, inputs, matching, predicting, recipe, results, runs, runtime, train
+from liftplus import (
+    checkpoint,
+    config,
+    inputs,
+    matching,
+    parallel,
+    predicting,
+    recipe,
+    results,
+    runs,
+    runtime,
+    train,
+)
 from liftplus.checkpoint import Chosen, Trained
 from liftplus.config import RunConfig
 from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.labelled import Labelled, from_images, is_column, labels_of, pictures_of, store_of
+from liftplus.data.loader import leave_unguarded
 from liftplus.errors import UserError
 from liftplus.inputs import Rows
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
+from liftplus.paths import expanded
 from liftplus.runs import Session
 from liftplus.runtime import Progress, Silent
 
@@ -59,6 +74,8 @@ def load_data(source: str | os.PathLike[str], **settings: Any) -> DataSet:
     return sources.load(chosen)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     data: Data,
     backbone: str | None = None,
@@ -87,28 +104,35 @@ def fit(
     >>> model.class_names
     ('blue sky', 'green hill', 'red square')
     """
+    if parallel.started_by_torchrun():
+        raise UserError(
+            "liftplus.fit trains in one process, and torchrun started several. Train with all of them by "
+            "`torchrun -m liftplus train`, or start this script by python."
+        )
+    leave_unguarded()
+    place = None if out is None else expanded(out)
     dataset = None if isinstance(data, str | os.PathLike) else _dataset(data)
     chosen, notes = _chosen(data, dataset, backbone, method, settings)
     if chosen.track and out is None:
         raise UserError("track follows a run folder; give one with out.")
     session = _session(chosen, progress)
     dataset = session.data() if dataset is None else dataset
-    if out is not None and runs.unfinished(Path(out)) is None:
-        results.new_folder(Path(out))
-    session, classifier = session.start(dataset, None if out is None else Path(out))
+    if place is not None and runs.unfinished(place) is None:
+        results.new_folder(place)
+    session, classifier = session.start(dataset, place)
     chosen = session.config
     notes += [*recipe.sentences(chosen, dataset), *runs.notes(chosen, dataset, classifier)]
     weights: Chosen | None = None
-    if out is not None:
-        outcome = runs.train_run(session, dataset, classifier, Path(out))
+    if place is not None:
+        outcome = runs.train_run(session, dataset, classifier, place)
         weights = outcome.chosen
         notes += (*outcome.notes, *outcome.signs)
     elif chosen.train.epochs:
         fitted = train.fit(classifier, chosen, dataset, session.runtime, progress=session.progress, cache=session.cache)
         weights = fitted.chosen
         notes += [fitted.note] if fitted.note else []
-    place = Path() if out is None else Path(out)
-    trained = Trained(classifier, chosen, dataset.class_names, dataset.class_ids, dataset.counts(), place, weights)
+    folder = place or Path()
+    trained = Trained(classifier, chosen, dataset.class_names, dataset.class_ids, dataset.counts(), folder, weights)
     return Model(trained, session, dataset, tuple(notes))
 
 
@@ -305,7 +329,7 @@ class Model:
         >>> model.save("models/photos").name
         'photos'
         """
-        target = results.new_folder(Path(folder))
+        target = results.new_folder(expanded(folder))
         if self.dataset is None and self.file is not None:
             results.write_bytes(target / checkpoint.FILE, self.file.read_bytes())
         else:
@@ -350,7 +374,7 @@ def load(folder: str | os.PathLike[str], *, progress: bool | Progress = False, *
     >>> again.predict("photos/test/blue sky").names == model.predict("photos/test/blue sky").names
     True
     """
-    place = Path(folder)
+    place = expanded(folder)
     chosen = config.after_training(checkpoint.read_about(place)["config"], _overrides(settings))
     session = _session(chosen, progress)
     trained = checkpoint.load_model(place, session.runtime, chosen.backbone)

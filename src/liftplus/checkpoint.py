@@ -23,6 +23,7 @@ from liftplus.backbones.base import BackboneConfig
 from liftplus.backbones.text import ClassTexts
 from liftplus.config import RunConfig, from_dict
 from liftplus.data.dataset import DataSet
+from liftplus.determinism import own_stream
 from liftplus.errors import DivergedError, UserError
 from liftplus.head_init import centres, class_prompts
 from liftplus.model import Classifier
@@ -206,15 +207,16 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
             f"(SHA-256 {about['backbone_identity'][:12]}…, here {backbone.identity[:12]}…). "
             "Put the original file in place, or give its path: liftplus eval RUN weights=PATH."
         )
-    head = config.head.build(backbone, len(about["class_names"]))
-    model = Classifier.assemble(
-        backbone,
-        dict(config.tuner),
-        head,
-        _class_texts(about, config),
-        centre=centres(config.head_init),
-        sized_for=about.get("sized_for"),
-    )
+    with own_stream(0):  # what is drawn here is replaced by what was learned
+        head = config.head.build(backbone, len(about["class_names"]))
+        model = Classifier.assemble(
+            backbone,
+            dict(config.tuner),
+            head,
+            _class_texts(about, config),
+            centre=centres(config.head_init),
+            sized_for=about.get("sized_for"),
+        )
     try:
         model.load_learned(state)
     except ValueError as error:

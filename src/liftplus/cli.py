@@ -30,6 +30,7 @@ from liftplus.commands import (
 )
 from liftplus.commands.examples import epilog
 from liftplus.errors import UserError, told
+from liftplus.paths import expanded_word
 
 GARBAGE_THRESHOLD = 50_000
 """New objects until Python looks for garbage: imports make very many that stay."""
@@ -49,7 +50,8 @@ class _Ended(Exception):  # noqa: N818 (it carries what ended the command)
 
 class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """-q and -v count wherever they stand."""
+        """-q and -v count wherever they stand, and `~` is filled in where the shell did not."""
+        args = [expanded_word(word) for word in args]
         end = args.index("--") if "--" in args else len(args)
         moved = [word for word in args[:end] if word in LOUDNESS]
         kept = [word for word in args[:end] if word not in LOUDNESS]

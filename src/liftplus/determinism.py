@@ -1,8 +1,9 @@
-"""The same bits each time, on a GPU too."""
+"""The same bits each time, on a GPU too, in threads too, and whatever random stream the caller has."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,25 @@ import torch
 from liftplus.errors import UserError
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_DRAWING = threading.RLock()
+_SWITCHING = threading.Lock()
+_holders: list[tuple[bool, bool, bool, bool]] = []
+"""For each place that wants determinism now: the switches as they were before the first one."""
+
+
+@contextmanager
+def own_stream(seed: int) -> Iterator[None]:
+    """While this lasts, PyTorch's random numbers are those of `seed`, in this thread's hands; then all is as before.
+
+    Libraries draw their first weights from the one generator of the process, so one thread does so at a time.
+    """
+    with _DRAWING:
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would leave GPUs' streams moved
+            if devices:
+                torch.cuda.manual_seed_all(seed)
+            yield
 
 
 @contextmanager
@@ -27,11 +47,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault(WORKSPACE, ":4096:8")
-    cudnn = torch.backends.cudnn
-    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    kept = cudnn.benchmark, cudnn.deterministic
-    torch.use_deterministic_algorithms(True)
-    cudnn.benchmark, cudnn.deterministic = False, True
+    _switch_on()
     try:
         yield
     except RuntimeError as error:
@@ -42,5 +58,27 @@ def deterministic(wanted: bool) -> Iterator[None]:
             "another backbone or tuner."
         ) from error
     finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
-        cudnn.benchmark, cudnn.deterministic = kept
+        _switch_off()
+
+
+def _switch_on() -> None:
+    """The switches are the process's: the first of several threads notes them."""
+    cudnn = torch.backends.cudnn
+    with _SWITCHING:
+        strict, warns = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        _holders.append(_holders[0] if _holders else (strict, warns, cudnn.benchmark, cudnn.deterministic))
+        torch.use_deterministic_algorithms(True)
+        cudnn.benchmark, cudnn.deterministic = False, True
+
+
+def _switch_off() -> None:
+    """The last of several threads sets them back."""
+    cudnn = torch.backends.cudnn
+    with _SWITCHING:
+        strict, warns, *kept = _holders.pop()
+        if not _holders:
+            torch.use_deterministic_algorithms(strict, warn_only=warns)
+            cudnn.benchmark, cudnn.deterministic = kept

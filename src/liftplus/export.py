@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -127,7 +128,8 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
         graph = _write(deployed, images[:2].expand(2, *images.shape[1:]).clone(), file, form, about)
-        found = _run(graph, images, progress, f"Running {form}")
+        with _told(form):
+            found = _run(graph, images, progress, f"Running {form}")
         parity = Parity(
             images=len(images),
             difference=_largest(found, expected),
@@ -209,7 +211,7 @@ def _write(
     deployed: Deployed, example: Tensor, file: Path, form: Format, about: dict[str, Any]
 ) -> Callable[[Tensor], Tensor]:
     """Write the graph, and give the function that runs what was written."""
-    with _silence():
+    with _silence(), _told(form):
         shapes = ({0: torch.export.Dim("batch", min=1)},)
         program = torch.export.export(deployed, (example,), dynamic_shapes=shapes, strict=False)
         if form == "pt2":
@@ -234,6 +236,35 @@ def _write_onnx(
     onnx.checker.check_model(str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return lambda batch: torch.from_numpy(session.run([OUTPUTS[0]], {INPUT: batch.numpy()})[0])
+
+
+@contextmanager
+def _told(form: Format) -> Iterator[None]:
+    """What an exporter cannot write, in a sentence: its operators follow from the backbone that the user chose."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # the exporters have many of their own
+        what = _operator(error)
+        instead = "Try --out with .pt2, torch.export's own format" if form == "onnx" else "Use the run itself: predict"
+        raise UserError(
+            f"This model cannot be written as {form}: {what}. {instead}, or choose another backbone or tuner."
+        ) from error
+
+
+def _operator(error: BaseException) -> str:
+    """The operator that stopped an exporter, else the first line of what it said."""
+    chain: list[BaseException] = []
+    while error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__ or error
+    for one in reversed(chain):
+        found = re.search(r"\b((?:aten|prims|torchvision|quantized|higher_order|torch_ops)(?:::|\.)[\w.]+)", str(one))
+        if found:
+            return f"the exporter has no way to write its operator {found[1].rstrip('.')}"
+    first = (str(chain[0]).strip().splitlines() or [""])[0][:200]
+    return f"the exporter stopped ({type(chain[0]).__name__}: {first})"
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from liftplus.data.transforms import Augment, Crops, Evaluation
 from liftplus.evaluate import Predictions, Reading, best, collect, crops, predict
 from liftplus.model import Classifier
 from liftplus.parallel import ALONE, Job
+from liftplus.paths import cache_folder
 from liftplus.runtime import Runtime, describe
 
 PAYS = 2.0
@@ -44,17 +44,8 @@ _PIECE = 64_000_000  # bytes that go from process to process at once
 
 
 def folder() -> Path:
-    """Where features are kept: $LIFTPLUS_CACHE, else in the user's folder for caches."""
-    given = os.environ.get("LIFTPLUS_CACHE")
-    if given:
-        return Path(given).expanduser() / "features"
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "liftplus" / "features"
+    """Where features are kept."""
+    return cache_folder() / "features"
 
 
 @dataclass

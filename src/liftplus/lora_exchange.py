@@ -9,6 +9,7 @@ is exact both ways. peft knows the model as its library made it, so attention th
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +31,13 @@ from liftplus.tuners.lora import LoRA, LowRank
 CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
 PREFIX = "base_model.model."
 # Settings under which peft's forward pass is another one than W x + B A x alpha / r.
-STRANGE = ("use_dora", "fan_in_fan_out", "megatron_config", "layer_replication", "modules_to_save", "lora_bias")
+STRANGE = (
+    *("use_dora", "fan_in_fan_out", "megatron_config", "layer_replication", "modules_to_save", "lora_bias"),
+    *("target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("arrow_config", "kasa_config", "monteclora_config", "velora_config"),
+)
+# Initialisations that subtract from the base weights what they put into A and B, or replace them.
+MOVES_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,7 @@ def read_folder(model: Classifier, folder: Path) -> int:
     Columns that are not needed stay zero, so a higher rank than the adapter's is no matter.
     """
     config = read_json(folder / CONFIG, "r", "lora_alpha", "target_modules")
-    strange = [key for key in STRANGE if config.get(key)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or strange:
-        raise UserError(
-            f"{str(folder / CONFIG)!r} is no plain LoRA ({', '.join(strange) or config.get('peft_type')}), which is "
-            "all that can be taken over. Merge it into the backbone with peft's merge_and_unload instead."
-        )
+    _refuse_strange(config, folder)
     pairs = _pairs(folder / WEIGHTS)
     places = {place.path: place for place in hooked(model)}
     strange = sorted(pairs.keys() - places.keys())
@@ -117,6 +119,27 @@ def read_folder(model: Classifier, folder: Path) -> int:
             branch.down[:, : down.shape[1]] = down
             branch.up[: len(up)] = up / branch.factor
     return len(pairs)
+
+
+def _refuse_strange(config: dict[str, Any], folder: Path) -> None:
+    """Refuse an adapter that is more, or other, than B A alpha / r added to the base weights as they were published."""
+    strange = [f"{key}={config[key]!r:.60}" for key in STRANGE if config.get(key)]
+    if config.get("peft_type") != "LORA":
+        strange.append(f"peft_type={config.get('peft_type')}")
+    if config.get("bias", "none") != "none":
+        strange.append(f"bias={config['bias']}")
+    if strange:
+        raise UserError(
+            f"{str(folder / CONFIG)!r} is no plain LoRA ({', '.join(strange)}), which is all that can be taken over. "
+            "Merge it into the backbone with peft's merge_and_unload instead."
+        )
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(MOVES_BASE):
+        raise UserError(
+            f"{str(folder / CONFIG)!r} has init_lora_weights={start!r}, which changed the base weights too, and the "
+            "adapter belongs to the changed ones. Save it with path_initial_model_for_weight_conversion of peft's "
+            "save_pretrained, or merge it into the backbone with merge_and_unload."
+        )
 
 
 def _parts(place: Hooked, a: Tensor, b: Tensor) -> Iterator[tuple[LowRank, Tensor, Tensor]]:
@@ -145,10 +168,13 @@ def _parts(place: Hooked, a: Tensor, b: Tensor) -> Iterator[tuple[LowRank, Tenso
 
 def _factor(config: dict[str, Any], path: str, a: Tensor) -> float:
     """alpha / r, or alpha / sqrt(r), with alpha by peft's patterns."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = next(
-        (value for key, value in patterns.items() if path == key or path.endswith(f".{key}")), config["lora_alpha"]
-    )
+    try:
+        matches = [
+            value for key, value in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", path)
+        ]
+    except re.error as error:
+        raise UserError(f"The adapter's alpha_pattern holds {error.pattern!r}, no regular expression.") from error
+    alpha = matches[0] if matches else config["lora_alpha"]
     return float(alpha) / (len(a) ** 0.5 if config.get("use_rslora") else len(a))
 
 

@@ -149,6 +149,11 @@ def job() -> Job:
     return join(os.environ)
 
 
+def started_by_torchrun(given: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one of several that torchrun started."""
+    return given.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in given
+
+
 def join(given: Mapping[str, str]) -> Job:
     """Meet the other processes that torchrun's variables tell of."""
     rank, size, local_rank = (int(_number(given, key, default)) for key, default in _WHOLE.items())

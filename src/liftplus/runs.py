@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -36,6 +37,7 @@ from liftplus.runtime import (
     describe,
     forget_peak_memory,
     peak_memory,
+    replaceable,
 )
 from liftplus.train import Fit, build, fit, trained_parameters
 
@@ -157,6 +159,7 @@ def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
     return [
         *dataset.notes,
         *replaced(config),
+        *model.backbone.notes,
         *model.notes,
         *(note for note in (grids, untested, both, seen, prior) if note),
     ]
@@ -182,10 +185,15 @@ def changes(begun: RunConfig, config: RunConfig) -> list[str]:
     return [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in dict.fromkeys([*new, *old])
-        if old.get(key) != new.get(key)
+        if _home(old.get(key)) != _home(new.get(key))
         and key not in (*FREE, "automatic")
         and not any(key == one or key.startswith(f"{one}.") for one in chosen)
     ]
+
+
+def _home(value: Any) -> Any:
+    """A setting with `~` filled in: it may stand in the record of a run or not."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
@@ -353,7 +361,7 @@ def _interrupted_in_test(folder: Path) -> Iterator[None]:
         raise Interrupted(said, number)
 
     here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)} if here else {}
+    before = {number: signal.signal(number, asked) for number in replaceable()} if here else {}
     try:
         yield
     except Interrupted:

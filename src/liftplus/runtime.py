@@ -322,6 +322,11 @@ class Silent:
         yield advance
 
 
+def replaceable() -> list[int]:
+    """Of SIGINT and SIGTERM those whose handler Python can put back: one that a C library set it cannot."""
+    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+
+
 class StopRequest:
     """Whether the user or the system asked the process to end: the first SIGINT or SIGTERM is noted, a second acts.
 
@@ -342,7 +347,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._note) for number in replaceable()}
         return self
 
     def __exit__(self, *_error: object) -> None:

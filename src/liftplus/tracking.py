@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -91,10 +93,13 @@ class WeightsAndBiases(Tracker):
     def __init__(self, run: Tracked) -> None:
         wandb = import_module("wandb")
         known = run.known_as("wandb")
+        # A run of the caller's stays open, and keeps the id that WANDB_RUN_ID may have given it.
+        fresh = None if wandb.run is None else secrets.token_hex(4)
         self.run = wandb.init(
+            reinit="create_new",
             project=os.environ.get("WANDB_PROJECT", "liftplus"),
             name=run.folder.name,
-            id=known,
+            id=known or fresh,
             resume="allow" if known else None,
             dir=str(run.folder),
             mode=os.environ.get("WANDB_MODE", "offline"),
@@ -132,16 +137,45 @@ class MLflow(Tracker):
         experiment = self.client.create_experiment(name) if found is None else found.experiment_id
         created: str = self.client.create_run(experiment, run_name=run.folder.name).info.run_id
         run.note("mlflow", created)
-        for key, value in run.settings.items():
-            self.client.log_param(created, key, value)
+        refused = []
+        for key, value in distinct(run.settings).items():
+            try:
+                self.client.log_param(created, key, str(value)[:VALUE])
+            except Exception:  # one setting must not cost the whole run
+                refused.append(key)
+        if refused:
+            warnings.warn(f"track=mlflow does not hold {', '.join(refused)}: MLflow refused them.", stacklevel=2)
         return created
 
     def log(self, values: dict[str, float], epoch: int) -> None:
         for key, value in values.items():
-            self.client.log_metric(self.id, key, value, step=epoch)
+            self.client.log_metric(self.id, allowed(key), value, step=epoch)
 
     def end(self, *, finished: bool) -> None:
         self.client.set_terminated(self.id, "FINISHED" if finished else "KILLED")
+
+
+NAME, VALUE = 250, 6000
+"""Characters that MLflow takes in a name and in a parameter's value."""
+
+
+def allowed(key: str) -> str:
+    """A name that MLflow takes: letters, digits and _ - . : / and spaces, and a path without empty or dotted parts."""
+    parts = [re.sub(r"[^\w\-. :]", "_", part, flags=re.ASCII).strip() for part in key.split("/")]
+    return "/".join(part if part.strip(".") else "_" for part in parts)[:NAME]
+
+
+def distinct(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by names that MLflow takes, a number behind those that would become one."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        # A name below another one would be a file below a file.
+        name, number = allowed(key.replace("/", "_")), 1
+        while name.casefold() in {known.casefold() for known in out}:
+            number += 1
+            name = f"{allowed(key.replace('/', '_'))[: NAME - 5]}_{number}"
+        out[name] = value
+    return out
 
 
 TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
@@ -205,7 +239,9 @@ class Following:
         try:
             yield
         except Exception as error:  # each tracker has its own, and errors of the network
-            self.trackers.pop(name, None)
+            if (tracker := self.trackers.pop(name, None)) is not None:
+                with suppress(Exception):  # else it would be shown as running for ever
+                    tracker.end(finished=False)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             warnings.warn(f"track={name} failed ({reason}); the run goes on without it.", stacklevel=2)
 

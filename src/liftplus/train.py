@@ -21,7 +21,7 @@ from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import Loader, TrainView, seeded
 from liftplus.data.transforms import CentreCrop
-from liftplus.determinism import deterministic
+from liftplus.determinism import deterministic, own_stream
 from liftplus.errors import DivergedError, UserError
 from liftplus.evaluate import Reading
 from liftplus.features import Cache, FixedCrop, Rows, bare, image_features, text_features
@@ -56,8 +56,7 @@ def build(
     cache = cache or Cache.of(config.cache, runtime.job)
     backbone = catalogue.load(config.backbone)
     runtime.place(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with own_stream(config.seed):
         head = config.head.build(backbone, dataset.num_classes)
         context = InitContext(
             backbone,

@@ -154,7 +154,7 @@ def test_a_head_of_several_layers_is_dropped() -> None:
     """Where timm's record names the last linear alone, the rest of the head goes with it."""
     with torch.device("meta"):
         whole, bare = (timm.create_model(DEEP_HEAD, pretrained=False, num_classes=n) for n in (1000, 0))
-        loaded = from_timm._build(DEEP_HEAD, dict(whole.state_dict()), "x")
+        loaded = from_timm._build(DEEP_HEAD, dict(whole.state_dict()), "x", 224)
     assert loaded.state_dict().keys() == bare.state_dict().keys() < whole.state_dict().keys()
 
 
@@ -181,9 +181,13 @@ def test_weights_in_the_names_of_clip() -> None:
     name = "vit_base_patch32_clip_224.openai"
     with torch.device("meta"):
         state = clip_names()
-        loaded: Any = from_timm._build(name, dict(state), "x")
+        loaded: Any = from_timm._build(name, dict(state), "x", timm.get_pretrained_cfg(name).input_size[-1])
         state.pop("visual.transformer.resblocks.7.mlp.c_fc.bias")
-        refusal(lambda: from_timm._build(name, dict(state), "x"), "do not fit", "blocks.7.mlp.fc1.bias")
+        refusal(
+            lambda: from_timm._build(name, dict(state), "x", timm.get_pretrained_cfg(name).input_size[-1]),
+            "do not fit",
+            "blocks.7.mlp.fc1.bias",
+        )
     assert isinstance(loaded.get_classifier(), nn.Identity)
 
 

@@ -11,7 +11,7 @@ from doc_pages import page
 from liftplus import describe, registry
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
-from liftplus.backbones.weights import put_by_hand
+from liftplus.backbones.weights import put_by_hand, weight_folders
 from liftplus.errors import UserError
 from zoo import ZOO, backbone_of
 
@@ -72,7 +72,8 @@ def test_small_models_take_what_the_published_ones_take() -> None:
 
 
 def test_names_of_backbones_and_files_are_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LIFTPLUS_WEIGHTS", raising=False)
+    for variable in ("LIFTPLUS_WEIGHTS", "LIFTPLUS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
     names = set(re.findall(r"`((?:timm|open_clip)/[\w./-]+)`", BACKBONES)) - {"timm/ARCH.TAG", "open_clip/ARCH/TAG"}
     with pytest.raises(UserError, match="by their tag"):
         catalogue.load(BackboneConfig(name="timm/vit_base_patch16_224"), weights=False)
@@ -81,4 +82,4 @@ def test_names_of_backbones_and_files_are_such(monkeypatch: pytest.MonkeyPatch) 
     assert set(re.findall(r"`(\w+_\w+|resnet50)`", short)) <= set(catalogue.entries())
     for file in re.findall(r"`([\w.]+)\.safetensors`", BACKBONES):
         assert any(put_by_hand(name).name == file for name in (*names, *catalogue.entries())), file
-    assert str(put_by_hand("x").parent).endswith(".cache/liftplus/weights")
+    assert str(weight_folders()[-1]).endswith(".cache/liftplus/weights")

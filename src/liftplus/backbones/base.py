@@ -30,7 +30,7 @@ class BackboneConfig(BaseModel):
     pretrained: bool = True
     """False leaves the weights out, as a control: the library's random initialisation, always drawn with seed 0."""
     image_size: int | None = Field(default=None, ge=1)
-    """Input side in pixels where it differs from the native one; position embeddings are resampled."""
+    """Input side in pixels where it differs from the native one; position embeddings of another size are resampled."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
@@ -64,6 +64,7 @@ class Backbone(nn.Module):
         text: the text encoder where there is one; may be dropped once class features are known.
         facts: size, mean, std and resize kernel of the weights.
         identity: SHA-256 of the weight file, or "random".
+        notes: what a user should know about the weights before long work starts, one sentence each.
         joint_end: passes joint-space features through; a place for hooks.
     """
 
@@ -80,9 +81,10 @@ class Backbone(nn.Module):
         image_bias: Tensor | None = None,
         text: TextEncoder | None = None,
         identity: str = "random",
+        notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
-        self.name, self.facts, self.identity = name, facts, identity
+        self.name, self.facts, self.identity, self.notes = name, facts, identity, notes
         split_packed_attention(image)
         self.image = image
         self.text = text

@@ -18,6 +18,7 @@ from liftplus.backbones import from_open_clip, from_timm, mini_clip
 from liftplus.backbones import weights as weight_files
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.backbones.unfilled import Unfilled
+from liftplus.determinism import own_stream
 from liftplus.errors import UserError, unknown
 
 
@@ -105,21 +106,29 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
     has to be stored, as for any other backbone.
     """
     if weights and not config.pretrained:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            backbone = load(config, weights=False)
+        backbone = load(config, weights=False)
         # Other versions of torch or of the library may draw others, which a trained run must not be loaded onto.
         backbone.identity = weight_files.identity_of_tensors(backbone.state_dict())
         return backbone
-    library, _, rest = full_name(config.name).partition("/")
-    with Unfilled() if weights else nullcontext():
-        if library == "mini_clip":
-            backbone = mini_clip.backbone(config, weights=weights)
-        elif library == "timm":
-            backbone = from_timm.backbone(config, rest, weights=weights)
-        else:
-            arch, _, tag = rest.partition("/")
-            backbone = from_open_clip.backbone(config, arch, tag, weights=weights)
+    with own_stream(0), Unfilled() if weights else nullcontext():
+        try:
+            backbone = _built(config, weights=weights)
+        except weight_files.UnfitError as error:
+            path = locate(config, fetch=False) if weights else None
+            raise UserError(f"{error} {weight_files.described(path)}" if path else str(error)) from error
+    if weights and config.weights is not None and (path := locate(config, fetch=False)) is not None:
+        backbone.notes += weight_files.remarks(path)
     if config.grad_checkpointing:
         backbone.recompute()
     return backbone
+
+
+def _built(config: BackboneConfig, *, weights: bool) -> Backbone:
+    """A backbone as its library's module makes it."""
+    library, _, rest = full_name(config.name).partition("/")
+    if library == "mini_clip":
+        return mini_clip.backbone(config, weights=weights)
+    if library == "timm":
+        return from_timm.backbone(config, rest, weights=weights)
+    arch, _, tag = rest.partition("/")
+    return from_open_clip.backbone(config, arch, tag, weights=weights)

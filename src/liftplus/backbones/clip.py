@@ -21,7 +21,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.text import TextEncoder
-from liftplus.backbones.weights import load_strict, read_tensors, single_precision, with_scalar
+from liftplus.backbones.weights import UnfitError, load_strict, read_tensors, single_precision, with_scalar
 from liftplus.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -274,9 +274,7 @@ def projection_and_scale(state: dict[str, Tensor], shape: Shape, name: str) -> t
     for key, size in wanted.items():
         if key not in state or state[key].shape != size:
             given = f"is {tuple(state[key].shape)} instead of {tuple(size)}" if key in state else "is missing"
-            raise UserError(
-                f"The weights do not fit {name}: {key} {given}. Give the file that belongs to this backbone."
-            )
+            raise UnfitError(name, f"{key} {given}")
     return state.get("visual.proj"), float(state["logit_scale"])
 
 

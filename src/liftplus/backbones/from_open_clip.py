@@ -15,6 +15,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import CustomTextCLIP, convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from liftplus.backbones import clip, from_timm
@@ -57,7 +58,9 @@ def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = Tru
         _check_size(config, shape.patch or 32)
         state = None if path is None else clip.read_state(path)
         facts = replace(facts, patch_size=shape.patch)
-        return clip.clip_backbone(config.name, shape, state, facts=facts, identity=identity)
+        built = clip.clip_backbone(config.name, shape, state, facts=facts, identity=identity)
+        built.notes += _size_note(config, state, facts)
+        return built
     return assemble(config, about, path, facts, Tokenizer(arch), quick_gelu=quick, identity=identity)
 
 
@@ -103,19 +106,20 @@ def assemble(
         _check_size(config, about["vision_cfg"].get("patch_size", 32))
         sides["vision_cfg"] = about["vision_cfg"] | {"image_size": facts.image_size}
     model = CustomTextCLIP(**sides, quick_gelu=quick_gelu, init_logit_bias=about.get("init_logit_bias"))
-    if path is not None:
-        state = convert_state_dict(model, convert_to_custom_text_state_dict(single_precision(read_tensors(path))))
-        state = with_scalar(state, "logit_scale")
-        for extra in ("logit_bias", "text.attn_mask"):
-            state.pop(extra, None)
+    state = None if path is None else _state(model, path)
+    # A file of the native size is loaded first and resized with the tower, any other into the tower as resized.
+    given = dict(state or {})
+    native = state is None or _shapes(state).items() <= _shapes(model.state_dict()).items()
+    if resized and not native:
+        _resize(model.visual, facts.image_size, config.name)
+    if state is not None:
         resize_pos_embed(state, model)
+        _resample_trunk(state, model.visual)
         model.logit_bias = None
         load_strict(model, state, config.name)
+    if resized and native:
+        _resize(model.visual, facts.image_size, config.name)
     image, projection, bias = image_side(model.visual)
-    if resized and isinstance(model.visual, TimmModel):
-        trunk = from_timm_tower(image)
-        fixed = bool(getattr(trunk, "pretrained_cfg", {}).get("fixed_input_size"))
-        from_timm.set_input_size(trunk, facts.image_size, config.name, fixed=fixed)
     patch = from_timm.patch_of(image) or about["vision_cfg"].get("patch_size")
     facts = replace(facts, patch_size=patch)
     if not residual_blocks(image) or not isinstance(model.text, TextTransformer):
@@ -123,15 +127,53 @@ def assemble(
     scale = math.log(1 / 0.07) if model.logit_scale.is_meta else float(model.logit_scale.detach())
     encoder = TextEncoder(model.text, tokenizer, scale)
     return Backbone(
-        config.name, image, facts, image_projection=projection, image_bias=bias, text=encoder, identity=identity
+        config.name,
+        image,
+        facts,
+        image_projection=projection,
+        image_bias=bias,
+        text=encoder,
+        identity=identity,
+        notes=_size_note(config, given, facts),
     )
 
 
-def from_timm_tower(image: nn.Module) -> nn.Module:
-    """timm's model inside open_clip's wrapper, or itself."""
-    trunk = getattr(image, "trunk", image)
-    assert isinstance(trunk, nn.Module)
-    return trunk
+def _size_note(config: BackboneConfig, state: dict[str, Tensor] | None, facts: Facts) -> tuple[str, ...]:
+    """See `from_timm.size_note`; for a file in OpenAI's or open_clip's names."""
+    places = ("visual.positional_embedding", "visual.trunk.pos_embed")
+    found = next((state[place] for place in places if place in state), None) if state else None
+    return from_timm.size_note(config, found, facts.image_size, facts.patch_size)
+
+
+def _state(model: CustomTextCLIP, path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file in the names of open_clip's model."""
+    state = convert_state_dict(model, convert_to_custom_text_state_dict(single_precision(read_tensors(path))))
+    state = with_scalar(state, "logit_scale")
+    for extra in ("logit_bias", "text.attn_mask"):
+        state.pop(extra, None)
+    return state
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
+
+
+def _resize(visual: nn.Module, size: int, name: str) -> None:
+    """Give a timm tower another input size; open_clip's own are built for it."""
+    if isinstance(visual, TimmModel):
+        from_timm.set_input_size(visual.trunk, size, name)
+
+
+def _resample_trunk(state: dict[str, Tensor], visual: nn.Module) -> None:
+    """Bring a timm tower's position embeddings in a file to the size of the tower, as timm does it."""
+    place, trunk = "visual.trunk.pos_embed", getattr(visual, "trunk", None)
+    own, given = getattr(trunk, "pos_embed", None), state.get(place)
+    if own is None or given is None or given.ndim != 3 or own.ndim != 3 or given.shape == own.shape:
+        return
+    prefix = 0 if getattr(trunk, "no_embed_class", False) else getattr(trunk, "num_prefix_tokens", 1)
+    if given.shape[-1] == own.shape[-1] and math.isqrt(given.shape[1] - prefix) ** 2 == given.shape[1] - prefix:
+        grid = list(getattr(trunk, "patch_embed").grid_size)  # noqa: B009 (timm carries no types)
+        state[place] = resample_abs_pos_embed(given, grid, num_prefix_tokens=prefix)
 
 
 def image_side(visual: nn.Module) -> tuple[nn.Module, Tensor | None, Tensor | None]:

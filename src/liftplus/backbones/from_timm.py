@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
+import textwrap
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts
 from liftplus.backbones.sites import residual_blocks
-from liftplus.backbones.weights import find, identity_of, read_tensors
+from liftplus.backbones.weights import UnfitError, find, identity_of, read_tensors
 from liftplus.errors import UserError
 
 # Weight files inside Python packages: no model hub is needed. Their tensors are the timm model's, in the same order.
@@ -38,20 +41,21 @@ def backbone(config: BackboneConfig, pinned: str, *, weights: bool = True) -> Ba
     """
     published = published_facts(pinned)
     path = locate(config, pinned) if weights else None
-    model = _build(pinned, None if path is None else _state(pinned, path), config.name)
+    size = config.image_size or published.input_size[-1]
+    state = None if path is None else _state(pinned, path)
+    model = _build(pinned, state, config.name, size)
     if not residual_blocks(model):
         raise UserError(
             f"Backbone {config.name!r} is a {type(model).__name__} without residual blocks that liftplus knows, so "
             "nothing could be tuned in it. `liftplus info` lists backbones of the supported families."
         )
-    size = config.image_size or published.input_size[-1]
-    if size != published.input_size[-1]:
-        set_input_size(model, size, config.name, fixed=bool(published.fixed_input_size))
     return Backbone(
         config.name,
         model,
         facts_of(published, size, patch_of(model)),
         identity="random" if path is None else identity_of(path),
+        notes=_activation_note(pinned, model)
+        + size_note(config, (state or {}).get("pos_embed"), size, patch_of(model)),
     )
 
 
@@ -99,10 +103,44 @@ def patch_of(model: nn.Module) -> int | None:
     return int(image[0]) // int(grid[0])
 
 
-def _build(pinned: str, state: dict[str, Tensor] | None, name: str) -> nn.Module:
-    if state is None:
-        model: nn.Module = timm.create_model(pinned, pretrained=False, num_classes=0)
-        return model
+def _build(pinned: str, state: dict[str, Tensor] | None, name: str, size: int) -> nn.Module:
+    """The model for pictures of this side, with these weights; random ones without.
+
+    The side is given to timm's constructor, so that weights of that size are taken as they are, and others are
+    resampled once, from their own size to this one.
+    """
+    resized = size != timm.get_pretrained_cfg(pinned).input_size[-1]
+    if state is None or resized:
+        plain: nn.Module = timm.create_model(pinned, pretrained=False, num_classes=0)
+        if not resized:
+            return plain
+        check_size(plain, size, name)
+        # Random weights too are drawn at the native size, so that their other tensors are the same at every size.
+        state = plain.state_dict() if state is None else state
+    try:
+        return _loaded(pinned, state, name, size if resized else None)
+    except UnfitError as error:
+        if not resized or not _fits(pinned, state, name):
+            raise
+        if hasattr(plain, "set_input_size"):
+            reason = textwrap.shorten(str(error.__cause__), 200, placeholder=" …")
+            raise UserError(f"backbone.image_size is {size}, which {name!r} cannot take ({reason}).") from error
+        raise UserError(
+            f"backbone.image_size is {size}, but {name!r} works at its native input size only; leave it out."
+        ) from error
+
+
+def _fits(pinned: str, state: dict[str, Tensor], name: str) -> bool:
+    """Whether a table fits the model at its native size."""
+    try:
+        _loaded(pinned, state, name, None)
+    except UnfitError:
+        return False
+    return True
+
+
+def _loaded(pinned: str, state: dict[str, Tensor], name: str, size: int | None) -> nn.Module:
+    """timm's model with a table's weights, its classifier removed."""
     published = timm.get_pretrained_cfg(pinned)
     named = published.classifier or ()
     heads = (named,) if isinstance(named, str) else tuple(named)
@@ -115,7 +153,7 @@ def _build(pinned: str, state: dict[str, Tensor] | None, name: str) -> nn.Module
         overlay = {"state_dict": tensors, "num_classes": classes, "label_offset": None}
         overlay |= {"custom_load": False, "source": ""}
         try:
-            model = timm.create_model(pinned, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+            model = _create(pinned, size, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
         except Exception as error:  # strict loading, and timm's translation can trip over any foreign table
             problems.append(error)
             continue
@@ -123,23 +161,40 @@ def _build(pinned: str, state: dict[str, Tensor] | None, name: str) -> nn.Module
             model.reset_classifier(0)  # type: ignore[operator]
         model.pretrained_cfg.pop("state_dict")  # type: ignore[operator, union-attr]  # a second copy of the weights
         return model
-    reason = " ".join(str(problems[0]).split())[:300]
-    raise UserError(
-        f"The weights do not fit {name}: {reason}. Give the file that belongs to this backbone."
-    ) from problems[0]
+    reason = " ".join(str(problems[0]).split())
+    raise UnfitError(name, textwrap.shorten(reason, 300, placeholder=" …").rstrip(".")) from problems[0]
 
 
-def set_input_size(model: nn.Module, size: int, name: str, *, fixed: bool) -> None:
-    """Change the input side after loading; position embeddings are resampled where there are any."""
+def _create(pinned: str, size: int | None, **options: Any) -> nn.Module:
+    """timm's model, built for an input size where its constructor takes one; convolutions work at any."""
+    if size is not None:
+        try:
+            sized: nn.Module = timm.create_model(pinned, img_size=size, **options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+        else:
+            return sized
+    built: nn.Module = timm.create_model(pinned, **options)
+    return built
+
+
+def check_size(model: nn.Module, size: int, name: str) -> None:
+    """Refuse an input side that holds no whole number of patches."""
     patch = patch_of(model) or 32
-    resize = getattr(model, "set_input_size", None)
     if size < patch or (patch_of(model) and size % patch):
         raise UserError(f"backbone.image_size is {size}; {name!r} takes multiples of {patch} pixels.")
-    if resize is None and fixed:
-        raise UserError(
-            f"backbone.image_size is {size}, but {name!r} works at its native input size only; leave it out."
-        )
+
+
+def set_input_size(model: nn.Module, size: int, name: str) -> None:
+    """Change the input side of a model that has its weights; position embeddings are resampled where there are any."""
+    check_size(model, size, name)
+    resize = getattr(model, "set_input_size", None)
     if resize is None:
+        if getattr(model, "pretrained_cfg", {}).get("fixed_input_size"):
+            raise UserError(
+                f"backbone.image_size is {size}, but {name!r} works at its native input size only; leave it out."
+            )
         return
     try:
         with torch.no_grad():
@@ -147,6 +202,34 @@ def set_input_size(model: nn.Module, size: int, name: str, *, fixed: bool) -> No
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone.image_size is {size}, which {name!r} cannot take ({reason}).") from error
+
+
+def size_note(config: BackboneConfig, positions: Tensor | None, size: int, patch: int | None) -> tuple[str, ...]:
+    """Where a given file's position embeddings [..., tokens, width] are for another size, and none was asked for."""
+    if positions is None or patch is None or config.weights is None or config.image_size is not None:
+        return ()
+    tokens = positions.shape[-2]
+    grid = next((math.isqrt(n) for n in (tokens - 1, tokens) if math.isqrt(n) ** 2 == n), size // patch)
+    if grid * patch == size:
+        return ()
+    return (
+        f"The file's position embeddings are for pictures of {grid * patch} px, and were resampled to {size} px. "
+        f"backbone.image_size={grid * patch} takes them as they are.",
+    )
+
+
+def _activation_note(pinned: str, model: nn.Module) -> tuple[str, ...]:
+    """OpenAI's weights, and those trained on from them, were trained with QuickGELU; timm builds some with GELU."""
+    about = str(getattr(model, "pretrained_cfg", {}).get("notes") or "")
+    quick = any("quickgelu" in type(module).__name__.lower() for module in model.modules())
+    if "quickgelu" not in about.lower().replace("-", "") or quick:
+        return ()
+    twin = pinned.replace("_clip_", "_clip_quickgelu_")
+    instead = f" Take timm/{twin} for the features as they were trained." if timm.is_model(twin.split(".")[0]) else ""
+    return (
+        f"timm's record of {pinned!r} says that its weights were trained with QuickGELU, but timm builds that model "
+        f"with GELU.{instead}",
+    )
 
 
 def locate(config: BackboneConfig, pinned: str, *, fetch: bool = True) -> Path:

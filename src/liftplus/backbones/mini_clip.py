@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts
 from liftplus.backbones.text import TextEncoder
-from liftplus.backbones.weights import identity_of, load_strict, read_tensors, single_precision
+from liftplus.backbones.weights import UnfitError, identity_of, load_strict, read_tensors, single_precision
 from liftplus.errors import UserError
+from liftplus.paths import expanded
 
 IMAGE_SIZE, PATCH = 64, 8
 HALF = (0.5, 0.5, 0.5)
@@ -83,7 +84,7 @@ def text_tower() -> TextTransformer:
 
 def weight_file(config: BackboneConfig) -> Path:
     """The package's own weights, or those that the configuration names."""
-    return WEIGHTS if config.weights is None else Path(config.weights).expanduser()
+    return WEIGHTS if config.weights is None else expanded(config.weights)
 
 
 def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
@@ -107,10 +108,10 @@ def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
         wanted = {"image_projection": (WIDTH, JOINT), "logit_scale": ()}
         stray = [name for name in state if not name.startswith(("image.", "text.")) and name not in wanted]
         if stray:
-            raise UserError(f"The weights do not fit mini_clip: {stray[0]} is not expected.")
+            raise UnfitError("mini_clip", f"{stray[0]} is not expected")
         for name, shape in wanted.items():
             if name not in state or tuple(state[name].shape) != shape:
-                raise UserError(f"The weights do not fit mini_clip: {name} is missing or of another shape.")
+                raise UnfitError("mini_clip", f"{name} is missing or of another shape")
         projection, scale = state["image_projection"], float(state["logit_scale"])
         identity = identity_of(path)
     encoder = TextEncoder(text, mini_tokenizer(), scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -12,23 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from liftplus.errors import UserError
+from liftplus.paths import cache_folder, expanded
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
-def weight_folder() -> Path:
-    """Where weight files may be put by hand: $LIFTPLUS_WEIGHTS, else ~/.cache/liftplus/weights."""
-    default = Path.home() / ".cache" / "liftplus" / "weights"
-    return Path(os.environ.get("LIFTPLUS_WEIGHTS") or default)
+def weight_folders() -> list[Path]:
+    """Where weight files may be put by hand: $LIFTPLUS_WEIGHTS, else `weights` in the folder for caches.
+
+    On every system ~/.cache/liftplus/weights is read too, where earlier versions looked.
+    """
+    given = os.environ.get("LIFTPLUS_WEIGHTS")
+    if given:
+        return [expanded(given)]
+    return list(dict.fromkeys([cache_folder() / "weights", Path.home() / ".cache" / "liftplus" / "weights"]))
 
 
 def put_by_hand(name: str) -> Path:
-    """The place of a backbone's weight file in that folder, without the suffix; slashes become two underscores."""
-    return weight_folder() / name.replace("/", "__")
+    """The place of a backbone's weight file, without the suffix; slashes become two underscores."""
+    return weight_folders()[0] / name.replace("/", "__")
 
 
 def find(name: str, given: str | None, hub: str, files: Sequence[str], *, fetch: bool = True) -> Path:
@@ -42,11 +50,12 @@ def find(name: str, given: str | None, hub: str, files: Sequence[str], *, fetch:
         fetch: whether the hub is asked; without, a file that is not on this machine is refused.
     """
     if given is not None:
-        return existing(Path(given).expanduser())
+        return existing(expanded(given))
     by_hand = put_by_hand(name)
-    for suffix in SUFFIXES:  # not with_suffix: the tag behind a dot would be taken for one
-        if (found := by_hand.with_name(by_hand.name + suffix)).is_file():
-            return found
+    for folder in weight_folders():
+        for suffix in SUFFIXES:  # not with_suffix: the tag behind a dot would be taken for one
+            if (found := folder / (by_hand.name + suffix)).is_file():
+                return found
     from huggingface_hub import hf_hub_download
 
     problem: Exception | None = None
@@ -66,6 +75,10 @@ def find(name: str, given: str | None, hub: str, files: Sequence[str], *, fetch:
 
 def existing(path: Path) -> Path:
     """The path of a file that is there; any other is refused."""
+    if path.is_dir():
+        inside = sorted(item.name for item in path.iterdir() if item.suffix in SUFFIXES)
+        listed = f" In it are {', '.join(inside[:4])}." if inside else ""
+        raise UserError(f"Weight file {str(path)!r} does not exist: it is a folder. Give a file.{listed}")
     if not path.is_file():
         raise UserError(f"Weight file {str(path)!r} does not exist. Give backbone.weights an existing file.")
     return path
@@ -89,39 +102,167 @@ def identity_of_tensors(state: Mapping[str, Tensor]) -> str:
 def read_tensors(path: Path) -> dict[str, Any]:
     """What a weight file holds by name: .safetensors, OpenAI's TorchScript archive, .pt, .pth or .bin.
 
-    Training wrappers ("state_dict", "model", "module.") are removed. Anything unreadable ends in a `UserError`.
+    What training scripts and PyTorch's wrappers put around it is removed (see `unwrapped` and `without_prefixes`).
+    Anything unreadable ends in a `UserError`.
     """
     existing(path)
+    return without_prefixes(unwrapped(_opened(path), path)[0])
+
+
+def remarks(path: Path) -> tuple[str, ...]:
+    """What a user should know about the choice among several tables in one file, one sentence each."""
+    if path.suffix == ".safetensors":  # which holds one table
+        return ()
+    return tuple(unwrapped(_opened(path, "meta"), path)[1])
+
+
+def described(path: Path) -> str:
+    """The first names in a file that fits no backbone, what the file seems to be, and what to do."""
+    names = list(without_prefixes(unwrapped(_opened(path, "meta"), path)[0]))
+    first = ", ".join(repr(name) for name in names[:3])
+    return f"The file's names begin with {first}. {_seems(names)}"
+
+
+def _opened(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """What is in a file; on the meta device names and shapes alone are read, where the format allows that."""
     try:
         with warnings.catch_warnings():  # torch warns of its own plans for TorchScript and pickles
             warnings.simplefilter("ignore")
-            state = _read_any(path)
+            return _read_any(path, device)
     except Exception as error:  # a damaged file can raise nearly anything
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it is damaged, or holds code or objects besides tensors, which are never loaded"
         raise UserError(
-            f"Weight file {str(path)!r} cannot be read as weights ({reason}). Allowed are .safetensors, PyTorch's "
-            ".pt, .pth or .bin, and OpenAI's CLIP archives; fetch the file again if it is one."
+            f"Weight file {str(path)!r} cannot be read as weights ({_reason(error, path)}. Allowed are .safetensors, "
+            "PyTorch's .pt, .pth or .bin, and OpenAI's CLIP archives."
         ) from error
-    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def _read_any(path: Path) -> dict[str, Any]:
+def _reason(error: Exception, path: Path) -> str:
+    """Why a file cannot be read, and the way out."""
+    if not isinstance(error, pickle.UnpicklingError):
+        first = str(error).strip().partition(chr(10))[0]
+        return f"{type(error).__name__}: {first[:200]}). Fetch the file again if it is whole elsewhere"
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if found is None:
+        return "it is damaged, or holds code or objects besides tensors, which are never loaded). Fetch the file again"
+    return (
+        f"it holds objects besides tensors, such as {found[1]}; objects are never loaded, as code can come with them). "
+        "If you trust who made it, save its tensors alone: "
+        f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pth'), or whichever key "
+        "holds them"
+    )
+
+
+def _read_any(path: Path, device: str) -> dict[str, Any]:
     if path.suffix == ".safetensors":
-        return dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            keys = list(file.keys())
+        return load_file(path) if device == "cpu" else dict.fromkeys(keys, torch.empty(0))
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             scripted = any(name.endswith("constants.pkl") or "/code/" in name for name in archive.namelist())
         if scripted:
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError("it holds no table of tensors")
+    state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not a table of tensors")
     return state
+
+
+RAW = ("state_dict", "model", "model_state_dict", "module")
+"""Keys under which training scripts keep the weights, the first that is there counts."""
+
+
+def unwrapped(state: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The one table of tensors in a training checkpoint, and what to say where there are others.
+
+    Raises:
+        UserError: it holds none, or several of which none is called as in `RAW`.
+    """
+    notes: list[str] = []
+    while not _is_table(state):
+        tables = [key for key, value in state.items() if isinstance(value, dict) and _holds(value)]
+        chosen = next((key for key in RAW if key in tables), tables[0] if len(tables) == 1 else None)
+        if chosen is None:
+            raise UserError(_no_table(path, list(state), tables))
+        others = [key for key in tables if key != chosen and "ema" in str(key).lower()]
+        if others:
+            notes.append(
+                f"Weight file {path.name!r} holds {others[0]!r}, averaged weights, beside {chosen!r}, the raw ones, "
+                f"which were taken. For the others: torch.save(torch.load({path.name!r})[{others[0]!r}], 'ema.pth')."
+            )
+        state = state[chosen]
+    return state, notes
+
+
+def _is_table(state: dict[str, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in state.values()) and not any(
+        isinstance(state.get(key), dict) for key in RAW
+    )
+
+
+def _holds(value: dict[Any, Any]) -> bool:
+    """Whether a table of tensors named by text is in there, at most two levels down; an optimiser's is not."""
+    inside = [value, *(item for item in value.values() if isinstance(item, dict))]
+    return "param_groups" not in value and any(
+        isinstance(name, str) and isinstance(item, Tensor) for table in inside for name, item in table.items()
+    )
+
+
+def _no_table(path: Path, keys: list[Any], tables: list[Any]) -> str:
+    """The refusal of a checkpoint in which the weights cannot be told."""
+    start = f"Weight file {path.name!r} cannot be read as weights: "
+    if not tables:
+        return f"{start}it holds no table of tensors, but {', '.join(map(repr, keys[:6])) or 'nothing'}."
+    pick = "teacher" if "teacher" in tables else tables[0]
+    what = " It seems to be a checkpoint of DINO, whose teacher is the usual backbone." if pick == "teacher" else ""
+    return (
+        f"{start}it holds several tables, {', '.join(map(repr, tables[:6]))}, and which is meant cannot be told.{what} "
+        f"Save the one alone: torch.save({{k.removeprefix('module.').removeprefix('backbone.'): v for k, v in "
+        f"torch.load({path.name!r})[{pick!r}].items() if 'head.' not in k}}, 'weights.pth')."
+    )
+
+
+# PyTorch's wrappers (torch.compile, FSDP, activation checkpointing) put these anywhere into names.
+_WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# Names of the attribute that holds the backbone in a training script's own module.
+_BEFORE = ("module.", "model.", "backbone.", "net.", "network.", "timm_model.")
+
+
+def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The table without what wrappers put into its names, and without a prefix that all of them share."""
+    for mark in _WITHIN:
+        state = {name.replace(mark, ""): value for name, value in state.items()}
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    while shared := next((start for start in _BEFORE if all(name.startswith(start) for name in state)), None):
+        state = {name.removeprefix(shared): value for name, value in state.items()}
+    return dict(state)
+
+
+def _seems(names: Sequence[str]) -> str:
+    """What a file with these names seems to be, and what to do about it."""
+    has = set(names)
+    starts = {name.partition(".")[0] for name in names}
+    if starts & {"vision_model", "text_model", "vit", "embeddings", "dinov2", "siglip", "swin", "convnext"}:
+        return (
+            "These are the names of the library transformers. Take the same weights in timm's or open_clip's form: "
+            "model.safetensors of a timm repository, or open_clip_model.safetensors."
+        )
+    if any(".lora_A." in name or "base_layer." in name for name in names):
+        return "It seems to be a model of peft with its adapter. Merge that first: merge_and_unload()."
+    if starts <= {"tuners", "head", "backbone"} and starts & {"tuners", "head"}:
+        return "It seems to be what liftplus learned in a run, not a backbone. Give the backbone's own weights."
+    for start in (*_BEFORE, "teacher.", "student.", "ema.", "model_ema.", "ema_model."):
+        if any(name.startswith(start) for name in names):
+            return (
+                f"Only some of its names begin with {start!r}, as of a module that holds more than its backbone. "
+                f"Save that part alone: {{k.removeprefix({start!r}): v for k, v in state.items() if "
+                f"k.startswith({start!r})}}."
+            )
+    if "visual.proj" in has or any(name.startswith("visual.") for name in names):
+        return "These are open_clip's names of a dual encoder. Name the backbone as open_clip/ARCH/TAG, with its size."
+    if "patch_embed.proj.weight" in has:
+        return "These are timm's names of an image tower. Name the backbone as timm/ARCH.TAG, with its size."
+    return "Give the file that belongs to this backbone."
 
 
 def single_precision(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -139,6 +280,13 @@ def with_scalar(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return state | {name: vector.reshape(())} if vector is not None and vector.numel() == 1 else state
 
 
+class UnfitError(UserError):
+    """A table of tensors that is not the backbone's."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"The weights do not fit {what}: {reason}.")
+
+
 def load_strict(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load every tensor or refuse, naming the first few that do not fit."""
     own = module.state_dict()
@@ -151,7 +299,5 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
-            f"The weights do not fit {what}: {'; '.join(wrong[:3])}{more}. Give the file that belongs to this backbone."
-        )
+        raise UnfitError(what, f"{'; '.join(wrong[:3])}{more}")
     module.load_state_dict(state)

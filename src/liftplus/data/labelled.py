@@ -17,6 +17,7 @@ from liftplus.data.dataset import DataSet, Split, are_numbers, sorted_ids
 from liftplus.data.images import upright_rgb
 from liftplus.data.stores import ArrayStore, FolderStore
 from liftplus.errors import UserError
+from liftplus.paths import expanded
 
 Labelled = tuple[Iterable[Any], Sequence[Hashable] | ArrayLike]
 """Images and their labels, as `from_images` takes them."""
@@ -95,7 +96,7 @@ def _picture(number: int, one: Any) -> str | NDArray[np.uint8]:
     if isinstance(one, list | tuple) and len(one) == 1 and isinstance(one[0], str | os.PathLike):
         one = one[0]
     if isinstance(one, str | os.PathLike):
-        return str(os.fspath(one))
+        return str(expanded(one)) if os.fspath(one).startswith("~") else str(os.fspath(one))
     pixels = np.asarray(upright_rgb(one) if isinstance(one, Image.Image) else one)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise UserError(

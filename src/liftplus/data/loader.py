@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -207,8 +208,40 @@ def _shared(batch: Batch) -> Batch | UserError:
     return batch
 
 
-def _lost(error: Exception) -> str | None:
+UNGUARDED = 79
+"""Exit code of a worker that was started while its own copy of the user's script had not come to its end."""
+_GUARD = (
+    'Loader workers run the script that started them again, as far as its `if __name__ == "__main__":`. '
+    "Put the call of liftplus below such a line, or use workers=0."
+)
+
+
+def leave_unguarded() -> None:
+    """End a worker that came here by running the user's script again: what follows would start workers of its own."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
+
+
+def _runs_script_again() -> bool:
+    """Whether new processes begin by running the user's script."""
+    return multiprocessing.get_start_method() != "fork"
+
+
+def _refuse_nameless_script() -> None:
+    """Refuse workers that would look for a script that came from stdin."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if _runs_script_again() and script is not None and not os.path.exists(script):
+        raise UserError(
+            f"Loader workers cannot run the script again that started them, since it is no file ({script}). "
+            'Put it into a file, with the call of liftplus below `if __name__ == "__main__":`, or use workers=0.'
+        )
+
+
+def _lost(error: Exception, codes: Sequence[int | None] = ()) -> str | None:
     """What to say where worker processes died or cannot be heard any more; None for any other error."""
+    starting = isinstance(error, ConnectionError | EOFError) and not codes and _runs_script_again()
+    if UNGUARDED in codes or starting:  # a worker that ended before it had read what it was sent
+        return _GUARD
     if "Too many open files" in str(error):
         return "The loader has too many open files. Raise the limit (ulimit -n), or use fewer workers."
     found = re.search(r"DataLoader worker \(pid\D*([\d, ]*\d)\)", str(error))
@@ -271,6 +304,9 @@ class Loader:
     ) -> None:
         self._order = _Order(order or InOrder(len(split)), len(split), batch_size, job)
         count = auto_workers(store) if workers is None else workers
+        self._batches: Any = None
+        if count:
+            _refuse_nameless_script()
         self._loader: DataLoader[Any] = DataLoader(
             _Pictures(store, split, view),
             batch_sampler=self._order,
@@ -279,6 +315,7 @@ class Loader:
             persistent_workers=count > 0,
             pin_memory=pin,
             worker_init_fn=_settle if count else None,
+            generator=torch.Generator(),  # else it draws from the caller's stream
         )
 
     def __len__(self) -> int:
@@ -294,12 +331,15 @@ class Loader:
         # No variable here may hold an exception that is raised: with its traceback that makes a cycle, and workers that
         # are left to the garbage collector take ten seconds to end.
         try:
-            for batch in self._begin():
+            self._batches = None
+            self._batches = self._begin()
+            for batch in self._batches:
                 if isinstance(batch, UserError):
                     raise type(batch)(*batch.args)
                 yield batch
         except (RuntimeError, EOFError, ConnectionError) as error:
-            if (reason := _lost(error)) is None:
+            workers = getattr(self._batches, "_workers", ())
+            if (reason := _lost(error, [worker.exitcode for worker in workers])) is None:
                 raise
             raise UserError(reason) from error
 
@@ -308,6 +348,7 @@ class Loader:
 
         It would raise in whatever runs when a worker dies; asking for the next batch finds that out as well.
         """
+        leave_unguarded()
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         with _asked_to_end_later():
             if before is None or threading.current_thread() is not threading.main_thread():
