@@ -1,4 +1,4 @@
-"""What tests got right, told apart from chance: each accuracy with its interval, each two methods with their difference.
+"""What tests got right, told apart from chance: each accuracy with its interval and each two methods.
 
 `compare` prints these and the report shows them, so that both give one judgement.
 

@@ -101,18 +101,15 @@ def _first_line(text: str | None) -> str:
     return (text or "").strip().partition("\n")[0]
 
 
-def backbones(pattern: str) -> list[str]:
-    """All names of backbones, short and full, that contain the pattern; case does not matter.
+def backbones() -> list[str] | None:
+    """All names of backbones, short and full, as far as the libraries' lists are kept for the installed versions.
 
-    The libraries' lists are kept for the versions that were current; of other versions the libraries are asked.
+    None for other versions, of which the libraries have to be asked.
     """
     kept = json.loads((files("liftplus") / "presets" / PRETRAINED).read_text(encoding="utf-8"))
     if any(_installed(library) != entry["version"] for library, entry in kept.items()):
-        from liftplus.backbones import catalogue
-
-        return catalogue.find(pattern)
-    names = [*presets("backbones"), *(name for entry in kept.values() for name in entry["names"])]
-    return [name for name in names if pattern.casefold() in name.casefold()]
+        return None
+    return [*presets("backbones"), *(name for entry in kept.values() for name in entry["names"])]
 
 
 def _installed(library: str) -> str | None:

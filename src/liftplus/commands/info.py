@@ -57,7 +57,12 @@ def _backbones(pattern: str, as_json: bool) -> None:
     """Every name of a backbone that contains the pattern."""
     from liftplus import console, names
 
-    found = names.backbones(pattern)
+    known = names.backbones()
+    if known is None:
+        from liftplus.backbones import catalogue
+
+        known = catalogue.find("")
+    found = [name for name in known if pattern.casefold() in name.casefold()]
     if not found:
         raise UserError(
             f"No backbone's name contains {pattern!r}. Try a family: vit, dinov3, siglip, convnext, resnet."

@@ -33,7 +33,7 @@ def report(
 ) -> None:
     """Write a page about one or several runs: accuracies, curves, classes, confusions, calibration, cost.
 
-    A folder of `compare`, `sweep` or `reproduce` stands for the runs inside. Runs that differ by seed alone are averaged.
+    A folder of `compare`, `sweep` or `reproduce` stands for the runs inside. Seeds of one kind are averaged.
 
     The folder holds report.html, which needs no network, and figures/ with each figure as PNG and its numbers as CSV.
     An earlier report there is replaced.

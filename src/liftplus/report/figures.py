@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from liftplus.differences import Tested as Answers
 from liftplus.differences import named
 from liftplus.metrics import FEW_UNDER, MANY_OVER, group_of
 from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, dots, inner_legend, legend
@@ -39,8 +40,7 @@ def accuracy(series: Sequence[Series], judgement: Judgement) -> Chart | None:
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
     legend(figure, axes)
     rows = [
-        [s.label, key, *_spread(s.measure(key)), *((a.interval(key) if a else None) or (None, None))]
-        + [a.pictures(key) if a else None]
+        [s.label, key, *_spread(s.measure(key)), *(_sureness(a, key) if a else (None, None, None))]
         for _, s, a in found
         for key in MEASURES
     ]
@@ -50,6 +50,11 @@ def accuracy(series: Sequence[Series], judgement: Judgement) -> Chart | None:
     )
     header = ("series", "measure", "mean", "sd", "seeds", "interval_low", "interval_high", "test_images")
     return Chart("accuracy", "Accuracy by group", reading, header, rows, figure)
+
+
+def _sureness(answers: Answers, key: str) -> tuple[float | None, float | None, int]:
+    """The ends of an accuracy's interval, and its number of test pictures."""
+    return (*(answers.interval(key) or (None, None)), answers.pictures(key))
 
 
 def _with_count(key: str, counts: Sequence[int]) -> str:
@@ -311,8 +316,8 @@ def tte(series: Sequence[Series], judgement: Judgement) -> Chart | None:
         for key in e
     ]
     reading = (
-        "Accuracy with five crops less accuracy with one crop, by group. Around zero: the crops saw the same. Whiskers: "
-        "the 95 % interval over seeds and test pictures."
+        "Accuracy with five crops less accuracy with one crop, by group. Around zero: the crops saw the same. "
+        "Whiskers: the 95 % interval over seeds and test pictures."
     )
     header = ("series", "measure", "one_crop", "five_crops", "gain", "gain_sd", "gain_half_interval", "seeds")
     return Chart("tte", "What five crops gain", reading, header, rows, figure)

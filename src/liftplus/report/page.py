@@ -278,14 +278,9 @@ def _tables(draft: Draft, values: dict[str, Any]) -> None:
     values["has_ids"] = any(column["key"] == "id" for column in columns)
     if rows:
         results.write_csv(folder / "classes.csv", [column["title"] for column in columns], rows)
-    header = ("series", "true", "predicted", "images", "seeds", "test_images", "share", "true_train_images")
-    header = (*header, "predicted_train_images")
-    pairs = [
-        [e["label"], p.true, p.predicted, p.images, p.seeds, p.tests, chart.cell(p.share)]
-        + [p.true_train, p.predicted_train]
-        for e in values["confused"]
-        for p in e["pairs"]
-    ]
+    header = ["series", "true", "predicted", "images", "seeds", "test_images", "share"]
+    header += ["true_train_images", "predicted_train_images"]
+    pairs = [(e["label"], *p.row()) for e in values["confused"] for p in e["pairs"]]
     if values["confused"]:
         results.write_csv(folder / "confused_pairs.csv", header, pairs)
     results.write_csv(folder / "cost.csv", content.COST_HEADER, ([e["label"], *e["cells"]] for e in values["cost"]))

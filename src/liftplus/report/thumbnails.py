@@ -39,6 +39,20 @@ class Pair:
     wrong: tuple[str, ...] = ()
     example: str | None = None
 
+    def row(self) -> tuple[str, str, int, int, int, str, int, int]:
+        """Its line of the CSV."""
+        share = f"{self.share:.6g}"
+        return (
+            self.true,
+            self.predicted,
+            self.images,
+            self.seeds,
+            self.tests,
+            share,
+            self.true_train,
+            self.predicted_train,
+        )
+
     @property
     def count(self) -> str:
         """How often, in words."""
