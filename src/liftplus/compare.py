@@ -14,6 +14,7 @@ from liftplus import recipe, results, reuse
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.differences import Contender, caveat, counted, named
+from liftplus.differences import Tested as Tested
 from liftplus.differences import read_tests as read_tests
 from liftplus.errors import UserError
 from liftplus.noise import KEYS, Difference

@@ -33,6 +33,9 @@ COST_HEADER = (
 )
 
 
+DIFFERENCES = 40  # sentences on the page; all are in the CSV
+
+
 def entry(series: Sequence[Series], place: int) -> dict[str, Any]:
     """Label and colour of a series."""
     return {"label": series[place].label, "colour": place % len(SERIES)}
@@ -55,8 +58,9 @@ def accuracy(series: Sequence[Series], judgement: Judgement) -> list[dict[str, A
                 answers = judgement.answers(one.label, tte)
                 cells = [_cell(spread, answers, key) for spread, key in zip(spreads, MEASURES, strict=True)]
                 beaten = [judgement.beaten(named(one.label, tte), key) for key in MEASURES]
-                images = next(iter(tests.values())).metrics.get("images")
-                about = {"crops": "five" if tte else "one", "seeds": len(tests), "images": images or "–"}
+                if cells[0]["images"] is None:  # the predictions are missing
+                    cells[0]["images"] = next(iter(tests.values())).metrics.get("images")
+                about = {"crops": "five" if tte else "one", "seeds": len(tests)}
                 rows.append(entry(series, place) | {"cells": cells, "beaten": beaten} | about)
     for k in range(len(MEASURES)):
         proven = any(row["beaten"][k] for row in rows)
@@ -79,8 +83,8 @@ def differences(judgement: Judgement) -> dict[str, Any]:
     """Each difference in a sentence, and what the intervals are."""
     found = [one for one in judgement.differences if one.key in ("overall", "few")]
     return {
-        "sentences": [one.sentence() for one in found],
-        "more": len(judgement.differences) - len(found),
+        "sentences": [one.sentence() for one in found[:DIFFERENCES]],
+        "more": max(0, len(found) - DIFFERENCES),
         "caveat": caveat(min(one.seeds for one in found)) if found else "",
     }
 

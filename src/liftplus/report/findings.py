@@ -72,6 +72,8 @@ def _best(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
             if one.measure(key)
         ]
         text += f" ({', '.join(groups)})"
+    elif isinstance(images := one.tested[0].metrics.get("images"), int):
+        text += f" on {pictures(images)}"
     rivals = [found for _, other in ranked[1:] if (found := judgement.rival(one, other, "overall")) is not None]
     if rivals:
         text += f". {rivals[0].sentence()}"

@@ -236,9 +236,9 @@ def _confused(draft: Draft, progress: Progress) -> dict[str, Any]:
     """The confused pairs of each series, the best one first, with pictures where the data are still there."""
     chosen = [one for one in draft.series if any(t.confusion and t.classes for t in one.tested)]
     if not chosen:
-        return {"confused": [], "pictures_note": None}
+        return {"confused": [], "pictures_note": None, "confused_more": 0}
     note = None
-    top = content.best(chosen)
+    top, known = content.best(chosen), len(chosen)
     chosen = sorted(chosen, key=lambda one: one is not top)[:SHOWN_SERIES]
     entries = []
     with progress.task("Pictures of confused classes", len(chosen)) as advance:
@@ -256,7 +256,7 @@ def _confused(draft: Draft, progress: Progress) -> dict[str, Any]:
         note = None
     elif note is None and any(e["pairs"] for e in entries):
         note = "No pictures are shown, because none of the files that the run tested can be read any more."
-    return {"confused": entries, "pictures_note": note}
+    return {"confused": entries, "pictures_note": note, "confused_more": known - len(entries)}
 
 
 def _tables(draft: Draft, values: dict[str, Any]) -> None:
@@ -274,15 +274,19 @@ def _tables(draft: Draft, values: dict[str, Any]) -> None:
             "wide": one.figure.get_figwidth() > 6,
             "svg": Markup(chart.save(one, folder)),
         }
+    if draft.judgement.differences:
+        header = ("a", "b", "key", "points", "half", "p", "adjusted", "seeds", "images", "exceeds")
+        lines = [[chart.cell(getattr(one, key)) for key in header] for one in draft.judgement.differences]
+        results.write_csv(folder / "differences.csv", header, lines)
     columns, rows = content.class_table(draft.series)
     values["has_ids"] = any(column["key"] == "id" for column in columns)
     if rows:
         results.write_csv(folder / "classes.csv", [column["title"] for column in columns], rows)
-    header = ["series", "true", "predicted", "images", "seeds", "test_images", "share"]
-    header += ["true_train_images", "predicted_train_images"]
+    columns_of_pairs = ["series", "true", "predicted", "images", "seeds", "test_images", "share"]
+    columns_of_pairs += ["true_train_images", "predicted_train_images"]
     pairs = [(e["label"], *p.row()) for e in values["confused"] for p in e["pairs"]]
     if values["confused"]:
-        results.write_csv(folder / "confused_pairs.csv", header, pairs)
+        results.write_csv(folder / "confused_pairs.csv", columns_of_pairs, pairs)
     results.write_csv(folder / "cost.csv", content.COST_HEADER, ([e["label"], *e["cells"]] for e in values["cost"]))
     values["charts"] = {name: shown.get(name) for name in CHARTS}
     values["classes"] = content.script_json({"columns": columns, "rows": rows}) if rows else None
