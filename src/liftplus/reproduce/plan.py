@@ -107,8 +107,9 @@ class Plan:
             key, _, value = pair.partition("=")
             found[key.strip().removeprefix("train.").removeprefix("data.")] = value.strip()
         tuner = tuple(name for name in found["tuner"].split("+") if name != "none")
-        ratio = found.get("imbalance_ratio")
-        return Outline(experiment.backbone, int(found["epochs"]), tuner, None if ratio is None else float(ratio))
+        ratio = found.get("imbalance_ratio", "none")
+        known = None if ratio.lower() in ("none", "null") else float(ratio)
+        return Outline(experiment.backbone, int(float(found["epochs"])), tuner, known)
 
     def command(self, experiment: Experiment, seed: int = 0) -> str:
         """The line that makes one run by itself."""
