@@ -29,6 +29,7 @@ def names(given: list[Path]) -> list[str]:
 
 def test_the_folder_of_a_comparison_stands_for_its_runs(tmp_path: Path, command: Any) -> None:
     made(tmp_path / "cmp", "lift+-seed0", "lift+-seed1")
+    (tmp_path / "cmp" / "lift+-seed0" / "tests").mkdir()
     Made(NAMES).evaluate(tmp_path / "cmp" / "lift+-seed0" / "tests" / "tte=false", {"tte": False})
     (tmp_path / "cmp" / "full-seed0").mkdir()
     (tmp_path / "cmp" / "full-seed0" / "config.json").write_text("{}")
@@ -71,7 +72,7 @@ def test_folders_without_a_finished_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="none has been tested"):
         folders.chosen([tmp_path])
-    Made(NAMES).write(tmp_path / "x" / "one") if (tmp_path / "x").mkdir() is None else None
+    Made(NAMES).write(tmp_path / "x" / "one")
     Made(NAMES[:3]).write(tmp_path / "x" / "two")
     with pytest.raises(UserError, match="different classes"):
         report.write(tmp_path / "x", tmp_path / "out")

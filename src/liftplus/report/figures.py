@@ -54,7 +54,8 @@ def accuracy(series: Sequence[Series], judgement: Judgement) -> Chart | None:
 
 def _sureness(answers: Answers, key: str) -> tuple[float | None, float | None, int]:
     """The ends of an accuracy's interval, and its number of test pictures."""
-    return (*(answers.interval(key) or (None, None)), answers.pictures(key))
+    low, high = answers.interval(key) or (None, None)
+    return low, high, answers.pictures(key)
 
 
 def _with_count(key: str, counts: Sequence[int]) -> str:

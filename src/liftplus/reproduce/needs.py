@@ -56,7 +56,7 @@ class Outline:
     Attributes:
         backbone: its name.
         epochs: of training; 0 for none.
-        tuner: names of the tuners.
+        tuner: names of the tuners that are asked for.
         imbalance_ratio: to which the data are cut, where it is set.
     """
 
