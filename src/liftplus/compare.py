@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -191,25 +192,33 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
         by_name.setdefault(row.name, []).append(row)
     tested = {name: read_tests([Path(row.folder) for row in same]) for name, same in by_name.items()}
     first = next(iter(tested.values()))
-    names = list(by_name)
-    pairs = [
-        (a, b)
-        for k, a in enumerate(names)
-        for b in names[k + 1 :]
-        if by_name[a][0].tte == by_name[b][0].tte or by_name[a][0].method == by_name[b][0].method
-    ]
+    families = list(_families({name: same[0] for name, same in by_name.items()}))
+    pairs = [pair for family in families for pair in family]
     found: list[Difference] = []
     for key in KEYS:
         weight, strata = noise.weights(key, first.labels, first.train_counts)
         if not weight.any():
             continue
-        compared = [noise.compare(tested[a].right, tested[b].right, weight, strata) for a, b in pairs]
-        adjusted = noise.holm([p for _, _, p in compared])
-        found += [
-            Difference(a, b, key, points, half, p, corrected, len(tested[a].right), int((weight > 0).sum()))
-            for (a, b), (points, half, p), corrected in zip(pairs, compared, adjusted, strict=True)
-        ]
+        compared = []
+        for family in families:
+            names = list(dict.fromkeys(name for pair in family for name in pair))
+            places = [(names.index(a), names.index(b)) for a, b in family]
+            training = [by_name[name][0].method for name in names]
+            compared += noise.compare_all([tested[name].right for name in names], places, weight, strata, training)
+        adjusted = noise.holm([one.p for one in compared])
+        for (a, b), one, corrected in zip(pairs, compared, adjusted, strict=True):
+            seeds = min(len(tested[a].right), len(tested[b].right))
+            images = int((weight > 0).sum())
+            found.append(Difference(a, b, key, one.points, one.half, one.p, corrected, seeds, images, one.part))
     return found
+
+
+def _families(first: dict[str, Row]) -> Iterator[list[tuple[str, str]]]:
+    """Pairs by name that share the seeds' variance: of one crop, of five crops, and five crops against one."""
+    pairs = list(combinations(first, 2))
+    for tte in (False, True):
+        yield [(a, b) for a, b in pairs if first[a].tte == first[b].tte == tte]
+    yield [(a, b) for a, b in pairs if first[a].method == first[b].method]
 
 
 @dataclass(frozen=True)
@@ -268,12 +277,14 @@ def caveat(seeds: int) -> str:
     """What the intervals are, and what they do not show."""
     if seeds == 1:
         return (
-            "One seed proves nothing under 0.3 points overall or 1 point on a group: other seeds differ by that much. "
-            "± is a 95 % interval over test images alone. Give --seeds 3 for more."
+            "One seed proves nothing: other seeds give other accuracies, and how much they differ is not known. ± of a "
+            "difference is a 95 % interval over test images alone. Give --seeds 3 to see which differences are more "
+            "than noise."
         )
     return (
-        f'± of a difference is a 95 % interval over {seeds} seeds (paired) and test images together; "more than noise" '
-        "holds for all comparisons of one accuracy at once (Holm, 5 %)."
+        f'± of a difference is a 95 % interval over {seeds} seeds and the test images together. "More than noise" '
+        "holds for all comparisons of one accuracy at once: at most one set of comparisons in twenty has a false one "
+        "(Holm, 5 %)."
     )
 
 
