@@ -86,7 +86,8 @@ class Tested:
         """What was found."""
         if self.difference is None:
             return f"{self.better} against {self.worse}, {self.metric}: {self.verdict}. {self.why}".rstrip()
-        margin = "" if self.margin is None else f" with a margin of {self.margin:g} points"
+        points = f"{self.margin:g} point{'' if self.margin == 1 else 's'}"
+        margin = "" if self.margin is None else f" with a margin of {points}"
         return f"{self.difference.sentence()} {self.verdict[:1].upper()}{self.verdict[1:]}{margin}."
 
 
