@@ -127,9 +127,10 @@ def test_where_seeds_dominate_five_percent_are_five_percent() -> None:
     assert all(3 <= value <= 7 for value in found.values()), found
 
 
-def test_six_methods_whose_seeds_scatter_make_no_false_finding() -> None:
-    found = false_families(World(classes=50, each=10, run=0.08, methods=6), 60)
-    assert all(value <= 7 for value in found.values()), found
+def test_six_methods_whose_seeds_scatter_make_few_false_findings() -> None:
+    """As often as stated, give or take what 100 trials leave open: 5 % and twice 2.2."""
+    found = false_families(World(classes=50, each=10, run=0.08, methods=6), 100)
+    assert all(value <= 9.4 for value in found.values()), found
 
 
 def test_a_method_that_is_worse_by_the_margin_is_not_called_no_worse() -> None:
@@ -138,8 +139,10 @@ def test_a_method_that_is_worse_by_the_margin_is_not_called_no_worse() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("points", [0.0, 4.0])
+@pytest.mark.parametrize(
+    ("case", "points"),
+    [*((case, 0.0) for case in CASES), ("sd 0.8", 4.0), ("two seeds, sd 1.3", 4.0), ("seeds dominate, sd 2.05", 4.0)],
+)
 def test_the_interval_holds_the_truth(case: str, points: float) -> None:
     """With no difference what it misses are false findings."""
     found = missed(CASES[case], 600, points)
