@@ -53,18 +53,19 @@ def test_one_seed_is_the_interval_of_paired_shares() -> None:
 
 
 def test_the_interval_is_made_of_both_parts() -> None:
-    """Images 1.0, of which 0.25 is chance that the seeds' 0.75 holds too: Student's quantiles weigh 1 and 0.5."""
-    images, seeds = ImagePart(1.0, 2399, 0.25), SeedPart(0.75, 4)
-    half = (stats.t.ppf(0.975, 2399) + 0.5 * stats.t.ppf(0.975, 4)) / math.sqrt(1.5)
+    """Images 1.0, of which 0.25 is chance that the seeds' 0.5 holds too: Student's quantiles weigh 0.75 and 0.5."""
+    images, seeds = ImagePart(1.0, 2399, 0.25), SeedPart(0.5, 4)
+    half = (0.75 * stats.t.ppf(0.975, 2399) + 0.5 * stats.t.ppf(0.975, 4)) / math.sqrt(1.25)
     found = noise.estimate(3.0, images, seeds)
     assert found.half == pytest.approx(half, rel=1e-9)
     assert noise.estimate(half, images, seeds).p == pytest.approx(0.05, rel=1e-9)
     assert found.p is not None and found.p < 0.05
     assert noise.estimate(1e6, images, seeds).p == 1e-12
-    # Seeds that agree by luck take nothing from what is known of the images.
-    lucky = noise.estimate(3.0, images, SeedPart(0.1, 4))
-    assert lucky.half == pytest.approx(stats.t.ppf(0.975, 2399), rel=1e-9)
-    assert lucky.p == pytest.approx(2 * stats.t.sf(3.0, 2399), rel=1e-6)
+    alone = noise.estimate(3.0, ImagePart(1.0, 2399, 0.0), None)  # one seed
+    assert alone.half == pytest.approx(stats.t.ppf(0.975, 2399), rel=1e-9)
+    assert alone.p == pytest.approx(2 * stats.t.sf(3.0, 2399), rel=1e-6)
+    chance = noise.estimate(3.0, ImagePart(1.0, 2399, 1.1), seeds)  # the images are nothing but chance
+    assert chance.half == pytest.approx(stats.t.ppf(0.975, 4) * math.sqrt(0.5), rel=1e-9)
     assert noise.estimate(3.0, None, seeds) == noise.Estimate(3.0, None, None, None)
 
 

@@ -2,7 +2,7 @@
 
 A difference of two accuracies would come out otherwise with other seeds and with other test images. Its variance is
 
-    V = I + max(0, D - C),    I = Σ_k W_k² v_k / n_k,    D = s_a² / S_a + s_b² / S_b
+    V = I - C + D,    I = Σ_k W_k² v_k / n_k,    D = s_a² / S_a + s_b² / S_b
 
 I is the images' part. The sum goes over the strata of test images that an accuracy averages: v_k is the variance over
 the n_k images of stratum k of the difference of the shares of seeds that got the image right, W_k the stratum's weight.
@@ -14,7 +14,7 @@ difference by seed over S.
 Half the 95 % interval is the mean of Student's two quantiles, weighted by the parts (Cochran 1964, Approximate
 significance levels of the Behrens-Fisher test, Biometrics 20):
 
-    half = (I t(f) + E t(g)) / √V,    E = max(0, D - C)
+    half = ((I - C) t(f) + D t(g)) / √V
 
 f and g are the degrees of freedom of I and of D. Of one seed only I is known, and nothing is called more than noise.
 That both parts have to be counted: Bouthillier et al. 2021, arXiv 2103.03098. Of several comparisons p-values are
@@ -231,14 +231,14 @@ def estimate(points: float, images: ImagePart | None, seeds: SeedPart | None) ->
     """A difference with its interval; without a seeds' part (one seed) the interval is over images alone."""
     if images is None:
         return Estimate(points, None, None, None)
-    excess = 0.0 if seeds is None else max(0.0, seeds.variance - images.shared)
-    total = images.variance + excess
+    parts = [(max(0.0, images.variance - images.shared), images.freedom)]
+    if seeds is not None:
+        parts.append((seeds.variance, seeds.freedom))
+    total = sum(variance for variance, _ in parts)
     if total <= 1e-18:  # nothing varies: equal methods, or too few images to see it
         same = abs(points) < 1e-9
         return Estimate(points, 0.0 if same else None, 1.0 if same else None, images)
-    parts = [(images.variance / total, images.freedom)]
-    if seeds is not None and excess:
-        parts.append((excess / total, seeds.freedom))
+    parts = [(variance / total, freedom) for variance, freedom in parts if variance]
     error = math.sqrt(total)
     return Estimate(points, error * _quantile(LEVEL, parts), _p(abs(points) / error, parts), images)
 
