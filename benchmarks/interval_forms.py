@@ -2,16 +2,18 @@
 
     python benchmarks/interval_forms.py
 
-A difference is normal: a part of its variance comes from test images and is known, the rest from seeds and is estimated
-with few degrees of freedom. Prints false findings at 5 %: first by the form of the interval, over shares of the seeds
-from nothing to all; then, with seeds alone, by which of six methods share a variance, where one of them scatters 1, 2,
-4 or 7 times as much as the others. docs/log.md, 2026-11-28, has the result.
+A difference is normal. A part of its variance comes from test images and is known, a part is chance by image and seed
+and is known too, and the rest comes from seeds and is estimated, together with chance, with few degrees of freedom.
+Prints false findings at 5 %: first by the form of the interval, lowest and highest over all shares of the three parts;
+then, with seeds alone, by which of six methods share a variance, where one of them scatters 1, 2, 4 or 7 times as much
+as the others. docs/log.md, 2026-11-28, has the result.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +25,17 @@ from liftplus.seed_variance import Runs, seed_parts
 
 Floats = NDArray[np.float64]
 SHARES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
-Form = Callable[[float, Floats, int], Floats]
+CHANCES = (0, 0.25, 0.5, 0.8)  # of what seeds do not contribute
+Form = Callable[[float, float, Floats, int], Floats]  # images, chance, what seeds seem to contribute, freedom
 
 
-def satterthwaite(images: float, seeds: Floats, freedom: int) -> Floats:
-    total = images + seeds
+def satterthwaite(images: float, chance: float, seeds: Floats, freedom: int) -> Floats:
+    """The older form, in which chance counted twice."""
+    total = images + chance + seeds
     return stats.t.ppf(0.975, np.minimum(total**2 * freedom / seeds**2, 1e6)) * np.sqrt(total)
 
 
-def behrens_fisher(images: float, seeds: Floats, freedom: int) -> Floats:
+def behrens_fisher(images: float, chance: float, seeds: Floats, freedom: int) -> Floats:
     """Quantiles of a normal plus a scaled Student variable, interpolated over their shares."""
     rng, shares = np.random.default_rng(1), np.linspace(0, 1, 41)
     normal, student = rng.standard_normal(100_000), rng.standard_t(freedom, 100_000)
@@ -39,12 +43,22 @@ def behrens_fisher(images: float, seeds: Floats, freedom: int) -> Floats:
     return np.interp(seeds / (images + seeds), shares, table) * np.sqrt(images + seeds)
 
 
-def weighted(images: float, seeds: Floats, freedom: int) -> Floats:
+def excess(images: float, chance: float, seeds: Floats, freedom: int) -> Floats:
+    """Seeds count only where they scatter more than chance."""
+    return weighted(images + chance, 0, np.maximum(seeds - chance, 0), freedom)
+
+
+def weighted(images: float, chance: float, seeds: Floats, freedom: int) -> Floats:
     """The form of liftplus.noise."""
     return (stats.norm.ppf(0.975) * images + stats.t.ppf(0.975, freedom) * seeds) / np.sqrt(images + seeds)
 
 
-FORMS: dict[str, Form] = {"Satterthwaite": satterthwaite, "Behrens-Fisher": behrens_fisher, "weighted": weighted}
+FORMS: dict[str, Form] = {
+    "Satterthwaite": satterthwaite,
+    "Behrens-Fisher": behrens_fisher,
+    "excess": excess,
+    "weighted": weighted,
+}
 # Levels of the F tests of liftplus.seed_variance: OUTLIER, LARGER, SMALLER.
 SHARING = {
     "each pair its own": (0, 1.1, 1.1),
@@ -58,10 +72,10 @@ def by_form(freedom: int, trials: int) -> Iterator[str]:
     rng = np.random.default_rng(0)
     for name, form in FORMS.items():
         found = []
-        for share in SHARES:
-            gap = np.abs(rng.standard_normal(trials))
-            seeds = share * rng.chisquare(freedom, trials) / freedom + 1e-12
-            found.append(100 * np.mean(gap > form(1 - share, seeds, freedom)))
+        for share, part in product(SHARES, CHANCES):
+            gap, chance = np.abs(rng.standard_normal(trials)), part * (1 - share)
+            seeds = (share + chance) * rng.chisquare(freedom, trials) / freedom + 1e-12
+            found.append(100 * np.mean(gap > form(1 - share - chance, chance, seeds, freedom)))
         yield f"{name}, {freedom} degrees of freedom: {min(found):.1f} to {max(found):.1f} %"
 
 

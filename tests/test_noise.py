@@ -61,7 +61,7 @@ def test_the_interval_is_made_of_both_parts() -> None:
     assert noise.estimate(half, images, seeds).p == pytest.approx(0.05, rel=1e-9)
     assert found.p is not None and found.p < 0.05
     assert noise.estimate(1e6, images, seeds).p == 1e-12
-    alone = noise.estimate(3.0, ImagePart(1.0, 2399, 0.0), None)  # one seed
+    alone = noise.estimate(3.0, ImagePart(1.0, 2399, 0.25), None)  # one seed of a method
     assert alone.half == pytest.approx(stats.t.ppf(0.975, 2399), rel=1e-9)
     assert alone.p == pytest.approx(2 * stats.t.sf(3.0, 2399), rel=1e-6)
     chance = noise.estimate(3.0, ImagePart(1.0, 2399, 1.1), seeds)  # the images are nothing but chance

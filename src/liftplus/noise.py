@@ -231,9 +231,10 @@ def estimate(points: float, images: ImagePart | None, seeds: SeedPart | None) ->
     """A difference with its interval; without a seeds' part (one seed) the interval is over images alone."""
     if images is None:
         return Estimate(points, None, None, None)
-    parts = [(max(0.0, images.variance - images.shared), images.freedom)]
+    parts = [(images.variance, images.freedom)]
     if seeds is not None:
-        parts.append((seeds.variance, seeds.freedom))
+        own = max(0.0, images.variance - images.shared)
+        parts = [(own, images.freedom), (seeds.variance, seeds.freedom)]
     total = sum(variance for variance, _ in parts)
     if total <= 1e-18:  # nothing varies: equal methods, or too few images to see it
         same = abs(points) < 1e-9
