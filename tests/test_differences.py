@@ -50,14 +50,19 @@ def test_a_group_without_pictures_has_none() -> None:
 def test_runs_are_paired_by_picture_and_by_seed() -> None:
     a = answers([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]], seeds=(0, 1))
     turned = Answers(np.array([[0.0, 0.0, 1.0]]), a.labels, a.images[::-1], a.train_counts, (1,))
-    pair = differences.paired(a, turned)
-    assert pair is not None
-    assert pair[0].tolist() == [[1, 1, 0]] and pair[1].tolist() == [[1, 0, 0]]
-    strangers = differences.paired(a, answers([[1.0, 1.0, 1.0]], seeds=(7,)))
-    assert strangers is not None and len(strangers[0]) == len(strangers[1]) == 1
-    assert differences.paired(a, answers([[1.0, 1.0]])) is None
+    (found,) = [d for d in judged([("a", a), ("b", turned)]) if d.key == "overall"]
+    assert found.points == pytest.approx(100 * (1 / 2 - 1 / 3)) and found.seeds == 1
+    (crops,) = [
+        d for d in differences.judged([Contender("a", False, a), Contender("a", True, turned)]) if d.key == "overall"
+    ]
+    assert crops.points == pytest.approx(100 * (2 / 3 - 1 / 3)), "the same seed of one training"
+    assert judged([("a", a), ("b", answers([[1.0, 1.0]]))]) == []
     other = answers([[1.0, 1.0, 1.0]], images=(("x", "0"), ("y", "0"), ("z", "0")))
-    assert differences.paired(a, other) is None
+    assert judged([("a", a), ("b", other)]) == []
+
+
+def judged(given: list[tuple[str, Answers]]) -> list[differences.Difference]:
+    return differences.judged([Contender(name, False, one) for name, one in given])
 
 
 def test_which_methods_are_compared() -> None:

@@ -124,14 +124,73 @@ def test_runs_are_collected(evidence: Any, made: Path) -> None:
 
 
 def test_claims_are_judged(evidence: Any, made: Path) -> None:
-    found = evidence.collect(made, ["tiny"])["claims"]
-    assert found["heavy_hurts"]["verdict"] == "confirmed"
-    test = found["heavy_hurts"]["tests"][0]
+    record = json.loads(json.dumps(evidence.collect(made, ["tiny"])))
+    test = record["claims"]["heavy_hurts"]["tests"][0]
     assert test["points"] == 60.0
     assert test["half"] > 0
-    assert test["adjusted"] < 0.001
-    assert found["unseen"]["verdict"] == "not run"
-    assert "absent" in found["unseen"]["tests"][0]["why"]
+    assert test["p"] < 0.001
+    assert test["part"]["variance"] > 0
+    assert "absent" in record["claims"]["unseen"]["tests"][0]["why"]
+    found = evidence.evidence_claims.judged(record, catalogue.load())
+    assert found["heavy_hurts"].verdict == "confirmed"
+    assert found["unseen"].verdict == "not run"
+
+
+def test_committed_verdicts_follow_the_rules(evidence: Any) -> None:
+    """No interval that reaches beyond the margin is called no worse; the files' own verdicts were easier."""
+    known = catalogue.load()
+    tests = [
+        test
+        for record in evidence.read().values()
+        if record["kind"] == "experiments"
+        for claim in evidence.evidence_claims.judged(record, known).values()
+        for test in claim.tests
+        if test.difference is not None
+    ]
+    assert len(tests) > 50
+    for test in tests:
+        low, high = test.difference.interval()
+        if test.kind == "no_worse":
+            assert (test.verdict == "confirmed") == (low > -test.margin), test
+            assert test.verdict != "contradicted" or high < 0
+        elif test.kind == "same":
+            assert (test.verdict == "confirmed") == (max(-low, high) < test.margin), test
+        elif test.verdict == "confirmed":
+            assert low > 0
+
+
+@pytest.mark.parametrize(
+    ("images", "by_seed"), [(0.9, (1.0, 1.4, 0.9)), (0.3, (2.0, -1.0, 4.0)), (2.0, (0.5, 0.5, 0.6))]
+)
+def test_an_older_interval_tells_the_images_part(evidence: Any, images: float, by_seed: tuple[float, ...]) -> None:
+    import numpy as np
+    from scipy import stats
+
+    seeds = float(np.var(by_seed, ddof=1)) / 3
+    total = images + seeds
+    freedom = total**2 / (images**2 / 1199 + seeds**2 / 2)
+    points = float(np.mean(by_seed))
+    test = {
+        "points": points,
+        "half": round(float(stats.t.ppf(0.975, freedom)) * total**0.5, 4),
+        "p": round(2 * float(stats.t.sf(points / total**0.5, freedom)), 4),
+        "seeds": 3,
+        "images": 1200,
+    }
+    found = evidence.evidence_claims._images_part(test, np.array(by_seed), np.zeros(3))
+    assert found == pytest.approx(images, rel=0.01)
+    if seeds > 0.1:  # both from the width and p alone, where p has places enough
+        assert evidence.evidence_claims._both_parts(test) == pytest.approx((images, seeds), rel=0.05)
+
+
+def test_the_light_method_is_chosen_on_validation(evidence: Any) -> None:
+    def row(stage: str, method: str, score: float, tuned: int = 5) -> dict[str, Any]:
+        one = {"stage": stage, "method": method, "parameters": {"tuned": tuned}}
+        return one | {"one_crop": {"mean_class": score, "overall": score}}
+
+    rows = [row("search", "norm", 70.0), row("search", "lora", 60.0), row("search", "head only", 80.0, tuned=0)]
+    rows += [row("search", "full", 90.0), row("test", "norm", 10.0), row("test", "lora", 99.0)]
+    assert evidence._best_light(rows) == "norm"
 
 
 def test_results_survive_their_file_and_reach_the_page(evidence: Any, made: Path) -> None:
@@ -155,7 +214,6 @@ def test_a_file_that_made_none_of_the_comparisons_does_not_blur_a_verdict(eviden
     bare = json.loads(json.dumps(record))
     for test in bare["claims"]["heavy_hurts"]["tests"]:
         del test["points"]
-    bare["claims"]["heavy_hurts"]["verdict"] = "not run"
     assert "| Heavy hurts | confirmed (full) |" in evidence.page({"full": record, "part": bare})
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -115,52 +116,86 @@ def _table(path: Path, *columns: str) -> list[dict[str, str]]:
     return lines
 
 
-def paired(a: Tested, b: Tested) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Right or wrong [S, N] of both on the same images, in a's order, and with the same seeds.
+def _ordered(one: Tested, images: tuple[tuple[str, str], ...]) -> NDArray[np.float64]:
+    """Right or wrong [S, N] in the order of the same images elsewhere."""
+    if one.images == images:
+        return one.right
+    place = {image: k for k, image in enumerate(one.images)}
+    return one.right[:, [place[image] for image in images]]
 
-    Where the two share no seed, their runs are paired in order. None where they were tested on other images.
+
+def _same_seeds(a: Contender, b: Contender) -> tuple[Contender, Contender] | None:
+    """Two tests of one training with the seeds that both have; None without one."""
+    both = tuple(sorted(set(a.tested.seeds) & set(b.tested.seeds)))
+    if not both:
+        return None
+    kept = [replace(one.tested, seeds=both, right=_of(one.tested, both)) for one in (a, b)]
+    return replace(a, tested=kept[0]), replace(b, tested=kept[1])
+
+
+def _of(one: Tested, seeds: Sequence[int]) -> NDArray[np.float64]:
+    return one.right[[one.seeds.index(seed) for seed in seeds]]
+
+
+Pair = tuple[Contender, Contender]
+
+
+def _families(contenders: Sequence[Contender]) -> list[list[Pair]]:
+    """Pairs on the same images that share the seeds' variance.
+
+    They are those with one crop, those with five, five crops against one, and methods that share no number of crops.
     """
-    other = b.right
-    if a.images != b.images:
-        place = {image: k for k, image in enumerate(b.images)}
-        if len(a.images) != len(b.images) or len(place) != len(b.images) or place.keys() != set(a.images):
-            return None
-        other = other[:, [place[image] for image in a.images]]
-    if both := sorted(set(a.seeds) & set(b.seeds)):
-        return a.right[[a.seeds.index(s) for s in both]], other[[b.seeds.index(s) for s in both]]
-    least = min(len(a.right), len(other))
-    return a.right[:least], other[:least]
-
-
-def _pairs(contenders: Sequence[Contender]) -> list[tuple[Contender, Contender]]:
-    """Every two with the same number of crops, five crops against one, and methods that share no number of crops."""
     crops: dict[str, set[bool]] = {}
     for one in contenders:
         crops.setdefault(one.method, set()).add(one.tte)
-    return [
-        (a, b)
-        for k, a in enumerate(contenders)
-        for b in contenders[k + 1 :]
-        if a.tte == b.tte or a.method == b.method or not crops[a.method] & crops[b.method]
-    ]
+    found: dict[tuple[str, frozenset[tuple[str, str]]], list[Pair]] = {}
+    for a, b in combinations(contenders, 2):
+        images = frozenset(a.tested.images)
+        distinct = len(a.tested.images) == len(b.tested.images) == len(images)
+        if a.tested.images != b.tested.images and not (distinct and images == frozenset(b.tested.images)):
+            continue
+        if a.method == b.method:
+            if (pair := _same_seeds(a, b)) is not None:
+                found.setdefault(("crops", images), []).append(pair)
+        elif a.tte == b.tte:
+            found.setdefault(("five" if a.tte else "one", images), []).append((a, b))
+        elif not crops[a.method] & crops[b.method]:
+            found.setdefault(("other", images), []).append((a, b))
+    order = ("one", "five", "crops", "other")
+    return [pairs for kind in order for (key, _), pairs in found.items() if key == kind]
 
 
 def judged(contenders: Sequence[Contender]) -> list[Difference]:
     """The differences of methods that were tested on the same images, by accuracy; p-values adjusted for each."""
-    pairs = [(a, b, right) for a, b in _pairs(contenders) if (right := paired(a.tested, b.tested)) is not None]
-    found: list[Difference] = []
+    families, found = _families(contenders), []
     for key in KEYS:
-        told = []
-        for a, b, right in pairs:
-            weight, strata = noise.weights(key, a.tested.labels, a.tested.train_counts)
-            if weight.any():
-                told.append((a, b, len(right[0]), a.tested.pictures(key), noise.compare(*right, weight, strata)))
-        adjusted = noise.holm([p for *_, (_, _, p) in told])
-        found += [
-            Difference(a.name, b.name, key, points, half, p, corrected, seeds, images)
-            for (a, b, seeds, images, (points, half, p)), corrected in zip(told, adjusted, strict=True)
-        ]
+        told = [one for family in families for one in _compared(family, key)]
+        adjusted = noise.holm([one.p for one in told])
+        found += [replace(one, adjusted=p) for one, p in zip(told, adjusted, strict=True)]
     return found
+
+
+def _compared(family: Sequence[Pair], key: str) -> list[Difference]:
+    """The pairs of a family in one accuracy, p not adjusted; nothing where no image belongs to it."""
+    members = list({one.name: one for pair in family for one in pair}.values())
+    first = members[0].tested
+    weight, strata = noise.weights(key, first.labels, first.train_counts)
+    if not weight.any():
+        return []
+    names = [one.name for one in members]
+    places = [(names.index(a.name), names.index(b.name)) for a, b in family]
+    right = [_ordered(one.tested, first.images) for one in members]
+    found = noise.compare_all(right, places, weight, strata, [one.method for one in members])
+    images = int((weight > 0).sum())
+    return [
+        Difference(
+            *(a.name, b.name, key, one.points, one.half, one.p, one.p),
+            min(len(a.tested.right), len(b.tested.right)),
+            images,
+            one.part,
+        )
+        for (a, b), one in zip(family, found, strict=True)
+    ]
 
 
 def headlines(contenders: Sequence[Contender], found: Sequence[Difference]) -> list[str]:
@@ -187,10 +222,12 @@ def caveat(seeds: int) -> str:
     """What the intervals are, and what they do not show."""
     if seeds == 1:
         return (
-            "One seed proves nothing under 0.3 points overall or 1 point on a group: other seeds differ by that much. "
-            "± is a 95 % interval over test images alone. Give --seeds 3 for more."
+            "One seed proves nothing: other seeds give other accuracies, and how much they differ is not known. ± of a "
+            "difference is a 95 % interval over test images alone. Give --seeds 3 to see which differences are more "
+            "than noise."
         )
     return (
-        f'± of a difference is a 95 % interval over {seeds} seeds (paired) and test images together; "more than noise" '
-        "holds for all comparisons of one accuracy at once (Holm, 5 %)."
+        f'± of a difference is a 95 % interval over {seeds} seeds and the test images together. "More than noise" '
+        "holds for all comparisons of one accuracy at once: at most one set of comparisons in twenty has a false one "
+        "(Holm, 5 %)."
     )

@@ -64,9 +64,9 @@ def test_experiments_share_runs_and_are_judged(command: Command, tmp_path: Path)
     assert results["photos/mini_clip/losses/logit_adjusted"]["folders"] == results["photos/mini_clip/lift+"]["folders"]
     assert all("epochs=1" in one["differs"] for one in found["results"])
     (claim,) = found["claims"]
-    assert claim["tests"][0]["verdict"] in ("confirmed", "contradicted")
+    assert claim["tests"][0]["verdict"] == "not contradicted" and claim["tests"][0]["margin"] == 1  # one seed
     assert claim["tests"][1]["verdict"] == "not run" and "no many classes" in claim["tests"][1]["why"]
-    assert claim["verdict"] in ("not run", "contradicted") and claim["untestable"][0]["what"] == "On ImageNet-LT"
+    assert claim["verdict"] == "not run" and claim["untestable"][0]["what"] == "On ImageNet-LT"
 
     again = command("reproduce", "run", "photos", *HERE, *QUICK)
     assert again.code == 0 and "Tests: 8, 8 of them" in again.err and "5 found finished" in again.err

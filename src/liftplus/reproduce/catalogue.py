@@ -9,12 +9,12 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from liftplus.errors import UserError
-from liftplus.noise import ONE_SEED
+from liftplus.noise import MARGIN, ONE_SEED
 
 FOLDER = Path(__file__).with_name("catalogue")
 CLAIMS = "claims.toml"
@@ -59,7 +59,8 @@ class Comparison(_Entry):
     Attributes:
         better, worse: names of experiments.
         metric: the accuracy that is compared.
-        kind: what the claim says of `better`: more than noise above, not below by more than noise, or no different.
+        kind: what the claim says of `better`: it is above by more than noise, or it is not below, or not different, by
+            the claim's margin.
         about: what the comparison holds fixed.
     """
 
@@ -78,11 +79,20 @@ class Untestable(_Entry):
 
 
 class Claim(_Entry):
-    """A sentence, and the comparisons that bear it out or do not."""
+    """A sentence, and the comparisons that bear it out or do not.
+
+    Attributes:
+        margin: points by accuracy that "no_worse" and "same" allow; `noise.MARGIN` where it names none.
+    """
 
     claim: str
+    margin: dict[Compared, Annotated[float, Field(gt=0, le=100)]] = {}
     tests: tuple[Comparison, ...] = ()
     untestable: tuple[Untestable, ...] = ()
+
+    def margin_of(self, metric: str) -> float:
+        """Points that the claim allows in an accuracy."""
+        return (MARGIN | dict(self.margin))[metric]
 
 
 @dataclass(frozen=True)

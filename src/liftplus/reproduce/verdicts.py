@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from liftplus.reproduce.carry_out import finished_test
 from liftplus.reproduce.catalogue import Claim, Comparison, Experiment
 from liftplus.reproduce.plan import Plan, changed_settings
 
-NOT_RUN = "not run"
+NOT_RUN, NOT_CONTRADICTED = "not run", "not contradicted"
 STATUS = "status.json"
 
 
@@ -66,7 +66,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Tested:
-    """A comparison of a claim: the difference that was found, None where it could not be, and what follows."""
+    """A comparison of a claim: the difference that was found, None where it could not be, and what follows.
+
+    Attributes:
+        margin: points that a claim of "no worse" or "the same" allows; None for other claims.
+    """
 
     better: str
     worse: str
@@ -76,12 +80,15 @@ class Tested:
     verdict: str
     difference: Difference | None
     why: str = ""
+    margin: float | None = None
 
     def sentence(self) -> str:
         """What was found."""
         if self.difference is None:
             return f"{self.better} against {self.worse}, {self.metric}: {self.verdict}. {self.why}".rstrip()
-        return f"{self.difference.sentence()} {self.verdict[:1].upper()}{self.verdict[1:]}."
+        points = f"{self.margin:g} point{'' if self.margin == 1 else 's'}"
+        margin = "" if self.margin is None else f" with a margin of {points}"
+        return f"{self.difference.sentence()} {self.verdict[:1].upper()}{self.verdict[1:]}{margin}."
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class Judged:
 
 def result(plan: Plan, experiment: Experiment) -> Result:
     """The experiment as it stands in the plan's folder, with as many seeds as there are."""
-    found = {seed: folder for seed in _seeds(plan, experiment) if (folder := finished_test(plan, experiment, seed))}
+    found = _finished(plan, experiment)
     metrics = [reuse.metrics(folder) for folder in found.values()]
     figures = []
     for key in KEYS:
@@ -119,6 +126,11 @@ def result(plan: Plan, experiment: Experiment) -> Result:
     wanted = plan.seeds or experiment.seeds
     differs = _differs(plan, experiment, next(iter(found))) if found else ()
     return Result(experiment.name, tuple(found), wanted, tuple(figures), differs, tuple(map(str, found.values())))
+
+
+def _finished(plan: Plan, experiment: Experiment) -> dict[int, Path]:
+    """Folders of the tests that are finished, by seed."""
+    return {seed: folder for seed in _seeds(plan, experiment) if (folder := finished_test(plan, experiment, seed))}
 
 
 def _seeds(plan: Plan, experiment: Experiment) -> list[int]:
@@ -159,57 +171,120 @@ def _regrouped(experiment: Experiment) -> bool:
 
 
 def judge(plan: Plan, name: str, claim: Claim, experiments: dict[str, Experiment]) -> Judged:
-    """The claim against the runs in the plan's folder; p-values are adjusted for its comparisons of one accuracy."""
-    found = [_compared(plan, test, experiments) for test in claim.tests]
-    adjusted: dict[int, float | None] = {}
+    """The claim against the runs in the plan's folder."""
+    return decide(name, claim, _Found(plan, claim, experiments).all())
+
+
+def decide(name: str, claim: Claim, found: Sequence[tuple[Difference | None, str]]) -> Judged:
+    """What the differences of a claim's comparisons say of it.
+
+    Args:
+        found: for each comparison its difference, or None and why there is none. Only the p-values of comparisons that
+            claim "better" are adjusted, for each other in the same accuracy: an adjustment would make "no worse" and
+            "the same" easier.
+    """
+    adjusted = {k: one.p for k, (one, _) in enumerate(found) if one is not None}
     for key in dict.fromkeys(test.metric for test in claim.tests):
-        places = [k for k, (one, _) in enumerate(found) if one is not None and one.key == key]
-        ps = noise.holm([one.p for k in places if (one := found[k][0]) is not None])
-        adjusted |= dict(zip(places, ps, strict=True))
+        places = [k for k in adjusted if claim.tests[k].metric == key and claim.tests[k].kind == "better"]
+        adjusted |= dict(zip(places, noise.holm([adjusted[k] for k in places]), strict=True))
     tests = []
     for k, (test, (one, why)) in enumerate(zip(claim.tests, found, strict=True)):
+        margin = None if test.kind == "better" else claim.margin_of(test.metric)
         if one is not None:
-            one = Difference(**asdict(one) | {"adjusted": adjusted[k]})
-        what = NOT_RUN if one is None else _follows(test.kind, one)
-        tests.append(Tested(test.better, test.worse, test.metric, test.kind, test.about, what, one, why))
+            one = replace(one, adjusted=adjusted[k])
+        what = NOT_RUN if one is None else _follows(test.kind, one, margin)
+        tests.append(Tested(test.better, test.worse, test.metric, test.kind, test.about, what, one, why, margin))
     return Judged(name, claim.claim, _whole(tests), tuple(tests), tuple(one.model_dump() for one in claim.untestable))
 
 
-def _follows(kind: str, found: Difference) -> str:
+def _follows(kind: str, found: Difference, margin: float | None) -> str:
     """What a difference, better minus worse, says of a claim."""
-    if kind == "same":
-        return "contradicted" if found.exceeds else "confirmed"
-    if found.exceeds and found.points < 0:
-        return "contradicted"
-    return "confirmed" if kind == "no_worse" or found.exceeds else "not confirmed"
+    if margin is None:
+        if not found.exceeds:
+            return "not confirmed"
+        return "confirmed" if found.points > 0 else "contradicted"
+    if (interval := found.interval()) is None:
+        return NOT_CONTRADICTED
+    low, high = interval
+    if low > -margin and (kind == "no_worse" or high < margin):
+        return "confirmed"
+    return "contradicted" if high < 0 or (kind == "same" and low > 0) else NOT_CONTRADICTED
 
 
 def _whole(tests: Sequence[Tested]) -> str:
     """The verdict on a claim: as bad as its worst comparison; confirmed only if every one has been made."""
     kinds = {test.verdict for test in tests}
-    for verdict in ("contradicted", "not confirmed", NOT_RUN):
+    for verdict in ("contradicted", "not confirmed", NOT_RUN, NOT_CONTRADICTED):
         if verdict in kinds:
             return verdict
     return "confirmed" if tests else NOT_RUN
 
 
-def _compared(plan: Plan, test: Comparison, experiments: dict[str, Experiment]) -> tuple[Difference | None, str]:
-    """The difference of two experiments over the seeds that both have, its p not adjusted; or why there is none."""
-    pair = [experiments[test.better], experiments[test.worse]]
-    found = [{seed: at for seed in _seeds(plan, one) if (at := finished_test(plan, one, seed))} for one in pair]
-    seeds = sorted(found[0].keys() & found[1].keys())
-    if not seeds:
-        lacking = [one.name for one, have in zip(pair, found, strict=True) if not have]
-        return None, f"Missing: {', '.join(lacking) or 'runs of both with the same seed'}."
-    a, b = (compare.read_tests([have[seed] for seed in seeds]) for have in found)
-    if a.images != b.images:
-        return None, "They were tested on different images."
-    weight, strata = noise.weights(test.metric, a.labels, a.train_counts)
-    if not weight.any():
-        return None, f"The data have no {test.metric} classes."
-    points, half, p = noise.compare(a.right, b.right, weight, strata)
-    images = int((weight > 0).sum())
-    return Difference(test.better, test.worse, test.metric, points, half, p, p, len(seeds), images), ""
+_Method = tuple[str, tuple[int, ...]]  # an experiment and the seeds that are compared
+
+
+class _Found:
+    """The differences of a claim's comparisons; those on the same images share what is known of the seeds' scatter."""
+
+    def __init__(self, plan: Plan, claim: Claim, experiments: dict[str, Experiment]) -> None:
+        self._claim, self._experiments = claim, experiments
+        names = dict.fromkeys(name for test in claim.tests for name in (test.better, test.worse))
+        self._tests = {name: _finished(plan, experiments[name]) for name in names}
+        self._read: dict[_Method, compare.Tested] = {}
+
+    def all(self) -> list[tuple[Difference | None, str]]:
+        """For each comparison its difference, p not adjusted, or why there is none."""
+        out: list[tuple[Difference | None, str]] = []
+        alike: dict[Any, list[tuple[int, _Method, _Method]]] = {}
+        for place, test in enumerate(self._claim.tests):
+            a, b = self._methods(test)
+            why = self._hindrance(test, a, b)
+            out.append((None, why))
+            if not why:
+                first, tested = self._experiments[test.better], self._tested(a)
+                key = (test.metric, first.data, first.backbone, tested.images, tested.train_counts)
+                alike.setdefault(key, []).append((place, a, b))
+        for (metric, *_), group in alike.items():
+            for place, found in self._differences(metric, group):
+                out[place] = (found, "")
+        return out
+
+    def _methods(self, test: Comparison) -> tuple[_Method, _Method]:
+        """Both experiments with the seeds that both have."""
+        seeds = tuple(sorted(self._tests[test.better].keys() & self._tests[test.worse].keys()))
+        return (test.better, seeds), (test.worse, seeds)
+
+    def _tested(self, method: _Method) -> compare.Tested:
+        name, seeds = method
+        if method not in self._read:
+            self._read[method] = compare.read_tests([self._tests[name][seed] for seed in seeds])
+        return self._read[method]
+
+    def _hindrance(self, test: Comparison, a: _Method, b: _Method) -> str:
+        """Why two experiments cannot be compared; nothing where they can."""
+        if not a[1]:
+            lacking = [name for name in (test.better, test.worse) if not self._tests[name]]
+            return f"Missing: {', '.join(lacking) or 'runs of both with the same seed'}."
+        tested = self._tested(a)
+        if tested.images != self._tested(b).images:
+            return "They were tested on different images."
+        if not noise.weights(test.metric, tested.labels, tested.train_counts)[0].any():
+            return f"The data have no {test.metric} classes."
+        return ""
+
+    def _differences(
+        self, metric: str, group: Sequence[tuple[int, _Method, _Method]]
+    ) -> Iterator[tuple[int, Difference]]:
+        """The differences of comparisons of one accuracy on the same images, by the comparison's place."""
+        methods = list(dict.fromkeys(method for _, *both in group for method in both))
+        tested = [self._tested(method) for method in methods]
+        weight, strata = noise.weights(metric, tested[0].labels, tested[0].train_counts)
+        pairs = [(methods.index(a), methods.index(b)) for _, a, b in group]
+        training = [self._experiments[name].training for name, _ in methods]
+        found = noise.compare_all([one.right for one in tested], pairs, weight, strata, training)
+        images = int((weight > 0).sum())
+        for (place, (a, seeds), (b, _)), one in zip(group, found, strict=True):
+            yield place, Difference(a, b, metric, one.points, one.half, one.p, one.p, len(seeds), images, one.part)
 
 
 @dataclass(frozen=True)
