@@ -63,7 +63,7 @@ FORMS: dict[str, Form] = {
 SHARING = {
     "each pair its own": (0, 1.1, 1.1),
     "all": (0, 0, 0),
-    "all but outliers": (0.25, 0, 0),
+    "all but outliers": (0.1, 0, 0),
     "as in liftplus": (seed_variance.OUTLIER, seed_variance.LARGER, seed_variance.SMALLER),
 }
 

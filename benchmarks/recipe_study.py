@@ -216,8 +216,8 @@ def table(rows: Path) -> Iterator[str]:
         ]
         yield (
             f"| {pair} | {first['pictures']:,} | {first['counts'][0]}, {first['counts'][1]} "
-            f"| {_spread(auto, at='start')} | {_spread(paper)} | {_spread(auto)} | {few} | {first['chosen']['batch_size']}, "
-            f"{first['chosen']['lr']:.2g} | {seconds[1] / seconds[0]:.2f} |"
+            f"| {_spread(auto, at='start')} | {_spread(paper)} | {_spread(auto)} | {few} "
+            f"| {first['chosen']['batch_size']}, {first['chosen']['lr']:.2g} | {seconds[1] / seconds[0]:.2f} |"
         )
 
 

@@ -208,3 +208,42 @@ def test_the_page_on_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch, t
     assert len(blocks) == 7 and (tmp_path / "models" / "best" / "model.safetensors").is_file()
     assert "Did you mean 'epochs'" in str(names.get("error", "Did you mean 'epochs'"))
     assert names["model"].class_names == ("grey noise", "red noise", "grey")
+
+
+def test_every_path_has_its_row(place: Path, model: Model) -> None:
+    """In the order given, as many as given: `zip(paths, found.names)` must not shift."""
+    red, blue = (str(place / "photos" / "test" / name / "0.png") for name in ("red_square", "blue sky"))
+    paths = [red, red, blue, red]
+    single = {path: model.predict(path).names[0] for path in (red, blue)}
+    forms: list[Any] = [
+        paths,
+        tuple(map(Path, paths)),
+        iter(paths),
+        np.array(paths),
+        np.array(paths, dtype=object),
+        np.array(paths)[:, None],
+        [[path] for path in paths],
+    ]
+    for form in forms:
+        found = model.predict(form)
+        assert found.paths == tuple(paths) and list(found.names) == [single[path] for path in paths]
+    assert model.predict_proba(paths).shape == (4, 3)
+    folder = place / "photos" / "test" / "red_square"
+    assert model.predict([folder, blue]).paths == (red, str(folder / "1.png"), blue)
+    assert model.predict(np.asarray(Image.open(red).convert("RGB"))).paths == ()
+    for wrong in (5, None, [None], np.float64(2)):
+        with pytest.raises(UserError, match="Give paths, Pillow images or uint8 arrays"):
+            model.predict(wrong)  # type: ignore[arg-type]
+
+
+def test_equal_labels_are_one_class() -> None:
+    images, _ = pixels((4, 4))
+    y = np.array([0, 1] * 4)
+    kinds = [y, y.astype(bool), y.astype(float), [np.float32(one) for one in y]]
+    for labels in kinds[:3]:
+        fitted = liftplus.fit((images, labels), **QUICK | {"epochs": 0})
+        found = [fitted.evaluate((images, other)) for other in kinds]
+        found += [fitted.evaluate(liftplus.from_images(images, other), split="train") for other in kinds]
+        assert len({str(one) for one in found}) == 1 and found[0].images == 8
+    with pytest.raises(UserError, match=r"not trained on: 7.*'0.0', '1.0'. Give labels that are among them"):
+        fitted.evaluate((images, np.where(y, 7, 0)))

@@ -121,3 +121,21 @@ def test_seeds() -> None:
     )
     np.testing.assert_array_equal(first.predict_proba(images), same.predict_proba(images))
     assert (first.predict_proba(images) != other.predict_proba(images)).any()
+
+
+def test_paths_are_one_row_each(tmp_path: Path) -> None:
+    images, y = coloured(6)
+    paths = np.array([str(tmp_path / f"{n}.png") for n in range(len(images))])
+    for path, pixels in zip(paths, images, strict=True):
+        Image.fromarray(pixels).save(path)
+    expected = tiny().fit(paths, y).predict_proba(paths)
+    for column in (paths[:, None], paths[:, None].astype(object), [[path] for path in paths]):
+        np.testing.assert_array_equal(tiny().fit(column, y).predict_proba(column), expected)
+    fitted = tiny().fit(paths, y)
+    twice = fitted.predict_proba(paths[[0, 0, 3]])
+    np.testing.assert_allclose(twice, expected[[0, 0, 3]], rtol=1e-5)
+    for wrong, said in ((str(tmp_path), "is a folder"), (str(tmp_path / "gone.png"), "does not exist")):
+        for call in (lambda x: fitted.predict(x), lambda x: tiny().fit(x, y[:2])):
+            with pytest.raises(UserError, match=f"Path 1, .* {said}") as told:
+                call([paths[0], wrong])
+            assert isinstance(told.value, ValueError)

@@ -268,7 +268,8 @@ def test_settings_of_training_cannot_change_after_it(photos: Path, command: Comm
 
 def test_results_that_cannot_be_written(photos: Path, command: Command, tmp_path: Path) -> None:
     assert command("train", "--data", photos, "--out", "run", *QUICK).code == 0
-    refused(command("predict", "run", photos, "--out", "nowhere/x.csv"), "nowhere", "folder")
+    (tmp_path / "note").write_text("no folder")
+    refused(command("predict", "run", photos, "--out", "note/x.csv"), "note", "is no folder")
     refused(command("predict", "run", photos, "--out", "x.txt"), ".csv or .json")
     (tmp_path / "file").write_text("in the way")
     refused(command("train", "--data", photos, "--out", "file", *QUICK), "exists already")

@@ -167,3 +167,31 @@ def test_a_method_fits_itself_to_the_backbone(backbone: str, tuner: str, start: 
     assert (list(own.tuner), own.head_init.name) == (["adaptformer"], "semantic")
     assert config.replaced(own) == []
     assert config.from_dict(run.to_dict()) == run
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("source=openmoji_lt", "data.source=openmoji_lt"),
+        ("name=efficientnet_lite0", "backbone.name=efficientnet_lite0"),
+        ("name=mini_clip", "backbone.name=mini_clip"),
+        (" source = openmoji_lt", "data.source=openmoji_lt"),
+        ("backbone.name = efficientnet_lite0 ", "backbone.name=efficientnet_lite0"),
+        ("method = linear_probe", "method=linear_probe"),
+    ],
+)
+@pytest.mark.parametrize("method", ["lift+", "linear_probe"])
+def test_a_short_key_is_its_full_key(short: str, full: str, method: str) -> None:
+    """Presets and stand-ins included."""
+    one, two = (config.resolve(method=method, overrides=[given]) for given in (short, full))
+    assert one == two != config.resolve(method="lift")
+    assert config.full_key(short.partition("=")[0]) == full.partition("=")[0].strip()
+
+
+def test_presets_reach_short_keys() -> None:
+    assert config.resolve(overrides=["source=openmoji_lt"]).train.lr == 0.15
+    run = config.resolve(overrides=["name=efficientnet_lite0"])
+    assert (list(run.tuner), run.head_init.name) == (["conv_adapter"], "class_mean")
+    for given in ("source", "name", "method"):
+        with pytest.raises(UserError, match="not of the form key=value"):
+            config.resolve(overrides=[given])

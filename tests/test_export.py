@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+import liftplus
 from liftplus import export, runtime
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone, BackboneConfig
@@ -21,6 +23,7 @@ from liftplus.data.dataset import Split
 from liftplus.data.stores import FolderStore
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
+from liftplus.evaluate import Reading, collect, crops
 from liftplus.heads import Cosine
 from liftplus.model import Classifier
 from liftplus.registry import get
@@ -74,7 +77,9 @@ def noise(run: Trained, count: int = 5, *, five: bool = False) -> torch.Tensor:
 def test_graph_is_pytorch(backbone: str, tuner: str, form: Any, five: bool, tmp_path: Path) -> None:
     run = trained(backbone_of(backbone), tuner)
     images = noise(run, five=five)
-    parity = export.export(run, tmp_path / f"m.{form}", form, images, Silent(), "training")
+    asked = Evaluation(tte=five, prior="training")
+    parity = export.export(run, tmp_path / "new" / f"m.{form}", form, images, Silent(), asked)
+    tmp_path = tmp_path / "new"
     assert parity.holds and parity.images == 5 and parity.agree == 1 and parity.deviation > 0.1
     about = json.loads((tmp_path / f"m.{form}.json").read_text())
     assert about["classes"] == list(run.class_names) and about["prior"] == "training"
@@ -111,7 +116,7 @@ def test_a_graph_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Classifier, "merge", wrong)
     with pytest.raises(UserError, match="was not kept"):
-        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), "as_trained")
+        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), Evaluation())
     assert not list(tmp_path.iterdir())
 
 
@@ -123,9 +128,10 @@ def test_commands(photos: Path, command: Command, tmp_path: Path) -> None:
     told = json.loads(ended.out)
     assert told["images"] == 6 and told["difference"] < 1e-4
     assert json.loads((tmp_path / "m.onnx.json").read_text())["tuners_kept"] == []
-    for wrong, said in (("m.txt", ".onnx or .pt2"), ("none/m.onnx", "must be a folder")):
+    for wrong, said in (("m.txt", ".onnx or .pt2"), ("m.onnx.json/m.onnx", "is no folder")):
         ended = command("export", "run", "--out", wrong)
         assert ended.code == 2 and said in ended.err
+    assert command("export", "run", "--out", "none/m.pt2").code == 0 and (tmp_path / "none" / "m.pt2.json").is_file()
     ended = command("export", "run", "--out", "adapter", "--format", "peft", "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["linears"] > 0
@@ -175,7 +181,7 @@ def test_on_100_photographs(name: str, tuner: str, tmp_path: Path) -> None:
     run = trained(real(name), tuner, 100)
     images = export.views(FolderStore(""), Split(files, [0] * 100), Evaluation(), run, 100)
     assert len(images) == 100
-    parity = export.export(run, tmp_path / "m.onnx", "onnx", images, Silent(), "as_trained")
+    parity = export.export(run, tmp_path / "m.onnx", "onnx", images, Silent(), Evaluation())
     print(name, tuner, parity)
     assert parity.difference <= 1e-4 and parity.merging <= 1e-4 and parity.agree == 1
     assert parity.deviation > 0.1
@@ -193,3 +199,95 @@ def test_pictures_are_the_tests_own_cut(tmp_path: Path) -> None:
     assert export.views(FolderStore(""), split, Evaluation(tte=True), run, 1).shape == (1, 5, 3, 15, 15)
     with pytest.raises(UserError, match="--check"):
         export.views(FolderStore(""), Split(files[2:], [0]), Evaluation(), run, 100)
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"
+CUT = re.search(r"^crops, crop, short = .*^images = .*?$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        Evaluation(),
+        Evaluation(one_crop_expand=0),
+        Evaluation(one_crop_expand=5),
+        Evaluation(tte=True),
+        Evaluation(tte=True, expand=7, one_crop_expand=0),
+    ],
+    ids=str,
+)
+def test_the_written_recipe_gives_the_logits_of_testing(
+    evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's own lines cut pictures by what the file says; the graph's module then gives what testing computes."""
+    run = trained(backbone_of("timm_vit"), "lora")
+    monkeypatch.chdir(tmp_path)
+    about = export.description(run, evaluation, [])
+    noisy = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pictures = {
+        "plain.png": (Image.fromarray(noisy), {}),
+        "tall.png": (Image.fromarray(noisy).resize((17, 90)), {}),
+        "turned.png": (Image.fromarray(noisy), {"exif": turned}),
+        "clear.png": (Image.fromarray(np.dstack([noisy, noisy[..., :1]])), {}),
+        "grey.png": (Image.fromarray(noisy[..., 0]), {}),
+        "tiny.png": (Image.fromarray(noisy[:3, :5]), {}),
+    }
+    assert CUT is not None
+    cut = []
+    for name, (image, options) in pictures.items():
+        image.save(name, **options)
+        names: dict[str, Any] = {"about": about, "np": np, "Image": Image, "ImageOps": ImageOps}
+        image.save("picture.png", **options)
+        exec(CUT[0].replace("picture.jpg", "picture.png"), names)
+        cut.append(names["images"] if evaluation.tte else names["images"][0])
+    views = export.views(FolderStore(""), Split(list(pictures), [0] * 6), evaluation, run, 100)
+    np.testing.assert_array_equal(np.stack(cut), views.numpy())
+    assert list(views.shape)[1:] == about["input"]["shape"][1:]
+    store, facts, cpu = FolderStore(""), run.model.backbone.facts, runtime.choose("cpu", "fp32")
+    reading = Reading(store, Split(list(pictures), [0] * 6), workers=0)
+    tested = collect(run.model, reading, crops(evaluation, facts), facts, cpu)
+    with torch.no_grad():
+        found = export.Deployed(run.model, five_crops=evaluation.tte)(torch.from_numpy(np.stack(cut)))[0]
+    torch.testing.assert_close(found, tested, rtol=1e-4, atol=1e-4)
+    words = about["input"]["recipe"]
+    assert f"short side to {about['input']['resize']} " in words
+    assert ("five crops" if evaluation.tte else "one crop") in about["input"]["answers"]
+    assert ("four corners" in words) == (about["input"]["crops"] == 5) == evaluation.tte
+
+
+@pytest.mark.parametrize(
+    ("given", "crops", "resize", "prior"),
+    [
+        ((), 5, 64 + 12, "uniform"),
+        (("--one-crop",), 1, 64 + 9, "uniform"),
+        (("--set", "evaluation.expand=30"), 5, 64 + 30, "uniform"),
+        (("--one-crop", "--set", "evaluation.one_crop_expand=0", "--prior", "training"), 1, 64, "training"),
+    ],
+)
+def test_the_command_exports_what_predict_answers(
+    given: tuple[str, ...],
+    crops: int,
+    resize: int,
+    prior: str,
+    photos: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Crops and prior are those of the run where they are not given, as for predict."""
+
+    def write(deployed: export.Deployed, _example: Any, file: Path, *_: Any) -> Any:
+        file.write_bytes(b"a graph takes seconds to write")
+        return lambda batch: deployed(batch)[0]
+
+    monkeypatch.setattr(export, "_write", write)
+    settings = {"epochs": 0, "precision": "fp32", "cache": False, "workers": 0, "prior": "uniform"}
+    liftplus.fit(photos, **settings).save("run")  # type: ignore[arg-type]
+    check = photos / "test" / "red_square"
+    ended = command("export", "run", "--out", "new/m.pt2", "--check", check, "--json", *given)
+    assert ended.code == 0, ended.err
+    about = json.loads((tmp_path / "new" / "m.pt2.json").read_text())
+    assert json.loads(ended.out)["crops"] == crops == about["input"]["crops"]
+    assert (about["input"]["resize"], about["prior"]) == (resize, prior)

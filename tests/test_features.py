@@ -23,7 +23,8 @@ from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.config import RunConfig
 from liftplus.data import identity, sources
 from liftplus.data.dataset import DataSet
-from liftplus.data.stores import ArrayStore, FolderStore, ZipStore, open_store
+from liftplus.data.shards import ShardStore
+from liftplus.data.stores import ArrayStore, FolderStore, TarStore, ZipStore, open_store
 from liftplus.data.transforms import CentreCrop, NoAugment
 from liftplus.evaluate import Reading, predict
 from liftplus.features import Cache
@@ -143,6 +144,13 @@ def test_files_changed_just_now_have_no_identity(photos: Path, monkeypatch: pyte
     monkeypatch.setattr(identity, "SETTLED", 3600.0)
     assert identity.identity(FolderStore(photos), ["train/blue sky/0.png"]) is None
     assert identity.identity(FolderStore(photos), ["train/no/such.png"]) is None
+
+
+def test_each_store_says_by_what_its_pictures_are_known() -> None:
+    for store in (ArrayStore, FolderStore, ZipStore, TarStore, ShardStore):
+        assert "trace" in vars(store), store
+    names = set(vars(identity))
+    assert not names & {"ArrayStore", "FolderStore", "ZipStore", "TarStore", "ShardStore"}
 
 
 def test_identity_of_archives_and_arrays_follows_their_contents(tmp_path: Path) -> None:

@@ -144,16 +144,17 @@ def test_a_method_that_is_worse_by_the_margin_is_not_called_no_worse() -> None:
     [*((case, 0.0) for case in CASES), ("sd 0.8", 4.0), ("two seeds, sd 1.3", 4.0), ("seeds dominate, sd 2.05", 4.0)],
 )
 def test_the_interval_holds_the_truth(case: str, points: float) -> None:
-    """With no difference what it misses are false findings."""
+    """With no difference what it misses are false findings: 3 to 7 %, give or take 1, which 600 trials leave open."""
     found = missed(CASES[case], 600, points)
-    assert all(3 <= value <= 7 for value in found.values()), found
+    assert all(2 <= value <= 8 for value in found.values()), found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FAMILIES)
 def test_several_methods_make_a_false_finding_as_often_as_stated(case: str) -> None:
+    """Holm's method allows 5 %, and 400 trials leave 2 open."""
     found = false_families(FAMILIES[case], 400)
-    assert all(3 <= value <= 7 for value in found.values()), found
+    assert all(value <= 7 for value in found.values()), found
 
 
 @pytest.mark.slow

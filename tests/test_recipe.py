@@ -233,3 +233,44 @@ def test_thirty_pictures_train_to_more_than_their_start(
     found = json.loads(ended.out)
     start = json.loads(Path("run/config.json").read_text())["start"]["held_out"]
     assert found["overall"] > start or found["signs"]
+
+
+def test_a_run_without_a_backbone_says_what_it_takes_and_what_is_at_hand(
+    photos: Path, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "resnet50.safetensors").touch()
+    quick = ("epochs=0", "tte=false", "workers=0")
+    without = command("train", "--data", photos, "--out", "a", *quick)
+    assert "has seen drawings only" in without.err and "resnet50" in without.err
+    assert "drawings" not in command("train", "--data", photos, "--backbone", "mini_clip", "--out", "b", *quick).err
+
+
+def test_minutes_choose_the_epochs_and_leave_the_model_as_it_was(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = auto(str(photos), "train.minutes=1")
+    dataset = sources.load(settings.data)
+    model = train.build(settings, dataset, CPU)
+    before = {name: value.clone() for name, value in model.learned_state().items()}
+    assert train.seconds_a_picture(model, settings, dataset, CPU) > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.learned_state().items())
+    # 19 pictures at 0.1 s, 6 test pictures of five crops at a third: (60 - 10) * 0.85 - 1 = 41.5 s are 21 epochs.
+    monkeypatch.setattr(train, "seconds_a_picture", lambda *_: 0.1)
+    assert recipe.timed(settings, dataset, model, CPU, spent=10.0).train.epochs == 21
+    with pytest.raises(UserError, match="no room for"):
+        recipe.timed(settings, dataset, model, CPU, spent=58.0)
+    with pytest.raises(UserError, match="leave epochs out"):
+        auto(str(photos), "train.minutes=1", "epochs=3")
+
+
+def test_a_run_in_its_folder_goes_on_with_what_was_chosen(photos: Path, tmp_path: Path) -> None:
+    settings = auto(str(photos), "train.minutes=1")
+    dataset = sources.load(settings.data)
+    begun = config.changed(settings.to_dict(), []).model_copy(
+        update={"train": settings.train.model_copy(update={"epochs": 7, "lr": 0.0123})}
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"config": begun.to_dict()}))
+    session, _ = runs.Session(settings, CPU).start(dataset, tmp_path)
+    assert (session.config.train.epochs, session.config.train.lr) == (7, 0.0123)

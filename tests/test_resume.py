@@ -15,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from liftplus import checkpoint, config, matching, results, runs, runtime, step, train
+from liftplus import checkpoint, config, matching, results, reuse, runs, runtime, step, train
 from liftplus.checkpoint import Keeper, Position, Stopped
 from liftplus.data import sources
-from liftplus.errors import UserError
+from liftplus.data.transforms import Evaluation
+from liftplus.errors import DivergedError, UserError
+from liftplus.evaluate import best
 from processes import Running, liftplus, until
 
 from .conftest import write_folder
@@ -424,3 +426,81 @@ def test_out_of_memory_says_what_to_try(photos: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(UserError, match=r"with 4 images at a time\. Try train\.micro_batch=2"):
         train.fit(model, run, dataset, CPU)
+
+
+DIVERGING = (
+    "--method",
+    "full",
+    "recipe=paper",
+    "precision=fp32",
+    "train.batch_size=16",
+    "workers=0",
+    "tte=false",
+    "device=cpu",
+)
+
+
+@pytest.mark.parametrize(("rate", "epochs"), [("1e30", 1), ("1e30", 2)])
+def test_what_the_last_step_breaks_is_not_saved(
+    photos: Path, tmp_path: Path, command: Any, rate: str, epochs: int
+) -> None:
+    """The loss of a step is that of the weights before it; after it they are finite here, and what they give is not."""
+    ended = command("train", "--data", photos, "--out", "run", *DIVERGING, f"lr={rate}", f"epochs={epochs}")
+    assert ended.code == 2 and "not finite any more after epoch 1, step 1" in ended.err, ended.err
+    assert "train --resume run train.lr=" in ended.err and "precision=fp32" not in ended.err
+    assert not list((tmp_path / "run").glob("*.safetensors")) and not (tmp_path / "run" / "metrics.json").exists()
+    assert command("train", "--resume", "run", "lr=1e-3").code == 0
+    about = results.read_json(tmp_path / "run" / "config.json")
+    assert about["config"]["train"]["lr"] == 1e-3 and "changed" not in about
+
+
+def test_a_run_that_diverged_goes_on_from_its_last_sound_state(
+    photos: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step of the second epoch puts an infinite number into a weight."""
+    call, steps = step.Step.__call__, iter(range(1, 100))
+
+    def breaking(self: step.Step, batch: Any) -> torch.Tensor:
+        found = call(self, batch)
+        if next(steps) == 6:
+            next(iter(self.trained.values())).data.view(-1)[0] = torch.inf
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step.Step, "__call__", breaking)
+        ended = command("train", *arguments(photos, tmp_path / "run")[1:])
+    assert ended.code == 2 and "The state after 1 epochs and 0 steps is in" in ended.err, ended.err
+    assert Keeper(tmp_path / "run", {}, 1.0).position().epoch == 1
+    for wrong in ("tuner=lora", "epochs=9", "seed=4"):
+        refused = command("train", "--resume", "run", wrong, "lr=0.01")
+        assert refused.code == 2 and "other settings" in refused.err
+    done = command("train", "--resume", "run", "train.lr=0.01")
+    assert done.code == 0 and "train.lr was 0.05, now 0.01, after 1 epochs and 0 steps." in done.err
+    about = results.read_json(tmp_path / "run" / "config.json")
+    assert about["changed"] == [{"epoch": 1, "step": 0, "settings": {"train.lr": [0.05, 0.01]}}]
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(rates) == 3 and rates[0] == 0.05 and rates[1] < 0.01
+    session = runs.Session(config.from_dict(about["config"]), CPU)
+    with pytest.raises(UserError, match="changed while it ran"):
+        reuse.finished(tmp_path / "run", session.config, session.data())
+
+
+def test_numbers_that_are_not_finite_are_never_written_and_give_no_answer(tmp_path: Path) -> None:
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(DivergedError, match=r"b and 0 more weights are not finite"):
+            checkpoint.write_tensors(tmp_path / "x", {"a": torch.ones(2), "b": torch.tensor([1, value])}, {"format": 2})
+        with pytest.raises(DivergedError, match=r"not finite for 1 of 2 pictures.*lower train\.lr"):
+            best(torch.tensor([[0.0, 1.0], [value, 0.0]]), Evaluation(), CPU, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_that_contradict_the_resumed_run_are_refused(photos: Path, tmp_path: Path, command: Any) -> None:
+    begun(photos, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    wrong = {"--method": "full", "--data": "elsewhere", "--out": "other", "--backbone": "clip_vit_b16"}
+    for option, value in wrong.items():
+        refused = command("train", "--resume", "run", option, value)
+        assert refused.code == 2 and f"{option} {value} contradicts --resume" in refused.err, refused.err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    same = ("--method", "lift+", "--data", photos, "--out", tmp_path / "run", "--backbone", "mini_clip", "lr=0.05")
+    assert command("train", "--resume", "run", *same).code == 0

@@ -9,7 +9,8 @@ import PIL
 import pytest
 import torch
 
-from liftplus import checkpoint, config, registry, runs, runtime, train
+from liftplus import checkpoint, config, registry, runs, runtime, step, train
+from liftplus.backbones.base import Backbone
 from liftplus.config import RunConfig
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet, Split
@@ -189,3 +190,26 @@ def test_short_run_losses_are_pinned(photos: Path) -> None:
         for method, pinned in PINNED.items():
             _, fitted = trained(photos, "workers=0", "lr=0.02", f"data.decode={decode}", method=method)
             assert fitted.losses == pytest.approx(pinned, rel=within), (method, decode)
+
+
+@pytest.mark.parametrize(
+    ("head", "scale"), [("cosine", 25.0), ("cosine.scale", 7.0), ("linear", 25.0), ("joint", None)]
+)
+def test_margins_of_ldam_have_the_heads_own_scale(photos: Path, head: str, scale: float | None) -> None:
+    """Of head=joint that is CLIP's own, exp(logit_scale)."""
+    own = ("head.scale=7",) if head == "cosine.scale" else (f"head={head}",)
+    run = run_config(photos, "loss=ldam", "workers=0", *own)
+    dataset = sources.load(run.data)
+    model = train.build(run, dataset, CPU)
+    rarity = torch.tensor(dataset.counts()).double() ** -0.25
+    expected = (scale or model.head.scale) * 0.5 * rarity / rarity.max()  # type: ignore[operator]
+    assert scale is not None or abs(float(model.head.scale) - 25) > 1  # type: ignore[arg-type]
+    torch.testing.assert_close(step.Step(model, run, dataset, CPU).loss.margin, expected.float())
+
+
+def test_features_that_are_not_finite_are_told_before_training(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_config(photos, "workers=0", "head_init=class_mean", "cache=false")
+    features = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, images: features(self, images) * torch.nan)
+    with pytest.raises(UserError, match="gives features that are not finite"):
+        train.build(run, sources.load(run.data), CPU)

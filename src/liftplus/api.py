@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from liftplus import checkpoint, config, matching, predicting, recipe, results, runs, runtime, train
+from liftplus import checkpoint, config, inputs, matching, predicting, recipe, results, runs, runtime, train
 from liftplus.checkpoint import Chosen, Trained
 from liftplus.config import RunConfig
 from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
-from liftplus.data.labelled import Labelled, from_images, labels_of, pictures_of, store_of
+from liftplus.data.labelled import Labelled, from_images, is_column, labels_of, pictures_of, store_of
 from liftplus.errors import UserError
+from liftplus.inputs import Rows
 from liftplus.metrics import Metrics
 from liftplus.model import Classifier
 from liftplus.runs import Session
@@ -94,7 +95,7 @@ def fit(
     dataset = session.data() if dataset is None else dataset
     if out is not None and runs.unfinished(Path(out)) is None:
         results.new_folder(Path(out))
-    session, classifier = session.start(dataset)
+    session, classifier = session.start(dataset, None if out is None else Path(out))
     chosen = session.config
     notes += [*recipe.sentences(chosen, dataset), *runs.notes(chosen, dataset, classifier)]
     weights: Chosen | None = None
@@ -168,11 +169,13 @@ class Predictions:
         names: the k best classes of each image, best first: N tuples of k.
         probabilities: theirs, fp32 [N, k].
         classes: their indices in `class_names`, int64 [N, k].
+        paths: the N files, where paths were given; of a folder those that lie in it.
     """
 
     names: tuple[tuple[str, ...], ...]
     probabilities: NDArray[np.float32]
     classes: NDArray[np.int64]
+    paths: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -251,16 +254,17 @@ class Model:
             return data
         names = dict(zip(self.trained.class_ids, self.class_names, strict=True))
         labels = labels_of(data[1], len(cast(Any, data[0])))
-        known = {label: names.get(str(label), str(label)) for label in labels}
+        known = {label: names.get(matching.id_of(label, names), str(label)) for label in dict.fromkeys(labels)}
         made = from_images(data[0], labels, class_names=known)
         return replace(made, splits={"test": made.splits["train"]})
 
     def predict(self, images: Pictures, *, top_k: int = 5, tte: bool | None = None) -> Predictions:
-        """The best classes of images, in the order given.
+        """The best classes of images: rows in the order given, also where one is given twice.
 
         Args:
-            images: paths of files, folders or glob patterns; Pillow images; or uint8 pictures [H, W, 3]. One, or
-                several in a list or array [N, H, W, 3].
+            images: paths of files; Pillow images; or uint8 pictures [H, W, 3]. One, or several in a list or array
+                [N, H, W, 3]. A folder, glob pattern, archive or list of paths stands for all its pictures, whose names
+                are in `paths` of the result.
             top_k: classes for each image, at most.
             tte: five crops or one; as in training if not given.
 
@@ -272,9 +276,10 @@ class Model:
         >>> best, found.probabilities.shape
         ('blue sky', (2, 2))
         """
-        best, chances = self._ranked(images, top_k, tte)
+        rows = _rows(images)
+        best, chances = _ranked(self, rows, top_k, tte)
         names = tuple(tuple(self.class_names[k] for k in row) for row in best.tolist())
-        return Predictions(names, chances, best)
+        return Predictions(names, chances, best, rows.names)
 
     def predict_proba(self, images: Pictures, *, tte: bool | None = None) -> NDArray[np.float32]:
         """Probabilities [N, C] of all classes, in the order of `class_names`; arguments as for `predict`.
@@ -283,20 +288,7 @@ class Model:
         >>> chances.shape, bool(abs(chances.sum(axis=1) - 1).max() < 1e-4)
         ((12, 3), True)
         """
-        best, chances = self._ranked(images, len(self.class_names), tte)
-        out = np.empty_like(chances)
-        np.put_along_axis(out, best, chances, axis=1)
-        return out
-
-    def _ranked(self, images: Pictures, top_k: int, tte: bool | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The k best classes of each image [N, k] and their probabilities."""
-        session = self._with(tte, top_k)
-        single = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4
-        pictures = pictures_of(cast(Any, [images] if single else images))
-        if isinstance(pictures[0], str):
-            pictures = predicting.image_files(pictures)
-        found = predicting.predict_in(session, self.trained, *store_of(pictures))
-        return found.classes.numpy(), found.probabilities.numpy()
+        return probabilities(self, _rows(images), tte)
 
     def _with(self, tte: bool | None, top_k: int = 1) -> Session:
         """The session with other test options."""
@@ -319,6 +311,28 @@ class Model:
         else:
             checkpoint.save_model(target, self.network, self.config, cast(DataSet, self.dataset), self.trained.chosen)
         return target
+
+
+def probabilities(model: Model, rows: Rows, tte: bool | None = None) -> NDArray[np.float32]:
+    """Probabilities [N, C] of all classes, one row for each picture."""
+    best, chances = _ranked(model, rows, len(model.class_names), tte)
+    out = np.empty_like(chances)
+    np.put_along_axis(out, best, chances, axis=1)
+    return out
+
+
+def _rows(images: Any) -> Rows:
+    """What was given as rows, one picture each."""
+    single = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Iterable)
+    single |= getattr(images, "ndim", 4) in (0, 2, 3) and not is_column(images)
+    pictures = pictures_of([images] if single else images)
+    return inputs.read(pictures).complete() if isinstance(pictures[0], str) else Rows(*store_of(pictures))
+
+
+def _ranked(model: Model, rows: Rows, top_k: int, tte: bool | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k best classes of each row [N, k] and their probabilities."""
+    found = predicting.predict_rows(model._with(tte, top_k), model.trained, rows)
+    return found.classes.numpy(), found.probabilities.numpy()
 
 
 def load(folder: str | os.PathLike[str], *, progress: bool | Progress = False, **settings: Any) -> Model:

@@ -16,8 +16,11 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
-from liftplus import api
+from liftplus import api, inputs
+from liftplus.data.labelled import is_column, pictures_of, store_of
 from liftplus.data.stores import ArrayStore
+from liftplus.errors import UserError
+from liftplus.inputs import Rows
 
 
 class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
@@ -27,7 +30,8 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
 
     * images [N, H, W, 3], or grey ones [N, H, W];
     * rows [N, F], each the pixels of an image (see `image_shape`);
-    * N file paths, Pillow images, or arrays [H, W, 3].
+    * N file paths, Pillow images, or arrays [H, W, 3]; paths may also be a column [N, 1]. Each is one image: a folder
+      is refused.
 
     uint8 values are pixels. Others are scaled so that the training data's range becomes 0 to 255.
 
@@ -87,7 +91,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: X or y cannot be used, or y has one class only.
-            liftplus.UserError: a setting is not allowed.
+            liftplus.UserError: a setting is not allowed. A path that is no file raises an error that is both.
         """
         images, labels = self._training(X, y)
         check_classification_targets(labels)
@@ -120,7 +124,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         if images is None:
             pixels = _pixels(X) if _is_deep(X) else validate_data(self, X, reset=False)
             images = self._coloured(pixels)
-        return self.model_.predict_proba(images)
+        return api.probabilities(self.model_, _rows(images))
 
     def _training(self, given: Any, y: Any) -> tuple[list[Any], NDArray[Any]]:
         """Images as `api` takes them, and their labels."""
@@ -128,6 +132,8 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
             self.__dict__.pop(name, None)
         images = _listed(given)
         if images is not None:
+            if isinstance(images[0], str | os.PathLike):
+                _rows(images)
             return images, _checked_labels(images, y)
         if _is_deep(given):
             pixels = _pixels(given)
@@ -169,13 +175,30 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         return rows.reshape(count, *shape)
 
 
+class NoImageError(UserError, ValueError):
+    """A path in X that is no file: a `ValueError`, as scikit-learn expects of X, and told like all errors here."""
+
+
+def _rows(images: list[Any]) -> Rows:
+    """One row for each image; a path that is no file is refused."""
+    pictures = pictures_of(images)
+    if not isinstance(pictures[0], str):
+        return Rows(*store_of(pictures))
+    try:
+        return inputs.each(pictures)
+    except UserError as error:
+        raise NoImageError(str(error)) from error
+
+
 def _listed(given: Any) -> list[Any] | None:
     """Paths and single pictures as a list; None for arrays of numbers."""
+    if is_column(given):
+        given = np.asarray(given).ravel()
     if getattr(given, "ndim", 1) != 1 or not (
         isinstance(given, list | tuple | np.ndarray) or hasattr(given, "to_list")
     ):
         return None
-    found = list(given)
+    found = [one[0] if isinstance(one, list | tuple) and len(one) == 1 else one for one in given]
     return (
         found
         if found and all(isinstance(one, str | os.PathLike | Image.Image) or np.ndim(one) == 3 for one in found)

@@ -66,6 +66,8 @@ class TrainConfig(BaseModel):
 
     epochs: int = Field(default=5, ge=0)
     """Passes over the training images."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Minutes for the whole run, with recipe=auto: as many epochs, up to 30, as fit beside the test."""
     lr: float = Field(default=0.02, gt=0)
     """Learning rate at the start."""
     batch_size: int = Field(default=128, ge=1)
@@ -186,7 +188,7 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 AUTOMATIC = (
-    *("train.batch_size", "train.lr", "train.schedule", "train.scale_rates", "train.go_back"),
+    *("train.epochs", "train.batch_size", "train.lr", "train.schedule", "train.scale_rates", "train.go_back"),
     *("tuner.adaptformer.min_width", "tuner.adapter.min_width", "head_init"),
 )
 """Settings that recipe=auto chooses where they are not given; `recipe.py` says how."""
@@ -244,6 +246,10 @@ def resolve(
     known = {*flat(run), *PARTS} if run.train.epochs else set()
     if chosen.get("head_init") != "semantic" or run.head.name == "joint":
         known.discard("head_init")
+    if run.train.minutes is None:
+        known.discard("train.epochs")
+    elif recipe != "auto" or "train.epochs" not in run.automatic:
+        raise UserError("train.minutes chooses the epochs: leave epochs out, and give recipe=auto.")
     return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key in known)})
 
 

@@ -74,6 +74,7 @@ class Reading:
         workers: loader processes; by default by the number of cores.
         progress: told of every batch.
         label: what the progress is called.
+        unreadable: where given, pictures that cannot be decoded are noted here, key and reason, and do not stop.
     """
 
     store: Store
@@ -81,6 +82,7 @@ class Reading:
     workers: int | None = None
     progress: Progress | None = None
     label: str = "Testing"
+    unreadable: dict[str, str] | None = None
 
 
 @torch.inference_mode()
@@ -123,7 +125,7 @@ def _outputs(
     loader = Loader(
         reading.store,
         reading.split,
-        FixedView(view.picture),
+        FixedView(view.picture, skips=reading.unreadable is not None),
         batch_size=batch_size,
         workers=reading.workers,
         pin=runtime.device.type == "cuda",
@@ -134,6 +136,8 @@ def _outputs(
     parts: list[Tensor] = []
     with keeping(), (reading.progress or Silent()).task(reading.label, len(loader)) as advance:
         for batch in loader.epoch():
+            if reading.unreadable is not None:
+                reading.unreadable.update((reading.split.keys[k], reason) for k, reason in batch.unreadable.items())
             pictures = batch.images.to(runtime.device, non_blocking=True)
             images = view.cut(pictures, batch.sizes.to(runtime.device, non_blocking=True))
             with runtime.autocast():
@@ -151,6 +155,9 @@ def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: F
     """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
     part = replace(reading, split=_part(reading.split, runtime))
     logits = _outputs(model, part, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
+    if reading.unreadable is not None:
+        for noted in runtime.job.from_all(dict(reading.unreadable)):
+            reading.unreadable.update(noted)
     return best(logits, evaluation, runtime, len(reading.split))
 
 

@@ -28,7 +28,7 @@ from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
 from liftplus.evaluate import Normalise, crops
 from liftplus.model import Classifier
-from liftplus.results import write_json
+from liftplus.results import folder_of, write_json
 from liftplus.runtime import Progress
 
 Format = Literal["onnx", "pt2"]
@@ -106,21 +106,24 @@ def views(store: Store, split: Split, evaluation: Evaluation, trained: Trained, 
 
 
 @torch.no_grad()
-def export(trained: Trained, out: Path, form: Format, images: Tensor, progress: Progress, prior: str) -> Parity:
+def export(
+    trained: Trained, out: Path, form: Format, images: Tensor, progress: Progress, evaluation: Evaluation
+) -> Parity:
     """Write the graph and, beside it, FILE.json with class names and input; what fails the comparison is not kept.
 
     Args:
         trained: on the CPU in fp32; its model is merged in place.
         images: what to compare on, see `views`.
-        prior: as of `priors.shift`.
+        evaluation: how pictures are cut, and the prior.
     """
     model = trained.model
-    model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, prior)
-    deployed = Deployed(model, five_crops=images.ndim == 5).eval()
+    model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
+    deployed = Deployed(model, five_crops=evaluation.tte).eval()
     expected = _run(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch")
     kept = model.merge()
     merged = _run(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch, tuners folded in")
-    about = description(trained, prior, kept, five_crops=images.ndim == 5)
+    about = description(trained, evaluation, kept)
+    folder_of(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
         graph = _write(deployed, images[:2].expand(2, *images.shape[1:]).clone(), file, form, about)
@@ -144,13 +147,13 @@ def export(trained: Trained, out: Path, form: Format, images: Tensor, progress: 
     return parity
 
 
-def description(trained: Trained, prior: str, kept: list[str], *, five_crops: bool) -> dict[str, Any]:
+def description(trained: Trained, evaluation: Evaluation, kept: list[str]) -> dict[str, Any]:
     """What a program has to know to use the graph."""
     facts = trained.model.backbone.facts
-    side = facts.image_size
-    shape: list[str | int] = ["batch", *([5] if five_crops else []), 3, side, side]
-    short = side + (trained.config.evaluation.expand if five_crops else side // 7)
-    where = "the four corners and the centre" if five_crops else "the centre"
+    cut = crops(evaluation, facts)
+    shape: list[str | int] = ["batch", *([cut.count] if cut.count > 1 else []), 3, cut.size, cut.size]
+    where = "at the four corners and the centre" if cut.count > 1 else "at the centre"
+    same = "five crops, as `liftplus predict --five-crops`" if cut.count > 1 else "one crop, as `predict --one-crop`"
     return {
         "classes": list(trained.class_names),
         "class_ids": list(trained.class_ids),
@@ -159,15 +162,20 @@ def description(trained: Trained, prior: str, kept: list[str], *, five_crops: bo
             "shape": shape,
             "type": "float32",
             "values": "RGB, 0 to 255, not normalised",
-            "recipe": f"resize the short side to {short} ({facts.interpolation}, antialiased), crop {side} x {side} "
-            f"at {where}",
+            "crops": cut.count,
+            "crop": cut.size,
+            "resize": cut.short,
+            "interpolation": cut.kernel,
+            "recipe": f"turn the picture upright and lay it on white, resize its short side to {cut.short} and the "
+            f"other in proportion, rounded down ({cut.kernel}, antialiased), crop {cut.size} x {cut.size} {where}",
+            "answers": same,
         },
         "normalised_inside": {"mean": list(facts.mean), "std": list(facts.std)},
         "outputs": {
             "logits": ["batch", len(trained.class_names)],
             "probabilities": ["batch", len(trained.class_names)],
         },
-        "prior": prior,
+        "prior": evaluation.prior,
         "backbone": trained.config.backbone.name,
         "backbone_identity": trained.model.backbone.identity,
         "method": trained.config.method,

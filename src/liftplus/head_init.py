@@ -153,7 +153,7 @@ def _read_descriptors(path: str) -> dict[str, Any]:
 
 
 def text_rows(backbone: Backbone, joint: Tensor) -> Tensor:
-    """Unit joint-space text features [C, joint] as rows on image features [C, D] (METHOD: u_k P_img^T)."""
+    """Unit joint-space text features [C, joint] as rows on image features [C, D]: u_k P_img^T."""
     if backbone.image_projection is None:
         return F.normalize(joint, dim=-1)
     return F.normalize(joint @ backbone.image_projection.float().T, dim=-1)
@@ -224,7 +224,7 @@ def centres(init: HeadInit) -> bool:
 def class_features(context: InitContext, init: HeadInit) -> Tensor:
     """Unit text features of the classes in the joint space [C, joint]: normalise(mean of the prompts'), centred or not.
 
-    Centring is third-party work on few-shot classifiers: +1.7 on ImageNet-LT's few, -0.8 on iNaturalist's (METHOD).
+    Centring is third-party work on few-shot classifiers: +1.7 on ImageNet-LT's few, -0.8 on iNaturalist's.
     """
     encode = context.texts or context.backbone.text_encoder("a start from class names").encode
     features = encode(class_prompts(init, context.class_names))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from liftplus import results
 from liftplus.checkpoint import Trained
-from liftplus.data.dataset import DataSet, Split
+from liftplus.data.dataset import DataSet, Split, listing
 from liftplus.errors import UserError
 
 SPLITS = "splits.json"
@@ -76,6 +77,24 @@ def _differences(
     return notes
 
 
+def id_of(label: Hashable, ids: Collection[str]) -> str:
+    """The class id of a label. Ids are labels as text, and equal labels are one class: 0 == 0.0 == False."""
+    text = str(label)
+    if text in ids or isinstance(label, str):
+        return text
+    return next((known for known in ids if (value := _number(known)) is not None and value == label), text)
+
+
+def _number(class_id: str) -> float | None:
+    """The number or truth value that a class id is the text of."""
+    if class_id in ("False", "True"):
+        return class_id == "True"
+    for read in (int, float):
+        with suppress(ValueError):
+            return read(class_id)
+    return None
+
+
 def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     """One split of the data with its labels renumbered to the run's classes.
 
@@ -84,11 +103,13 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     if split not in dataset.splits:
         raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
     by_id = {class_id: k for k, class_id in enumerate(trained.class_ids)}
+    in_memory = dataset.config is None
     names = [trained.former_names, trained.class_names]  # a name of now wins over the same one of before
     by_name = {name.casefold(): k for listed in names for k, name in enumerate(listed)}
 
     def place(class_id: str, name: str) -> int | None:
-        same = by_id.get(class_id)
+        number = _number(class_id) if in_memory and class_id not in by_id else None
+        same = by_id.get(class_id if number is None else id_of(number, by_id))
         borne = [listed[same].casefold() for listed in names if listed] if same is not None else []
         if same is not None and (not dataset.named or name.casefold() in borne):
             return same
@@ -101,8 +122,12 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     if strange:
         raise UserError(
             f"Split {split!r} of {dataset.name!r} has classes that the run was not trained on: "
-            f"{', '.join(strange[:5])}. The run knows {len(trained.class_names)} classes; rename the folders, "
-            "or map them with data.class_names=FILE."
+            f"{', '.join(strange[:5])}. The run knows {len(trained.class_names)} classes"
+            + (
+                f": {listing(trained.class_names)}. Give labels that are among them."
+                if in_memory
+                else "; rename the folders, or map them with data.class_names=FILE."
+            )
         )
     targets = Counter(moved[label] for label in used)
     if twice := [k for k, count in targets.items() if count > 1 and k is not None]:

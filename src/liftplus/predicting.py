@@ -1,42 +1,22 @@
-"""Predict with a trained run: which files, and the best classes of each."""
+"""Predict with a trained run: the best classes of each picture."""
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from liftplus import inputs
 from liftplus.checkpoint import Trained
-from liftplus.data.dataset import Split, Store
-from liftplus.data.images import IMAGE_SUFFIXES, UnreadableImage
-from liftplus.data.stores import FolderStore
+from liftplus.data.dataset import Split
 from liftplus.determinism import deterministic
-from liftplus.errors import UserError
 from liftplus.evaluate import Predictions, Reading, predict
+from liftplus.inputs import Rows
 from liftplus.runs import Session, expect
 
 
-def image_files(inputs: Iterable[str]) -> list[str]:
-    """Files named by paths, folders (searched through) and glob patterns, each once, in a fixed order."""
-    found: dict[str, None] = {}
-    for given in inputs:
-        if os.path.isdir(given):
-            matches = [
-                name
-                for name in glob.iglob(os.path.join(glob.escape(given), "**"), recursive=True)
-                if name.lower().endswith(tuple(IMAGE_SUFFIXES))
-            ]
-        else:
-            matches = (
-                [given]
-                if os.path.isfile(given)
-                else [name for name in glob.iglob(given, recursive=True) if os.path.isfile(name)]
-            )
-        if not matches:
-            raise UserError(f"{given!r} names no image. Give image files, folders that hold some, or a glob pattern.")
-        found |= dict.fromkeys(sorted(matches))
-    return list(found)
+def image_files(given: Iterable[str]) -> list[str]:
+    """The picture of each row that paths name; see `inputs.read`."""
+    return list(inputs.read(given).names)
 
 
 @dataclass(frozen=True)
@@ -49,36 +29,34 @@ class Guess:
     error: str | None = None
 
 
-def predict_files(session: Session, trained: Trained, files: Sequence[str], *, skip_unreadable: bool) -> list[Guess]:
-    """Top-k classes of image files, in the order given."""
-    store = FolderStore("")
-    store.decode = session.config.data.decode
-    broken = broken_files(store, files) if skip_unreadable else {}
-    good = [name for name in files if name not in broken]
-    guesses = {name: Guess(name, (), (), reason) for name, reason in broken.items()}
-    if good:
-        found = predict_in(session, trained, store, good)
-        for name, classes, values in zip(good, found.classes.tolist(), found.probabilities.tolist(), strict=True):
-            guesses[name] = Guess(name, tuple(trained.class_names[k] for k in classes), tuple(values))
-    return [guesses[name] for name in files]
+def predict_files(session: Session, trained: Trained, rows: Rows, *, skip_unreadable: bool) -> list[Guess]:
+    """Top-k classes of image files, one for each row."""
+    unreadable: dict[str, str] | None = {} if skip_unreadable else None
+    found = predict_rows(session, trained, rows, unreadable)
+    guesses = []
+    for key, name, classes, chances in zip(
+        rows.keys, rows.names, found.classes.tolist(), found.probabilities.tolist(), strict=True
+    ):
+        reason = (unreadable or {}).get(key)
+        best = () if reason else tuple(trained.class_names[k] for k in classes)
+        guesses.append(Guess(name, best, () if reason else tuple(chances), reason))
+    return guesses
 
 
-def predict_in(session: Session, trained: Trained, store: Store, keys: Sequence[str]) -> Predictions:
-    """Top-k classes of pictures in a store, in the order of the keys."""
+def predict_rows(
+    session: Session, trained: Trained, rows: Rows, unreadable: dict[str, str] | None = None
+) -> Predictions:
+    """Top-k classes of pictures, in the order of the rows.
+
+    Args:
+        unreadable: where given, pictures that cannot be decoded are noted here, key and reason, and do not stop; what
+            is predicted for them means nothing.
+    """
     expect(session, trained.model, trained.class_names, trained.train_counts)
-    store.decode = session.config.data.decode
-    split, evaluation = Split(keys, [0] * len(keys)), session.config.evaluation
-    reading = Reading(store, split, session.config.train.workers, session.progress, label="Predicting")
+    rows.store.decode = session.config.data.decode
+    split, evaluation = Split(rows.keys, [0] * len(rows)), session.config.evaluation
+    reading = Reading(
+        rows.store, split, session.config.train.workers, session.progress, label="Predicting", unreadable=unreadable
+    )
     with deterministic(session.config.deterministic):
         return predict(trained.model, reading, evaluation, trained.model.backbone.facts, session.runtime)
-
-
-def broken_files(store: FolderStore, files: Sequence[str]) -> dict[str, str]:
-    """Those of the files that do not decode, each with the reason."""
-    broken = {}
-    for name in files:
-        try:
-            store.image(name)
-        except UnreadableImage as error:
-            broken[name] = str(error)
-    return broken

@@ -8,11 +8,14 @@ docs/recipe.md says how the rule came about and on which data it was checked.
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
+from liftplus import train
 from liftplus.config import RunConfig, from_dict, resolve
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
+from liftplus.errors import UserError
 from liftplus.model import Classifier
 from liftplus.runtime import Runtime
 from liftplus.safeguard import Probe
@@ -26,6 +29,9 @@ GOOD_START = 0.8
 square root of the batch."""
 FARTHER = 2.5
 """Factor of the published rate at batch 16 where the first classifier knows nothing."""
+MOST_EPOCHS = 30
+MARGIN = 0.85
+"""Share of the time that is planned for: steps may take longer than the few that were measured."""
 WIDTH = 8
 """Least width of a bottleneck: a single unit can be dead."""
 
@@ -65,6 +71,46 @@ def rated(config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runti
     start = runtime.job.from_leader(lambda: Probe(model, config, dataset, runtime).accuracy())
     published = resolve(data=config.data.source, backbone=config.backbone.name, method=config.method).train.lr
     return _with(config, {"train.lr": published * factor(config.train.batch_size, start)})
+
+
+def timed(config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runtime, spent: float) -> RunConfig:
+    """The configuration with as many epochs as fit into `train.minutes`, by the time that a few steps take.
+
+    The model is left as it was. The test at the end counts, and so do the seconds `spent` before.
+
+    Raises:
+        UserError: not even one epoch fits.
+    """
+    minutes = config.train.minutes
+    if minutes is None or "train.epochs" not in config.automatic:
+        return config
+    clock = time.perf_counter()
+    rate = train.seconds_a_picture(model, config, dataset, runtime)
+    spent += time.perf_counter() - clock
+    crops = 5 if config.evaluation.tte else 1
+    # A forward pass takes a third of a step's time, on most hardware less.
+    test = rate / 3 * crops * len(dataset.splits.get("test", ()))
+    epoch = rate * len(dataset.splits["train"])
+    left = MARGIN * (60 * minutes - spent) - test
+    epochs = runtime.job.from_leader(lambda: min(MOST_EPOCHS, int(left / epoch)))
+    if epochs < 1:
+        raise UserError(
+            f"One epoch takes {epoch / 60:.2g} minutes here and the test {test / 60:.2g}, which {minutes:g} minutes "
+            "have no room for. Give more minutes, fewer pictures, or a smaller backbone or image_size."
+        )
+    return _with(config, {"train.epochs": epochs})
+
+
+def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:
+    """The configuration with what was chosen when its run began."""
+    values = begun.to_dict()
+    chosen = {}
+    for key in set(config.automatic) & set(begun.automatic):
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        chosen[key] = value
+    return _with(config, chosen)
 
 
 def batch_size(pictures: int) -> int:

@@ -70,6 +70,23 @@ def new_folder(path: Path) -> Path:
     return path
 
 
+def check_target(path: Path) -> None:
+    """Refuse a file that could not be written, before the work is done; folders on the way to it can be missing."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir():
+        raise UserError(f"--out is {str(path)!r}, which is a folder; give the name of a file in it.")
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out is {str(path)!r}, but {str(above)!r} is no folder that can be written to.")
+
+
+def folder_of(path: Path) -> None:
+    """Make the folder that a file is written into."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def _unwritable(path: Path, error: Exception) -> UserError:
     """What to say of a file that cannot be written, and what to do about it."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -69,7 +69,7 @@ def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -
         folder.mkdir(parents=True, exist_ok=True)
     with results.locked(folder):  # told here, before a model is built for nothing
         pass
-    session, model = session.start(dataset)
+    session, model = session.start(dataset, folder)
     try:
         runs.train_run(session, dataset, model, folder, split)
     except InUseError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -72,6 +73,7 @@ class Session:
     runtime: Runtime
     progress: Progress = field(default_factory=Silent)
     stop: StopRequest | None = None  # heeded during training
+    began: float = field(default_factory=time.perf_counter)
 
     def data(self, for_testing: bool = False) -> DataSet:
         """The data set, broken pictures left out where the policy says so."""
@@ -86,12 +88,19 @@ class Session:
 
             return sources.load(self.config.data, checked, for_testing=for_testing)
 
-    def start(self, dataset: DataSet) -> tuple[Session, Classifier]:
-        """The classifier before its first step, and the session with what recipe=auto chose for it."""
-        config = recipe.settled(self.config, dataset)
+    def start(self, dataset: DataSet, folder: Path | None = None) -> tuple[Session, Classifier]:
+        """The classifier before its first step, and the session with what recipe=auto chose for it.
+
+        Args:
+            folder: of the run; where it was begun there, it goes on with what was chosen then.
+        """
+        begun = self.runtime.job.from_leader(lambda: _begun(folder))
+        config = recipe.settled(self.config, dataset) if begun is None else recipe.as_begun(self.config, begun)
         with deterministic(config.deterministic):
             model = build(config, dataset, self.runtime, self.progress, self.cache)
-            config = recipe.rated(config, dataset, model, self.runtime)
+            if begun is None:
+                config = recipe.rated(config, dataset, model, self.runtime)
+                config = recipe.timed(config, dataset, model, self.runtime, time.perf_counter() - self.began)
         session = replace(self, config=config)
         session.cache.notes.extend(self.cache.notes)
         return session, model
@@ -100,6 +109,13 @@ class Session:
     def cache(self) -> Cache:
         """Where features of frozen towers are kept; its notes tell what was read from there."""
         return Cache.of(self.config.cache, self.runtime.job)
+
+
+def _begun(folder: Path | None) -> RunConfig | None:
+    """The settings of the run in a folder, finished or not; None where there is none."""
+    if folder is None or not (folder / CONFIG).is_file():
+        return None
+    return from_dict(results.read_json(folder / CONFIG, "config")["config"])
 
 
 def refuse_different(session: Session, dataset: DataSet, model: Classifier) -> None:

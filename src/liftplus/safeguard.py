@@ -100,7 +100,7 @@ class Safeguard:
     def __init__(self, step: Any, probe: Probe) -> None:
         self.step, self.probe = step, probe
         self.start = {name: value.clone() for name, value in step.model.learned_state().items()}
-        # A start that was solved on these very pictures names them better than any others, so a loss that only leaves it
+        # A start that was solved on these very pictures names them better than others, so a loss that only leaves it
         # is no harm yet; one above that of guessing is.
         self.bound = max(probe.loss(step.loss), math.log(max(2, len(step.model.head.weight))))
 

@@ -77,7 +77,7 @@ def of_training(config: RunConfig, losses: Sequence[float], before: Look, after:
         if after.held_out - before.held_out <= noise:
             said.append(
                 f"Training gained little: {before.held_out:.1f} % before it, {after.held_out:.1f} % after, on "
-                f"{after.pictures} {after.split} pictures. {more}"
+                f"{after.pictures} {after.split} pictures. Try another --backbone."
             )
     if len(losses) > 1 and losses[-2] - losses[-1] > FALLING * losses[-1]:
         said.append(f"The loss was still falling ({losses[-2]:.3g} to {losses[-1]:.3g} in the last epoch). {more}")

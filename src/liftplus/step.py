@@ -24,6 +24,8 @@ from liftplus.model import Classifier
 from liftplus.runtime import Runtime
 
 READ_EVERY = 20
+LOOKED_AT = 16
+"""Pictures at most whose outputs are looked at before weights are kept."""
 
 
 class Step:
@@ -233,10 +235,9 @@ class Watch:
             return
         batch, lr = self.recent[-1]
         finite = all(bool(p.isfinite().all()) for p in self.model.trainable())
-        images = batch.images[: self.piece]
         if finite and len(batch.labels):
-            finite = bool(self._outputs(images).isfinite().all())
-        if any(self.runtime.job.greatest(not finite)):
+            finite = bool(self._outputs(batch.images[: min(self.piece, LOOKED_AT)]).isfinite().all())
+        if any(self.runtime.job.greatest(int(not finite))):
             what = "The weights, or what they give, are not finite any more after"
             self._stop(what, batch, lr, epoch, number)
 

@@ -68,6 +68,11 @@ def build(
             plain_stream(config, dataset, backbone, runtime, cache, progress),
         )
         start = config.head.start(context, config.head_init)
+        if not start.rows.isfinite().all():
+            raise UserError(
+                f"{config.backbone.name!r} gives features that are not finite, so there is no first classifier. "
+                "Restore the file of its weights, or use precision=fp32."
+            )
         head.weight.data.copy_(start.rows)
         if start.bias is not None:
             head.get_parameter("bias").data.copy_(start.bias)
@@ -229,6 +234,28 @@ def fit(
                     at = loop.finished(after, advance, log)
         slowed = SLOWED.format(config.train.lr, config.train.lr * step.slowed) if step.slowed != 1.0 else None
         return Fit(at.losses, at.seconds, *loop.selection.choose(), loop.selection.latest, slowed)
+
+
+TIMED = 4
+
+
+def seconds_a_picture(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> float:
+    """Seconds of training a picture, over a few steps after the first; the model is left as it was."""
+    start = {name: value.clone() for name, value in model.learned_state().items()}
+    step = Step(model, config, dataset, runtime)
+    step.set_rate(config.train.lr)
+    pictures, clock = 0, time.perf_counter()
+    for number, batch in enumerate(_loader(model, config, dataset, runtime, Cache.of(False), None).epoch(0, 0)):
+        step(batch)
+        if number == 0 and len(dataset.splits["train"]) > config.train.batch_size:
+            clock = time.perf_counter()
+        else:
+            pictures += min(config.train.batch_size, len(dataset.splits["train"]))
+        if number == TIMED:
+            break
+    seconds = time.perf_counter() - clock
+    model.load_learned(start)
+    return max(runtime.job.from_all(seconds)) / pictures
 
 
 class _Loop:

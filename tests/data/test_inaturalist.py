@@ -64,3 +64,18 @@ def test_images_of_one_id_are_refused(tmp_path: Path) -> None:
     train.write_text(json.dumps(content))
     with pytest.raises(UserError, match="several images of one id"):
         inaturalist.read({"train": train})
+
+
+def test_a_test_file_without_annotations_is_left_out(tmp_path: Path) -> None:
+    paths = {"train": write(tmp_path / "train2018.json", [("a.jpg", 12), ("b.jpg", 300)])}
+    paths["val"] = write(tmp_path / "val2018.json", [("c.jpg", 12)])
+    paths["test"] = tmp_path / "test2018.json"
+    for content in ({"images": [{"id": 0, "file_name": "d.jpg"}]}, {"images": [], "annotations": []}):
+        paths["test"].write_text(json.dumps(content))
+        table = inaturalist.read(paths)
+        assert set(table.rows) == {"train", "val"}
+        assert "test2018.json has no annotations, so it was left out." in table.notes
+        assert "test2018.json has no annotations, so it was left out." in inaturalist.read(paths, "genus").notes
+    paths["test"].write_text(json.dumps({"images": [{"id": 0, "file_name": "d.jpg"}]}))
+    with pytest.raises(UserError, match=r"test2018\.json is not in iNaturalist's form"):
+        inaturalist.read(paths, asked=["train", "test"])

@@ -53,7 +53,7 @@ def test_find(tmp_path: Path) -> None:
 
 def test_siblings(tmp_path: Path) -> None:
     for name in ("train2018.json", "val2018.json", "pets_train.txt", "pets_test.txt", "list.txt"):
-        write(tmp_path / name, "")
+        write(tmp_path / name, "a.jpg 0\n")
     assert lists.siblings(tmp_path / "train2018.json")["val"].name == "val2018.json"
     assert set(lists.siblings(tmp_path / "pets_train.txt")) == {"train", "test"}
     assert set(lists.siblings(tmp_path / "pets_test.txt")) == {"train"}
@@ -136,3 +136,22 @@ def test_line_breaks_inside_quotes_stay(tmp_path: Path) -> None:
 def test_folders_named_like_lists_are_no_lists(tmp_path: Path) -> None:
     (tmp_path / "train.txt").mkdir()
     assert lists.find(tmp_path) == {}
+
+
+def test_siblings_of_a_part_of_the_training_data(tmp_path: Path) -> None:
+    for name in ("train_mini.json", "val.json", "test2018.json", "notes.json"):
+        write(tmp_path / name, "")
+    paths = lists.siblings(tmp_path / "train_mini.json")
+    assert {split: path.name for split, path in paths.items()} == {"train": "train_mini.json", "val": "val.json"}
+    write(tmp_path / "val_mini.json", "")
+    assert lists.siblings(tmp_path / "train_mini.json")["val"].name == "val_mini.json"
+
+
+def test_lists_without_labels_are_left_out_and_told(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", "a.jpg 0\nb.jpg 1\n")
+    write(tmp_path / "test.txt", "c.jpg\nd.jpg\n")
+    assert lists.siblings(train) == {"train": train}
+    assert lists.read(lists.siblings(train)).notes == ("test.txt is no list of paths and labels, so it was left out.",)
+    assert lists.find(tmp_path) == {"": {"train": train}}
+    with pytest.raises(UserError, match=r"test\.txt, line 1 has no label"):
+        lists.read({"train": train, "test": tmp_path / "test.txt"})  # as it was asked for

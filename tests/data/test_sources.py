@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -224,3 +225,106 @@ def test_level_needs_annotations(folder: Path) -> None:
         write_list(folder / f"iNaturalist18_{split}.txt", folder, {"dog": 0, "black_cat": 1})
     assert loaded("inat2018", root=str(folder)).counts() == (10, 5)
     refused("taxonomy levels", "inat2018", root=str(folder), level="genus")
+
+
+def spelled(folder: Path, how: Callable[[str], str]) -> DataSet:
+    """The data set of a table that spells the paths of these pictures in another way."""
+    keys = sorted(file.relative_to(folder.parent).as_posix() for file in folder.rglob("*.png"))
+    table = folder.parent / "t.csv"
+    table.write_text("path,label\n" + "".join(f"{how(key)},{key.split('/')[1]}\n" for key in keys), encoding="utf-8")
+    return loaded(table, test_share=0.2)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda key: key.replace("/", "\\"),
+        lambda key: "/" + key,
+        lambda key: ".\\" + key.replace("/", "\\"),
+        lambda key: normalize("NFC", key),
+        lambda key: normalize("NFC", key).replace("/", "\\").upper(),
+    ],
+)
+def test_listed_paths_in_other_spellings(tmp_path: Path, grow: Grow, how: Callable[[str], str]) -> None:
+    folder = grow(tmp_path / "pets", {normalize("NFD", "café"): 4, "dog": 4})
+    dataset = spelled(folder, how)
+    keys = [key for split in dataset.splits.values() for key in split.keys]
+    assert sorted(keys) == sorted(file.relative_to(tmp_path).as_posix() for file in folder.rglob("*.png"))
+    assert sorted(dataset.counts()) == [3, 3]
+    assert any("paths in t.csv were found under another spelling" in note for note in dataset.notes)
+
+
+def test_a_path_that_two_files_fit_is_not_guessed(tmp_path: Path, grow: Grow) -> None:
+    grow(tmp_path, {"pets/A": 1, "pets/a": 1, "pets/b": 1})
+    if len(list((tmp_path / "pets").iterdir())) < 3:
+        pytest.skip("this file system does not tell the two folders apart")
+    write = "path,label\npets\\a\\0.png,x\npets/b/0.png,y\n{}"
+    (tmp_path / "t.csv").write_text(write.format(""))
+    assert set(loaded(tmp_path / "t.csv").splits["train"].keys) == {"pets/a/0.png", "pets/b/0.png"}
+    (tmp_path / "u.csv").write_text("path,label\npets/Á/0.png,x\npets/b,y\n")
+    refused("2 of the 2 images that u.csv names do not exist", tmp_path / "u.csv")  # the second is a folder
+
+
+def test_tables_on_archives_with_backslashes(tmp_path: Path, png: Callable[..., bytes]) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        for name in ("cat", "dog"):
+            for i in range(4):
+                archive.writestr(f"{name}\\{i}.png", png((i, len(name), ord(name[0]))))
+        archive.writestr("emu\\", b"")
+    dataset = loaded(tmp_path / "w.zip")
+    assert dataset.class_names == ("cat", "dog", "emu")
+    assert dataset.counts() == (3, 3, 0) and dataset.counts("test") == (1, 1, 0)
+    assert dataset.store.image(dataset.splits["train"].keys[0]).size == (7, 5)
+    (tmp_path / "t.csv").write_text("path,label\ncat/0.png,cat\ndog/1.png,dog\n")
+    listed = loaded(tmp_path / "t.csv", root=str(tmp_path / "w.zip"))
+    assert set(listed.splits["train"].keys) == {"cat\\0.png", "dog\\1.png"}
+
+
+def test_notes_reach_data_sets_of_annotations(folder: Path) -> None:
+    for name, keys in (
+        ("train_mini", ["dog/0.png", "black_cat/0.png"]),
+        ("val", ["dog/1.png"]),
+        ("test", ["dog/2.png"]),
+    ):
+        content: dict[str, object] = {"images": [{"id": i, "file_name": key} for i, key in enumerate(keys)]}
+        if name != "test":
+            content["annotations"] = [{"image_id": i, "category_id": i} for i in range(len(keys))]
+            content["categories"] = [{"id": 0, "name": "dog"}, {"id": 1, "name": "cat"}]
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    dataset = loaded(folder / "train_mini.json")
+    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 2, "test": 1}
+    assert "test.json has no annotations, so it was left out." in dataset.notes
+    refused(r"test\.json is not in iNaturalist's form", folder / "train_mini.json", test_list=str(folder / "test.json"))
+
+
+def undeclared(path: Path, encoding: str, png: Callable[..., bytes]) -> Path:
+    """A zip of two classes whose names are in an encoding that it does not declare."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(["猫", "狗", "猫", "狗"]):
+            archive.writestr(f"{name}/{i}.png", png((i, 0, 0)))
+    data, declared = path.read_bytes(), 0x800
+    for name in ("猫", "狗"):
+        data = data.replace(name.encode(), name.encode(encoding).ljust(3, b"_"))
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        parts = data.split(mark)
+        for k, part in enumerate(parts[1:], 1):
+            at = place - len(mark)
+            flags = int.from_bytes(part[at : at + 2], "little") & ~declared
+            parts[k] = part[:at] + flags.to_bytes(2, "little") + part[at + 2 :]
+        data = mark.join(parts)
+    path.write_bytes(data)
+    return path
+
+
+def test_zips_whose_names_are_in_no_declared_encoding(tmp_path: Path, png: Callable[..., bytes]) -> None:
+    right = loaded(undeclared(tmp_path / "mac.zip", "utf-8", png))
+    assert set(right.class_names) == {"猫", "狗"}
+    assert right.store.image(right.splits["train"].keys[0]).size == (7, 5)
+    path = undeclared(tmp_path / "gbk.zip", "gbk", png)
+    wrong = loaded(path)
+    told = [note for note in wrong.notes if "may be misread" in note]
+    assert len(told) == 1 and "data.class_names" in told[0]
+    (tmp_path / "n.csv").write_text("".join(f"{k},{v}\n" for k, v in zip(wrong.class_ids, ("x", "y"), strict=True)))
+    given = loaded(path, class_names=str(tmp_path / "n.csv"))
+    assert set(given.class_names) == {"x", "y"}
+    assert not any("may be misread" in note for note in given.notes)  # the advice was followed

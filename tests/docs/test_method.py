@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,11 @@ def test_the_rate_is_its_formula() -> None:
     for epoch in range(5):
         expected = 0.5 * run.train.lr * (1 + math.cos(math.pi * epoch / 5))
         assert rate(run, epoch, 0.0) == pytest.approx(expected, rel=1e-12)
+
+
+def test_nothing_is_cited_that_the_project_does_not_hold() -> None:
+    root = Path(__file__).resolve().parents[2]
+    files = [path for folder in ("src", "docs", "changes") for path in (root / folder).rglob("*") if path.is_file()]
+    text = {path: path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".md", ".toml")}
+    assert len(text) > 100
+    assert [path for path, words in text.items() if re.search(r"\bDESIGN\b|\bMETHOD\b(?!-seed)", words)] == []

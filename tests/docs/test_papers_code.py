@@ -1,4 +1,4 @@
-"""docs/papers-code.md: what its tables say is ours resolves to what it says; docs/reproduce.md has METHOD's figures."""
+"""docs/papers-code.md: what its tables say is ours resolves to what it says; reproduce.md has published figures."""
 
 from __future__ import annotations
 

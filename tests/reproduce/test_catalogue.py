@@ -1,4 +1,4 @@
-"""The catalogue itself: every experiment resolves, and every figure is one that METHOD states."""
+"""The catalogue itself: every experiment resolves, and every figure is a published one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from liftplus.reproduce import catalogue, needs
 from liftplus.reproduce.plan import Plan
 from liftplus.runs import changes
 
-# METHOD, "Benchmarks": accuracies with CLIP ViT-B/16 and TTE unless said otherwise, in percent.
+# Published accuracies with CLIP ViT-B/16 and TTE unless said otherwise, in percent.
 FIGURES = {
     "imagenet_lt/clip_vit_b16/lift+": {"overall": 78.3, "many": 81.2, "medium": 77.4, "few": 73.5},
     "places_lt/clip_vit_b16/lift+": {"overall": 52.1, "many": 51.4, "medium": 53.0, "few": 51.4},
@@ -113,7 +113,7 @@ def test_a_wrong_table_is_refused(text: str, told: str, tmp_path: Path) -> None:
 
 
 def test_needs_of_the_papers_data() -> None:
-    """Each data set has a layout and an address, which the page tells in the same words; the counts are METHOD's."""
+    """Each data set has a layout and an address, which the page tells in the same words; counts are published ones."""
     papers = {one.source for one in KNOWN.experiments.values() if one.group == "papers"}
     for name in papers:
         need = needs.data(name)

@@ -19,7 +19,7 @@ from liftplus.heads import Cosine
 from liftplus.model import Classifier
 from zoo import JOINT, ZOO
 
-# The trained weights of each tuner of width R by the sites of a backbone, whatever its family: see METHOD's table.
+# The trained weights of each tuner of width R by the sites of a backbone, whatever its family: see docs/method.md.
 R, RATIO = 3, 0.1
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"width": R} for name in ("adaptformer", "adapter", "conv_adapter", "clip_adapter")},

@@ -16,6 +16,7 @@ from liftplus.backbones import from_open_clip, from_timm, mini_clip
 from liftplus.backbones import weights as weight_files
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.backbones.unfilled import Unfilled
+from liftplus.errors import UserError
 from liftplus.names import full_backbone as full_name
 from liftplus.names import presets
 
@@ -30,6 +31,18 @@ def find(pattern: str) -> list[str]:
     names = [*entries(), *(f"timm/{name}" for name in timm.list_pretrained())]
     names += [f"open_clip/{arch}/{tag}" for arch, tag in open_clip.list_pretrained()]
     return [name for name in names if pattern.casefold() in name.casefold()]
+
+
+def present() -> list[str]:
+    """Short names of the backbones whose weights are on this machine, beside mini_clip's; no hub is asked."""
+
+    def is_here(name: str) -> bool:
+        try:
+            return locate(BackboneConfig(name=name), fetch=False) is not None
+        except UserError:
+            return False
+
+    return [name for name in entries() if name != "mini_clip" and is_here(name)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from liftplus.commands import completion, options
-from liftplus.commands.options import AsJson, Out, Overrides, Run
+from liftplus.commands.options import AsJson, FiveCrops, Out, Overrides, Run
 
 
 def evaluate(
@@ -18,6 +18,7 @@ def evaluate(
         str | None, typer.Option("--data", "-d", autocompletion=completion.data, help="Other data than the run's.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split to test on: test, val or train.")] = "test",
+    five_crops: FiveCrops = None,
     out: Out = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
@@ -25,7 +26,7 @@ def evaluate(
     """Test a finished run again: on its own data or other data, with other test options."""
     from liftplus import checkpoint, console, matching, parallel, results, runs
 
-    settings = options.run_settings(run, data, overrides)
+    settings = options.run_settings(run, data, [*options.crops(five_crops), *(overrides or ())])
     session = options.session(settings)
     folder = parallel.job().from_leader(lambda: out or _free((run.parent if run.is_file() else run) / "eval"))
     if session.runtime.job.leads:

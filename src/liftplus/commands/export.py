@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import AsJson, Run
+from liftplus.commands.options import AsJson, FiveCrops, Run
 from liftplus.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,11 +27,10 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="A file .onnx or .pt2, or with --format peft a folder.")],
     form: Annotated[str | None, typer.Option("--format", "-f", help="onnx, pt2 or peft; by default by --out.")] = None,
     prior: Annotated[
-        str, typer.Option(help="How often classes come: as_trained, training, uniform, or a JSON file of counts.")
-    ] = "as_trained",
-    five_crops: Annotated[
-        bool, typer.Option("--five-crops/--one-crop", help="Take five crops of each picture and average.")
-    ] = False,
+        str | None,
+        typer.Option(help="How often classes come: as_trained, training, uniform, or a JSON file of counts."),
+    ] = None,
+    five_crops: FiveCrops = None,
     check: Annotated[
         list[str] | None, typer.Option(help="Pictures to compare on; by default the run's test split. Repeatable.")
     ] = None,
@@ -48,27 +47,30 @@ def export(
         _export_peft(run, out, change, as_json)
         return
     chosen = _format(out, form)
-    crops = f"evaluation.tte={str(five_crops).lower()}"
-    fixed = (crops, f"evaluation.prior={prior}", "device=cpu", "precision=fp32", "grad_checkpointing=false")
-    settings = options.run_settings(run, None, [*(change or []), *fixed])
-    if note := priors.note(settings, prior):
+    expected = [] if prior is None else [f"evaluation.prior={prior}"]
+    fixed = ("device=cpu", "precision=fp32", "grad_checkpointing=false")
+    settings = options.run_settings(run, None, [*(change or []), *options.crops(five_crops), *expected, *fixed])
+    if note := priors.note(settings, settings.evaluation.prior):
         console.err.print(f"Note: {note}")
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     images, source = _pictures(session, trained, check)
-    parity = exporting.export(trained, out, chosen, images, session.progress, prior)
+    parity = exporting.export(trained, out, chosen, images, session.progress, settings.evaluation)
+    count = 5 if settings.evaluation.tte else 1
     if as_json:
-        print(json.dumps({"file": str(out), "compared_on": source} | vars(parity)))
+        print(json.dumps({"file": str(out), "compared_on": source, "crops": count} | vars(parity)))
         return
     console.out.print(
         f"{out} and {exporting.beside(out).name}: logits differ from PyTorch's by at most {parity.difference:.1e} "
-        f"(their deviation is {parity.deviation:.1f}) on {parity.images} pictures of {source}."
+        f"(their deviation is {parity.deviation:.1f}) on {parity.images} pictures of {source}. The graph takes "
+        + ("five crops of each picture, as predict --five-crops." if count > 1 else "one crop, as predict --one-crop.")
     )
 
 
 def _format(out: Path, form: str | None) -> Format:
     """The format by its name or the file's; refuses what cannot be written before any work."""
     from liftplus import export as exporting
+    from liftplus import results
 
     by_name = next((known for known, suffix in exporting.SUFFIXES.items() if out.suffix == suffix), None)
     if by_name is None or form not in (None, by_name):
@@ -76,23 +78,21 @@ def _format(out: Path, form: str | None) -> Format:
             f"--out is {str(out)!r}; its name must end in .onnx or .pt2, as --format says where it is given. "
             "For peft give --format peft and a folder."
         )
-    if not out.parent.is_dir() or out.is_dir():
-        raise UserError(f"--out is {str(out)!r}; {str(out.parent)!r} must be a folder. Make it first.")
+    results.check_target(out)
     exporting.required(by_name)
     return by_name
 
 
 def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tuple[Tensor, str]:
     """What to compare on, and where it is from."""
-    from liftplus import console, export, predicting
+    from liftplus import console, export, inputs
     from liftplus.data.dataset import Split
-    from liftplus.data.stores import FolderStore
 
     evaluation = session.config.evaluation
     if check:
-        files = predicting.image_files(check)
-        split = Split(files, [0] * len(files))
-        return export.views(FolderStore(""), split, evaluation, trained, CHECKED), ", ".join(check)
+        rows = inputs.read(check).complete()
+        split = Split(rows.keys, [0] * len(rows))
+        return export.views(rows.store, split, evaluation, trained, CHECKED), ", ".join(check)
     try:
         dataset = session.data(for_testing=False)
     except (UserError, OSError) as error:

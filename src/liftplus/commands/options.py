@@ -45,6 +45,20 @@ Run = Annotated[
     Path, typer.Argument(autocompletion=completion.runs, help="Folder of a finished run, or a model file in it.")
 ]
 
+FiveCrops = Annotated[
+    bool | None,
+    typer.Option(
+        "--five-crops/--one-crop",
+        "--tte/",
+        help="Average five crops of each picture, or take one; by default as in training.",
+    ),
+]
+
+
+def crops(five: bool | None) -> list[str]:
+    """The setting that --five-crops or --one-crop stands for."""
+    return [] if five is None else [f"evaluation.tte={str(five).lower()}"]
+
 
 def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     """The run on this machine; of several processes the leader alone shows its progress."""

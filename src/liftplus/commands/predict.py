@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import AsJson, Run
+from liftplus.commands.options import AsJson, FiveCrops, Run
 from liftplus.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 def predict(
     run: Run,
-    inputs: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
+    pictures: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders, glob patterns, archives (.zip, .tar), lists of paths (.txt), or - for stdin."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help=".csv or .json; stdout as CSV if not given.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes for each image.")] = 5,
     unreadable: Annotated[str, typer.Option(help="stop or skip at a broken image.")] = "stop",
-    tte: Annotated[
-        bool | None, typer.Option("--tte/--one-crop", help="Five crops or one; as in training if not given.")
-    ] = None,
+    five_crops: FiveCrops = None,
     prior: Annotated[
         str | None, typer.Option(help="How often classes come: training, uniform, or a JSON file of counts.")
     ] = None,
@@ -36,50 +39,75 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify image files with a finished run."""
-    from liftplus import checkpoint, parallel, predicting
+    """Classify pictures with a finished run, a row for each in the order given."""
+    from liftplus import checkpoint, console, inputs, parallel, predicting
+    from liftplus.data.images import UnreadableImage
 
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
     _check_target(out)
-    files = predicting.image_files(inputs)
-    crops = [] if tte is None else [f"evaluation.tte={str(tte).lower()}"]
+    rows = parallel.job().from_leader(lambda: inputs.read(pictures, _stdin))
+    skips = unreadable == "skip"
+    rows = rows if skips else rows.complete()
+    for note in rows.notes:
+        console.err.print(f"Note: {note}", highlight=False)
     expected = [] if prior is None else [f"evaluation.prior={prior}"]
-    settings = options.run_settings(run, None, [f"evaluation.top_k={top_k}", *crops, *expected, *(change or [])])
+    settings = options.run_settings(
+        run, None, [f"evaluation.top_k={top_k}", *options.crops(five_crops), *expected, *(change or [])]
+    )
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    guesses = predicting.predict_files(session, trained, files, skip_unreadable=unreadable == "skip")
+    try:
+        guesses = predicting.predict_files(session, trained, rows, skip_unreadable=skips)
+    except UnreadableImage as error:
+        raise UserError(f"{error} Give --unreadable skip to go on without such files.") from error
     if parallel.job().leads:
         _write_guesses(guesses, out, as_json)
 
 
+def _stdin() -> bytes:
+    """All that comes on stdin."""
+    stream = getattr(sys.stdin, "buffer", sys.stdin)
+    data = b"" if stream is None else stream.read()
+    return data.encode() if isinstance(data, str) else data
+
+
 def _check_target(out: Path | None) -> None:
     """Refuse a file that could not be written before the work is done."""
+    from liftplus import results
+
     if out is None:
         return
     if out.suffix not in (".csv", ".json"):
         raise UserError(f"--out is {str(out)!r}; its name must end in .csv or .json.")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
-        raise UserError(f"--out is {str(out)!r}; {str(out.parent)!r} must be a folder that can be written to.")
+    results.check_target(out)
 
 
 def _write_guesses(guesses: list[Guess], out: Path | None, as_json: bool) -> None:
     from liftplus import console, results
 
+    broken = [os.path.basename(guess.path) for guess in guesses if guess.error]
+    named = ", ".join(broken[:3]) + (f" and {len(broken) - 3:,} more" if len(broken) > 3 else "")
+    told = f"{len(guesses) - len(broken):,} predictions" + (
+        f" and {len(broken):,} unreadable ({named})" if broken else ""
+    )
+    if out is None and broken:
+        console.err.print(f"{told}.", highlight=False)
     if out is None and as_json:
         print(json.dumps(_entries(guesses), indent=2, ensure_ascii=False))
     elif out is None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(_table(guesses))
     else:
+        results.folder_of(out)
         if out.suffix == ".json":
             results.write_json(out, _entries(guesses))
         else:
             header, *rows = _table(guesses)
             results.write_csv(out, header, rows)
         if as_json:
-            print(json.dumps({"file": str(out), "images": len(guesses)}))
+            print(json.dumps({"file": str(out), "images": len(guesses), "unreadable": len(broken)}))
         else:
-            console.out.print(f"{len(guesses)} predictions are in {out}")
+            console.out.print(f"{told} are in {out}", highlight=False)
 
 
 def _entries(guesses: list[Guess]) -> list[dict[str, Any]]:

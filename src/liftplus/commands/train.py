@@ -31,6 +31,10 @@ def train(
             help="Go on with the unfinished run in this folder, as it began; only lr and precision may be new."
         ),
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Time for the whole run; the number of epochs is chosen by a measurement."),
+    ] = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
@@ -47,10 +51,31 @@ def train(
     elif data is None:
         raise UserError("Give --data: a folder, archive, table, list or known name; or --resume FOLDER.")
     else:
+        given = [*(overrides or ()), *([] if minutes is None else [f"train.minutes={minutes}"])]
         settings = config.resolve(
-            data=data, backbone=backbone, method=method, overrides=overrides or (), recipe=recipe.usual(data)
+            data=data, backbone=backbone, method=method, overrides=given, recipe=recipe.usual(data)
         )
+        if settings.recipe == "auto" and not _is_given(context, "backbone"):
+            console.err.print(f"Note: {_other_backbones()}", highlight=False)
         _train(settings, out, as_json)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _other_backbones() -> str:
+    """What the backbone of a run that names none has seen, and which others are at hand."""
+    from liftplus.backbones import catalogue
+
+    here = catalogue.present()
+    listed = f"On this machine: {', '.join(here)}." if here else "No other weights are on this machine."
+    return (
+        "No --backbone was given, so mini_clip is used, which has seen drawings only and is weak on photographs. "
+        f"{listed} --backbone clip_vit_b16 fetches its weights at the first use."
+    )
 
 
 def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> None:
@@ -64,8 +89,8 @@ def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> No
         "out": (str(folder), lambda given: given.resolve() == folder.resolve()),
     }
     for name, (had, agrees) in same.items():
-        given, source = context.params[name], context.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT" and not agrees(given):
+        given = context.params[name]
+        if _is_given(context, name) and not agrees(given):
             raise UserError(
                 f"--{name} {given} contradicts --resume: the run in {str(folder)!r} has {had!r}. Leave it out to go on "
                 "as the run began, or leave --resume out for a new run."
@@ -108,7 +133,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     asked = runtime.StopRequest(parallel.job())
     session = options.session(config, asked)
     dataset = session.data()
-    session, model = session.start(dataset)
+    session, model = session.start(dataset, folder)
     config = session.config
     for note in (*recipe.sentences(config, dataset), *runs.notes(config, dataset, model)):
         console.err.print(f"Note: {note}")

@@ -27,18 +27,53 @@ _EXTENDED = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
 
-_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})
+_JUNK = frozenset(
+    {
+        *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "system volume information"),
+        *("lost+found", "lost.dir"),  # of ext4 and of Android
+        *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot"),  # network disks
+        *("__pycache__",),
+    }
+)
+_CHECKED_DISK = re.compile(r"found\.\d{3}")  # where Windows puts what it finds when it checks a disk
 
 
 def is_litter(name: str) -> bool:
     """True for hidden files and what systems leave behind; of one file or folder."""
-    return (name.startswith(".") and name != ".") or name.casefold() in _JUNK
+    folded = name.casefold()
+    hidden = name.startswith(".") and name != "."
+    return hidden or folded in _JUNK or _CHECKED_DISK.fullmatch(folded) is not None
 
 
 def is_safe(name: str) -> bool:
     """False for names that would leave the folder if they were extracted, and for none at all."""
     outside = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name) is not None
     return name != "" and not outside and ".." not in re.split(r"[\\/]", name) and "\0" not in name
+
+
+def opened_zip(path: str) -> zipfile.ZipFile:
+    """A zip; names that declare no encoding but are UTF-8, as macOS and Info-ZIP write them, are read as such."""
+    archive = zipfile.ZipFile(path)
+    names = [info.orig_filename for info in archive.infolist() if _is_undeclared(info)]
+    if not names:
+        return archive
+    try:
+        for name in names:
+            name.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return archive
+    archive.close()
+    return zipfile.ZipFile(path, metadata_encoding="utf-8")
+
+
+def are_misread(archive: zipfile.ZipFile) -> bool:
+    """Whether names may be misread, as they are in an encoding that the archive does not declare."""
+    return getattr(archive, "metadata_encoding", None) is None and any(map(_is_undeclared, archive.infolist()))
+
+
+def _is_undeclared(info: zipfile.ZipInfo) -> bool:
+    return not info.flag_bits & 0x800 and not info.orig_filename.isascii()
 
 
 def unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

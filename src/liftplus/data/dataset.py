@@ -107,7 +107,7 @@ class Table:
 _SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
 SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
 """The split that a folder, file or cell of this (lower-case) name means."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ from liftplus.data.lists import normal
 from liftplus.errors import UserError
 
 
-def read(paths: Mapping[str, Path], level: str | None = None) -> Table:
+def read(paths: Mapping[str, Path], level: str | None = None, asked: Collection[str] = ("train",)) -> Table:
     """The table of one annotation file a split; category ids stay the class ids.
 
     Args:
         paths: split to file.
         level: a taxonomy level whose names become the classes instead; a `categories.json` beside the
             training file is asked where the annotations do not hold it.
+        asked: splits that must have annotations; others are left out without them, as a competition's test file is.
     """
     documents = {split: _document(path) for split, path in paths.items()}
+    bare = [split for split, document in documents.items() if split not in asked and not document.get("annotations")]
+    notes = tuple(f"{paths[split].name} has no annotations, so it was left out." for split in bare)
+    documents = {split: document for split, document in documents.items() if split not in bare}
     categories: dict[str, dict[str, Any]] = {}
     for split, document in documents.items():
         categories.update(_categories(document.get("categories", []), paths[split]))
@@ -34,8 +39,8 @@ def read(paths: Mapping[str, Path], level: str | None = None) -> Table:
     if unknown:
         raise UserError(f"{paths['train']} has annotations of category {unknown[0]!r}, which it does not describe.")
     if level is None:
-        return Table(rows, sorted_ids(used), {label: _name(categories[label], label) for label in used})
-    return _at_level(rows, categories, level, paths["train"])
+        return Table(rows, sorted_ids(used), {label: _name(categories[label], label) for label in used}, notes)
+    return dataclasses.replace(_at_level(rows, categories, level, paths["train"]), notes=notes)
 
 
 def _at_level(

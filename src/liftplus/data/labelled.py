@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -70,9 +71,19 @@ def from_images(
     )
 
 
+def is_column(images: Any) -> bool:
+    """Whether something is a column [N, 1] of an array or table, which holds no pixels but paths or pictures."""
+    shape: Any = getattr(images, "shape", ())
+    if len(shape) != 2 or shape[1] != 1:
+        return False
+    kinds = getattr(images, "dtypes", [getattr(images, "dtype", "")])
+    return not any(re.match("u?int|float|bool", str(kind).lower().removeprefix("torch.")) for kind in kinds)
+
+
 def pictures_of(images: Iterable[Any]) -> list[Any]:
     """Paths as text, and pictures [H, W, 3] of uint8, one kind of the two."""
-    found = [_picture(number, one) for number, one in enumerate(images)]
+    listed = np.asarray(images).ravel().tolist() if is_column(images) else images
+    found = [_picture(number, one) for number, one in enumerate(listed)]
     if not found:
         raise UserError("There are no images. Give paths, Pillow images or uint8 arrays [H, W, 3].")
     if len({type(one) for one in found}) > 1:
@@ -81,6 +92,8 @@ def pictures_of(images: Iterable[Any]) -> list[Any]:
 
 
 def _picture(number: int, one: Any) -> str | NDArray[np.uint8]:
+    if isinstance(one, list | tuple) and len(one) == 1 and isinstance(one[0], str | os.PathLike):
+        one = one[0]
     if isinstance(one, str | os.PathLike):
         return str(os.fspath(one))
     pixels = np.asarray(upright_rgb(one) if isinstance(one, Image.Image) else one)

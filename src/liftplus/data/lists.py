@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from liftplus.data import documents
+from liftplus.data import documents, split_names
 from liftplus.data.dataset import SPLIT_OF, Table
 from liftplus.errors import UserError
 
@@ -18,8 +18,10 @@ _NAME = re.compile(rf"(?P<start>|.*[_.-])(?P<split>{_WORDS})(?P<end>\d*)\.(?P<su
 
 
 def read(paths: Mapping[str, Path]) -> Table:
-    """The table of one list a split."""
-    return Table({split: read_list(path) for split, path in paths.items()})
+    """The table of one list a split; a list that lies beside the training list and has no labels is told."""
+    beside = [path for split, path in _beside(paths["train"]).items() if split not in paths and not is_list(path)]
+    notes = tuple(f"{path.name} is no list of paths and labels, so it was left out." for path in beside)
+    return Table({split: read_list(path) for split, path in paths.items()}, notes=notes)
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -41,22 +43,49 @@ def find(folder: Path) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.glob("*.txt")) if os.path.isdir(folder) else ():
         match = _NAME.fullmatch(path.name)
-        if match and _is_list(path):
+        if match and is_list(path):
             found.setdefault(match["start"], {})[SPLIT_OF[match["split"].lower()]] = path
     return {start: paths for start, paths in found.items() if "train" in paths}
 
 
 def siblings(path: Path) -> dict[str, Path]:
-    """The files of the other splits beside a file that is named as training: train2018.json → val2018.json."""
-    match = _NAME.fullmatch(path.name)
-    if match is None or SPLIT_OF[match["split"].lower()] != "train":
-        return {"train": path}
+    """The files of the other splits beside one that is named as training: train2018.json → val2018.json.
+
+    Beside train_mini.json it is val_mini.json or else val.json. Lists without labels are left out.
+    """
+    others = _beside(path)
+    return {split: other for split, other in others.items() if other == path or _is_labelled(other)}
+
+
+def _is_labelled(path: Path) -> bool:
+    return path.suffix.lower() != ".txt" or is_list(path)  # what annotations lack, their reader says
+
+
+def _beside(path: Path) -> dict[str, Path]:
     paths = {"train": path}
-    for word, split in SPLIT_OF.items():
-        other = path.with_name(f"{match['start']}{word}{match['end']}.{match['suffix']}")
-        if split != "train" and os.path.isfile(other):
-            paths.setdefault(split, other)
+    own = split_names.read(path.stem)
+    if own is None or own.split != "train" or not os.path.isdir(path.parent):
+        return paths
+    named = [
+        (other, name)
+        for other in sorted(path.parent.iterdir())
+        if other.suffix.lower() == path.suffix.lower() and (name := split_names.read(other.stem)) and other.is_file()
+    ]
+    for rest in (own.rest, own.unsized):
+        for other, name in named:
+            if name.split != "train" and name.rest == rest:
+                paths.setdefault(name.split, other)
     return paths
+
+
+def is_list(path: Path) -> bool:
+    """Whether the first line has a label: images may have a train.txt of another kind, and tests are without labels."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as lines:
+            first = next((line for line in lines if line.strip()), "")
+    except OSError:  # a folder of that name, for example
+        return False
+    return re.fullmatch(r"\S.*\s+\d+", first.strip(), re.ASCII) is not None
 
 
 def _row(line: str, path: Path, number: int) -> tuple[str, str]:
@@ -71,13 +100,3 @@ def _row(line: str, path: Path, number: int) -> tuple[str, str]:
             f"{_DIGITS} characters."
         )
     return normal(fields[0]), str(int(fields[1]))
-
-
-def _is_list(path: Path) -> bool:
-    """A folder of images may hold a train.txt of another kind; the first line tells."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as lines:
-            first = next((line for line in lines if line.strip()), "")
-    except OSError:  # a folder of that name, for example
-        return False
-    return re.fullmatch(r"\S.*\s+\d+", first.strip(), re.ASCII) is not None

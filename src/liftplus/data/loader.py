@@ -14,14 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from PIL import Image as ImageModule
 from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from liftplus.data.dataset import Split, Store
+from liftplus.data.images import UnreadableImage
 from liftplus.data.pictures import Picture
 from liftplus.data.stores import ArrayStore
 from liftplus.data.transforms import Augment, progress_of
@@ -36,16 +38,19 @@ class Batch:
     Attributes:
         images: uint8 [B, 3, H, W]; [bytes], one after the other, where their sizes differ.
         sizes: height and width of each picture [B, 2].
+        unreadable: by index, why a picture cannot be decoded; a black one stands in its row.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     sizes: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def pin_memory(self) -> Batch:
         """Called by the data loader for copies to a GPU."""
-        return Batch(*(part.pin_memory() for part in self.parts()))
+        images, labels, indices, sizes = (part.pin_memory() for part in self.parts())
+        return Batch(images, labels, indices, sizes, self.unreadable)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Its tensors, in order."""
@@ -62,6 +67,7 @@ def seeded(*parts: int) -> torch.Generator:
 class TrainView:
     """The training transform of one run."""
 
+    skips: ClassVar[bool] = False
     augment: Augment
     size: int
     kernel: str
@@ -75,15 +81,16 @@ class TrainView:
 
 @dataclass(frozen=True)
 class FixedView:
-    """A fixed transform, the same in every epoch."""
+    """A fixed transform, the same in every epoch; with `skips`, a picture that cannot be decoded stops nothing."""
 
     transform: Callable[[Image | Picture], Tensor]
+    skips: bool = False
 
     def __call__(self, picture: Image | Picture, epoch: int, index: int, repeat: int = 0) -> Tensor:
         return self.transform(picture)
 
 
-Item = tuple[Tensor, int, int] | UserError
+Item = tuple[Tensor, int, int, str] | UserError
 
 
 class _Pictures(Dataset[Item]):
@@ -92,11 +99,14 @@ class _Pictures(Dataset[Item]):
 
     def __getitem__(self, where: Any) -> Item:
         epoch, index, repeat = where
+        reason = ""
         try:
             view = self.view(self.store.picture(self.split.keys[index]), epoch, index, repeat)
         except UserError as error:  # returned, so that it reaches the user without a worker's traceback
-            return error
-        return view, self.split.labels[index], index
+            if not (self.view.skips and isinstance(error, UnreadableImage)):
+                return error
+            view, reason = self.view(ImageModule.new("RGB", (1, 1)), epoch, index, repeat), str(error)
+        return view, self.split.labels[index], index, reason
 
 
 def repeats(indices: Tensor) -> Tensor:
@@ -175,11 +185,12 @@ def _collate(items: list[Item]) -> Batch | UserError:
             return item
     if not items:  # of a batch smaller than the number of processes
         return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
-    views, labels, indices = zip(*items, strict=True)
+    views, labels, indices, reasons = zip(*items, strict=True)
     sizes = torch.tensor([view.shape[-2:] for view in views])
     alike = all(view.shape == views[0].shape for view in views)
     images = torch.stack(views) if alike else torch.cat([view.flatten() for view in views])
-    batch = Batch(images, torch.tensor(labels), torch.tensor(indices), sizes)
+    unreadable = {index: reason for index, reason in zip(indices, reasons, strict=True) if reason}
+    batch = Batch(images, torch.tensor(labels), torch.tensor(indices), sizes, unreadable)
     return batch if get_worker_info() is None else _shared(batch)
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from PIL import Image
 
 from liftplus.data import documents
 from liftplus.data.dataset import DataSet, Table
+from liftplus.data.identity import Trace, identity
 from liftplus.data.images import UnreadableImage, decode
 from liftplus.data.stores import ByteStore, part_of
 from liftplus.errors import UserError
@@ -70,6 +71,13 @@ class ShardStore(ByteStore):
             raise UnreadableImage(f"{self.where(key)} cannot be read: the copy has no such picture.")
         shard, offset, size = self.index[key]
         return part_of(self.folder / shard, offset, size, f"{self.where(key)} ({shard})")
+
+    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
+        """Each shard's path, size and times, and where in it the pictures lie."""
+        places = [self.index[key] for key in keys]
+        for shard in sorted({shard for shard, _, _ in places}):
+            trace.file(str(self.folder / shard))
+        trace.text(repr(places))
 
 
 def is_prepared(folder: Path) -> bool:
@@ -190,8 +198,6 @@ def _begin(partial: Path, dataset: DataSet, recipe: Recipe) -> _Done:
 
 def _plan(dataset: DataSet, recipe: Recipe) -> dict[str, Any]:
     """What is copied and how; a split whose pictures cannot be told from others has None."""
-    from liftplus.data.identity import identity  # which knows this module's store
-
     labels = hashlib.sha256(repr([part.labels for part in dataset.splits.values()]).encode()).hexdigest()
     pictures = {split: identity(dataset.store, part.keys) for split, part in dataset.splits.items()}
     return _about(dataset, recipe) | {"labels": labels, "pictures": pictures}

@@ -15,6 +15,7 @@ from liftplus.data import cifar, class_names, documents, inaturalist, lists, man
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split, Store, Table, are_numbers, listing, sorted_ids
 from liftplus.data.inspection import unreadable
+from liftplus.data.located import respelled
 from liftplus.data.stores import FileStore, FolderStore, is_tar, open_store
 from liftplus.errors import UserError
 
@@ -91,7 +92,10 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
         if not table.rows["test"]:
             raise UserError(f"{name} has no images; there is nothing to test on.")
     elif not table.rows.get("train"):
-        raise UserError(f"{name} has no training images; a train split, or images without a split, is needed.")
+        held = " and ".join(split for split, rows in table.rows.items() if rows) or "none at all"
+        raise UserError(
+            f"{name} has no training images, but {held}; a train split, or images without a split, is needed."
+        )
     names = _names(table, config)
     if len(names) < 2 and not for_testing:
         raise UserError(f"{name} has only one class ({next(iter(names))!r}); at least two are needed.")
@@ -248,7 +252,7 @@ def _from_path(config: DataConfig) -> tuple[Table, Store]:
             return _listed(next(iter(found.values())), config.root or str(path), config)
     if path.is_dir() or suffix == ".zip" or is_tar(path):
         store = open_store(path)
-        return tree.read(store), store
+        return tree.read(store, worded=config.class_names is not None), store
     if suffix in _LISTED:
         paths = lists.siblings(path) if suffix in (".txt", ".json") else {"train": path}
         return _listed(_existing_lists(paths | _given_lists(config)), config.root, config)
@@ -276,7 +280,7 @@ def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> 
     if config.level is not None and kinds != {".json"}:
         raise _no_levels(config)
     if kinds == {".json"}:
-        table = inaturalist.read(paths, config.level)
+        table = inaturalist.read(paths, config.level, ["train", *_given_lists(config)])
     elif kinds <= {".csv", ".parquet"}:
         table = _manifests(paths)
     elif kinds & {".csv", ".parquet", ".json"}:
@@ -284,9 +288,11 @@ def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> 
     else:
         table = lists.read(paths)
     store = open_store(root) if root is not None else FolderStore(train.parent)
+    table = respelled(table, store, train)
     _refuse_missing(table, store, train)
-    if len(paths) > 1:
-        files = ", ".join(f"{split} from {path.name}" for split, path in paths.items())
+    read = {split: path for split, path in paths.items() if table.rows.get(split)}
+    if len(read) > 1:
+        files = ", ".join(f"{split} from {path.name}" for split, path in read.items())
         table = dataclasses.replace(table, notes=(*table.notes, f"Splits were read as {files}."))
     return table, store
 

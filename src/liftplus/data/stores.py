@@ -14,9 +14,7 @@ import threading
 import weakref
 import zipfile
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,20 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from liftplus.data import archives, documents
-from liftplus.data.dataset import listing
+from liftplus.data import archives, documents, members
+from liftplus.data.identity import Trace
 from liftplus.data.images import UnreadableImage, decode
+from liftplus.data.members import Members
 from liftplus.data.pictures import ArrayPicture, Decode, Picture, PillowPicture, picture
 from liftplus.errors import UserError
-
-
-@dataclass(frozen=True)
-class Members:
-    """What a store holds: files in sorted order, folders without any file, and what was passed over."""
-
-    files: tuple[str, ...]
-    empty_folders: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 class ByteStore(ABC):
@@ -80,6 +70,11 @@ class FileStore(ByteStore):
         held = set(self.members().files)
         return [key for key in keys if key not in held]
 
+    def respelled(self, keys: Iterable[str]) -> dict[str, str]:
+        """Of keys that the store does not hold, those that it holds in one other spelling, and how it spells them."""
+        held = members.spellings(self.members().files)
+        return {key: name for key in keys if (name := held.get(members.spelling(key))) is not None}
+
     def where(self, key: str) -> str:
         """The archive's path and the member's name."""
         return f"{self.path}:{key}"
@@ -111,42 +106,23 @@ class FolderStore(FileStore):
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that name no file; asks for each, as the folder may hold far more."""
-        return [key for key in keys if not os.path.exists(self.where(key))]
+        return [key for key in keys if not os.path.isfile(self.where(key))]
 
     def members(self) -> Members:
-        """All files below the folder; links are followed, each linked folder once."""
-        files: list[str] = []
-        empty: list[str] = []
-        seen, waiting = {os.path.realpath(self.path)}, [""]
-        try:
-            while waiting:  # not by recursion, as folders may lie deeper than Python's stack
-                waiting += self._list(waiting.pop(), files, empty, seen)[::-1]
-        except (OSError, ValueError) as error:
-            where, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
-            raise UserError(f"{where or self.path} cannot be listed: {reason or error}.") from error
-        return Members(tuple(sorted(files)), tuple(sorted(empty)))
+        """All files below the folder; links are followed, each folder is read once."""
+        return members.of_folder(self.path)
 
-    def _list(self, folder: str, files: list[str], empty: list[str], seen: set[str]) -> list[str]:
-        """Add what one folder holds; the folders in it are returned."""
-        children: list[str] = []
-        held = 0
-        with os.scandir(os.path.join(self.path, folder)) as entries:
-            for entry in entries:
-                held += 1
-                if archives.is_litter(entry.name):
-                    continue
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                # is_dir() comes with the listing; only links cost a look at the disk.
-                if not entry.is_dir():
-                    files.append(name)
-                elif not entry.is_symlink():
-                    children.append(name)
-                elif (real := os.path.realpath(entry.path)) not in seen:
-                    seen.add(real)
-                    children.append(name)
-        if held == 0 and folder:
-            empty.append(folder)
-        return children
+    def respelled(self, keys: Iterable[str]) -> dict[str, str]:
+        """Of keys that the folder does not hold, those that it holds in one other spelling."""
+        return members.respelled(self.path, keys)
+
+    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
+        """Of each file its path, size and the times of the last change of contents and of entry.
+
+        A program that sets the former time back cannot avoid the latter.
+        """
+        for key in keys:
+            trace.file(self.where(key))
 
 
 class ZipStore(FileStore):
@@ -163,7 +139,7 @@ class ZipStore(FileStore):
         # A forked worker that shared the parent's file position would read the wrong bytes.
         if self._open is None or self._open[0] != os.getpid():
             try:
-                self._open = (os.getpid(), zipfile.ZipFile(self.path), threading.Lock())
+                self._open = (os.getpid(), archives.opened_zip(self.path), threading.Lock())
             except Exception as error:  # damaged archives make the readers raise nearly anything
                 raise UserError(f"{self.path} cannot be opened as a zip archive: {error}.") from error
         return self._open
@@ -193,11 +169,20 @@ class ZipStore(FileStore):
             link = stat.S_ISLNK(info.external_attr >> 16)
             if link or info.flag_bits & 0x1 or not archives.is_safe(info.filename):
                 refused.append(info.filename)
-            elif info.is_dir():
-                folders.add(info.filename.rstrip("/"))
+            elif info.filename.endswith(("/", "\\")):
+                folders.add("/".join(members.parts_of(info.filename.rstrip("/\\"))))
             else:
                 files.append(info.filename)
-        return _archive_members(files, folders, refused)
+        undeclared = archives.are_misread(self._handle()[1])
+        return members.of_archive(files, folders, refused, undeclared=undeclared)
+
+    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
+        """The archive's path, size and times, and each picture's checksum."""
+        trace.file(self.path)
+        with archives.opened_zip(self.path) as archive:
+            for key in keys:
+                info = archive.getinfo(key)
+                trace.text(f"{info.CRC} {info.file_size}\n")
 
 
 class TarStore(FileStore):
@@ -250,7 +235,11 @@ class TarStore(FileStore):
             else:
                 files.append((info.name.removeprefix("./"), (info.offset_data, info.size)))
         self._index = dict(files)
-        return _archive_members([name for name, _ in files], folders, refused, notes)
+        return members.of_archive([name for name, _ in files], folders, refused, notes)
+
+    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
+        """The archive's path, size and times."""
+        trace.file(self.path)
 
     def _unpacked_note(self, plain: str) -> tuple[str, ...]:
         if plain == self.path:
@@ -297,6 +286,13 @@ class ArrayStore(ByteStore):
         """The picture, to be cut and resized as `decode` says."""
         image = self.image(key)
         return PillowPicture(image) if self.decode == "exact" else ArrayPicture(np.asarray(image))
+
+    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
+        """The pixels."""
+        for key in keys:
+            image = self.images[int(key)]
+            trace.text(repr((image.shape, image.dtype.str)))
+            trace.digest.update(image.tobytes())
 
     def read(self, key: str) -> bytes:
         """The picture as an uncompressed image file, so that equal pixels are equal bytes."""
@@ -346,27 +342,3 @@ def _remove(path: str, owner: int) -> None:
     # A forked worker inherits the finaliser, but the file still serves the process that made it.
     if os.getpid() == owner and os.path.exists(path):
         os.unlink(path)
-
-
-def _archive_members(
-    found: Sequence[str], folders: set[str], refused: Sequence[str], notes: tuple[str, ...] = ()
-) -> Members:
-    files = set(found)
-    kept = sorted(name for name in files if not any(map(archives.is_litter, name.split("/"))))
-    inhabited = sorted(files | folders)
-    empty = sorted(
-        name
-        for name in folders
-        if name != "." and not any(map(archives.is_litter, name.split("/"))) and not _holds_any(name + "/", inhabited)
-    )
-    if len(files) < len(found):
-        notes += (f"{len(found) - len(files):,} archive members were left out, as later ones have the same names.",)
-    if refused:
-        notes += (f"Archive members with unsafe names, links or encryption were left out: {listing(refused, 3)}.",)
-    return Members(tuple(kept), tuple(empty), notes)
-
-
-def _holds_any(start: str, names: Sequence[str]) -> bool:
-    """Whether one of the sorted names starts like this."""
-    place = bisect_left(names, start)
-    return place < len(names) and names[place].startswith(start)

@@ -181,13 +181,20 @@ class CentreCrop:
     kernel: str = "bicubic"
     margin: int | None = None
 
+    count: ClassVar[int] = 1
+    """Crops of each picture."""
+
+    @property
+    def short(self) -> int:
+        """Pixels of the short side that the crop is cut from."""
+        return self.size + (self.size // 7 if self.margin is None else self.margin)
+
     def __call__(self, picture: Image.Image | Picture) -> Tensor:
         return self.picture(picture)[None]
 
     def picture(self, picture: Image.Image | Picture) -> Tensor:
         """The crop itself, uint8 [3, R, R]."""
-        margin = self.size // 7 if self.margin is None else self.margin
-        whole = _scaled(picture, self.size + margin, self.kernel)
+        whole = _scaled(picture, self.short, self.kernel)
         top, left = (round((side - self.size) / 2) for side in whole.shape[1:])
         return whole[:, top : top + self.size, left : left + self.size].contiguous()
 
@@ -203,6 +210,13 @@ class FiveCrops:
     size: int
     expand: int = 24
     kernel: str = "bicubic"
+    count: ClassVar[int] = 5
+    """Crops of each picture."""
+
+    @property
+    def short(self) -> int:
+        """Pixels of the short side that the crops are cut from."""
+        return self.size + self.expand
 
     def __call__(self, picture: Image.Image | Picture) -> Tensor:
         small = self.picture(picture)
@@ -210,7 +224,7 @@ class FiveCrops:
 
     def picture(self, picture: Image.Image | Picture) -> Tensor:
         """The resized picture, uint8 [3, H, W]; of a longer side over 3 R, only the three parts that crops show."""
-        whole = _scaled(picture, self.size + self.expand, self.kernel)
+        whole = _scaled(picture, self.short, self.kernel)
         for side in (1, 2):
             slack = whole.shape[side] - self.size
             if slack > 2 * self.size:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
-from liftplus.data import class_names
-from liftplus.data.dataset import SPLIT_OF, Table, listing, sorted_ids
+from liftplus.data import class_names, split_folders, split_names
+from liftplus.data.dataset import Table, listing, sorted_ids
 from liftplus.data.images import IMAGE_SUFFIXES
+from liftplus.data.label_files import rows_beside
+from liftplus.data.members import Members, parts_of
 from liftplus.data.stores import FileStore
 from liftplus.errors import UserError
 
 NAMES_FILE = "classnames.txt"
 """File at the root that gives the label order and the names, one class a line."""
+
+_Parts = list[str]
 
 
 @dataclass(frozen=True)
@@ -25,98 +31,203 @@ class Layout:
         prefix: wrapper folders that were skipped, "" or ending in a slash.
         rows: (path, class folder) pairs of each split.
         folders: class folders in label order, those without images included.
-        notes: what was left out.
+        left_out: images that have no class.
+        notes: what was guessed, merged and left out.
     """
 
     prefix: str
     rows: dict[str, list[tuple[str, str]]]
     folders: tuple[str, ...]
-    notes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def read(store: FileStore) -> Table:
-    """The table of a folder or archive of class folders."""
+def read(store: FileStore, worded: bool = False) -> Table:
+    """The table of a folder or archive of class folders, or of pictures with a .cls file beside each.
+
+    Args:
+        store: holds the pictures.
+        worded: whether the user gives the class names, so that folder names need not be words.
+    """
     members = store.members()
     images = [name for name in members.files if _suffix(name) in IMAGE_SUFFIXES]
     others = [name for name in members.files if _suffix(name) not in IMAGE_SUFFIXES]
     if not images:
-        raise UserError(_no_images(store.path, others))
-    found = layout(images, members.empty_folders, store.path)
-    notes = members.notes + found.notes + _ignored(others, found.prefix)
+        raise UserError(_no_images(store, others))
+    beside = rows_beside(store, images, others)
+    found = _by_files(beside) if beside is not None else layout(images, members.empty_folders, store.path)
+    if not any(found.rows.values()):
+        raise UserError(_no_folders(store, found, others))
+    notes = members.notes + found.notes + (() if beside else _ignored(others, found.prefix))
     folders, names = found.folders, {folder: class_names.words(folder) for folder in found.folders}
-    for name in (found.prefix + NAMES_FILE, NAMES_FILE):
-        if name in others:
+    at = {"/".join(parts_of(name)): name for name in others}
+    for name in (at.get(found.prefix + NAMES_FILE), at.get(NAMES_FILE)):
+        if name is not None:
             origin = store.where(name)
             lines = class_names.parse_lines(store.read(name), origin)
             names = class_names.from_lines(_all_folders(found), lines, origin)
-            folders = tuple(names)
+            folders, worded = tuple(names), True
             notes += (f"{NAMES_FILE} in the data gives the label order and the names of {len(names)} classes.",)
             break
-    return Table(found.rows, folders, names, notes)
+    return Table(found.rows, folders, names, notes + _undeclared(members, folders, worded))
+
+
+def _by_files(rows: dict[str, list[tuple[str, str]]]) -> Layout:
+    labels = {label for pairs in rows.values() for _, label in pairs}
+    return Layout("", rows, sorted_ids(labels), (), ("Labels were read from the .cls files beside the pictures.",))
 
 
 def layout(images: Sequence[str], empty_folders: Sequence[str] = (), origin: str = "The data") -> Layout:
     """Find splits and classes in sorted relative image paths.
 
     Args:
-        images: relative paths with forward slashes.
+        images: relative paths with forward slashes; backslashes in file names are taken for folders too.
         empty_folders: folders without any file; at class level they are classes without images.
         origin: what an error calls the source.
+
+    Raises:
+        UserError: the folders can be read in two ways.
     """
-    prefix = _wrapper([*images, *(f"{folder}/" for folder in empty_folders)])
-    paths = [name.removeprefix(prefix).split("/") for name in images]
-    empty = [name.removeprefix(prefix).split("/") for name in empty_folders if name.startswith(prefix)]
-    if _has_split_folders(paths, origin):
-        rows, stray = _split_rows(images, paths)
-        classes = {parts[1] for parts in empty if len(parts) == 2 and SPLIT_OF.get(parts[0].lower()) == "train"}
-        classes |= {label for _, label in rows.get("train", [])}
-    else:
-        rows = {"train": [(name, parts[0]) for name, parts in zip(images, paths, strict=True) if len(parts) > 1]}
-        stray = [name for name, parts in zip(images, paths, strict=True) if len(parts) == 1]
-        classes = {parts[0] for parts in empty if len(parts) == 1} | {label for _, label in rows["train"]}
-    notes: tuple[str, ...] = ()
-    if stray:
-        notes = (f"{len(stray):,} images outside any class folder were left out: {listing(stray, 3)}.",)
-    return Layout(prefix, rows, sorted_ids(classes), notes)
+    placed = {name: parts_of(name) for name in images}
+    notes: list[str] = []
+    example = next((name for name, parts in placed.items() if len(parts) > name.count("/") + 1), None)
+    if example is not None:
+        notes.append(f"Backslashes in names, such as {example}, were read as the borders of folders.")
+    bare = [folder.split("/") for folder in empty_folders]
+    prefix = _wrapper([*placed.values(), *([*parts, ""] for parts in bare)])
+    depth = len(prefix)
+    if depth:
+        notes.append(f"All folders lie in {'/'.join(prefix)!r}, so those in it were read.")
+    placed = {name: parts[depth:] if parts[:depth] == prefix else parts[-1:] for name, parts in placed.items()}
+    bare = [parts[depth:] for parts in bare if parts[:depth] == prefix and len(parts) > depth]
+    placed, bare = _unwrapped(placed, bare, notes)
+    tops = split_folders.folders(placed.values())
+    reading = split_folders.read(tops, max(map(len, placed.values())), origin)
+    notes += reading.notes
+    found = _rows(placed, bare, reading, notes)
+    return Layout("".join(f"{part}/" for part in prefix), *found, tuple(notes))
 
 
-def _wrapper(names: Iterable[str]) -> str:
+def _wrapper(paths: Iterable[_Parts]) -> _Parts:
     """The folders that hold everything and are neither a split nor a class."""
-    parts = [name.split("/") for name in names]
+    deep = [parts for parts in paths if len(parts) > 1]  # what lies loose at the root is told as left out
     depth = 0
-    while all(len(path) > depth + 2 for path in parts) and len({path[depth] for path in parts}) == 1:
-        if parts[0][depth].lower() in SPLIT_OF:
+    while deep and all(len(parts) > depth + 2 for parts in deep) and len({parts[depth] for parts in deep}) == 1:
+        name = split_names.read(deep[0][depth])
+        if name is not None and not name.rest:
             break
         depth += 1
-    return "".join(f"{name}/" for name in parts[0][:depth])
+    return deep[0][:depth] if deep else []
 
 
-def _has_split_folders(paths: Sequence[Sequence[str]], origin: str) -> bool:
-    """Whether the top folders are splits; a class may be called "train", so what lies below counts too."""
-    flat = {parts[0] for parts in paths if len(parts) == 2}
-    nested = {parts[0] for parts in paths if len(parts) > 2}
-    split_like = {name for name in flat | nested if name.lower() in SPLIT_OF}
-    if split_like and split_like == flat | nested and not nested:
-        raise UserError(
-            f"{origin} has images directly in {listing(sorted(split_like))}, without class folders; use one folder "
-            "a class (train/cat/1.jpg), or a .csv of path, label and split."
-        )
-    splits = {name for name in nested if name.lower() in SPLIT_OF}
-    return bool(splits) and (len(splits) > 1 or not flat - splits)
+def _unwrapped(
+    placed: Mapping[str, _Parts], bare: Sequence[_Parts], notes: list[str]
+) -> tuple[dict[str, _Parts], list[_Parts]]:
+    """The paths without folders that hold all of a split folder: training_set/training_set/cats, train/images/cats."""
+    done, empty = dict(placed), list(bare)
+    classes: set[str] = set()
+    named = [top for top in split_folders.folders(placed.values()) if split_names.read(top) is not None]
+    for top in sorted(named, key=lambda top: not _is_train(top)):
+        while (inner := _only_inside(top, [parts for parts in done.values() if parts[0] == top], classes)) is not None:
+            notes.append(f"All of {top!r} lies in {f'{top}/{inner}'!r}, so the folders in that were read.")
+            outer = [top, inner]
+            done = {name: [top, *parts[2:]] if parts[:2] == outer else parts for name, parts in done.items()}
+            empty = [[top, *parts[2:]] if parts[:2] == outer else parts for parts in empty]
+        if _is_train(top):
+            classes |= {parts[1] for parts in done.values() if parts[0] == top and len(parts) > 2}
+    return done, [parts for parts in empty if parts]
 
 
-def _split_rows(
-    images: Sequence[str], paths: Sequence[Sequence[str]]
-) -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
+def _only_inside(top: str, paths: Sequence[_Parts], classes: set[str]) -> str | None:
+    """The one folder in a split folder that is no class."""
+    deep = [parts for parts in paths if len(parts) > 2]  # what lies loose is told as left out
+    inside = {parts[1] for parts in deep}
+    if len(inside) != 1:
+        return None
+    inner = inside.pop()
+    same = inner.casefold() == top.casefold() or (
+        (name := split_names.read(inner)) is not None and name.split == _split(top) and name.plain
+    )
+    deeper = all(len(parts) > 3 for parts in deep)
+    return inner if inner not in classes and (same or deeper) else None
+
+
+def _rows(
+    placed: Mapping[str, _Parts], bare: Sequence[_Parts], reading: split_folders.Reading, notes: list[str]
+) -> tuple[dict[str, list[tuple[str, str]]], tuple[str, ...], tuple[str, ...]]:
+    """Rows of each split, classes in label order, and the images without a class."""
     rows: dict[str, list[tuple[str, str]]] = {}
-    stray = []
-    for name, parts in zip(images, paths, strict=True):
-        split = SPLIT_OF.get(parts[0].lower())
-        if split is None or len(parts) < 3:
-            stray.append(name)
-        else:
-            rows.setdefault(split, []).append((name, parts[1]))
-    return rows, stray
+    left_out: list[str] = []
+    below: dict[str, set[str]] = {}
+    spelled: dict[str, set[str]] = {}
+    level = 1 if reading.splits else 0
+    for name, parts in placed.items():
+        folders = parts[:-1]
+        split = reading.splits.get(parts[0]) if reading.splits else "train"
+        if split is None or len(folders) <= level:
+            left_out.append(name)
+            continue
+        if reading.swapped:
+            split = _split(folders.pop(1)) or "train"
+        label = normalize("NFC", folders[level])
+        spelled.setdefault(label, set()).add(folders[level])
+        below.setdefault(label, set()).update(folders[level + 1 : level + 2])
+        rows.setdefault(split, []).append((name, label))
+    classes = {label for _, label in rows.get("train", [])} | _bare_classes(bare, reading, notes)
+    notes += [*_left_out(left_out, placed), *_forms(spelled), *_below(below)]
+    return rows, sorted_ids(classes), tuple(left_out)
+
+
+def _bare_classes(bare: Sequence[_Parts], reading: split_folders.Reading, notes: list[str]) -> set[str]:
+    """Empty folders at class level."""
+    if reading.splits:
+        return {normalize("NFC", parts[1]) for parts in bare if len(parts) == 2 and _is_train(parts[0])}
+    tops = [parts[0] for parts in bare if len(parts) == 1]
+    splits = [top for top in tops if (name := split_names.read(top)) is not None and not name.rest]
+    if splits:
+        notes.append(f"Empty folders called like splits were left out: {listing(splits)}.")
+    return {normalize("NFC", top) for top in tops if top not in splits}
+
+
+def _left_out(names: Sequence[str], placed: Mapping[str, _Parts]) -> list[str]:
+    if not names:
+        return []
+    tops = sorted({placed[name][0] for name in names if len(placed[name]) > 1})
+    where = f" (in the folders {listing(tops, 3)})" if tops else ""
+    return [f"{len(names):,} images outside any class folder were left out: {listing(names, 3)}{where}."]
+
+
+def _forms(spelled: Mapping[str, set[str]]) -> list[str]:
+    twins = [label for label, forms in spelled.items() if len(forms) > 1]
+    if not twins:
+        return []
+    return [f"Folders whose names differ by their Unicode form alone were read as one class each: {listing(twins)}."]
+
+
+def _below(below: Mapping[str, set[str]]) -> list[str]:
+    """What is to be said of folders in class folders: where the same ones are everywhere, they may be the classes."""
+    tally = Counter(name for names in below.values() for name in names)
+    if not tally:
+        return []
+    shared = [name for name, count in tally.items() if count > 1 and count * 2 > len(below)]
+    if len(shared) > 1 and all(below.values()):
+        return [
+            f"Every class folder ({listing(sorted_ids(below), 3)}) holds the same sub-folders, "
+            f"{listing(sorted_ids(shared), 3)}, and their pictures were read as of the class above. If the sub-folders "
+            "are the classes, give a .csv of path and label."
+        ]
+    example = next(f"{label}/{min(names)}" for label, names in sorted(below.items()) if names)
+    total = sum(map(len, below.values()))
+    return [f"Sub-folders of class folders were read as parts of their classes ({total:,}, such as {example!r})."]
+
+
+def _is_train(top: str) -> bool:
+    return _split(top) == "train"
+
+
+def _split(name: str) -> str | None:
+    found = split_names.read(name)
+    return found.split if found is not None else None
 
 
 def _all_folders(found: Layout) -> tuple[str, ...]:
@@ -130,20 +241,51 @@ def _suffix(name: str) -> str:
 
 def _ignored(others: Sequence[str], prefix: str) -> tuple[str, ...]:
     # Files beside the class folders (licence, metadata) are expected; below them they may be lost pictures.
-    inside = [name for name in others if name.startswith(prefix) and "/" in name.removeprefix(prefix)]
+    paths = ["/".join(parts_of(name)) for name in others]
+    inside = [name for name in paths if name.startswith(prefix) and "/" in name.removeprefix(prefix)]
     if not inside:
         return ()
     kinds = Counter(_suffix(name) or "no ending" for name in inside)
     return (f"{len(inside):,} files whose names do not end like an image were left out: {_kinds(kinds)}.",)
 
 
+def _undeclared(members: Members, folders: Sequence[str], worded: bool) -> tuple[str, ...]:
+    odd = [folder for folder in folders if not folder.isascii()]
+    if not members.undeclared or worded or not odd:
+        return ()
+    return (
+        f"Class names such as {listing(odd, 2)} may be misread, as the archive does not say how its names are encoded; "
+        "give the right words with data.class_names.",
+    )
+
+
 def _kinds(kinds: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(4))
 
 
-def _no_images(origin: str, others: Sequence[str]) -> str:
+def _no_images(store: FileStore, others: Sequence[str]) -> str:
     allowed = ", ".join(sorted(IMAGE_SUFFIXES))
     if not others:
-        return f"{origin} is empty; put one folder of images a class into it."
+        return f"{store.path} is empty; put one folder of images a class into it."
     kinds = _kinds(Counter(_suffix(name) or "no ending" for name in others))
-    return f"{origin} holds no images ({kinds} found); image names end in {allowed}."
+    return f"{store.path} holds no images ({kinds} found); image names end in {allowed}.{_instead(store, others)}"
+
+
+def _no_folders(store: FileStore, found: Layout, others: Sequence[str]) -> str:
+    count = len(found.left_out)
+    return (
+        f"{store.path} has {count:,} images, first {found.left_out[0]!r}, but no class folders: no folder says what "
+        "they show. Use one folder a class (cat/1.jpg), a .csv of path and label, or a .cls file with the label "
+        f"beside each picture.{_instead(store, others)}"
+    )
+
+
+def _instead(store: FileStore, others: Sequence[str]) -> str:
+    """What among the other files may be meant."""
+    tables = [name for name in others if _suffix(name) in (".csv", ".parquet", ".json", ".jsonl")]
+    packed = [name for name in others if _suffix(name) in (".zip", ".tar", ".tgz", ".gz")]
+    if tables and os.path.isfile(store.where(tables[0])):
+        return f" There are also tables; to read one of them, give it instead: {store.where(tables[0])}."
+    if packed:
+        return f" Archives in it, such as {packed[0]!r}, are not opened; unpack them, or give one of them instead."
+    return ""

@@ -1,0 +1,30 @@
+"""Where the pictures that a list or table names really are: paths are spelled otherwise on other systems."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from liftplus.data.dataset import Table
+from liftplus.data.stores import FileStore
+
+
+def respelled(table: Table, store: FileStore, origin: Path) -> Table:
+    """The table with paths as the store spells them, and a note where that is not as they were listed.
+
+    Slashes, a slash at the start, the Unicode form and the case of letters may differ. Paths that the store holds in no
+    spelling, or in several, stay as they are.
+
+    Args:
+        table: rows of listed paths.
+        store: holds the pictures.
+        origin: the file that lists them.
+    """
+    missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
+    names = store.respelled(dict.fromkeys(missing)) if missing else {}
+    if not names:
+        return table
+    key, name = next(iter(names.items()))
+    note = f"{len(names):,} paths in {origin.name} were found under another spelling: {key!a} as {name!a}."
+    rows = {split: [(names.get(key, key), label) for key, label in pairs] for split, pairs in table.rows.items()}
+    return dataclasses.replace(table, rows=rows, notes=(*table.notes, note))
