@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,39 @@ def test_runs_are_made_reused_and_refused(photos: Path, command: Command, tmp_pa
     refused(command(*given, "--seeds", 2, *QUICK[1:], "epochs=2"), "holds a run with other settings", "train.epochs")
     (photos / "test" / "blue sky" / "0.png").unlink()
     refused(command(*given, "--seeds", 2, *QUICK), "the test split has other images")
+
+
+def test_a_failed_method_ends_no_comparison(photos: Path, command: Command, tmp_path: Path) -> None:
+    """The first of three diverges: the others are tabled, the page is written, exit code 2; given again it retries."""
+    bad, settings = "linear_probe:lr=1e30", ("tte=false", *QUICK)
+    given = ("compare", "--data", photos, "--out", "c", "--seeds", 1, "--methods")
+    ended = command(*given, f"{bad},zeroshot,linear_probe:lr=0.01", *settings)
+    refused(
+        ended, "One run failed", "The same command tries again", f"{bad} with seed 0 failed: The loss is not finite"
+    )
+    assert "The others go on" in ended.err and "zeroshot against linear_probe:lr=0.01" in ended.out
+    found = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert [row["method"] for row in found["rows"]] == ["zeroshot", "linear_probe:lr=0.01"]
+    assert [(one["method"], one["seed"]) for one in found["failed"]] == [(bad, 0)]
+    assert f"{bad} with seed 0 failed" in (tmp_path / "c" / "compare.md").read_text()
+    assert "2 runs" in (tmp_path / "c" / "report" / "report.html").read_text(encoding="utf-8")
+    again = command(*given, f"{bad},zeroshot,linear_probe:lr=0.01", "--json", *settings)
+    refused(again, "One run failed")
+    assert again.err.count("found finished") == 2 and f"{bad} with seed 0 (1 of 3) …" in again.err
+    assert len(json.loads(again.out)["rows"]) == 2
+
+    refused(command(*given, bad, *settings), "One run failed")
+    assert [row["method"] for row in json.loads((tmp_path / "c" / "compare.json").read_text())["rows"]] == [
+        "zeroshot",
+        "linear_probe:lr=0.01",
+    ], "where all fail, no table is written over an earlier one"
+
+
+def test_a_method_with_fewer_seeds_is_told() -> None:
+    row = compare.Row("a", False, 0, 50.0, 50.0, None, None, 50.0, 1.0, 5, None, "x")
+    columns, cells = compare.table([row, replace(row, seed=1), replace(row, method="b")])
+    assert columns[:2] == ["method", "seeds"] and [line[:2] for line in cells] == [["a", "2"], ["b", "1"]]
+    assert "seeds" not in compare.table([row, replace(row, method="b")])[0]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from liftplus import config
 from liftplus.errors import UserError
 from liftplus.heads import Cosine
 from liftplus.losses import LogitAdjusted
+from liftplus.names import presets
 
 
 def test_default_is_lift_plus() -> None:
@@ -141,8 +142,8 @@ def test_unknown_method_and_backbone() -> None:
 
 
 def test_every_preset_resolves() -> None:
-    for method in config.presets("methods"):
-        for backbone in config.presets("backbones"):
+    for method in presets("methods"):
+        for backbone in presets("backbones"):
             assert config.resolve(method=method, backbone=backbone).backbone.name == backbone
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from liftplus import cli, config, console, tracking
+from liftplus import cli, config, console, names, tracking
 from liftplus.commands import completion
 from liftplus.commands.examples import EXAMPLES
 from liftplus.data import sources
@@ -137,8 +137,8 @@ def test_completion_of_the_shell() -> None:
 def test_completion_knows_what_there_is(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert completion.methods("li") == ["lift+", "lift", "linear_probe"]
-    assert set(completion.DATA_SETS) == set(sources.KNOWN)
-    assert set(completion.backbones("")) == set(config.presets("backbones"))
+    assert set(names.DATA_SETS) == set(sources.KNOWN)
+    assert set(completion.backbones("")) == set(names.presets("backbones"))
     assert completion.data("open") == ["openmoji_lt"] and completion.data("pho") == ["photos" + os.sep]
     for run in ("runs/a", "runs/deep/b", "c"):
         (tmp_path / run).mkdir(parents=True)

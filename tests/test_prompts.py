@@ -24,11 +24,11 @@ from liftplus.head_init import (
     Semantic,
     centres,
     class_prompts,
-    prompt_sets,
     templates_of,
     text_rows,
 )
 from liftplus.heads import Cosine, Joint
+from liftplus.names import presets
 from zoo import Letters
 
 NAMES = ["red_ant", "Bee", "old dog"]
@@ -64,7 +64,7 @@ def context(trunk: Backbone) -> InitContext:
 
 
 def test_every_set_has_a_summary_and_templates() -> None:
-    sets = prompt_sets()
+    sets = {name: entry["summary"] for name, entry in presets("prompts").items()}
     assert {"name", "default", "simple", "ensemble", "species", "place", "food", "drawing"} <= set(sets)
     for name, summary in sets.items():
         assert summary

@@ -5,6 +5,7 @@ model back. `LiftPlusClassifier` is the same for scikit-learn. Nothing heavy is 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ _HOMES = {"LiftPlusClassifier": "liftplus.classifier", "UserError": "liftplus.er
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
+        if not name.startswith("_") and find_spec(f"liftplus.{name}") is not None:
+            return import_module(f"liftplus.{name}")  # liftplus.report.write works without an import of its own
         raise AttributeError(f"module 'liftplus' has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "liftplus.api")), name)
 

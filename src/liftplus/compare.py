@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from liftplus import config as configs
-from liftplus import noise, recipe, results, reuse
+from liftplus import recipe, results, reuse
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
+from liftplus.differences import Contender, caveat, counted, named
+from liftplus.differences import Tested as Tested
+from liftplus.differences import read_tests as read_tests
 from liftplus.errors import UserError
 from liftplus.noise import KEYS, Difference
 from liftplus.runs import Session
@@ -120,9 +118,35 @@ class Row:
         return named(self.method, self.tte)
 
 
-def named(method: str, tte: bool) -> str:
-    """How a table calls a method tested with one crop, or with five."""
-    return f"{method} (five crops)" if tte else method
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended with an error."""
+
+    method: str
+    seed: int
+    error: str
+
+    def sentence(self) -> str:
+        """Which run failed, and why."""
+        return f"{self.method} with seed {self.seed} failed: {self.error}"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a plan: the rows of the runs that there are, and the runs that failed."""
+
+    rows: tuple[Row, ...]
+    failures: tuple[Failure, ...] = ()
+
+    def refuse_failures(self) -> None:
+        """Raise UserError where a run failed."""
+        if self.failures:
+            told = [f"* {one.sentence()}" for one in self.failures]
+            raise UserError("\n".join([f"{_runs(len(told))} failed. The same command tries again.", *told]))
+
+
+def _runs(number: int) -> str:
+    return "One run" if number == 1 else f"{number} runs"
 
 
 def run(
@@ -131,11 +155,15 @@ def run(
     session: Callable[[RunConfig], Session],
     told: Callable[[str], None],
     note: Callable[[list[Row]], None] = lambda rows: None,
-) -> list[Row]:
+) -> Made:
     """Make the runs that are missing below `out`, and read all of them; `note` gets the rows as they come.
 
     A finished run of the same settings and data is taken as it is, an unfinished one goes on. A method that averages
-    five crops is tested with one as well, so that it can be compared with methods that do not.
+    five crops is tested with one as well, so that it can be compared with methods that do not. A run that ends with an
+    error is noted, and the others go on.
+
+    Raises:
+        UserError: the runs could not be compared, a folder holds another run, or no run went well.
     """
     plan.check()
     dataset = session(plan.config(plan.entries[0], 0)).data()
@@ -147,11 +175,20 @@ def run(
     have = [reuse.finished(out / entry.folder(seed), plan.config(entry, seed), dataset) for seed, entry in jobs]
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
+    failures: list[Failure] = []
     for number, ((seed, entry), made) in enumerate(zip(jobs, have, strict=True), 1):
         told(f"{entry.label} with seed {seed} ({number} of {len(jobs)}){': found finished' if made else ' …'}")
-        rows += _rows(entry, seed, session(plan.config(entry, seed)), dataset, out / entry.folder(seed))
+        try:
+            rows += _rows(entry, seed, session(plan.config(entry, seed)), dataset, out / entry.folder(seed))
+        except UserError as error:
+            failures.append(Failure(entry.label, seed, str(error)))
+            told(f"{failures[-1].sentence()}{' The others go on.' if number < len(jobs) else ''}")
+            continue
         note(rows)
-    return rows
+    found = Made(tuple(rows), tuple(failures))
+    if not rows:
+        found.refuse_failures()
+    return found
 
 
 def _rows(entry: Entry, seed: int, session: Session, dataset: DataSet, folder: Path) -> list[Row]:
@@ -191,144 +228,45 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return out
 
 
-def differences(rows: Sequence[Row]) -> list[Difference]:
-    """Every two methods with the same number of crops, and five crops against one; read from their predictions."""
-    by_name: dict[str, list[Row]] = {}
+def contenders(rows: Sequence[Row]) -> list[Contender]:
+    """Each method and number of crops with what its runs got right, read from their predictions."""
+    same: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:
-        by_name.setdefault(row.name, []).append(row)
-    tested = {name: read_tests([Path(row.folder) for row in same]) for name, same in by_name.items()}
-    first = next(iter(tested.values()))
-    families = list(_families({name: same[0] for name, same in by_name.items()}))
-    pairs = [pair for family in families for pair in family]
-    found: list[Difference] = []
-    for key in KEYS:
-        weight, strata = noise.weights(key, first.labels, first.train_counts)
-        if not weight.any():
-            continue
-        compared = []
-        for family in families:
-            names = list(dict.fromkeys(name for pair in family for name in pair))
-            places = [(names.index(a), names.index(b)) for a, b in family]
-            training = [by_name[name][0].method for name in names]
-            compared += noise.compare_all([tested[name].right for name in names], places, weight, strata, training)
-        adjusted = noise.holm([one.p for one in compared])
-        for (a, b), one, corrected in zip(pairs, compared, adjusted, strict=True):
-            seeds = min(len(tested[a].right), len(tested[b].right))
-            images = int((weight > 0).sum())
-            found.append(Difference(a, b, key, one.points, one.half, one.p, corrected, seeds, images, one.part))
-    return found
+        same.setdefault((row.method, row.tte), []).append(row)
+    return [
+        Contender(method, tte, read_tests([Path(row.folder) for row in found], [row.seed for row in found]))
+        for (method, tte), found in same.items()
+    ]
 
 
-def _families(first: dict[str, Row]) -> Iterator[list[tuple[str, str]]]:
-    """Pairs by name that share the seeds' variance: of one crop, of five crops, and five crops against one."""
-    pairs = list(combinations(first, 2))
-    for tte in (False, True):
-        yield [(a, b) for a, b in pairs if first[a].tte == first[b].tte == tte]
-    yield [(a, b) for a, b in pairs if first[a].method == first[b].method]
-
-
-@dataclass(frozen=True)
-class Tested:
-    """Which images S runs of a method got right, [S, N], in the order of the test split, and the images' classes [N].
-
-    Attributes:
-        images: the images' names and true classes, which two methods must share to be compared.
-        train_counts: of each class.
-    """
-
-    right: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    images: tuple[tuple[str, str], ...]
-    train_counts: tuple[int, ...]
-
-
-def read_tests(folders: Sequence[Path]) -> Tested:
-    """Runs that differ by seed, from the folders of their tests."""
-    classes = _table(folders[0] / "per_class.csv", "name", "train_images")
-    index = {line["name"]: k for k, line in enumerate(classes)}
-    shown = [_table(folder / "predictions.csv", "path", "true", "correct") for folder in folders]
-    labels = np.array([index[line["true"]] for line in shown[0]], dtype=np.int64)
-    right = np.array([[float(line["correct"]) for line in lines] for lines in shown])
-    images = tuple((line["path"], line["true"]) for line in shown[0])
-    return Tested(right, labels, images, tuple(int(line["train_images"]) for line in classes))
-
-
-def _table(path: Path, *columns: str) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            lines = list(csv.DictReader(stream))
-        if not lines or not set(columns) <= lines[0].keys():
-            raise ValueError("columns are missing")
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}). Remove its run's folder to make it anew.") from error
-    return lines
-
-
-def headlines(rows: Sequence[Row], found: Sequence[Difference]) -> list[str]:
-    """The sentences to read first: the best method against each other one, overall and on rare classes."""
-    lines = summary(rows)
-    out = []
-    for key in ("overall", "few"):
-        for tte in (False, True):
-            scored = [line for line in lines if line["tte"] == tte and line[key]["mean"] is not None]
-            if not scored:
-                continue
-            best = max(scored, key=lambda line: line[key]["mean"])
-            name = named(best["method"], tte)
-            out += [one.sentence() for one in found if one.key == key and name in (one.a, one.b)]
-    return list(dict.fromkeys(out))
-
-
-def caveat(seeds: int) -> str:
-    """What the intervals are, and what they do not show."""
-    if seeds == 1:
-        return (
-            "One seed proves nothing: other seeds give other accuracies, and how much they differ is not known. ± of a "
-            "difference is a 95 % interval over test images alone. Give --seeds 3 to see which differences are more "
-            "than noise."
-        )
-    return (
-        f'± of a difference is a 95 % interval over {seeds} seeds and the test images together. "More than noise" '
-        "holds for all comparisons of one accuracy at once: at most one set of comparisons in twenty has a false one "
-        "(Holm, 5 %)."
-    )
-
-
-def write(out: Path, plan: Plan, rows: Sequence[Row], found: Sequence[Difference]) -> None:
+def write(out: Path, plan: Plan, made: Made, methods: Sequence[Contender], found: Sequence[Difference]) -> None:
     """compare.json, compare.csv (the table) and compare.md."""
-    lines = summary(rows)
+    lines, tested = summary(made.rows), methods[0].tested
     about = {"data": plan.data, "backbone": plan.backbone, "overrides": plan.overrides, "seeds": plan.seeds}
     results.write_json(
         out / "compare.json",
         about
         | {
+            "test_images": {key: tested.pictures(key) for key in KEYS},
             "summary": lines,
             "differences": [asdict(one) | {"exceeds_noise": one.exceeds} for one in found],
-            "rows": [asdict(row) for row in rows],
+            "rows": [asdict(row) for row in made.rows],
+            "failed": [asdict(one) for one in made.failures],
         },
     )
-    header = ["method", "crops", "runs", *(f"{key}_{what}" for key in (*KEYS, *COSTS) for what in ("mean", "sd"))]
+    figures = [(key, what) for key in (*KEYS, *COSTS) for what in ("mean", "sd")]
+    values = [["" if line[key][what] is None else line[key][what] for key, what in figures] for line in lines]
     results.write_csv(
         out / "compare.csv",
-        header,
-        (
-            [
-                line["method"],
-                5 if line["tte"] else 1,
-                line["runs"],
-                *(
-                    "" if line[key][what] is None else line[key][what]
-                    for key in (*KEYS, *COSTS)
-                    for what in ("mean", "sd")
-                ),
-            ]
-            for line in lines
-        ),
+        ["method", "crops", "runs", *(f"{key}_{what}" for key, what in figures)],
+        ([line["method"], 5 if line["tte"] else 1, line["runs"], *v] for line, v in zip(lines, values, strict=True)),
     )
-    columns, cells = table(rows)
-    text = [f"# {plan.data} with {plan.backbone}", "", "Accuracy in percent, mean ± standard deviation over seeds.", ""]
+    columns, cells = table(made.rows)
+    text = [f"# {plan.data} with {plan.backbone}", ""]
+    text += [f"Accuracy in percent on {counted(tested)}. Mean ± standard deviation over seeds.", ""]
     text += [_line(columns), _line(["---"] * len(columns)), *map(_line, cells), ""]
     text += [*(f"* {one.sentence()}" for one in found), "", caveat(plan.seeds), ""]
+    text += [f"* {one.sentence()}" for one in made.failures] + [""] * bool(made.failures)
     results.write_bytes(out / "compare.md", "\n".join(text).encode(errors="backslashreplace"))
 
 
@@ -339,14 +277,23 @@ def _line(cells: Sequence[str]) -> str:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Columns and lines of the table for people; without the groups that the data lacks."""
     lines = summary(rows)
+    uneven = len({line["runs"] for line in lines}) > 1  # where a run failed
     shown = [key for key in KEYS if any(line[key]["mean"] is not None for line in lines)]
-    columns = ["method", *(key.replace("_", " ") for key in shown), "seconds", "trained weights", "memory GiB"]
+    columns = [
+        "method",
+        *["seeds"] * uneven,
+        *(key.replace("_", " ") for key in shown),
+        "seconds",
+        "trained weights",
+        "memory GiB",
+    ]
     cells = []
     for line in lines:
         memory = line["peak_memory_bytes"]["mean"]
         cells.append(
             [
                 named(line["method"], line["tte"]),
+                *[str(line["runs"])] * uneven,
                 *(_spread(line[key]) for key in shown),
                 f"{line['seconds']['mean']:.1f}",
                 f"{line['tuned_parameters']['mean']:,.0f}",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -22,6 +20,7 @@ from liftplus.errors import UserError, unknown
 from liftplus.head_init import HeadInit, Semantic
 from liftplus.heads import Cosine, Head
 from liftplus.losses import LogitAdjusted, Loss
+from liftplus.names import presets
 from liftplus.tuners.base import Tuner
 
 
@@ -177,11 +176,6 @@ def _explain(item: Any) -> str:
         return f"{where or 'The configuration'}: {item['ctx']['error']}."
     shown = repr(given) if len(repr(given)) <= 200 else f"{repr(given)[:200]}…"
     return f"{where or 'The configuration'} = {shown} is not allowed: {item['msg'].lower()}."
-
-
-def presets(kind: str) -> dict[str, dict[str, Any]]:
-    """The table of presets of one kind: "methods", "backbones" or "data"."""
-    return tomllib.loads((files("liftplus") / "presets" / f"{kind}.toml").read_text(encoding="utf-8"))
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions
@@ -17,7 +17,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from liftplus.runtime import Advance, Silent
+if TYPE_CHECKING:
+    from liftplus.runtime import Advance
 
 LONG_WORD = 24
 """Letters of a word that a narrow table may break."""
@@ -70,6 +71,8 @@ class Bars:
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Advance]:
         if err.quiet:
+            from liftplus.runtime import Silent
+
             with Silent().task(label, total, done) as advance:
                 yield advance
             return

@@ -12,55 +12,11 @@ from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.data import inspection, sources
 from liftplus.data.dataset import DataSet
-from liftplus.errors import UserError
-from liftplus.head_init import prompt_sets
 from liftplus.metrics import FEW_UNDER, MANY_OVER
 from liftplus.model import Classifier
 from liftplus.tuners.base import Tuner
 
 CLASSES = 1000  # to plan for where neither num_classes nor data are given
-
-DATA_SETS = {
-    "openmoji_lt": "120 classes of OpenMoji drawings, 200 to 2 a class; drawn on the fly, needs the extra 'demo'",
-    "cifar10_lt": "CIFAR-10 cut to an imbalance ratio; root=FOLDER with the Python files",
-    "cifar100_lt": "CIFAR-100 cut to an imbalance ratio; root=FOLDER with the Python files",
-    "imagenet_lt": "ImageNet-LT by its lists, 1,000 classes; root=FOLDER with lists and pictures",
-    "places_lt": "Places-LT by its lists, 365 classes; root=FOLDER with lists and pictures",
-    "inat2018": "iNaturalist 2018 by its lists or JSON, 8,142 classes; root=FOLDER",
-}
-
-
-def parts(as_json: bool) -> None:
-    """Methods, data sets, backbones and every registered part, one line each."""
-    groups: dict[str, dict[str, str]] = {
-        "method": {name: entry["summary"] for name, entry in configs.presets("methods").items()},
-        "backbone": {name: entry["summary"] for name, entry in catalogue.entries().items()},
-        "data": DATA_SETS,
-    }
-    groups["prompts"] = prompt_sets()
-    for kind in registry.HOMES:
-        groups[kind] = {
-            name: (part.__doc__ or "").strip().splitlines()[0] for name, part in registry.discover(kind).items()
-        }
-    if as_json:
-        print(json.dumps(groups, indent=2))
-        return
-    for kind, members in groups.items():
-        console.table(kind.replace("_", " "), ("name", "what it is"), list(members.items()))
-
-
-def backbones(pattern: str, as_json: bool) -> None:
-    """Every name of a backbone that contains the pattern."""
-    names = catalogue.find(pattern)
-    if not names:
-        raise UserError(
-            f"No backbone's name contains {pattern!r}. Try a family: vit, dinov3, siglip, convnext, resnet."
-        )
-    if as_json:
-        print(json.dumps(names, indent=2))
-        return
-    for name in names:
-        console.out.print(name, highlight=False, markup=False)
 
 
 def planned(config: configs.RunConfig, classes: int) -> tuple[Classifier, list[str]]:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
-import tomllib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, ClassVar, Self
 
 import open_clip
@@ -24,6 +22,7 @@ from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import ClassTexts, centred
 from liftplus.data import documents
 from liftplus.errors import UserError, unknown
+from liftplus.names import presets
 from liftplus.registry import Component, register
 
 Features = tuple[Tensor, Tensor]
@@ -100,18 +99,9 @@ class HeadInit(Component):
         return Start(self.rows(context))
 
 
-def _presets() -> dict[str, dict[str, Any]]:
-    return tomllib.loads((files("liftplus") / "presets" / "prompts.toml").read_text(encoding="utf-8"))
-
-
-def prompt_sets() -> dict[str, str]:
-    """What each prompt set is for, by name."""
-    return {name: entry["summary"] for name, entry in _presets().items()}
-
-
 def templates_of(name: str) -> list[str]:
     """The templates of a prompt set, {} for the class name; a library's own are taken from it as it is installed."""
-    table = _presets()
+    table = presets("prompts")
     if name not in table:
         raise unknown("prompt set", name, table)
     entry = table[name]

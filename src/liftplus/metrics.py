@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANY_OVER, FEW_UNDER = 100, 20
 
@@ -20,6 +22,8 @@ def group_of(count: int) -> str:
 
 def ranked(scores: Tensor, k: int) -> Tensor:
     """The k best classes of each row [N, C], best first, int64 [N, k]; of equal scores the lower class index leads."""
+    import torch  # here, so that what only names groups starts without it
+
     classes = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
     parts = []
     for left in scores.split(1024):  # many rows of thousands of classes at once would fill memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from liftplus.backbones import catalogue
+from liftplus import names
 from liftplus.metrics import group_of
 
 GROUPS = ("overall", "mean", "many", "medium", "few")
@@ -66,7 +66,7 @@ def _header(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, l
 
 def base_model(backbone: str) -> str | None:
     """The hub's repository of a backbone's weights, where its name says so."""
-    library, _, rest = catalogue.full_name(backbone).partition("/")
+    library, _, rest = names.full_backbone(backbone).partition("/")
     return f"timm/{rest}" if library == "timm" else None
 
 

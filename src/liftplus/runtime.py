@@ -25,6 +25,7 @@ from torch import nn
 
 from liftplus.errors import UserError
 from liftplus.parallel import ALONE, Job
+from liftplus.words import duration as duration
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -362,10 +363,3 @@ class StopRequest:
         self.signal = number
         if self.job.size == 1:
             self._restore()
-
-
-def duration(seconds: float) -> str:
-    """Roughly, for a person."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

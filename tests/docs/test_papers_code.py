@@ -11,6 +11,7 @@ import pytest
 
 from doc_pages import named, page
 from liftplus import config
+from liftplus.names import presets
 from liftplus.reproduce import catalogue
 
 ROWS = [
@@ -45,7 +46,7 @@ def resolves(code: str) -> None:
 @pytest.mark.parametrize("code", [code for code in OURS if code not in SETTINGS])
 def test_other_entries_are_words_of_the_command_line(code: str) -> None:
     words = code.split()
-    methods = config.presets("methods")
+    methods = presets("methods")
     if words[0] == "liftplus":
         assert named(words[1]) is not None
     options = {name for option in named("train").params for name in option.opts} | {"--split"}
@@ -53,7 +54,7 @@ def test_other_entries_are_words_of_the_command_line(code: str) -> None:
     if "--method" in words:
         assert words[words.index("--method") + 1] in methods
     if "--backbone" in words:
-        assert words[words.index("--backbone") + 1] in config.presets("backbones")
+        assert words[words.index("--backbone") + 1] in presets("backbones")
     if "--data" in words:
         overrides = [word.replace("FOLDER", "x") for word in words if "=" in word]
         config.resolve(data=words[words.index("--data") + 1], overrides=overrides)
@@ -81,5 +82,5 @@ def test_reproduced_figures() -> None:
         for name, figures in expected.items()
         if figures
     }
-    preset = re.findall(r"[\d.]+", config.presets("methods")["lift+"]["expected"])
+    preset = re.findall(r"[\d.]+", presets("methods")["lift+"]["expected"])
     assert [float(number) for number in preset] == told["imagenet_lt/clip_vit_b16/lift+"]

@@ -22,6 +22,7 @@ import made_runs
 from liftplus import config, report
 from liftplus.errors import UserError
 from liftplus.report import chart, content, features, figures, findings, read, series
+from liftplus.report.judgement import judge
 from made_runs import Made
 
 NAMES = tuple(f"class {k}" for k in range(24))
@@ -68,6 +69,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def classes_of(page: str) -> Any:
     return json.loads(re.search(r'id="classes-data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+
+
+def _signs(parts: list[series.Series]) -> list[findings.Finding]:
+    return findings.everything(parts, judge(parts), [], ())
 
 
 @pytest.fixture(scope="module")
@@ -121,17 +126,17 @@ def test_the_page_asks_for_nothing_outside(four: tuple[list[Path], Path, str]) -
 def test_failure_signs_are_found(four: tuple[list[Path], Path, str]) -> None:
     _, out, page = four
     text = Elements(page).text
-    assert "Tail poor" in text and "full has" in text and "lift+, which trains fewer weights" in text
+    assert "Tail poor" in text and "full has" in text and "lift+ trains fewer weights" in text
     gains = {r["measure"]: r for r in rows(out / "figures" / "tte.csv")}
     gain = float(gains["overall"]["gain"])
-    assert gain > 2 and f"five crops change overall accuracy by {gain:+.1f} points" in text
+    assert gain > 2 and f"five crops change overall accuracy by {gain:+.1f} ± " in text
     assert re.search(r"liftplus eval \S+heavy0 evaluation\.tte=true", text), "it says how to test the other runs"
 
 
 def test_no_gain_from_coinciding_crops(tmp_path: Path) -> None:
     run = Made(NAMES).write(tmp_path / "run")
     Made(NAMES).evaluate(run / "eval", {"tte": True, "expand": 24})
-    found = findings.everything(series.grouped([read.run(run)]), [], ())
+    found = _signs(series.grouped([read.run(run)]))
     (sign,) = (one for one in found if one.section == "tte")
     assert sign.sign == "bad" and "multiple of the patch size 8" in sign.text and "Try expand=28" in sign.text
 
@@ -142,7 +147,7 @@ def test_slow_convergence(tmp_path: Path) -> None:
     (slow / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     parts = series.grouped([read.run(Made(NAMES).write(tmp_path / "quick")), read.run(slow)])
     assert "semantic" in parts[0].label and "random" in parts[1].label
-    (sign,) = (one for one in findings.everything(parts, [], ()) if one.title == "Slow convergence")
+    (sign,) = (one for one in _signs(parts) if one.title == "Slow convergence")
     assert "loss of 9.00" in sign.text and "in epoch 3" in sign.text and "starts from random" in sign.text
 
 

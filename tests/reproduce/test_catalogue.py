@@ -128,14 +128,14 @@ def test_needs_of_the_papers_data() -> None:
         "cifar100_lt": (None, 100),
     }
     plan = Plan(tuple(KNOWN.select(["cifar100_lt_ir100/clip_vit_b16/lift+"])), Path("r"))
-    images = needs.training_images(plan.config(plan.experiments[0], 0), "cifar100_lt")
+    images = needs.training_images(plan.outline(plan.experiments[0]), "cifar100_lt")
     assert images == sum(int(500 * 0.01 ** (k / 99)) for k in range(100))
 
 
 def test_times_are_estimates_with_a_basis() -> None:
     def seconds(name: str) -> float | None:
         plan = Plan(tuple(KNOWN.select([name])), Path("r"))
-        return needs.estimate(plan.config(plan.experiments[0], 0), plan.experiments[0].source)
+        return needs.estimate(plan.outline(plan.experiments[0]), plan.experiments[0].source)
 
     assert seconds("imagenet_lt/clip_vit_b16/lift+") == pytest.approx(115_846 * 5 / 440)
     assert seconds("inat2018/clip_vit_b16/lift+") == pytest.approx(437_513 * 15 / 440)

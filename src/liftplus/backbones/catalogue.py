@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +17,14 @@ from liftplus.backbones import weights as weight_files
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.backbones.unfilled import Unfilled
 from liftplus.determinism import own_stream
-from liftplus.errors import UserError, unknown
+from liftplus.errors import UserError
+from liftplus.names import full_backbone as full_name
+from liftplus.names import presets
 
 
 def entries() -> dict[str, dict[str, Any]]:
     """The short names, each with the full name behind it and a line about it."""
-    return tomllib.loads((files("liftplus") / "presets" / "backbones.toml").read_text(encoding="utf-8"))
-
-
-def full_name(name: str) -> str:
-    """timm/ARCH.TAG or open_clip/ARCH/TAG behind a name; mini_clip is its own."""
-    table = entries()
-    if name.startswith(("timm/", "open_clip/")) or name == "mini_clip":
-        return name
-    if name not in table:
-        raise unknown("backbone", name, [*table, "timm/ARCH.TAG", "open_clip/ARCH/TAG"])
-    full: str = table[name]["weights"]
-    return full
+    return presets("backbones")
 
 
 def find(pattern: str) -> list[str]:

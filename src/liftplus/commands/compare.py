@@ -15,7 +15,7 @@ from liftplus.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from liftplus.compare import Plan, Row
+    from liftplus.compare import Made, Plan, Row
 
 
 def compare(
@@ -39,51 +39,59 @@ def compare(
     from liftplus import compare as script
 
     plan = script.Plan(data, backbone, tuple(script.entries(methods)), seeds, tuple(overrides or ()))
-    rows = carry_out(plan, out)
-    page = report(plan, out, features)
+    made = carry_out(plan, out)
+    page = report(plan, made, out, features)
     if as_json:
         print(json.dumps({"folder": str(out)} | json.loads((out / "compare.json").read_text(encoding="utf-8"))))
     else:
-        show(plan, rows, out, page)
+        show(plan, made, out, page)
+    made.refuse_failures()
 
 
-def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
+def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda rows: None) -> Made:
     """Make the runs and write the tables; `note` gets the rows as they come."""
     from liftplus import checkpoint, console, parallel, runtime
     from liftplus import compare as script
+    from liftplus.differences import judged
 
     if parallel.job().size > 1:
         raise UserError("Methods are compared in one process. Start it without torchrun.")
     asked = runtime.StopRequest()
     try:
-        rows = script.run(plan, out, lambda config: options.session(config, asked), console.err.print, note)
+        made = script.run(plan, out, lambda config: options.session(config, asked), console.err.print, note)
     except checkpoint.Stopped as stopped:
         console.err.print(f"{stopped} The same command goes on.")
         raise SystemExit(128 + (asked.signal or 0)) from None
-    script.write(out, plan, rows, script.differences(rows))
-    return rows
+    methods = script.contenders(made.rows)
+    script.write(out, plan, made, methods, judged(methods))
+    return made
 
 
-def report(plan: Plan, out: Path, features: int) -> Path:
+def report(plan: Plan, made: Made, out: Path, features: int) -> Path:
     """One page about all runs; `features` pictures of a class and split for its analysis of the features."""
     from liftplus import console
     from liftplus.report import write
 
-    folders = [out / entry.folder(seed) for entry in plan.entries for seed in range(plan.seeds)]
+    done = {(row.method, row.seed) for row in made.rows}
+    folders = [
+        out / one.folder(seed) for one in plan.entries for seed in range(plan.seeds) if (one.label, seed) in done
+    ]
     return write(
         folders, out / "report", with_features=features > 0, per_class=max(features, 2), progress=console.Bars()
     )
 
 
-def show(plan: Plan, rows: list[Row], out: Path, page: Path) -> None:
+def show(plan: Plan, made: Made, out: Path, page: Path) -> None:
     """The table and what it proves, for a person."""
     from liftplus import compare as script
     from liftplus import console
+    from liftplus.differences import caveat, counted, headlines, judged
 
-    found = script.differences(rows)
-    console.table(f"{plan.data} with {plan.backbone}: accuracy in percent", *script.table(rows))
-    for sentence in script.headlines(rows, found):
+    methods = script.contenders(made.rows)
+    title = f"{plan.data} with {plan.backbone}: accuracy in percent on {counted(methods[0].tested)}"
+    console.table(title, *script.table(made.rows))
+    for sentence in headlines(methods, judged(methods)):
         console.out.print(sentence)
-    console.out.print(script.caveat(plan.seeds))
+    console.out.print(caveat(plan.seeds))
     console.out.print(f"All comparisons: {out / 'compare.md'}. Each run's files: {out}/METHOD-seedN/")
     console.out.print(f"Report: {page}; open it in a browser.")

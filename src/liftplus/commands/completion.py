@@ -8,12 +8,9 @@ import tomllib
 from collections.abc import Iterable
 from importlib.resources import files
 
-DATA_SETS = ("openmoji_lt", "cifar10_lt", "cifar100_lt", "imagenet_lt", "places_lt", "inat2018")
+from liftplus.names import DATA_SETS, presets
+
 MODEL = "model.safetensors"
-
-
-def _presets(kind: str) -> dict[str, dict[str, object]]:
-    return tomllib.loads((files("liftplus") / "presets" / f"{kind}.toml").read_text(encoding="utf-8"))
 
 
 def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
@@ -22,12 +19,12 @@ def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
 
 def backbones(incomplete: str) -> list[str]:
     """Short names of backbones."""
-    return _starting(incomplete, _presets("backbones"))
+    return _starting(incomplete, presets("backbones"))
 
 
 def methods(incomplete: str) -> list[str]:
     """Names of methods."""
-    return _starting(incomplete, _presets("methods"))
+    return _starting(incomplete, presets("methods"))
 
 
 def data(incomplete: str) -> list[str]:

@@ -28,10 +28,11 @@ def demo(
         raise UserError("The demo runs in one process. Start it without torchrun.")
     preset.clear(out)
     plan = preset.plan(seeds)
-    rows = compare.carry_out(plan, out, note=lambda rows: preset.write(out, rows))
-    page = compare.report(plan, out, preset.FEATURES)
+    made = compare.carry_out(plan, out, note=lambda rows: preset.write(out, rows))
+    page = compare.report(plan, made, out, preset.FEATURES)
     if as_json:
         print(json.dumps({"folder": str(out), "page": str(page), "rows": results.read_json(out / preset.ROWS)}))
-        return
-    compare.show(plan, rows, out, page)
-    console.out.print(f"Rows: {out / preset.ROWS}")
+    else:
+        compare.show(plan, made, out, page)
+        console.out.print(f"Rows: {out / preset.ROWS}")
+    made.refuse_failures()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
 from liftplus.commands import completion
 from liftplus.commands.options import AsJson, Data, Method, Overrides
+from liftplus.errors import UserError
 
 
 def info(
@@ -29,14 +31,47 @@ def info(
     overrides: Overrides = None,
 ) -> None:
     """List what there is, or show a backbone's tuners and count parameters, without loading weights."""
-    from liftplus import describe
-
     if find is not None:
-        describe.backbones(find, as_json)
+        _backbones(find, as_json)
     elif backbone is None and data is None and not overrides:
-        describe.parts(as_json)
+        _parts(as_json)
     else:
+        from liftplus import describe
+
         describe.model(backbone or "mini_clip", method, data, overrides or [], as_json, memory)
+
+
+def _parts(as_json: bool) -> None:
+    """Methods, data sets, backbones and every registered part, one line each."""
+    from liftplus import console, names
+
+    groups = names.parts()
+    if as_json:
+        print(json.dumps(groups, indent=2))
+        return
+    for kind, members in groups.items():
+        console.table(kind.replace("_", " "), ("name", "what it is"), list(members.items()))
+
+
+def _backbones(pattern: str, as_json: bool) -> None:
+    """Every name of a backbone that contains the pattern."""
+    from liftplus import console, names
+
+    known = names.backbones()
+    if known is None:
+        from liftplus.backbones import catalogue
+
+        known = catalogue.find("")
+    found = [name for name in known if pattern.casefold() in name.casefold()]
+    if not found:
+        raise UserError(
+            f"No backbone's name contains {pattern!r}. Try a family: vit, dinov3, siglip, convnext, resnet."
+        )
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for name in found:
+        console.out.print(name, highlight=False, markup=False)
 
 
 def inspect(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,8 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            autocompletion=completion.runs, help="Run folders of one data set; seeds of one kind are averaged."
+            autocompletion=completion.runs,
+            help="Run folders of one data set, or a folder with runs inside, such as compare's.",
         ),
     ],
     out: Annotated[
@@ -33,17 +33,20 @@ def report(
 ) -> None:
     """Write a page about one or several runs: accuracies, curves, classes, confusions, calibration, cost.
 
+    A folder of `compare`, `sweep` or `reproduce` stands for the runs inside. Seeds of one kind are averaged.
+
     The folder holds report.html, which needs no network, and figures/ with each figure as PNG and its numbers as CSV.
     An earlier report there is replaced.
     """
     from liftplus import console, parallel
     from liftplus.report import write
+    from liftplus.report.folders import beside
 
     if parallel.job().size > 1:
         raise UserError("The report is written by one process. Start it without torchrun.")
     page = write(
         runs,
-        out or _beside(runs),
+        out or beside(runs),
         with_features=features,
         per_class=per_class,
         progress=console.Bars(),
@@ -53,9 +56,3 @@ def report(
         print(json.dumps({"page": str(page)}))
     else:
         console.out.print(f"The report is {page}; open it in a browser.")
-
-
-def _beside(runs: list[Path]) -> Path:
-    if len(runs) == 1:
-        return runs[0] / "report"
-    return Path(os.path.commonpath([os.path.abspath(run.parent) for run in runs])) / "report"

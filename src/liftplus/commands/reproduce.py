@@ -141,14 +141,14 @@ def listing(
 
 def _line(plan: Plan, one: Experiment) -> dict[str, Any]:
     """Everything about an experiment."""
-    from liftplus.backbones import catalogue as backbones
+    from liftplus.names import full_backbone
     from liftplus.reproduce import needs
-    from liftplus.runtime import duration
+    from liftplus.words import duration
 
-    config, need = plan.config(one, 0), needs.data(one.source)
+    run, need = plan.outline(one), needs.data(one.source)
     if one.seconds is not None:
         time = f"{duration(one.seconds)}, measured"
-    elif (seconds := needs.estimate(config, one.source)) is not None:
+    elif (seconds := needs.estimate(run, one.source)) is not None:
         time = f"{duration(seconds)}, an estimate" if seconds else "no training"
     else:
         time = "not known"
@@ -164,14 +164,14 @@ def _line(plan: Plan, one: Experiment) -> dict[str, Any]:
         "seeds": one.seeds,
         "needs": {
             "data": [
-                f"{need.title}, below {config.data.root or 'no folder'}",
+                f"{need.title}, below {plan.root(one) or 'no folder'}",
                 *need.layout,
                 f"where to get it: {need.get}",
             ]
             if need
-            else [f"the file {config.data.source}"],
-            "weights": backbones.full_name(one.backbone),
-            "memory": needs.memory(config),
+            else [f"the file {plan.source(one)}"],
+            "weights": full_backbone(one.backbone),
+            "memory": needs.memory(run),
             "time": time,
             "time_basis": speed.basis if speed and "estimate" in time else "",
         },

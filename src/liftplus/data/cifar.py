@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from liftplus.data.dataset import Table
+from liftplus.data.long_tail import long_tailed_sizes as long_tailed_sizes
 from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
 
@@ -44,11 +45,6 @@ _CIFAR = {
         "cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta", "fine_labels", "fine_label_names"
     ),
 }
-
-
-def long_tailed_sizes(largest: int, imbalance_ratio: float, classes: int) -> list[int]:
-    """Class sizes that fall exponentially: n_k = int(n_max · (1/IR)^(k/(C-1)))."""
-    return [int(largest * (1 / imbalance_ratio) ** (k / max(classes - 1, 1))) for k in range(classes)]
 
 
 def long_tailed_indices(labels: ArrayLike, imbalance_ratio: float, seed: int = 0) -> NDArray[np.int64]:

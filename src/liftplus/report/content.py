@@ -11,10 +11,13 @@ from typing import Any
 from markupsafe import Markup
 
 from liftplus import config
+from liftplus.differences import Tested as Answers
+from liftplus.differences import caveat, named
 from liftplus.errors import UserError
 from liftplus.metrics import group_of
 from liftplus.report import read
 from liftplus.report.chart import SERIES
+from liftplus.report.judgement import Judgement
 from liftplus.report.read import Run
 from liftplus.report.series import MEASURES, Series, Spread, flat
 
@@ -30,31 +33,60 @@ COST_HEADER = (
 )
 
 
+DIFFERENCES = 40  # sentences on the page; all are in the CSV
+
+
 def entry(series: Sequence[Series], place: int) -> dict[str, Any]:
     """Label and colour of a series."""
     return {"label": series[place].label, "colour": place % len(SERIES)}
 
 
-def accuracy(series: Sequence[Series]) -> list[dict[str, Any]]:
-    """Rows of the table of results: (mean, sd, whether it is the column's best)."""
-    table = [[s.measure(key) for key in MEASURES] for s in series]
-    best = [max((f"{x.mean:.1f}" for x in column if x), key=float, default="") for column in zip(*table, strict=True)]
+def accuracy(series: Sequence[Series], judgement: Judgement) -> list[dict[str, Any]]:
+    """Rows of the table of results, one for each series and number of crops.
+
+    A cell has the mean, its deviation over seeds, its 95 % interval, its number of test pictures, and whether no other
+    row beats it by more than noise while some row is beaten.
+    """
     rows = []
-    for place, (one, spreads) in enumerate(zip(series, table, strict=True)):
-        if one.tested:
-            cells = [_cell(spread, top) for spread, top in zip(spreads, best, strict=True)]
-            crops = "five" if one.tested[0].tte else "one"
-            rows.append(entry(series, place) | {"cells": cells, "crops": crops, "seeds": len(one.tested)})
-    if len(rows) == 1:
-        rows[0]["cells"] = [(mean, sd, False) for mean, sd, _ in rows[0]["cells"]]
+    for place, one in enumerate(series):
+        for tte in (False, True):
+            tests = one.tests(tte)
+            if tests:
+                spreads = [
+                    Spread.of([read.number(test.metrics.get(key)) for test in tests.values()]) for key in MEASURES
+                ]
+                answers = judgement.answers(one.label, tte)
+                cells = [_cell(spread, answers, key) for spread, key in zip(spreads, MEASURES, strict=True)]
+                beaten = [judgement.beaten(named(one.label, tte), key) for key in MEASURES]
+                if cells[0]["images"] is None:  # the predictions are missing
+                    cells[0]["images"] = next(iter(tests.values())).metrics.get("images")
+                about = {"crops": "five" if tte else "one", "seeds": len(tests)}
+                rows.append(entry(series, place) | {"cells": cells, "beaten": beaten} | about)
+    for k in range(len(MEASURES)):
+        proven = any(row["beaten"][k] for row in rows)
+        for row in rows:
+            row["cells"][k]["best"] = proven and not row["beaten"][k] and row["cells"][k]["images"] is not None
     return rows
 
 
-def _cell(spread: Spread | None, best: str) -> tuple[str, str, bool]:
-    if spread is None:
-        return "–", "", False
-    shown = f"{spread.mean:.1f}"
-    return shown, "" if spread.sd is None else f"{spread.sd:.1f}", shown == best
+def _cell(spread: Spread | None, answers: Answers | None, key: str) -> dict[str, Any]:
+    interval = answers.interval(key) if answers and spread else None
+    return {
+        "mean": "–" if spread is None else f"{spread.mean:.1f}",
+        "sd": "" if spread is None or spread.sd is None else f"{spread.sd:.1f}",
+        "interval": f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else "",
+        "images": answers.pictures(key) if answers and interval else None,
+    }
+
+
+def differences(judgement: Judgement) -> dict[str, Any]:
+    """Each difference in a sentence, and what the intervals are."""
+    found = [one for one in judgement.differences if one.key in ("overall", "few")]
+    return {
+        "sentences": [one.sentence() for one in found[:DIFFERENCES]],
+        "more": max(0, len(found) - DIFFERENCES),
+        "caveat": caveat(min(one.seeds for one in found)) if found else "",
+    }
 
 
 def others(series: Sequence[Series]) -> list[list[str]]:
@@ -64,7 +96,8 @@ def others(series: Sequence[Series]) -> list[list[str]]:
         for tested in run.others:
             figures = [tested.metrics.get(key) for key in MEASURES]
             shown = ["–" if figure is None else f"{figure:.1f}" for figure in figures]
-            rows.append([str(tested.folder), *tested.what, "five" if tested.tte else "one", *shown])
+            images = str(tested.metrics.get("images", "–"))
+            rows.append([str(tested.folder), *tested.what, images, "five" if tested.tte else "one", *shown])
     return rows
 
 
@@ -88,9 +121,11 @@ def groups(run: Run) -> tuple[list[list[str]], str]:
 def class_table(series: Sequence[Series]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Columns and rows of the table of classes."""
     classes = next((t.classes for s in series for t in s.tested if t.classes), ())
+    has_ids = any(row.id not in (row.name, str(k)) for k, row in enumerate(classes))
     columns: list[dict[str, Any]] = [
         {"key": "name", "title": "Class", "kind": "text"},
-        {"key": "id", "title": "Id", "kind": "id"},
+        {"key": "number", "title": "No.", "kind": "count"},
+        *([{"key": "id", "title": "Id", "kind": "text"}] if has_ids else []),
         {"key": "group", "title": "Group", "kind": "group"},
         {"key": "train", "title": "Train", "kind": "count"},
         {"key": "test", "title": "Test", "kind": "count"},
@@ -109,7 +144,8 @@ def class_table(series: Sequence[Series]) -> tuple[list[dict[str, Any]], list[li
     rows = []
     for k, row in enumerate(classes):
         values = [None if v[k] is None else round(v[k] or 0.0, 2) for _, v in found]
-        rows.append([row.name, row.id, row.group, row.train_images, row.test_images, *values, taken.get(k)])
+        ids = [row.id] if has_ids else []
+        rows.append([row.name, k, *ids, row.group, row.train_images, row.test_images, *values, taken.get(k)])
     return columns, rows
 
 

@@ -3,53 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from liftplus.differences import Tested as Answers
+from liftplus.differences import named
 from liftplus.metrics import FEW_UNDER, MANY_OVER, group_of
 from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, dots, inner_legend, legend
+from liftplus.report.judgement import Judgement
 from liftplus.report.series import MEASURES, Series, Spread, calibrations, tte_effect
 
 _POINTS = 1500  # more points than these are a cloud that says nothing, and slow pages
 
 
-def accuracy(series: Sequence[Series]) -> Chart | None:
-    """Overall and by group, the standard deviation over seeds as a bar."""
+def accuracy(series: Sequence[Series], judgement: Judgement) -> Chart | None:
+    """Overall and by group; the 95 % interval over seeds and test pictures as a whisker."""
     keys = ("overall", "many", "medium", "few")
-    found = [(k, s, [s.measure(key) for key in keys]) for k, s in enumerate(series) if s.tested]
+    found = [(k, s, judgement.own(s)) for k, s in enumerate(series) if s.tested]
     if not found:
         return None
     figure, (axes,) = canvas()
-    _bars(axes, keys, [(s.label, Look.of(k), spreads) for k, s, spreads in found])
+    bars = [
+        (s.label, Look.of(k), [_bar(s.measure(key), answers.interval(key) if answers else None) for key in keys])
+        for k, s, answers in found
+    ]
+    _bars(axes, keys, bars)
+    counts = [{answers.pictures(key) for _, _, answers in found if answers} for key in keys]
+    axes.set_xticks(range(len(keys)), [_with_count(key, sorted(n)) for key, n in zip(keys, counts, strict=True)])
     axes.set_ylabel("accuracy in percent")
-    axes.set_ylim(0, min(100, 1.12 * max(s.mean for _, _, spreads in found for s in spreads if s)) or 1)
+    tops = [bar.high for _, _, row in bars for bar in row if bar]
+    axes.set_ylim(0, 1.06 * max(tops, default=0) or 1)  # the cap of the highest whisker is inside
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
     legend(figure, axes)
-    rows = [[s.label, key, *_spread(s.measure(key))] for _, s, _ in found for key in MEASURES]
+    rows = [
+        [s.label, key, *_spread(s.measure(key)), *(_sureness(a, key) if a else (None, None, None))]
+        for _, s, a in found
+        for key in MEASURES
+    ]
     reading = (
         f"Many: classes of over {MANY_OVER} training pictures; medium: {FEW_UNDER} to {MANY_OVER}; few: under "
-        f"{FEW_UNDER}. A group is the mean of its classes. Whiskers: one standard deviation over the seeds."
+        f"{FEW_UNDER}. A group is the mean of its classes. Whiskers: the 95 % interval over seeds and test pictures."
     )
-    return Chart("accuracy", "Accuracy by group", reading, ("series", "measure", "mean", "sd", "seeds"), rows, figure)
+    header = ("series", "measure", "mean", "sd", "seeds", "interval_low", "interval_high", "test_images")
+    return Chart("accuracy", "Accuracy by group", reading, header, rows, figure)
+
+
+def _sureness(answers: Answers, key: str) -> tuple[float | None, float | None, int]:
+    """The ends of an accuracy's interval, and its number of test pictures."""
+    low, high = answers.interval(key) or (None, None)
+    return low, high, answers.pictures(key)
+
+
+def _with_count(key: str, counts: Sequence[int]) -> str:
+    """A group's name above its number of test pictures."""
+    if not counts or not counts[-1]:
+        return key
+    shown = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return f"{key}\n{shown} picture{'s' if counts[-1] != 1 else ''}"
 
 
 def _spread(spread: Spread | None) -> list[Any]:
     return [spread.mean, spread.sd, spread.n] if spread else [None, None, 0]
 
 
-def _bars(axes: Axes, keys: Sequence[str], series: Sequence[tuple[str, Look, Sequence[Spread | None]]]) -> None:
+@dataclass(frozen=True)
+class _Bar:
+    """A bar's height and the ends of its whisker."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def _bar(spread: Spread | None, interval: tuple[float, float] | None) -> _Bar | None:
+    if spread is None:
+        return None
+    low, high = interval or (spread.mean, spread.mean)
+    return _Bar(spread.mean, min(low, spread.mean), max(high, spread.mean))
+
+
+def _bars(axes: Axes, keys: Sequence[str], series: Sequence[tuple[str, Look, Sequence[_Bar | None]]]) -> None:
     """Groups of bars, one colour and hatch-free; a missing value leaves its place empty."""
     width = 0.8 / len(series)
-    for place, (label, look, spreads) in enumerate(series):
+    for place, (label, look, bars) in enumerate(series):
         at = [k + width * (place - (len(series) - 1) / 2) for k in range(len(keys))]
-        held = [(x, s) for x, s in zip(at, spreads, strict=True) if s is not None]
-        axes.bar([x for x, _ in held], [s.mean for _, s in held], 0.88 * width, color=look.colour, label=label)
-        spread = [(x, s.mean, s.sd) for x, s in held if s.sd is not None]
-        if spread:
-            x, mean, sd = zip(*spread, strict=True)
-            axes.errorbar(x, mean, sd, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+        held = [(x, bar) for x, bar in zip(at, bars, strict=True) if bar is not None]
+        axes.bar([x for x, _ in held], [bar.mean for _, bar in held], 0.88 * width, color=look.colour, label=label)
+        wide = [(x, bar) for x, bar in held if bar.high > bar.low]
+        if wide:
+            reach = [[bar.mean - bar.low for _, bar in wide], [bar.high - bar.mean for _, bar in wide]]
+            x, mean = [x for x, _ in wide], [bar.mean for _, bar in wide]
+            axes.errorbar(x, mean, reach, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
     axes.set_xticks(range(len(keys)), [key.replace("_", " ") for key in keys])
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
@@ -153,12 +201,19 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
     axes.set_ylim(-3, 103)
     axes.set_ylabel("accuracy in percent")
     legend(figure, axes)
+    tests = [row.test_images for _, s, _ in found for t in s.tested[:1] for row in t.classes if row.test_images]
     reading = "Lines: mean over classes of a like count (bins of a factor of two)" + (
         "; points: single classes. " if shown else ". "
     )
+    reading += f"Test pictures of a class: {_range(tests)}. "
     reading += "A line that drops to the left while another does not shows a tail that was damaged."
     header = ("series", "train_images_mean", "accuracy_mean", "classes")
     return Chart("accuracy_by_count", "Accuracy against training pictures", reading, header, rows, figure)
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def count_axis(axes: Axes, counts: Sequence[float], *, fine: bool = True) -> None:
@@ -210,12 +265,13 @@ def reliability(series: Sequence[Series]) -> Chart | None:
         return None
     figure, (axes,) = canvas()
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    rows = []
+    rows, totals = [], []
     for place, one, (curve, spread) in found:
         look = Look.of(place)
         x, y = ([100 * b[k] for b in curve.bins] for k in (2, 3))
         label = f"{one.label}: ECE {spread.mean:.1f}"
         axes.plot(x, y, color=look.colour, marker=look.marker, linestyle=look.dash, label=label)
+        totals.append(sum(n for _, n, _, _ in curve.bins))
         rows += [[one.label, *b] for b in curve.bins]
     axes.set_xlim(0, 102)
     axes.set_ylim(-2, 103)
@@ -224,27 +280,45 @@ def reliability(series: Sequence[Series]) -> Chart | None:
     legend(figure, axes)
     reading = (
         "On the dashed line, probabilities mean what they say; below it the model is too sure, above it too modest. "
-        "ECE: expected calibration error, in points."
+        f"ECE: expected calibration error, in points. Each line rests on {_range(totals)} tests of pictures, all seeds "
+        "together."
     )
     header = ("series", "bin_from", "images", "probability_mean", "right_share")
     return Chart("reliability", "Reliability of the probabilities", reading, header, rows, figure)
 
 
-def tte(series: Sequence[Series]) -> Chart | None:
-    """What five crops gain over one."""
+def tte(series: Sequence[Series], judgement: Judgement) -> Chart | None:
+    """What five crops gain over one; the 95 % interval as a whisker."""
     keys = ("overall", "many", "medium", "few")
     found = [(k, s, e) for k, s in enumerate(series) if (e := tte_effect(s))]
     if not found:
         return None
     figure, (axes,) = canvas()
-    gains = [(s.label, Look.of(k), [e[key][2] if key in e else None for key in keys]) for k, s, e in found]
+    halves = {
+        (s.label, key): gain.half
+        for _, s, _ in found
+        for key in MEASURES
+        if (gain := judgement.between(named(s.label, True), named(s.label, False), key)) is not None
+    }
+    gains = []
+    for k, s, e in found:
+        row = []
+        for key in keys:
+            spread, half = e[key][2] if key in e else None, halves.get((s.label, key))
+            row.append(_bar(spread, (spread.mean - half, spread.mean + half) if spread and half else None))
+        gains.append((s.label, Look.of(k), row))
     _bars(axes, keys, gains)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_ylabel("gain in points")
     legend(figure, axes)
     rows = [
-        [s.label, key, *(part.mean for part in e[key]), e[key][2].sd, e[key][2].n] for _, s, e in found for key in e
+        [s.label, key, *(part.mean for part in e[key]), e[key][2].sd, halves.get((s.label, key)), e[key][2].n]
+        for _, s, e in found
+        for key in e
     ]
-    reading = "Accuracy with five crops less accuracy with one crop, by group. Around zero: the crops saw the same."
-    header = ("series", "measure", "one_crop", "five_crops", "gain", "gain_sd", "seeds")
+    reading = (
+        "Accuracy with five crops less accuracy with one crop, by group. Around zero: the crops saw the same. "
+        "Whiskers: the 95 % interval over seeds and test pictures."
+    )
+    header = ("series", "measure", "one_crop", "five_crops", "gain", "gain_sd", "gain_half_interval", "seeds")
     return Chart("tte", "What five crops gain", reading, header, rows, figure)

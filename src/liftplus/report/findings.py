@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from liftplus.differences import named
 from liftplus.report.features import Distances
+from liftplus.report.judgement import Judgement
 from liftplus.report.read import table
-from liftplus.report.series import Series, Spread, calibrations, tte_effect
+from liftplus.report.series import Series, Spread, calibrations
 
-POINTS = 2.0  # a difference below so many points is not spoken of as a loss or a gain where there is one seed
+POINTS = 2.0  # by so many points a heavy run may be better on many classes and still have damaged its tail
 NO_GAIN = 0.2
 WIDE_GAP = 0.05  # cosine distance
 
@@ -31,9 +33,12 @@ class Finding:
     section: str
 
 
-def everything(series: Sequence[Series], distances: Sequence[Distances], counts: Sequence[int]) -> list[Finding]:
+def everything(
+    series: Sequence[Series], judgement: Judgement, distances: Sequence[Distances], counts: Sequence[int]
+) -> list[Finding]:
     """All findings, in the order of the page."""
-    found = [*_best(series), *_tail(series), *_convergence(series), *_tte(series), *_sureness(series)]
+    found = [*_best(series, judgement), *_tail(series, judgement), *_convergence(series)]
+    found += [*_tte(series, judgement), *_sureness(series, judgement)]
     return found + heaviness(distances, counts)
 
 
@@ -44,35 +49,46 @@ def value(spread: Spread | None) -> str:
     return f"{spread.mean:.1f}" + (f" ± {spread.sd:.1f}" if spread.sd is not None else "")
 
 
-def clear(a: Spread, b: Spread) -> bool:
-    """Whether two means differ by more than twice the standard error of their difference, and by `POINTS` at least
-    where either has one seed.
-    """
-    if a.sd is None or b.sd is None:
-        return abs(a.mean - b.mean) >= POINTS
-    return abs(a.mean - b.mean) > max(0.1, 2 * math.sqrt(a.sd**2 / a.n + b.sd**2 / b.n))
+def pictures(number: int) -> str:
+    """A number of test pictures in words."""
+    return f"{number:,} test picture{'s' if number != 1 else ''}"
 
 
-def _best(series: Sequence[Series]) -> list[Finding]:
+def _best(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
+    """The best accuracy with its interval, and whether it is better than the second's by more than noise."""
     ranked = [(spread, s) for s in series if (spread := s.measure("overall"))]
     ranked.sort(key=lambda pair: -pair[0].mean)
     if not ranked:
         return []
     best, one = ranked[0]
-    groups = ", ".join(f"{value(one.measure(key))} on {key}" for key in ("many", "medium", "few") if one.measure(key))
-    text = f"{one.label} reaches {value(best)} % overall ({groups} classes)."
-    if len(ranked) > 1:
-        second, other = ranked[1]
-        if clear(best, second):
-            text += f" That is {best.mean - second.mean:.1f} points over {other.label}, the second."
-        else:
-            text += f" {other.label} ({value(second)}) is too close behind for these runs to tell the two apart."
+    answers = judgement.own(one)
+    text = f"{one.label} reaches {value(best)} % overall"
+    if answers is not None and (interval := answers.interval("overall")):
+        text += f" on {pictures(answers.pictures('overall'))}, with a 95 % interval from {interval[0]:.1f} to "
+        text += f"{interval[1]:.1f} %"
+        groups = [
+            f"{value(one.measure(key))} on the {answers.pictures(key):,} of {key} classes"
+            for key in ("many", "medium", "few")
+            if one.measure(key)
+        ]
+        text += f" ({', '.join(groups)})"
+    elif isinstance(images := one.tested[0].metrics.get("images"), int):
+        text += f" on {pictures(images)}"
+    rivals = [found for _, other in ranked[1:] if (found := judgement.rival(one, other, "overall")) is not None]
+    if rivals:
+        text += f". {rivals[0].sentence()}"
+    elif len(ranked) > 1:
+        text += f". {ranked[1][1].label} ({value(ranked[1][0])} %) was tested on other pictures, or its predictions are"
+        text += " missing, so the two are not compared."
+    else:
+        text += "."
     if best.n == 1:
-        text += " One seed only: differences of a point or two, most of all on few, may be chance."
-    return [Finding("good", "Accuracy", text, "accuracy")]
+        text += " One seed only: another seed can give another result."
+    proven = bool(rivals) and all(found.exceeds and found.points > 0 for found in rivals)
+    return [Finding("good" if proven else "plain", "Accuracy", text, "accuracy")]
 
 
-def _tail(series: Sequence[Series]) -> list[Finding]:
+def _tail(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
     """Series that win frequent classes at the price of rare ones, against untrained or lighter ones."""
     found = []
     for one in series:
@@ -80,31 +96,39 @@ def _tail(series: Sequence[Series]) -> list[Finding]:
         if few is None or many is None or not _trained(one):
             continue
         lighter = [
-            (other, f, m)
+            (other, difference, m)
             for other in series
             if _weights(other) < _weights(one)
-            if (f := other.measure("few")) and (m := other.measure("many"))
+            if (difference := judgement.rival(other, one, "few")) and (m := other.measure("many"))
         ]
-        hurt = [
-            (other, f, m)
-            for other, f, m in lighter
-            if f.mean > few.mean and clear(f, few) and m.mean < many.mean + POINTS
-        ]
-        if hurt:
-            other, f, m = max(hurt, key=lambda item: item[1].mean)
+        hurt = [(other, d, m) for other, d, m in lighter if d.points > 0 and m.mean < many.mean + POINTS]
+        proven = [entry for entry in hurt if entry[1].exceeds]
+        if proven:
+            other, difference, m = max(proven, key=lambda entry: entry[1].points)
             text = (
-                f"{one.label} has {value(few)} % on few classes where {other.label}, which trains fewer weights, has "
-                f"{value(f)} %; on many classes it is {value(many)} against {value(m)}. That is the sign of too heavy "
-                "fine-tuning. Tune fewer weights (a smaller tuner, a lower rate, fewer epochs)."
+                f"{difference.sentence()} {other.label} trains fewer weights. On many classes {one.label} has "
+                f"{value(many)} % against {value(m)} %. That is the sign of too heavy fine-tuning. Tune fewer weights "
+                "(a smaller tuner, a lower rate, fewer epochs)."
             )
             found.append(Finding("bad", "Tail poor", text, "accuracy"))
-        elif not lighter and many.mean - few.mean > 30:
-            text = (
-                f"{one.label}: few classes are {many.mean - few.mean:.0f} points behind many classes. Whether that is "
-                "too heavy fine-tuning shows beside a closed_form or linear_probe run: give it to this report too."
-            )
-            found.append(Finding("bad", "Tail behind", text, "accuracy"))
+        elif not lighter and (behind := _behind(one, judgement)):
+            found.append(Finding("bad", "Tail behind", behind, "accuracy"))
     return found
+
+
+def _behind(one: Series, judgement: Judgement) -> str | None:
+    """A sentence where few classes are far behind many classes, and the two intervals do not touch."""
+    answers = judgement.own(one)
+    if answers is None or (many := answers.interval("many")) is None or (few := answers.interval("few")) is None:
+        return None
+    gap = (answers.accuracy("many") or 0.0) - (answers.accuracy("few") or 0.0)
+    if gap <= 30 or few[1] >= many[0]:
+        return None
+    return (
+        f"{one.label}: few classes ({pictures(answers.pictures('few'))}) are {gap:.0f} points behind many classes "
+        f"({pictures(answers.pictures('many'))}). Whether that is too heavy fine-tuning shows beside a closed_form or "
+        "linear_probe run: give it to this report too."
+    )
 
 
 def _trained(one: Series) -> bool:
@@ -149,36 +173,46 @@ def _part(one: Series, key: str) -> str:
     return str(table(one.config.get(key)).get("name", "?"))
 
 
-def _tte(series: Sequence[Series]) -> list[Finding]:
+def _tte(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
     found = []
     for one in series:
-        gain = tte_effect(one).get("overall", (None, None, None))[2]
+        gain = judgement.between(named(one.label, True), named(one.label, False), "overall")
         if gain is None:
             continue
-        patch = one.runs[0].about.get("patch_size")
-        five = next(t for run in one.runs for t in (run.tested, run.other_crops) if t and t.tte)
+        patch, five = one.runs[0].about.get("patch_size"), next(iter(one.tests(True).values()))
         patch = patch if isinstance(patch, int) and patch > 0 else None
         coincide = patch is not None and five.expand is not None and five.expand % patch == 0
-        shown = f"{one.label}: five crops change overall accuracy by {gain.mean:+.1f} points"
-        grids = f" expand={five.expand} is a multiple of the patch size {patch}, so the crops' patch grids coincide."
-        if gain.mean < NO_GAIN:
-            text = f"{shown}, so the five-fold cost of testing buys nothing here.{grids if coincide else ''}"
-            cure = f" Try expand={(five.expand or 0) + patch // 2}." if patch and coincide else ""
-            found.append(Finding("bad", "No gain from five crops", text + cure, "tte"))
-        else:
-            found.append(Finding("good", "Five crops", f"{shown}.{grids if coincide else ''}", "tte"))
+        spread = "" if gain.half is None else f" ± {gain.half:.1f}"
+        verdict = "more than noise" if gain.exceeds else "within noise"
+        text = f"{one.label}: five crops change overall accuracy by {gain.points:+.1f}{spread} points on "
+        text += f"{pictures(gain.images)}: {verdict}."
+        if coincide:
+            text += (
+                f" expand={five.expand} is a multiple of the patch size {patch}, so the crops' patch grids coincide."
+            )
+        if gain.points >= NO_GAIN:
+            found.append(Finding("good" if gain.exceeds else "plain", "Five crops", text, "tte"))
+            continue
+        text += " They cost five times the time of testing."
+        cure = f" Try expand={(five.expand or 0) + patch // 2}." if patch and coincide else ""
+        found.append(Finding("bad", "No gain from five crops", text + cure, "tte"))
     return found
 
 
-def _sureness(series: Sequence[Series]) -> list[Finding]:
+def _sureness(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
     parts = []
     for one in series:
-        found = calibrations(one)
-        if found is not None:
-            curve, spread = found
-            off = curve.confidence - curve.accuracy
-            word = "too sure" if off > 1 else "too modest" if off < -1 else "neither too sure nor too modest"
-            parts.append(f"{one.label} {value(spread)} ({word} on average)")
+        found, answers = calibrations(one), judgement.own(one)
+        interval = answers.interval("overall") if answers else None
+        if found is None or answers is None or interval is None:
+            continue
+        curve, spread = found
+        word = "neither too sure nor too modest by more than noise"
+        if curve.confidence > max(interval[1], curve.accuracy + 1):
+            word = "too sure on average"
+        elif curve.confidence < min(interval[0], curve.accuracy - 1):
+            word = "too modest on average"
+        parts.append(f"{one.label} {value(spread)} on {pictures(answers.pictures('overall'))} ({word})")
     if not parts:
         return []
     return [

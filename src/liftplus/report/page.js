@@ -28,9 +28,10 @@
   const group = document.getElementById("group");
   const byName = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
   const order = ["many", "medium", "few"];
-  const texts = rows.map((row) => `${row[0]}\n${row[1]}`.toLowerCase());
-  const visible = columns.map((column, k) => k).filter((k) => columns[k].kind !== "id");
-  let sorted = { column: columns.findIndex((column) => column.key === "train"), sign: -1 };
+  const at = (key) => columns.findIndex((column) => column.key === key);
+  const NUMBER = at("number"), ID = at("id");
+  const texts = rows.map((row) => `${row[0]}\n${ID < 0 ? "" : row[ID]}`.toLowerCase());
+  let sorted = { column: at("train"), sign: -1 };
   let place = 0;
   let found = [];
 
@@ -58,21 +59,23 @@
       cell.className = "meter"; cell.append(bar);
     }
   };
-  const draw = () => {
-    const pages = Math.max(1, Math.ceil(found.length / PAGE));
-    place = Math.min(Math.max(place, 0), pages - 1);
+  const lines = (indices) => {
     const body = document.createDocumentFragment();
-    for (const index of found.slice(place * PAGE, (place + 1) * PAGE)) {
+    for (const index of indices) {
       const line = document.createElement("tr");
-      for (const k of visible) {
+      for (const k of columns.keys()) {
         const cell = document.createElement("td");
         fill(cell, k, rows[index][k]);
-        if (columns[k].key === "test") cell.classList.add("extra");
         line.append(cell);
       }
       body.append(line);
     }
     table.tBodies[0].replaceChildren(body);
+  };
+  const draw = () => {
+    const pages = Math.max(1, Math.ceil(found.length / PAGE));
+    place = Math.min(Math.max(place, 0), pages - 1);
+    lines(found.slice(place * PAGE, (place + 1) * PAGE));
     document.getElementById("shown").textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} classes`;
     document.getElementById("page").textContent = `Page ${place + 1} of ${pages}`;
     document.getElementById("back").disabled = place === 0;
@@ -80,27 +83,26 @@
   };
   const select = () => {
     const words = search.value.trim().toLowerCase(), wanted = group.value;
-    const at = columns.findIndex((column) => column.kind === "group");
-    found = rows.map((_, index) => index).filter((index) => texts[index].includes(words) && (!wanted || rows[index][at] === wanted));
+    const fits = (index) => texts[index].includes(words) || String(rows[index][NUMBER]) === words;
+    found = [...rows.keys()].filter((index) => fits(index) && (!wanted || rows[index][at("group")] === wanted));
     found.sort(compare(sorted.column, sorted.sign));
     place = 0;
     draw();
   };
   const head = table.tHead.rows[0];
-  for (const k of visible) {
+  for (const k of columns.keys()) {
     const cell = document.createElement("th"), button = document.createElement("button");
-    if (columns[k].key === "test") cell.className = "extra";
     cell.scope = "col"; button.type = "button"; button.textContent = columns[k].title; button.title = columns[k].title;
     if (["text", "group"].includes(columns[k].kind)) cell.style.textAlign = "left";
     button.addEventListener("click", () => {
-      const first = columns[k].kind === "text" || columns[k].kind === "group" || columns[k].kind === "percent" ? 1 : -1;
+      const first = columns[k].kind === "text" || columns[k].kind === "group" || columns[k].kind === "percent" || k === NUMBER ? 1 : -1;
       sorted = { column: k, sign: sorted.column === k ? -sorted.sign : first };
       mark(); select();
     });
     cell.append(button); head.append(cell);
   }
-  const mark = () => visible.forEach((k, n) => {
-    const cell = head.cells[n];
+  const mark = () => columns.forEach((_, k) => {
+    const cell = head.cells[k];
     if (k === sorted.column) cell.setAttribute("aria-sort", sorted.sign > 0 ? "ascending" : "descending"); else cell.removeAttribute("aria-sort");
   });
   let timer;
@@ -109,4 +111,15 @@
   document.getElementById("back").addEventListener("click", () => { place -= 1; draw(); });
   document.getElementById("next").addEventListener("click", () => { place += 1; draw(); });
   mark(); select();
+  // Paper has no pager, so it gets every class; a search on the screen does not hide any.
+  addEventListener("beforeprint", () => lines([...rows.keys()].sort(compare(sorted.column, sorted.sign))));
+  addEventListener("afterprint", draw);
+})();
+(() => {
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    for (const part of closed) part.open = true;
+  });
+  addEventListener("afterprint", () => { for (const part of closed) part.open = false; closed = []; });
 })();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from liftplus import config, results
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
-from liftplus.report import chart, content, feature_figures, features, figures, findings, read, thumbnails
+from liftplus.report import chart, content, feature_figures, features, figures, findings, folders, read, thumbnails
 from liftplus.report.chart import Chart, Look
 from liftplus.report.features import Distances
+from liftplus.report.folders import Given
+from liftplus.report.judgement import Judgement, judge
 from liftplus.report.series import MEASURES, Series, grouped
 from liftplus.runtime import Progress, Silent
 
@@ -38,15 +41,17 @@ class Draft:
 
     Attributes:
         series: what is compared.
+        judgement: their intervals and differences.
         out: the report's folder.
-        dataset: the runs' data, once loaded.
+        datasets: the runs' data as far as they are loaded, by their settings; those of "" are given for all runs.
         charts: what was drawn so far.
         problems: what could not be shown, one sentence each.
     """
 
     series: list[Series]
+    judgement: Judgement
     out: Path
-    dataset: DataSet | None = None
+    datasets: dict[str, DataSet] = field(default_factory=dict)
     charts: dict[str, Chart] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -54,15 +59,16 @@ class Draft:
         """Keep those charts that there are."""
         self.charts |= {one.name: one for one in made if one is not None}
 
-    def data(self) -> DataSet:
-        """The data that the runs were trained on; raises UserError where they are not there any more."""
-        if self.dataset is None:
-            wanted = config.from_dict(self.series[0].config).data
+    def data(self, one: Series) -> DataSet:
+        """The data that a series was trained on; raises UserError where they are not there any more."""
+        wanted = config.from_dict(one.config).data
+        key = "" if "" in self.datasets else wanted.model_dump_json()
+        if key not in self.datasets:
             try:
-                self.dataset = sources.load(wanted.model_copy(update={"unreadable": "stop"}))
+                self.datasets[key] = sources.load(wanted.model_copy(update={"unreadable": "stop"}))
             except (OSError, ImportError) as error:
                 raise UserError(f"The data cannot be read ({error}).") from error
-        return self.dataset
+        return self.datasets[key]
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -71,8 +77,8 @@ class Draft:
 
 
 def write(
-    runs: Sequence[Path],
-    out: Path,
+    runs: Sequence[Given] | Given,
+    out: Given,
     *,
     with_features: bool = False,
     per_class: int = 50,
@@ -83,7 +89,8 @@ def write(
     """Write a report about one or several runs of one data set, in place of an earlier one.
 
     Args:
-        runs: run folders; those that differ by seed alone are taken together.
+        runs: run folders, or folders with several runs inside, as `compare`, `sweep` and `reproduce` write them; one
+            or several. Runs that differ by seed alone are taken together.
         out: the report's folder: new, empty, or that of an earlier report.
         with_features: compute features with the runs' models for "Why heavy fine-tuning hurts"; needs the data and
             the backbone's weights. What was computed is kept in the folder.
@@ -97,17 +104,22 @@ def write(
     Raises:
         UserError: a folder is no run, runs are of different classes, or `out` holds something else.
     """
-    if not runs:
+    given = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    if not given:
         raise UserError("Give at least one run folder.")
+    out = Path(out).expanduser()
     refuse_foreign(out)
-    folders = list({folder.resolve(): folder for folder in runs}.values())
-    series = grouped([read.run(folder) for folder in folders])
+    paths, notes = folders.chosen(given)
+    series = grouped([read.run(path) for path in paths])
     prepare(out)
+    judgement = judge(series)
     problems = [text for one in series for run in one.runs for text in run.problems]
-    draft = Draft(series, out, dataset, problems=problems)
-    draft.add(figures.accuracy(series), figures.accuracy_by_count(series), figures.tail(series))
+    draft = Draft(series, judgement, out, problems=[*notes, *problems, *judgement.problems])
+    if dataset is not None:
+        draft.datasets[""] = dataset
+    draft.add(figures.accuracy(series, judgement), figures.accuracy_by_count(series), figures.tail(series))
     draft.add(figures.curves(series, "loss"), figures.curves(series, "lr"))
-    draft.add(figures.reliability(series), figures.tte(series))
+    draft.add(figures.reliability(series), figures.tte(series, judgement))
     watching = progress or Silent()
     distances = _features(draft, per_class, watching) if with_features else []
     values = _values(draft, distances, watching) | {"per_class": per_class, "with_features": with_features}
@@ -138,7 +150,7 @@ def prepare(out: Path) -> None:
 
 def _features(draft: Draft, per_class: int, progress: Progress) -> list[Distances]:
     try:
-        found, problems = features.measure(draft.series, draft.data(), draft.out, per_class, progress)
+        found, problems = features.measure(draft.series, draft.data(draft.series[0]), draft.out, per_class, progress)
     except UserError as error:
         draft.problems.append(f"Features could not be computed: {error}")
         return []
@@ -153,8 +165,8 @@ def _features(draft: Draft, per_class: int, progress: Progress) -> list[Distance
 def _feature_note(draft: Draft, distances: Sequence[Distances], asked: bool) -> dict[str, Any]:
     note = command = None
     if not distances and not asked:
-        folders = [str(run.folder) for one in draft.series for run in one.runs]
-        command = shlex.join(["liftplus", "report", *folders, "--out", str(draft.out), "--features"])
+        paths = [str(run.folder) for one in draft.series for run in one.runs]
+        command = shlex.join(["liftplus", "report", *paths, "--out", str(draft.out), "--features"])
         note = "Whether that happened in these runs takes their features, which this command computes:"
     elif not distances:
         note = "Features could not be computed; the reason stands at the top of this page."
@@ -168,15 +180,19 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
     series = draft.series
     first = series[0].runs[0]
     known = read.table(first.about.get("data"))
-    found = findings.everything(series, distances, draft.counts)
+    found = findings.everything(series, draft.judgement, distances, draft.counts)
     rows, sentence = content.groups(first) if first.train_counts else ([], "")
     seeds = [len(one.runs) for one in series]
+    accuracy = content.accuracy(series, draft.judgement)
     backbones = list(dict.fromkeys(str(read.table(one.config.get("backbone")).get("name", "?")) for one in series))
     return {
         "title": str(known.get("name") or (first.tested.what[0] if first.tested else "") or first.folder.name),
         "subtitle": f"{_runs(seeds)} · {', '.join(backbones[:3])}",
-        "accuracy": content.accuracy(series),
+        "accuracy": accuracy,
+        "proven": any(any(row["beaten"]) for row in accuracy),
+        "split": " and ".join(dict.fromkeys(t.what[1] or "test" for one in series for t in one.tested)),
         "spread": max(seeds) > 1,
+        "differences": content.differences(draft.judgement),
         "measures": [key.replace("_", " ") for key in MEASURES],
         "findings": [one for one in found if one.section != "features"] + _verdict(found),
         "heavy": [one for one in found if one.section == "features"],
@@ -220,24 +236,27 @@ def _confused(draft: Draft, progress: Progress) -> dict[str, Any]:
     """The confused pairs of each series, the best one first, with pictures where the data are still there."""
     chosen = [one for one in draft.series if any(t.confusion and t.classes for t in one.tested)]
     if not chosen:
-        return {"confused": [], "pictures_note": None}
-    note = dataset = None
-    try:
-        dataset = draft.data()
-    except UserError as error:
-        note = f"No pictures are shown, because the run's data cannot be read: {error}"
-    top = content.best(chosen)
+        return {"confused": [], "pictures_note": None, "confused_more": 0}
+    note = None
+    top, known = content.best(chosen), len(chosen)
     chosen = sorted(chosen, key=lambda one: one is not top)[:SHOWN_SERIES]
     entries = []
     with progress.task("Pictures of confused classes", len(chosen)) as advance:
         for one in chosen:
+            dataset = None
+            try:
+                dataset = draft.data(one)
+            except UserError as error:
+                note = f"No pictures are shown, because the run's data cannot be read: {error}"
             found = thumbnails.pairs(one, dataset)
             entries.append(content.entry(draft.series, draft.series.index(one)) | {"pairs": found})
             advance()
     shown = any(p.wrong or p.example for e in entries for p in e["pairs"])
-    if note is None and not shown and any(e["pairs"] for e in entries):
+    if shown:
+        note = None
+    elif note is None and any(e["pairs"] for e in entries):
         note = "No pictures are shown, because none of the files that the run tested can be read any more."
-    return {"confused": entries, "pictures_note": note}
+    return {"confused": entries, "pictures_note": note, "confused_more": known - len(entries)}
 
 
 def _tables(draft: Draft, values: dict[str, Any]) -> None:
@@ -255,17 +274,19 @@ def _tables(draft: Draft, values: dict[str, Any]) -> None:
             "wide": one.figure.get_figwidth() > 6,
             "svg": Markup(chart.save(one, folder)),
         }
+    if draft.judgement.differences:
+        header = ("a", "b", "key", "points", "half", "p", "adjusted", "seeds", "images", "exceeds")
+        lines = [[chart.cell(getattr(one, key)) for key in header] for one in draft.judgement.differences]
+        results.write_csv(folder / "differences.csv", header, lines)
     columns, rows = content.class_table(draft.series)
+    values["has_ids"] = any(column["key"] == "id" for column in columns)
     if rows:
         results.write_csv(folder / "classes.csv", [column["title"] for column in columns], rows)
-    header = ("series", "true", "predicted", "images", "share", "true_train_images", "predicted_train_images")
-    pairs = [
-        (e["label"], p.true, p.predicted, chart.cell(p.images), chart.cell(p.share), p.true_train, p.predicted_train)
-        for e in values["confused"]
-        for p in e["pairs"]
-    ]
+    columns_of_pairs = ["series", "true", "predicted", "images", "seeds", "test_images", "share"]
+    columns_of_pairs += ["true_train_images", "predicted_train_images"]
+    pairs = [(e["label"], *p.row()) for e in values["confused"] for p in e["pairs"]]
     if values["confused"]:
-        results.write_csv(folder / "confused_pairs.csv", header, pairs)
+        results.write_csv(folder / "confused_pairs.csv", columns_of_pairs, pairs)
     results.write_csv(folder / "cost.csv", content.COST_HEADER, ([e["label"], *e["cells"]] for e in values["cost"]))
     values["charts"] = {name: shown.get(name) for name in CHARTS}
     values["classes"] = content.script_json({"columns": columns, "rows": rows}) if rows else None

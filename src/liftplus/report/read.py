@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from liftplus.errors import UserError
 from liftplus.reuse import TESTS
 
 T = TypeVar("T")
@@ -131,14 +130,7 @@ def number(value: Any) -> float | None:
 
 
 def run(folder: Path) -> Run:
-    """Everything a run folder holds; raises UserError where it holds nothing of a run."""
-    if not folder.is_dir():
-        raise UserError(f"There is no run folder {str(folder)!r}. Give folders that `liftplus train` wrote.")
-    if not any((folder / name).is_file() for name in FILES):
-        raise UserError(
-            f"{str(folder)!r} holds no run ({', '.join(FILES)} are all missing). Give folders that `liftplus train` "
-            "wrote."
-        )
+    """Everything a run folder holds."""
     problems: list[str] = []
     nothing: dict[str, Any] = {}
     about = _tried(folder / "config.json", _json, nothing, problems)

@@ -62,6 +62,15 @@ class Series:
         """The runs' own evaluations."""
         return tuple(run.tested for run in self.runs if run.tested is not None)
 
+    def tests(self, tte: bool) -> dict[int, Tested]:
+        """The evaluations of the runs' own data and split with five crops or one, by seed."""
+        found = {}
+        for run in self.runs:
+            both = [test for test in (run.tested, run.other_crops) if test is not None and test.tte == tte]
+            if both:
+                found[run.seed] = both[0]
+        return found
+
     @property
     def config(self) -> dict[str, Any]:
         """The settings that all share, with the first run's seed."""
@@ -76,16 +85,15 @@ class Series:
         tables = [[row.accuracy for row in t.classes] for t in self.tested if t.classes]
         return [spread.mean if (spread := Spread.of(column)) else None for column in zip(*tables, strict=True)]
 
-    def confusion(self) -> list[tuple[int, int, float]]:
-        """Wrong (true class, predicted class, mean pictures over the seeds), most first."""
-        tables = [t.confusion for t in self.tested if t.confusion]
+    def confusion(self) -> list[tuple[int, int, int]]:
+        """Wrong (true class, predicted class, how often over all seeds), most first."""
         total: dict[tuple[int, int], int] = defaultdict(int)
-        for table in tables:
-            for true, guess, images in table:
+        for test in self.tested:
+            for true, guess, images in test.confusion:
                 if true != guess:
                     total[true, guess] += images
         ordered = sorted(total.items(), key=lambda item: (-item[1], item[0]))
-        return [(true, guess, images / len(tables)) for (true, guess), images in ordered]
+        return [(true, guess, images) for (true, guess), images in ordered]
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

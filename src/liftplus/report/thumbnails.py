@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import defaultdict
+import itertools
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from PIL import Image
@@ -21,25 +22,57 @@ class Pair:
     """A true class and the class that it was taken for.
 
     Attributes:
-        images: wrong pictures, mean over the seeds.
-        share: of the true class's test pictures, in percent.
-        wrong: data URIs of such pictures.
+        images: wrong pictures, summed over the seeds.
+        tests: test pictures of the true class, summed over the seeds.
+        seeds: how many were tested.
+        wrong: data URIs of such pictures, those first that most seeds had wrong.
         example: data URI of a training picture of the predicted class.
     """
 
     true: str
     predicted: str
-    images: float
-    share: float
+    images: int
+    tests: int
+    seeds: int
     true_train: int
     predicted_train: int
     wrong: tuple[str, ...] = ()
     example: str | None = None
 
+    def row(self) -> tuple[str, str, int, int, int, str, int, int]:
+        """Its line of the CSV."""
+        share = f"{self.share:.6g}"
+        return (
+            self.true,
+            self.predicted,
+            self.images,
+            self.seeds,
+            self.tests,
+            share,
+            self.true_train,
+            self.predicted_train,
+        )
+
+    @property
+    def count(self) -> str:
+        """How often, in words."""
+        if self.seeds == 1:
+            of = f"of its {self.tests:,} test picture{'s' if self.tests != 1 else ''}"
+        else:
+            each = self.tests // self.seeds
+            of = f"of {self.tests:,} ({self.seeds} seeds, {each:,} test picture{'s' if each != 1 else ''} each)"
+        return f"{self.images:,} {of}, {self.share:.0f} %"
+
+    @property
+    def share(self) -> float:
+        """Of the true class's test pictures, in percent."""
+        return 100 * self.images / self.tests if self.tests else 0.0
+
 
 def pairs(one: Series, dataset: DataSet | None) -> list[Pair]:
     """The pairs that one series confuses most, with pictures where there are data."""
     classes = next((t.classes for t in one.tested if t.classes), ())
+    tables = [t.classes for t in one.tested if t.confusion and len(t.classes) == len(classes)]
     chosen = [p for p in one.confusion() if max(p[:2]) < len(classes)][:PAIRS]
     wrong, examples = _keys(one, {(classes[t].name, classes[g].name) for t, g, _ in chosen}), _first_keys(dataset)
     made = []
@@ -48,22 +81,22 @@ def pairs(one: Series, dataset: DataSet | None) -> list[Pair]:
         shown: tuple[str, ...] = ()
         example = None
         if dataset is not None:
-            uris = (uri(dataset.store, key) for key in wrong[a.name, b.name][:PICTURES])
-            shown = tuple(found for found in uris if found)
+            uris = (uri(dataset.store, key) for key in wrong[a.name, b.name])
+            shown = tuple(itertools.islice((found for found in uris if found), PICTURES))
             example = uri(dataset.store, examples[guess]) if guess in examples else None
-        share = 100 * images / a.test_images if a.test_images else 0.0
-        made.append(Pair(a.name, b.name, images, share, a.train_images, b.train_images, shown, example))
+        tests = sum(rows[true].test_images for rows in tables)
+        made.append(Pair(a.name, b.name, images, tests, len(tables), a.train_images, b.train_images, shown, example))
     return made
 
 
 def _keys(one: Series, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
-    """Keys of wrongly classified pictures by their pair of class names."""
-    keys: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for tested in one.tested[:1]:
+    """Keys of wrongly classified pictures by their pair of class names, those first that most seeds had wrong."""
+    keys: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for tested in one.tested:
         for p in tested.predictions:
             if (p.true, p.predicted) in wanted:
-                keys[p.true, p.predicted].append(p.path)
-    return keys
+                keys[p.true, p.predicted][p.path] += 1
+    return defaultdict(list, {pair: [key for key, _ in found.most_common()] for pair, found in keys.items()})
 
 
 def _first_keys(dataset: DataSet | None) -> dict[int, str]:

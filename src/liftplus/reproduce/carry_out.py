@@ -193,7 +193,7 @@ def outlook(plan: Plan) -> Outlook:
             measured += known
         elif not first:  # a test alone, which takes little beside a training
             continue
-        elif (guess := needs.estimate(plan.config(one, seed), one.source)) is not None:
+        elif (guess := needs.estimate(plan.outline(one), one.source)) is not None:
             estimated += guess
         else:
             unknown += 1

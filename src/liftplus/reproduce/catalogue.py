@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
 from liftplus.noise import MARGIN, ONE_SEED
 
@@ -140,6 +139,8 @@ class Experiment:
 
 def _tests_only(setting: str) -> bool:
     """Whether a key=value pair changes testing alone."""
+    from liftplus.data.transforms import Evaluation  # here, as it imports PyTorch, which a list of names does without
+
     key = setting.partition("=")[0]
     return key.startswith("evaluation.") or (key in Evaluation.model_fields and key != "batch_size")
 

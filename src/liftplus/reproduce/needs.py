@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from liftplus.backbones import catalogue as backbones
-from liftplus.backbones.base import BackboneConfig
-from liftplus.config import RunConfig
-from liftplus.data import cifar, sources
+from liftplus import names
 from liftplus.errors import UserError
+
+if TYPE_CHECKING:
+    from liftplus.backbones.base import BackboneConfig
+    from liftplus.config import RunConfig
 
 CIFAR_MOST, CIFAR_CLASSES = 500, 100
 MADE = "openmoji_lt"  # the one known data set that needs no files
@@ -47,6 +49,23 @@ class BackboneNeed(BaseModel):
     basis: str
 
 
+@dataclass(frozen=True)
+class Outline:
+    """The settings of a run that tell its cost.
+
+    Attributes:
+        backbone: its name.
+        epochs: of training; 0 for none.
+        tuner: names of the tuners that are asked for.
+        imbalance_ratio: to which the data are cut, where it is set.
+    """
+
+    backbone: str
+    epochs: int
+    tuner: tuple[str, ...]
+    imbalance_ratio: float | None = None
+
+
 @cache
 def _tables() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("needs.toml").read_text(encoding="utf-8"))
@@ -71,38 +90,40 @@ def backbone(name: str) -> BackboneNeed | None:
 
 def has_root(source: str) -> bool:
     """Whether a data set is one of the known names whose files lie in a folder."""
-    return source in sources.KNOWN and source != MADE
+    return source in names.DATA_SETS and source != MADE
 
 
-def training_images(config: RunConfig, source: str) -> int | None:
+def training_images(run: Outline, source: str) -> int | None:
     """How many images an epoch has, where that is known without the data."""
     if source == "cifar100_lt":
-        ratio = config.data.imbalance_ratio or 100.0
-        return sum(cifar.long_tailed_sizes(CIFAR_MOST, ratio, CIFAR_CLASSES))
+        from liftplus.data.long_tail import long_tailed_sizes
+
+        ratio = run.imbalance_ratio or 100.0
+        return sum(long_tailed_sizes(CIFAR_MOST, ratio, CIFAR_CLASSES))
     need = data(source)
     return None if need is None else need.train
 
 
-def estimate(config: RunConfig, source: str) -> float | None:
+def estimate(run: Outline, source: str) -> float | None:
     """Seconds of training one run: images x epochs / images a second; None without a basis for it.
 
     The speed is that of training a light module; a method that trains no weights within the tower, or most of them,
     takes another time.
     """
-    if not config.train.epochs:
+    if not run.epochs:
         return 0.0
-    images, speed = training_images(config, source), backbone(config.backbone.name)
-    light = set(config.tuner) == {"adaptformer"}
+    images, speed = training_images(run, source), backbone(run.backbone)
+    light = set(run.tuner) == {"adaptformer"}
     if images is None or speed is None or speed.images_per_second is None or not light:
         return None
-    return images * config.train.epochs / speed.images_per_second
+    return images * run.epochs / speed.images_per_second
 
 
-def memory(config: RunConfig) -> str:
+def memory(run: Outline) -> str:
     """GPU memory of a training step, in words."""
-    need = backbone(config.backbone.name)
-    if need is None or not config.train.epochs:
-        return f"not known; `liftplus info --backbone {config.backbone.name} --memory` predicts it"
+    need = backbone(run.backbone)
+    if need is None or not run.epochs:
+        return f"not known; `liftplus info --backbone {run.backbone} --memory` predicts it"
     return f"{need.gigabytes} GB ({need.basis})"
 
 
@@ -112,7 +133,7 @@ def missing_data(config: RunConfig, source: str) -> str | None:
     if need is not None and (lacking := [name for name in need.packages if find_spec(name) is None]):
         return f"{need.title} needs {' and '.join(lacking)}, which this Python lacks: {need.get}."
     if not has_root(source):
-        return None if source in sources.KNOWN or Path(config.data.source).exists() else _not_there(config, need)
+        return None if source in names.DATA_SETS or Path(config.data.source).exists() else _not_there(config, need)
     assert need is not None and config.data.root is not None, "every known data set with files is in needs.toml"
     root = Path(config.data.root).expanduser()
     given = {need.class_names} if config.data.class_names != str(Path(config.data.root) / str(need.class_names)) else ()
@@ -139,6 +160,8 @@ def _not_there(config: RunConfig, need: DataNeed | None) -> str:
 
 def missing_weights(config: BackboneConfig, *, fetch: bool) -> str | None:
     """Why a backbone's weight file is not at hand; with `fetch`, it is fetched where it can be."""
+    from liftplus.backbones import catalogue as backbones
+
     try:
         backbones.locate(config, fetch=fetch)
     except UserError as error:

@@ -6,19 +6,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from liftplus import config as configs
-from liftplus import results, runs
-from liftplus.config import RunConfig
-from liftplus.data import sources
+from liftplus import names
 from liftplus.errors import UserError
 from liftplus.reproduce import needs
 from liftplus.reproduce.catalogue import Experiment
+from liftplus.reproduce.needs import Outline
+
+if TYPE_CHECKING:
+    from liftplus.config import RunConfig
 
 ABOUT = "reproduce.json"
 DATA_ROOT = Path("data")
-# Where a run is made and how fast; they may differ between the runs of one folder.
-PLACES = (*runs.FREE, "data.root", "precision", "cache", "deterministic", "train.micro_batch", "evaluation.batch_size")
+# Where a run is made and how fast, beside runs.FREE; they may differ between the runs of one folder.
+PLACES = ("data.root", "precision", "cache", "deterministic", "train.micro_batch", "evaluation.batch_size")
 
 
 @dataclass(frozen=True)
@@ -55,35 +57,59 @@ class Plan:
 
     def settings(self, experiment: Experiment, seed: int) -> list[str]:
         """The key=value pairs of a run, in the order in which they count."""
-        preset = configs.resolve(backbone=experiment.backbone, method=experiment.method)
-        still = () if preset.train.epochs else ("train.epochs=0",)
+        trains = names.presets("methods")[experiment.method]["train"]["epochs"]
+        still = () if trains else ("train.epochs=0",)
         own = [*experiment.data_settings, *experiment.settings]
         return [*self.place(experiment), *own, *self.overrides, *still, f"seed={seed}"]
 
     def place(self, experiment: Experiment) -> list[str]:
         """Key=value pairs that say where the experiment's data lie."""
-        if not needs.has_root(experiment.source):
+        folder, need = self.root(experiment), needs.data(experiment.source)
+        if folder is None:
             return []
+        named = [f"data.class_names={folder / need.class_names}"] if need and need.class_names else []
+        return [f"data.root={folder}", *named]
+
+    def root(self, experiment: Experiment) -> Path | None:
+        """The folder of the experiment's data; None for data that lie elsewhere."""
+        if not needs.has_root(experiment.source):
+            return None
         given = {key: value for key, _, value in (pair.partition("=") for pair in self.overrides)}
         root = given.get("data.root", given.get("root"))
-        folder = self.data_root / experiment.source if root is None else Path(root)
-        need = needs.data(experiment.source)
-        names = [f"data.class_names={folder / need.class_names}"] if need and need.class_names else []
-        return [f"data.root={folder}", *names]
+        return self.data_root / experiment.source if root is None else Path(root)
 
     def source(self, experiment: Experiment) -> str:
         """The data set's name, or the path of its file."""
-        known = experiment.source in sources.KNOWN
-        return experiment.source if known else str(self.data_root / experiment.source)
+        return experiment.source if experiment.source in names.DATA_SETS else str(self.data_root / experiment.source)
 
     def config(self, experiment: Experiment, seed: int) -> RunConfig:
         """The settings of one run."""
+        from liftplus import config as configs
+
         return configs.resolve(
             data=self.source(experiment),
             backbone=experiment.backbone,
             method=experiment.method,
             overrides=self.settings(experiment, seed),
         )
+
+    def outline(self, experiment: Experiment) -> Outline:
+        """What `config` says of a run's cost, read off presets and settings, which needs no PyTorch."""
+        presets = [
+            names.presets("methods")[experiment.method],
+            names.presets("data").get(experiment.source, {}).get(experiment.method, {}),
+        ]
+        found: dict[str, str] = {}
+        for preset in presets:
+            found |= {"tuner": preset["tuner"]} if "tuner" in preset else {}
+            found |= {"epochs": str(preset["train"]["epochs"])} if "epochs" in preset.get("train", {}) else {}
+        for pair in self.settings(experiment, 0):
+            key, _, value = pair.partition("=")
+            found[key.strip().removeprefix("train.").removeprefix("data.")] = value.strip()
+        tuner = tuple(name for name in found["tuner"].split("+") if name != "none")
+        ratio = found.get("imbalance_ratio", "none")
+        known = None if ratio.lower() in ("none", "null") else float(ratio)
+        return Outline(experiment.backbone, int(float(found["epochs"])), tuner, known)
 
     def command(self, experiment: Experiment, seed: int = 0) -> str:
         """The line that makes one run by itself."""
@@ -94,6 +120,8 @@ class Plan:
 
     def check(self) -> None:
         """Refuse settings that belong to the experiments, and those of another kind than the folder's runs have."""
+        from liftplus import config as configs
+
         for pair in self.overrides:
             if configs.full_key(pair.partition("=")[0]) in ("seed", "method", "data.source", "backbone.name"):
                 raise UserError(f"{pair!r} cannot be set here: the experiments say it. --seeds says how many seeds.")
@@ -114,6 +142,8 @@ class Plan:
 
     def note(self) -> None:
         """Write down in the folder what the user set for all of its runs."""
+        from liftplus import results
+
         self.out.mkdir(parents=True, exist_ok=True)
         with results.locked(self.out, results.PATIENCE):
             results.write_json(self.out / ABOUT, {"settings": _counting(self.overrides)})
@@ -121,18 +151,26 @@ class Plan:
 
 def changed_settings(out: Path) -> list[str] | None:
     """The key=value pairs that all runs of a folder were made with; None where there are no runs."""
+    from liftplus import results
+
     path = out / ABOUT
     return list(results.read_json(path, "settings")["settings"]) if path.is_file() else None
 
 
 def _counting(overrides: Sequence[str]) -> list[str]:
     """The settings that change results."""
-    return sorted(pair for pair in overrides if configs.full_key(pair.partition("=")[0]) not in PLACES)
+    from liftplus.config import full_key
+    from liftplus.runs import FREE
+
+    places = (*FREE, *PLACES)
+    return sorted(pair for pair in overrides if full_key(pair.partition("=")[0]) not in places)
 
 
 def _in_full(overrides: Sequence[str]) -> list[str]:
     """The same settings with their full keys."""
-    return sorted(f"{configs.full_key(key)}={value}" for key, _, value in (pair.partition("=") for pair in overrides))
+    from liftplus.config import full_key
+
+    return sorted(f"{full_key(key)}={value}" for key, _, value in (pair.partition("=") for pair in overrides))
 
 
 def _quoted(pair: str) -> str:

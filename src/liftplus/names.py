@@ -1,0 +1,119 @@
+"""What has a name: presets, data sets, parts, backbones. Nothing heavy is imported, so that a list comes at once."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from liftplus.errors import unknown
+
+DATA_SETS = {
+    "openmoji_lt": "120 classes of OpenMoji drawings, 200 to 2 a class; drawn on the fly, needs the extra 'demo'",
+    "cifar10_lt": "CIFAR-10 cut to an imbalance ratio; root=FOLDER with the Python files",
+    "cifar100_lt": "CIFAR-100 cut to an imbalance ratio; root=FOLDER with the Python files",
+    "imagenet_lt": "ImageNet-LT by its lists, 1,000 classes; root=FOLDER with lists and pictures",
+    "places_lt": "Places-LT by its lists, 365 classes; root=FOLDER with lists and pictures",
+    "inat2018": "iNaturalist 2018 by its lists or JSON, 8,142 classes; root=FOLDER",
+}
+PRETRAINED = "pretrained.json"  # the libraries' own lists, made by scripts/list_pretrained.py
+
+
+def presets(kind: str) -> dict[str, dict[str, Any]]:
+    """The table of presets of one kind: "methods", "backbones", "data" or "prompts"; the caller's own copy."""
+    return deepcopy(_parsed(kind))
+
+
+@cache
+def _parsed(kind: str) -> dict[str, dict[str, Any]]:
+    return tomllib.loads((files("liftplus") / "presets" / f"{kind}.toml").read_text(encoding="utf-8"))
+
+
+def full_backbone(name: str) -> str:
+    """timm/ARCH.TAG or open_clip/ARCH/TAG behind a name; mini_clip is its own."""
+    table = presets("backbones")
+    if name.startswith(("timm/", "open_clip/")) or name == "mini_clip":
+        return name
+    if name not in table:
+        raise unknown("backbone", name, [*table, "timm/ARCH.TAG", "open_clip/ARCH/TAG"])
+    full: str = table[name]["weights"]
+    return full
+
+
+def parts() -> dict[str, dict[str, str]]:
+    """Methods, backbones, data sets, prompts and the registered parts of every kind, each with a line about it."""
+    from liftplus import registry
+
+    groups = {
+        "method": {name: entry["summary"] for name, entry in presets("methods").items()},
+        "backbone": {name: entry["summary"] for name, entry in presets("backbones").items()},
+        "data": dict(DATA_SETS),
+        "prompts": {name: entry["summary"] for name, entry in presets("prompts").items()},
+    }
+    return groups | {kind: registered(kind) for kind in registry.HOMES}
+
+
+def registered(kind: str) -> dict[str, str]:
+    """The first line about each part of a kind, by name.
+
+    Those of this package are read from its source, because importing them imports PyTorch.
+    """
+    from liftplus import registry
+
+    if os.environ.get(registry.VARIABLE) or entry_points(group=registry.GROUP):
+        return {name: _first_line(part.__doc__) for name, part in registry.discover(kind).items()}
+    found = {}
+    for path in _sources(registry.HOMES[kind]):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and (name := _name(node, kind)) is not None:
+                found[name] = _first_line(ast.get_docstring(node))
+    return dict(sorted(found.items()))
+
+
+def _sources(module: str) -> Iterator[Path]:
+    """The files of a module, or of a folder of modules."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    inside = spec.submodule_search_locations
+    yield from sorted(Path(inside[0]).glob("*.py")) if inside else [Path(spec.origin)]
+
+
+def _name(node: ast.ClassDef, kind: str) -> str | None:
+    """The name under which a class registers itself as a part of that kind."""
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "register":
+            given = [argument.value for argument in decorator.args if isinstance(argument, ast.Constant)]
+            if len(given) == 2 and given[0] == kind:
+                return str(given[1])
+    return None
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
+
+
+def backbones() -> list[str] | None:
+    """All names of backbones, short and full, as far as the libraries' lists are kept for the installed versions.
+
+    None for other versions, of which the libraries have to be asked.
+    """
+    kept = json.loads((files("liftplus") / "presets" / PRETRAINED).read_text(encoding="utf-8"))
+    if any(_installed(library) != entry["version"] for library, entry in kept.items()):
+        return None
+    return [*presets("backbones"), *(name for entry in kept.values() for name in entry["names"])]
+
+
+def _installed(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,93 @@
+"""What the runs' accuracies and their differences are worth: the intervals and verdicts that `compare` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from liftplus.differences import Contender, judged, named
+from liftplus.differences import Tested as Answers
+from liftplus.noise import Difference
+from liftplus.report.read import Tested
+from liftplus.report.series import Series
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All series with one crop and five, as far as their predictions can be read, and their differences."""
+
+    contenders: tuple[Contender, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def answers(self, label: str, tte: bool) -> Answers | None:
+        """What a series got right with one crop or five."""
+        return next((one.tested for one in self.contenders if (one.method, one.tte) == (label, tte)), None)
+
+    def own(self, one: Series) -> Answers | None:
+        """What a series got right in its runs' own tests."""
+        return self.answers(one.label, one.tested[0].tte) if one.tested else None
+
+    def between(self, a: str, b: str, key: str) -> Difference | None:
+        """By how much a beats b; None where the two were not compared."""
+        for one in self.differences:
+            if one.key == key and (one.a, one.b) == (a, b):
+                return one
+            if one.key == key and (one.a, one.b) == (b, a):
+                return replace(one, a=a, b=b, points=-one.points)
+        return None
+
+    def beaten(self, name: str, key: str) -> bool:
+        """Whether another one beats this one by more than noise."""
+        found = [one for one in self.differences if one.key == key and one.exceeds]
+        return any(name == (one.b if one.points > 0 else one.a) for one in found)
+
+    def rival(self, one: Series, other: Series, key: str) -> Difference | None:
+        """By how much one series beats another in their own tests, or else with an equal number of crops."""
+        if not one.tested or not other.tested:
+            return None
+        own = [(one.tested[0].tte, other.tested[0].tte)]
+        for a, b in [*own, (True, True), (False, False)]:
+            if (found := self.between(named(one.label, a), named(other.label, b), key)) is not None:
+                return found
+        return None
+
+
+def judge(series: Sequence[Series]) -> Judgement:
+    """Every series against every other one that was tested on the same pictures."""
+    contenders, problems = [], []
+    for one in series:
+        for tte in (False, True):
+            tests = {seed: test for seed, test in one.tests(tte).items() if test.predictions and test.classes}
+            kept = {seed: test for seed, test in tests.items() if _images(test) == _images(next(iter(tests.values())))}
+            problems += [
+                f"{test.folder} was tested on other pictures than the other seeds, so it counts in no interval."
+                for seed, test in tests.items()
+                if seed not in kept
+            ]
+            if kept and (found := _answers(kept)) is not None:
+                contenders.append(Contender(one.label, tte, found))
+    return Judgement(tuple(contenders), tuple(judged(contenders)), tuple(problems))
+
+
+def _images(test: Tested) -> tuple[tuple[str, str], ...]:
+    """The tested pictures with their true classes, in an order that does not depend on the run."""
+    return tuple(sorted((one.path, one.true) for one in test.predictions))
+
+
+def _answers(tests: dict[int, Tested]) -> Answers | None:
+    """Right or wrong by seed; None where the tables do not know the same classes."""
+    first = next(iter(tests.values()))
+    index = {row.name: k for k, row in enumerate(first.classes)}
+    rows = [sorted(test.predictions, key=lambda one: (one.path, one.true)) for test in tests.values()]
+    if any(one.true not in index for one in rows[0]):
+        return None
+    return Answers(
+        np.array([[float(one.correct) for one in row] for row in rows]),
+        np.array([index[one.true] for one in rows[0]], dtype=np.int64),
+        _images(first),
+        tuple(row.train_images for row in first.classes),
+        tuple(tests),
+    )
