@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Sequence
 
 from liftplus.data.dataset import Store
+from liftplus.data.parquet import ParquetStore
 from liftplus.data.shards import ShardStore
 from liftplus.data.stores import ArrayStore, FolderStore, TarStore, ZipStore
 
@@ -40,6 +41,8 @@ def identity(store: Store, keys: Sequence[str]) -> str | None:
             for shard in sorted({store.index[key][0] for key in keys}):
                 newest = max(newest, _file(digest, str(store.folder / shard)))
             digest.update(repr([store.index[key] for key in keys]).encode(errors="surrogateescape"))
+        elif type(store) is ParquetStore:
+            newest = max(_file(digest, path) for path in store.files)
         else:
             return None
         if type(store) is ZipStore:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from liftplus.data import class_names
+from liftplus.data import class_names, names_file
 from liftplus.data.dataset import SPLIT_OF, Table, listing, sorted_ids
 from liftplus.data.images import IMAGE_SUFFIXES
 from liftplus.data.stores import FileStore
@@ -47,9 +47,8 @@ def read(store: FileStore) -> Table:
     for name in (found.prefix + NAMES_FILE, NAMES_FILE):
         if name in others:
             origin = store.where(name)
-            lines = class_names.parse_lines(store.read(name), origin)
-            names = class_names.from_lines(_all_folders(found), lines, origin)
-            folders = tuple(names)
+            named = class_names.match(_all_folders(found), names_file.parse(store.read(name), origin), origin)
+            folders, names, notes = tuple(named.names), named.names, notes + named.notes
             notes += (f"{NAMES_FILE} in the data gives the label order and the names of {len(names)} classes.",)
             break
     return Table(found.rows, folders, names, notes)
