@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from liftplus.data import documents
 from liftplus.data.dataset import are_numbers, listing
-from liftplus.data.names_file import HEADINGS, Names, counts_up, heading_note, plain
+from liftplus.data.names_file import HEADINGS, Names, counts_up, heading_note, is_heading, plain
 from liftplus.errors import UserError
 
 _WORDNET = re.compile(r"n\d{8}\s+\S", re.ASCII)
 _CODE = re.compile(r"\d+|n\d{8}", re.ASCII)
-_SEPARATORS = (None, "\t", ";", ":", "=", "|", ",")
+_SEPARATORS = ("\t", ";", ":", "=", "|", ",", None)
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,8 @@ def from_lines(ids: Sequence[str], lines: Sequence[str], origin: str) -> Named:
         origin: what an error calls the lines.
     """
     notes: tuple[str, ...] = ()
-    if (
-        len(lines) > 1
-        and plain(lines[0]) in HEADINGS
-        and len(lines) != len(ids)
-        and fold(lines[0]) not in map(fold, ids)
-    ):
+    heads = is_heading(lines[0]) or (plain(lines[0]) in HEADINGS and len(lines) != len(ids))
+    if len(lines) > 1 and heads and fold(lines[0]) not in map(fold, ids):
         lines, notes = lines[1:], (heading_note(lines[0], origin),)
     readings: tuple[Callable[[Sequence[str], Sequence[str], str], Named | None], ...] = (
         _the_ids,
@@ -181,7 +177,8 @@ def from_mapping(ids: Sequence[str], mapping: Mapping[str, str], origin: str) ->
 
 
 def _form(label: str) -> str:
-    """What is equal for ids that are written in two ways: 01 and 1, or two Unicode forms of one word."""
+    """What is equal for ids that are written in two ways: 01, 1.0 and 1, or two Unicode forms of one word."""
+    label = re.sub(r"^(\d+)\.0+$", r"\1", label, flags=re.ASCII)
     if len(label) <= 18 and label.isascii() and label.isdecimal():
         return str(int(label))
     return unicodedata.normalize("NFC", label)

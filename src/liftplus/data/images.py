@@ -7,6 +7,7 @@ import os
 import threading
 import warnings
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -114,7 +115,7 @@ def original(data: bytes, name: str) -> Image.Image:
 def is_upright(data: bytes) -> bool:
     """Whether a JPEG needs no turning; False for damaged ones."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with _SILENCE, Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return bool(image.getexif().get(_ORIENTATION, 1) == 1)
     except Exception:  # left to `decode`, which says what is the matter
         return False
@@ -134,6 +135,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def extremes(image: Image.Image) -> tuple[int, int]:
+    """The darkest and the brightest value of an upright picture's 8-bit channels."""
+    if image.mode not in ("L", "RGB") or image.has_transparency_data:
+        image = to_rgb(image)
+    found = image.getextrema()
+    ranges: Any = found if isinstance(found[0], tuple) else (found,)
+    return int(min(low for low, _ in ranges)), int(max(high for _, high in ranges))
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

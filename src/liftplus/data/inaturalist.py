@@ -57,8 +57,12 @@ def _without_class(documents: Mapping[str, dict[str, Any]], paths: Mapping[str, 
 
 def _without_pictures(documents: Mapping[str, dict[str, Any]], used: set[str]) -> tuple[str, ...]:
     """A note on categories that are described beside the pictures and have none."""
-    described = {str(entry["id"]) for document in documents.values() for entry in document.get("categories", [])}
-    idle = sorted_ids(described - used)
+    described = {
+        str(entry["id"]): _name(entry, str(entry["id"]))
+        for document in documents.values()
+        for entry in document.get("categories", [])
+    }
+    idle = [described[label] for label in sorted_ids(described.keys() - used)]
     if not idle:
         return ()
     return (f"{len(idle):,} of {len(described):,} categories have no annotation and are no classes: {listing(idle)}.",)

@@ -145,23 +145,25 @@ def _checked(values: list[Hashable]) -> tuple[str, ...]:
     """Refuse labels that only their type tells apart; a note for numbers that are no whole ones."""
     once = {(type(value), value): value for value in values}
     by_text: dict[str, Hashable] = {}
+    truth = next((value for value in once.values() if isinstance(value, bool)), None)
+    number = next((value for value in once.values() if type(value) in (int, float)), None)
+    if truth is not None and number is not None:  # True equals 1 for Python; nobody can tell whether that was meant
+        raise _of_two_types(truth, number)
     for value in once.values():
-        # True equals 1 for Python, "1" does not, and nobody can tell which of them were meant to be one class.
-        text = str(int(value)) if isinstance(value, bool) and _has_number(once) else str(value)
-        other = by_text.setdefault(text, value)
+        other = by_text.setdefault(str(value), value)
         if type(other) is not type(value):
-            raise UserError(
-                f"The labels {other!r} and {value!r} are of different types ({type(other).__name__} and "
-                f"{type(value).__name__}). Give labels of one type."
-            )
+            raise _of_two_types(other, value)
     fractions = [value for value in once.values() if isinstance(value, float)]
     if not fractions:
         return ()
     return (f"Some labels are no whole numbers ({listing(list(map(str, fractions)), 3)}); each value is a class.",)
 
 
-def _has_number(once: Iterable[tuple[type, Hashable]]) -> bool:
-    return any(kind is not bool and issubclass(kind, int | float) for kind, _ in once)
+def _of_two_types(one: Hashable, other: Hashable) -> UserError:
+    return UserError(
+        f"The labels {one!r} and {other!r} are of different types ({type(one).__name__} and {type(other).__name__}). "
+        "Give labels of one type."
+    )
 
 
 def one_form(values: list[Hashable]) -> tuple[list[Hashable], tuple[str, ...]]:

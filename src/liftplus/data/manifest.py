@@ -63,7 +63,8 @@ def metadata(folder: Path) -> dict[str, Path]:
     """The files metadata.csv, .jsonl or .parquet that name classes, in a folder or its split folders, by split."""
     places = {"train": folder}
     if not _metadata_in(folder):
-        places = {SPLIT_OF[sub.name.lower()]: sub for sub in _folders(folder) if sub.name.lower() in SPLIT_OF}
+        named = {SPLIT_OF[sub.name.lower()]: sub for sub in _folders(folder) if sub.name.lower() in SPLIT_OF}
+        places = {split: named[split] for split in ("train", "val", "test") if split in named}
     found = {split: file for split, place in places.items() if (file := _metadata_in(place)) is not None}
     return found if "train" in found else {}
 
@@ -169,9 +170,7 @@ def _classes(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], pa
     spelled = {label.partition(".")[0] for label in ids}
     if len(spelled) > len(set(whole.values())):
         some = sorted(label for label in spelled if label != str(int(label)))
-        notes += (
-            f"Labels of one number were taken for one class: {listing([f'{one}' for one in some], 3)} without 0.",
-        )
+        notes += (f"Labels that are one number are one class: {some[0]!r} and {str(int(some[0]))!r}.",)
     rows = {split: [(key, whole[label]) for key, label in pairs] for split, pairs in splits.items()}
     return Table(rows, None, _merged(names, whole, path), notes)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from liftplus.data import documents
+from liftplus.data.dataset import listing
 from liftplus.errors import UserError
 
 ID_COLUMNS = (
@@ -63,12 +64,20 @@ def parse(data: bytes, origin: str) -> Names:
         written = _python(text, origin)
         if written is not None:
             return _document(written, origin)
-    lines = _lines(text, origin)
+    lines, notes = _without_comments(_lines(text, origin), origin)
     for reading in (_with_ids, _numbered_before, _numbered_behind):
         found = reading(lines, origin)
         if found is not None:
-            return found
-    return Names(tuple(lines))
+            return Names(found.lines, found.by_id, notes + found.notes)
+    return Names(tuple(lines), notes=notes)
+
+
+def _without_comments(lines: list[str], origin: str) -> tuple[list[str], tuple[str, ...]]:
+    comments = [line for line in lines if line.startswith("# ")]
+    if not 0 < len(comments) < len(lines):
+        return lines, ()
+    note = f"Lines of {origin} that start with '# ' are no classes: {listing(comments, 2)}."
+    return [line for line in lines if line not in comments], (note,)
 
 
 def _lines(text: str, origin: str) -> list[str]:
@@ -81,6 +90,8 @@ def _lines(text: str, origin: str) -> list[str]:
         raise UserError(f"{origin} is empty; write one class name a line, in label order.")
     if lines[0] in ("{", "[") and lines[-1] in ("}", "]", "};", "],"):
         lines = lines[1:-1]
+    if len(lines) > 1 and re.fullmatch(r"\w+:", lines[0], re.ASCII):
+        lines = lines[1:]  # YAML's key of the entries below
     if "" in lines:
         raise UserError(f"{origin}, line {lines.index('') + 1} is empty; every class needs a name.")
     if len(lines) > 1 and all(re.match(r"[-*] \S", line) for line in lines):
@@ -93,7 +104,7 @@ def _lines(text: str, origin: str) -> list[str]:
 def _with_ids(lines: Sequence[str], origin: str) -> Names | None:
     """Lines such as `0: barn owl`, `0,barn owl`, `0;barn owl`, `1. barn owl` and `0: 'barn owl',`."""
     found = [_KEYED.fullmatch(line.lstrip("{").strip()) for line in lines]
-    if len(found) > 1 and found[0] is None and _is_heading(lines[0]):
+    if len(found) > 1 and found[0] is None and is_heading(lines[0]):
         return _with_heading(lines, origin)
     matched = [match for match in found if match]
     if len(matched) < max(1, len(lines) / 2):
@@ -114,7 +125,8 @@ def _with_heading(lines: Sequence[str], origin: str) -> Names | None:
     return Names(by_id=rest.by_id, notes=(*rest.notes, heading_note(lines[0], origin)))
 
 
-def _is_heading(line: str) -> bool:
+def is_heading(line: str) -> bool:
+    """Whether a line holds the headings of columns and no class."""
     cells = re.split(r"[:;,=\t|]", line)
     return len(cells) > 1 and all(plain(cell) in HEADINGS for cell in cells)
 

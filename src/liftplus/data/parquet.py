@@ -90,7 +90,7 @@ def siblings(path: Path) -> Files:
         found = _SHARD.fullmatch(other.name)
         if found and _without_split(found["start"]) == start:
             files.setdefault(_split_of(other) or "train", []).append(other)
-    chosen: Files = files if own in ("train", None) else {"train": files[own]}
+    chosen = _in_order(files) if own in ("train", None) else {"train": files[own]}
     _refuse_incomplete(chosen)
     return chosen
 
@@ -107,7 +107,11 @@ def in_folder(folder: Path, files: Sequence[str]) -> Files:
     for path in found:
         tables.setdefault(_split_of(path, folder) or "train", []).append(path)
     _refuse_incomplete(tables)
-    return tables
+    return _in_order(tables)
+
+
+def _in_order(files: Files) -> Files:
+    return {split: files[split] for split in ("train", "val", "test") if split in files}
 
 
 def _base(path: Path, folder: Path) -> str:
@@ -150,12 +154,18 @@ class _Part:
     notes: tuple[str, ...] = ()
 
 
-def read(files: Files) -> tuple[Table, ParquetStore | None]:
-    """The table of all files, and the store of the pictures where they are in the tables."""
+def read(files: Files, found: bool = False) -> tuple[Table, ParquetStore | None]:
+    """The table of all files, and the store of the pictures where they are in the tables.
+
+    Args:
+        files: by split.
+        found: whether they were looked for and not named by the user, so that a note lists them.
+    """
     root = os.path.commonpath([path.parent for paths in files.values() for path in paths])
     tables: list[Table] = []
     embedded: list[tuple[str, Path, str]] = []
     notes: tuple[str, ...] = ()
+    used: dict[str, list[str]] = {}
     for split, paths in files.items():
         for path in paths:
             start = os.path.relpath(path, root).replace(os.sep, "/")
@@ -163,6 +173,7 @@ def read(files: Files) -> tuple[Table, ParquetStore | None]:
             if split != "train" and _unlabelled(part.cells):
                 notes += (f"{path.name} has no labels and was left out.",)
                 continue
+            used.setdefault(split, []).append(start)
             tables.append(manifest.table(part.cells, path, split, part.names))
             notes += tuple(note for note in part.notes if note not in notes)
             if part.pictures is not None:
@@ -170,6 +181,9 @@ def read(files: Files) -> tuple[Table, ParquetStore | None]:
     if embedded and len(embedded) < len(tables):
         raise UserError(f"{root}: some tables hold pictures and some hold paths; give tables of one kind.")
     joined = combined(tables)
+    if found and sum(map(len, used.values())) > 1:
+        said = ", ".join(f"{split} from {listing(part, 2)}" for split, part in used.items())
+        notes += (f"Splits were read as {said}.",)
     store = None
     if embedded:
         store = ParquetStore(embedded)
@@ -209,8 +223,8 @@ def _read(path: Path, start: str) -> _Part:
         pictures = _pictures(schema, file)
         classes = _class_labels(schema)
         heading, notes = _renamed(header, pictures, classes, path)
-        if pictures is None:
-            manifest.find_columns(heading, path)  # says what is missing before anything is read
+        # Says what is missing before anything is read.
+        manifest.find_columns(["path" if name == pictures else name for name in heading], path)
         wanted = [k for k, name in enumerate(heading) if manifest.plain(name) in _MEANT and header[k] != pictures]
         if pictures is None and not any(manifest.plain(heading[k]) in COLUMNS["label"].split() for k in wanted):
             wanted = list(range(len(header)))

@@ -28,15 +28,9 @@ def read(paths: Mapping[str, Path], alone: bool = True) -> tuple[Table, Store | 
         alone: whether no other split was named, so that the other Parquet tables of the data set are looked for.
     """
     if all(path.suffix.lower() == ".parquet" for path in paths.values()):
-        files = {split: [path] for split, path in paths.items()}
-        found = parquet.siblings(paths["train"]) if alone else files
-        table, store = parquet.read(found)
-        if sum(map(len, found.values())) > len(paths):
-            said = ", ".join(
-                f"{split} from {listing([path.name for path in part], 2)}" for split, part in found.items()
-            )
-            table = replace(table, notes=(*table.notes, f"Splits were read as {said}."))
-        return table, store
+        if alone:
+            return parquet.read(parquet.siblings(paths["train"]), found=True)
+        return parquet.read({split: [path] for split, path in paths.items()})
     return parquet.combined([_one(path, split) for split, path in paths.items()]), None
 
 
@@ -72,6 +66,5 @@ def without_pictures(store: FileStore) -> tuple[Table, Store] | None:
     found = parquet.in_folder(Path(store.path), files)
     if not found:
         return None
-    table, inside = parquet.read(found)
-    said = ", ".join(f"{split} from {listing([path.name for path in part], 2)}" for split, part in found.items())
-    return replace(table, notes=(*table.notes, f"Splits were read as {said}.")), inside or store
+    table, inside = parquet.read(found, found=True)
+    return table, inside or store
