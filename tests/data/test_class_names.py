@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from liftplus.data import class_names, names_file
-from liftplus.data.names_file import Names
+from liftplus.data.names_values import Names
 from liftplus.errors import UserError
 
 ODD = ["naïve 猫", "crane, bird", 'the "best"', "either/or", "🦎", "x" * 300]

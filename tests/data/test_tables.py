@@ -218,7 +218,7 @@ def test_names_and_splits_of_hugging_face(tmp_path: Path, png: Callable[..., byt
     hugging_face(data / "test-00000-of-00001.parquet", png, [-1, -1], names)
     assert "test-00000-of-00001.parquet has no labels and was left out." in " ".join(loaded(tmp_path).notes)
     (data / "train-00001-of-00002.parquet").unlink()
-    with pytest.raises(UserError, match="holds 1 of 2 tables, .*; number 1 is missing"):
+    with pytest.raises(UserError, match=r"holds 1 of 2 tables, .*; number 1 is missing"):
         loaded(tmp_path)
 
 

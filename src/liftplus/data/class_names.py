@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from liftplus.data import documents
 from liftplus.data.dataset import are_numbers, listing
-from liftplus.data.names_file import HEADINGS, Names, counts_up, heading_note, is_heading, plain
+from liftplus.data.names_file import counts_up, heading_note, is_heading
+from liftplus.data.names_values import HEADINGS, Names, plain
 from liftplus.errors import UserError
 
 _WORDNET = re.compile(r"n\d{8}\s+\S", re.ASCII)

@@ -8,39 +8,24 @@ import io
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from liftplus.data import documents
 from liftplus.data.dataset import listing
+from liftplus.data.names_values import (
+    HEADINGS,
+    ID_COLUMNS,
+    Names,
+    are_ids,
+    document,
+    is_index,
+    mapping_of,
+    plain,
+    roles_of,
+)
 from liftplus.errors import UserError
 
-ID_COLUMNS = (
-    *("id", "classid", "labelid", "categoryid", "index", "idx", "classindex", "wnid", "synset", "folder", "key"),
-    *("code", "number", "no", "nr", ""),
-)
-NAME_COLUMNS = ("name", "classname", "labelname", "categoryname", "signname", "text", "title", "commonname")
-EITHER = ("class", "label", "category", "species")
-"""Headings of a column of ids or of names, whichever the other column is not."""
-HEADINGS = frozenset({*ID_COLUMNS, *NAME_COLUMNS, *EITHER} - {""})
-
 _KEYED = re.compile(r"(['\"]?)(\d+|n\d{8})\1\s*(?:[:;,=\t|]|(?<=\d)[.)](?=\s))\s*(\S.*)", re.ASCII)
-_WRAPPERS = ("id2label", "names", "class_names", "classnames", "classes", "categories", "labels")
-
-
-@dataclass(frozen=True)
-class Names:
-    """What a file of class names says.
-
-    Attributes:
-        lines: names in label order, where the file has no ids.
-        by_id: name by class id, where it has; else empty.
-        notes: how it was read, where that was a choice.
-    """
-
-    lines: tuple[str, ...] = ()
-    by_id: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def read(path: str) -> Names:
@@ -51,9 +36,9 @@ def read(path: str) -> Names:
     if suffix in (".csv", ".tsv"):
         return _table(documents.decoded(data, path), path)
     if suffix == ".json":
-        return _document(documents.json_value(documents.decoded(data, path), path, distinct=True), path)
+        return document(documents.json_value(documents.decoded(data, path), path, distinct=True), path)
     if suffix == ".toml":
-        return _document(_toml(documents.decoded(data, path), path), path)
+        return document(_toml(documents.decoded(data, path), path), path)
     return parse(data, path)
 
 
@@ -63,7 +48,7 @@ def parse(data: bytes, origin: str) -> Names:
     if text.lstrip()[:1] in ("{", "["):
         written = _python(text, origin)
         if written is not None:
-            return _document(written, origin)
+            return document(written, origin)
     lines, notes = _without_comments(_lines(text, origin), origin)
     for reading in (_with_ids, _numbered_before, _numbered_behind):
         found = reading(lines, origin)
@@ -115,7 +100,7 @@ def _with_ids(lines: Sequence[str], origin: str) -> Names | None:
             f"{origin}, line {place + 1}, {lines[place]!r}, has no class id, but other lines have one, as "
             f"{matched[0].string!r}. Give every line an id, or none."
         )
-    return Names(by_id=_mapping([(match[2], _bare(match[3])) for match in matched], origin))
+    return Names(by_id=mapping_of([(match[2], _bare(match[3])) for match in matched], origin))
 
 
 def _with_heading(lines: Sequence[str], origin: str) -> Names | None:
@@ -171,11 +156,6 @@ def _bare(name: str) -> str:
     return quoted[2].replace("\\" + quoted[1], quoted[1]) if quoted else name
 
 
-def plain(heading: str) -> str:
-    """A heading in small letters, without blanks, quotes and underscores."""
-    return re.sub(r"[\s_\-'\"]", "", heading.lower())
-
-
 def _python(text: str, origin: str) -> Any:
     """A dictionary or list as Python or JSON writes it; None for other text."""
     try:
@@ -193,14 +173,14 @@ def _table(text: str, origin: str) -> Names:
     heading = [plain(cell) for cell in rows[0]]
     below = rows[1:]
     known = set(heading) & HEADINGS
-    starts_ids = len(heading) > 1 and _are_ids([row[0] for row in below]) and not _are_ids([rows[0][0]])
+    starts_ids = len(heading) > 1 and are_ids([row[0] for row in below]) and not are_ids([rows[0][0]])
     has_heading = bool(below) and ((bool(known) and all(cell in HEADINGS | {""} for cell in heading)) or starts_ids)
     has_heading = has_heading or (bool(known & set(ID_COLUMNS)) and bool(known - set(ID_COLUMNS)) and bool(below))
     if not has_heading:
         if len(rows) == 1 and known and known == set(heading):
             raise UserError(f"{origin} is empty; write lines of class id and name.")
         return _columns(rows, (0, 1), min(2, len(rows[0])), origin, ())
-    roles = _roles(heading)
+    roles = roles_of(heading)
     notes = (heading_note(",".join(rows[0]), origin),) if not known else ()
     if len(heading) > 2:
         if roles is None:
@@ -209,23 +189,6 @@ def _table(text: str, origin: str) -> Names:
             )
         notes = (f"Columns {rows[0][roles[0]]!r} and {rows[0][roles[1]]!r} of {origin} give class ids and names.",)
     return _columns(below, roles or (0, 1), len(heading), origin, notes)
-
-
-def _roles(heading: Sequence[str]) -> tuple[int, int] | None:
-    """The columns of ids and of names."""
-
-    def first(words: Sequence[str], other: int | None = None) -> int | None:
-        return next((heading.index(word) for word in words if word in heading and heading.index(word) != other), None)
-
-    name = first(NAME_COLUMNS)
-    ids = first(ID_COLUMNS)
-    if name is None:
-        name = first(EITHER, ids)
-    if ids is None:
-        ids = first(EITHER, name)
-    if len(heading) == 2 and (ids is None) != (name is None):
-        ids, name = (1 - name, name) if name is not None else (ids, 1 - (ids or 0))
-    return None if ids is None or name is None else (ids, name)
 
 
 def _columns(rows: list[list[str]], roles: tuple[int, int], width: int, origin: str, notes: tuple[str, ...]) -> Names:
@@ -239,20 +202,10 @@ def _columns(rows: list[list[str]], roles: tuple[int, int], width: int, origin: 
                 "in double quotes."
             )
         pairs.append((row[roles[0]], row[roles[1]]))
-    if _is_index([name for _, name in pairs]) and not _are_ids([label for label, _ in pairs]):
+    if is_index([name for _, name in pairs]) and not are_ids([label for label, _ in pairs]):
         pairs = [(name, label) for label, name in pairs]
         notes = (*notes, f"The second column of {origin} has the class ids, as {pairs[0][0]!r} for {pairs[0][1]!r}.")
-    return Names(by_id=_mapping(pairs, origin), notes=notes)
-
-
-def _are_ids(cells: Sequence[str]) -> bool:
-    return bool(cells) and all(re.fullmatch(r"\d+|n\d{8}", cell.strip(), re.ASCII) for cell in cells)
-
-
-def _is_index(cells: Sequence[str]) -> bool:
-    """Numbers, each once: what a class has of its own."""
-    numbers = [cell.strip() for cell in cells]
-    return all(re.fullmatch(r"\d+", cell, re.ASCII) for cell in numbers) and len(set(numbers)) == len(numbers)
+    return Names(by_id=mapping_of(pairs, origin), notes=notes)
 
 
 def _rows(text: str, origin: str) -> list[list[str]]:
@@ -273,84 +226,11 @@ def _rows(text: str, origin: str) -> list[list[str]]:
     if not found or not found[0]:
         raise fault or UserError(f"{origin} is empty; write lines of class id and name.")
     even = [rows for rows in found if len(rows[0]) > 1 and len({len(row) for row in rows}) == 1]
-    by_id = [rows for rows in even if _are_ids([row[0] for row in rows[1:]])]
+    by_id = [rows for rows in even if are_ids([row[0] for row in rows[1:]])]
     chosen = next(iter([*by_id, *even]), None)
     if chosen is None and fault is not None:
         raise fault
     return chosen or found[0]
-
-
-def _document(content: Any, origin: str) -> Names:
-    """Names from the values of JSON, TOML or Python."""
-    notes: tuple[str, ...] = ()
-    if isinstance(content, dict):
-        inner = {key: value for key, value in content.items() if isinstance(value, dict | list)}
-        wrapper = next((key for key in _WRAPPERS if key in inner), None)
-        if len(content) == 1 and inner:
-            content = next(iter(inner.values()))  # a TOML file needs a table or key around its entries
-        elif wrapper is not None:
-            content = inner[wrapper]
-            notes = (f"Class names were read from {wrapper!r} in {origin}.",)
-    for reading in (_of_texts, _of_pairs, _of_objects, _to_numbers):
-        found = reading(content, origin)
-        if found is not None:
-            return Names(found.lines, found.by_id, notes + found.notes)
-    raise UserError(f"{origin} must hold a list of names or a mapping from class id to name, all as text.")
-
-
-def _of_texts(content: Any, origin: str) -> Names | None:
-    values = list(content.values()) if isinstance(content, dict) else content
-    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-        return None
-    if not isinstance(content, dict):
-        return Names(tuple(name.strip() for name in values))
-    if _is_index(values) and not _are_ids([str(key) for key in content]):
-        return None
-    return Names(by_id=_mapping([(str(key), name) for key, name in content.items()], origin))
-
-
-def _of_pairs(content: Any, origin: str) -> Names | None:
-    """`{"0": ["n01440764", "tench"], …}`, as Keras publishes ImageNet's classes."""
-    if not isinstance(content, dict) or not content:
-        return None
-    values = list(content.values())
-    if not all(isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_text, pair)) for pair in values):
-        return None
-    pairs = [(str(key), pair[1]) for key, pair in content.items()]
-    return Names(by_id=_mapping([*pairs, *((pair[0], pair[1]) for pair in values)], origin))
-
-
-def _of_objects(content: Any, origin: str) -> Names | None:
-    """`[{"id": 1, "name": "cat"}, …]`, as annotations have their categories; also by id."""
-    items = content
-    if isinstance(content, dict) and all(isinstance(value, dict) for value in content.values()):
-        items = [{"id": key, **value} for key, value in content.items()]
-    if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
-        return None
-    headings = list(items[0])
-    roles = _roles([plain(str(heading)) for heading in headings])
-    if roles is None:
-        return None
-    label, name = (headings[role] for role in roles)
-    if not all(_is_text(item.get(name)) and isinstance(item.get(label), str | int) for item in items):
-        return None
-    return Names(by_id=_mapping([(str(item[label]), item[name]) for item in items], origin))
-
-
-def _to_numbers(content: Any, origin: str) -> Names | None:
-    """`{"cat": 0, "dog": 1}`, as torchvision's class_to_idx."""
-    if not isinstance(content, dict) or not content or _are_ids([str(key) for key in content]):
-        return None
-    values = list(content.values())
-    if any(isinstance(value, bool) for value in values) or not _is_index([str(value) for value in values]):
-        return None
-    pairs = sorted(((int(value), str(key)) for key, value in content.items()))
-    note = f"{origin} was read as the number of each class: {pairs[0][0]} is {pairs[0][1]!r}."
-    return Names(by_id=_mapping([(str(number), name) for number, name in pairs], origin), notes=(note,))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _toml(text: str, origin: str) -> Any:
@@ -358,12 +238,3 @@ def _toml(text: str, origin: str) -> Any:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # numbers of over 4300 digits are a ValueError
         raise UserError(f"{origin} is not valid TOML: {error}.") from error
-
-
-def _mapping(pairs: Sequence[tuple[str, str]], origin: str) -> dict[str, str]:
-    mapping: dict[str, str] = {}
-    for label, name in pairs:
-        if label.strip() in mapping:
-            raise UserError(f"{origin} names class {label.strip()!r} twice; keep one line of it.")
-        mapping[label.strip()] = name.strip()
-    return mapping
