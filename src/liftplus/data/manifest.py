@@ -190,8 +190,8 @@ def plain(heading: str) -> str:
     return re.sub(r"[\s-]+", "_", heading.strip().lower())
 
 
-def find_columns(header: Sequence[str], path: Path) -> dict[str, int]:
-    """The column of each meaning; path and label must be there."""
+def find_columns(header: Sequence[str], path: Path, shown: Sequence[str] = ()) -> dict[str, int]:
+    """The column of each meaning; path and label must be there. An error lists `shown` where that is given."""
     known = [plain(name) for name in header]
     columns: dict[str, int] = {}
     for meaning, synonyms in COLUMNS.items():
@@ -204,9 +204,10 @@ def find_columns(header: Sequence[str], path: Path) -> dict[str, int]:
         if meaning not in columns:
             seems = any(os.path.splitext(cell.strip())[1].lower() in IMAGE_SUFFIXES for cell in header)
             hint = " The first line seems to be a row; write a line of headings above it." if seems else ""
+            there = ", ".join(map(repr, shown or header))
             raise UserError(
-                f"{path} has the columns {', '.join(map(repr, header))}, but none for the {meaning}; name one of them "
-                f"{meaning!r} (also allowed: {', '.join(COLUMNS[meaning].split()[1:])}).{hint}"
+                f"{path} has the columns {there}, but none for the {meaning}; name one of them {meaning!r} (also "
+                f"allowed: {', '.join(COLUMNS[meaning].split()[1:])}).{hint}"
             )
     return columns
 

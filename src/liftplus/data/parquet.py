@@ -224,7 +224,7 @@ def _read(path: Path, start: str) -> _Part:
         classes = _class_labels(schema)
         heading, notes = _renamed(header, pictures, classes, path)
         # Says what is missing before anything is read.
-        manifest.find_columns(["path" if name == pictures else name for name in heading], path)
+        manifest.find_columns(["path" if name == pictures else name for name in heading], path, header)
         wanted = [k for k, name in enumerate(heading) if manifest.plain(name) in _MEANT and header[k] != pictures]
         if pictures is None and not any(manifest.plain(heading[k]) in COLUMNS["label"].split() for k in wanted):
             wanted = list(range(len(header)))
