@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +13,19 @@ from liftplus.data.stores import FileStore, FolderStore
 from liftplus.errors import UserError
 
 
-def completed(table: Table, store: FileStore, origin: str) -> Table:
+def completed(table: Table, store: FileStore, missing: Sequence[str], origin: str) -> Table:
     """The table with the endings that its names lack, where just one picture fits each; a note says so.
 
     Args:
         table: paths as a list or table gives them.
         store: where the pictures are.
+        missing: the paths that name no file.
         origin: what a message calls the list.
 
     Raises:
         UserError: several pictures fit a name.
     """
-    missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
-    beside = _pictures(store, missing) if missing else {}
+    beside = _pictures(store, missing)
     found: dict[str, str] = {}
     for key in missing:
         fitting = [name for name in beside.get(_stem(key).casefold(), ()) if _fits(key, name)]

@@ -311,8 +311,10 @@ def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> 
 
 def _checked(table: Table, store: FileStore, origin: Path) -> Table:
     """The table of pictures that are all there; names without an ending get it."""
-    table = endings.completed(table, store, origin.name)
-    _refuse_missing(table, store, origin)
+    missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
+    if missing:
+        table = endings.completed(table, store, missing, origin.name)
+        _refuse_missing(table, store, origin)
     return table
 
 
