@@ -355,6 +355,33 @@ def test_inspect(photos: Path, command: Command) -> None:
     assert command("data", "inspect", "--data", photos).code == 0
 
 
+def test_inspect_is_a_table_for_people(photos: Path, command: Command) -> None:
+    ended = command("data", "inspect", "--data", photos)
+    lines = ended.out.splitlines()
+    head = next(k for k, line in enumerate(lines) if line.split() == ["class", "train", "test"])
+    below = [line.rsplit(None, 2) for line in lines[head + 1 :] if line.rsplit(None, 1)[-1:] == ["2"]]
+    assert below == [["red square", "12", "2"], ["green hill", "5", "2"], ["blue sky", "2", "2"]]
+    assert "widths: 80 to 80, median 80" in lines
+    assert "classes by group: many (over 100 training images) 0, medium 0, few (under 20 training images) 3" in lines
+
+
+def test_inspect_and_train_tell_the_same(photos: Path, command: Command, tmp_path: Path) -> None:
+    """What was merged, left out and guessed, in the run folder too, and each of it once."""
+    names = [path.relative_to(photos).as_posix() for path in sorted((photos / "train").rglob("*.png"))]
+    (photos / "all.csv").write_text("path,label\n" + "".join(f"{n},{n.split('/')[1]}\n" for n in names for _ in (0, 1)))
+    shown = command("data", "inspect", "--data", photos / "all.csv")
+    told = [line for line in (shown.out + shown.err).splitlines() if line.startswith("Note: ")]
+    assert len(told) == len(set(told)) == 2
+    assert told[0].startswith("Note: 19 rows that repeat a picture were left out")
+    trained = command("train", "--data", photos / "all.csv", "--out", "same", "tte=false", *QUICK)
+    assert trained.code == 0, trained.err
+    assert [line for line in trained.err.splitlines() if line in told] == told
+    about = json.loads((tmp_path / "same" / "config.json").read_text())
+    assert [f"Note: {note}" for note in about["data"]["notes"]] == told
+    listed = command("data", "inspect", "--data", photos / "all.csv", "--json")
+    assert [f"Note: {note}" for note in json.loads(listed.out)["notes"]] == told
+
+
 def test_help_and_bare_call(command: Command) -> None:
     ended = command("--help")
     assert ended.code == 0

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from liftplus import config, results
-from liftplus.data import class_names, documents, inaturalist, lists, manifest, tree
+from liftplus.data import class_names, documents, inaturalist, lists, manifest, names_file, tree
 from liftplus.data.class_names import words
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split, natural_key
@@ -142,13 +142,10 @@ def test_class_name_files_that_are_damaged(tmp_path: Path, suffix: str, examples
 
     def body(data: bytes) -> None:
         file.write_bytes(data)
-        found = attempt(lambda: class_names.read(str(file)))
+        found = attempt(lambda: names_file.read(str(file)))
         for ids in (["0", "1"], ["cat", "dog"], ["n01", "n02"], ["1" * 5000, "2"]):
-            if isinstance(found, list):
-                named = attempt(lambda ids=ids: class_names.from_lines(ids, found, "names"))
-            else:
-                named = found and attempt(lambda ids=ids: class_names.from_mapping(ids, found, "names"))
-            assert not named or set(ids) <= set(named)
+            named = found and attempt(lambda ids=ids: class_names.match(ids, found, "names"))
+            assert not named or set(ids) <= set(named.names)
 
     search(edited(NAME_FILES[suffix]), examples, body)
 
@@ -322,6 +319,6 @@ def test_paths_that_cannot_be(path: str) -> None:
     for keys in ({"source": path}, {"source": "imagenet_lt", "root": path}, {"train_list": path}):
         with pytest.raises(UserError):
             load(DataConfig(**keys))
-    for read in (class_names.read, lambda p: described(p, ["a"]), lambda p: documents.text(documents.place(p), "file")):
+    for read in (names_file.read, lambda p: described(p, ["a"]), lambda p: documents.text(documents.place(p), "file")):
         with pytest.raises(UserError):
             read(path)

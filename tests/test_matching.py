@@ -5,10 +5,16 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from liftplus import results
+from liftplus import matching, results
+from liftplus.checkpoint import Trained
+from liftplus.data.dataset import DataSet, Split
+from liftplus.data.stores import FolderStore
+from liftplus.errors import UserError
 
 from .conftest import Command, picture, write_folder
 
@@ -127,3 +133,24 @@ def test_a_damaged_file_of_splits_is_refused(run: Path, command: Command) -> Non
         ended = command("eval", "run")
         assert ended.code == 2 and "splits.json" in ended.err and "Traceback" not in ended.err
         assert not (run / "eval").exists()
+
+
+def aligned(trained: tuple[str, ...], ids: tuple[str, ...], names: tuple[str, ...], own: tuple[str, ...]) -> list[int]:
+    """Labels of one picture a class of data with these ids and names, for a run with its classes and ids."""
+    split = Split([str(k) for k in range(len(ids))], list(range(len(ids))))
+    dataset = DataSet("data", names, ids, {"test": split}, FolderStore(""))
+    run = cast(Trained, SimpleNamespace(class_names=trained, class_ids=own, former_names=()))
+    return list(matching.aligned(dataset, "test", run).splits["test"].labels)
+
+
+def test_classes_of_another_unicode_form_are_the_same() -> None:
+    composed, split = "caf\u00e9", "cafe\u0301"
+    assert aligned(("b", composed), (split, "b"), (split, "b"), ("b", composed)) == [1, 0]
+    assert aligned(("b", composed), ("1", "0"), (split.upper(), "b"), ("x", "y")) == [1, 0]
+
+
+def test_classes_of_one_name_are_told_apart_by_id() -> None:
+    trained, own = ("missile", "fox", "missile"), ("657", "1", "744")
+    assert aligned(trained, ("744", "657"), ("missile", "missile"), own) == [2, 0]
+    with pytest.raises(UserError, match="classes that the run was not trained on: missile"):
+        aligned(trained, ("a", "b"), ("missile", "fox"), own)

@@ -153,3 +153,9 @@ def test_prediction_and_test_take_it(photos: Path, command: Command, tmp_path: P
     command("predict", "other", photos / "test", "--prior", "only.json", "--out", "p.json", "--top-k", 1)
     found = json.loads((tmp_path / "p.json").read_text())
     assert {guess["top"][0]["class"] for guess in found} == {"blue sky"}
+
+
+def test_names_that_several_classes_bear_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text('{"ant": 3, "bee": 1}')
+    with pytest.raises(UserError, match="Several classes are called 'ant'"):
+        priors.shift(resolve(), ("ant", "ant", "bee"), COUNTS, str(tmp_path / "p.json"))

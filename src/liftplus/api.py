@@ -33,10 +33,11 @@ from liftplus import (
 )
 from liftplus.checkpoint import Chosen, Trained
 from liftplus.config import RunConfig
+from liftplus.data import labels as labelling
 from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
-from liftplus.data.labelled import Labelled, from_images, is_column, labels_of, pictures_of, store_of
+from liftplus.data.labelled import Labelled, from_images, is_column, pictures_of, store_of
 from liftplus.data.loader import leave_unguarded
 from liftplus.errors import UserError
 from liftplus.inputs import Rows
@@ -277,9 +278,10 @@ class Model:
         if isinstance(data, DataSet):
             return data
         names = dict(zip(self.trained.class_ids, self.class_names, strict=True))
-        labels = labels_of(data[1], len(cast(Any, data[0])))
+        images = pictures_of(data[0])
+        labels = labelling.read(data[1], len(images)).values
         known = {label: names.get(matching.id_of(label, names), str(label)) for label in dict.fromkeys(labels)}
-        made = from_images(data[0], labels, class_names=known)
+        made = from_images(images, labels, class_names=known)
         return replace(made, splits={"test": made.splits["train"]})
 
     def predict(self, images: Pictures, *, top_k: int = 5, tte: bool | None = None) -> Predictions:

@@ -97,7 +97,7 @@ class Loss(Component):
         return module
 
     def weights_of(self, class_names: Sequence[str]) -> Tensor | None:
-        """The class weights [C] in fp64, or None where none are given. A name that two classes bear means both."""
+        """The class weights [C] in fp64, or None where none are given. Refuses names that several classes bear."""
         given = self.class_weights
         if not given:
             return None
@@ -107,6 +107,11 @@ class Loss(Component):
         for name in given:
             if name not in known:
                 raise unknown("class in loss.class_weights", name, known)
+            if list(class_names).count(name) > 1:
+                raise UserError(
+                    f"loss.class_weights names {name!r}, which several classes are called. Give them names of their "
+                    "own with data.class_names."
+                )
         return torch.tensor([given.get(name, 1.0) for name in class_names], dtype=torch.float64)
 
     @abstractmethod

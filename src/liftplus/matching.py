@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
@@ -95,6 +96,11 @@ def _number(class_id: str) -> float | None:
     return None
 
 
+def one_form(name: str) -> str:
+    """What is equal for names that differ by case or Unicode form only."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     """One split of the data with its labels renumbered to the run's classes.
 
@@ -102,18 +108,20 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     """
     if split not in dataset.splits:
         raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
-    by_id = {class_id: k for k, class_id in enumerate(trained.class_ids)}
+    by_id = {unicodedata.normalize("NFC", class_id): k for k, class_id in enumerate(trained.class_ids)}
     in_memory = dataset.config is None
     names = [trained.former_names, trained.class_names]  # a name of now wins over the same one of before
-    by_name = {name.casefold(): k for listed in names for k, name in enumerate(listed)}
+    by_name = {one_form(name): k for listed in names for k, name in enumerate(listed)}
+    twins = {name for name, times in Counter(map(one_form, trained.class_names)).items() if times > 1}
 
     def place(class_id: str, name: str) -> int | None:
         number = _number(class_id) if in_memory and class_id not in by_id else None
-        same = by_id.get(class_id if number is None else id_of(number, by_id))
-        borne = [listed[same].casefold() for listed in names if listed] if same is not None else []
-        if same is not None and (not dataset.named or name.casefold() in borne):
+        known = class_id if number is None else id_of(number, by_id)
+        same, own = by_id.get(unicodedata.normalize("NFC", known)), one_form(name)
+        borne = [one_form(listed[same]) for listed in names if listed] if same is not None else []
+        if same is not None and (not dataset.named or own in borne):
             return same
-        return by_name.get(name.casefold())
+        return None if own in twins else by_name.get(own)
 
     moved = [place(*pair) for pair in zip(dataset.class_ids, dataset.class_names, strict=True)]
     part = dataset.splits[split]

@@ -9,6 +9,7 @@ that is z + log p, so its logits are those of the uniform prior already.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def _shown(config: RunConfig, counts: Tensor) -> Tensor:
 
 
 def _given(path: str, class_names: Sequence[str]) -> Tensor:
-    """log p [C] from a file of counts by class name; a name that two classes bear means both."""
+    """log p [C] from a file of counts by class name; refuses names that several classes bear."""
     try:
         table = documents.json_value(documents.text(documents.place(path), "file"), path, distinct=True)
     except UserError as error:
@@ -86,6 +87,11 @@ def _given(path: str, class_names: Sequence[str]) -> Tensor:
     for name in table:
         if name not in class_names:
             raise unknown(f"class in the prior {path!r}:", name, set(class_names))
+    if twice := [name for name, times in Counter(class_names).items() if times > 1]:
+        raise UserError(
+            f"Several classes are called {twice[0]!r}, so counts by name, as in {path!r}, do not tell them apart. "
+            "Give them own names with data.class_names, or take as_trained, training or uniform."
+        )
     missing = [name for name in class_names if name not in table]
     if missing:
         raise UserError(

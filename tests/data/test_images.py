@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -101,7 +103,6 @@ def test_exif_orientation(orientation: int) -> None:
     assert decoded.getexif().get(0x0112, 1) == 1  # or a second reader would turn it again
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_does_not_cost_the_picture() -> None:
     data = save(noise(16), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode(data, "x").size == (16, 16)
@@ -150,3 +151,76 @@ def test_decompression_bomb() -> None:
 
 def test_original_keeps_the_mode() -> None:
     assert original(save(Image.new("L", (3, 3))), "x").mode == "L"
+
+
+def ramp(low: float, high: float, kind: type) -> Image.Image:
+    return Image.fromarray(np.linspace(low, high, 64).reshape(8, 8).astype(kind))
+
+
+def shades(data: bytes) -> tuple[int, int]:
+    values = np.asarray(decode(data, "x"))
+    return int(values.min()), int(values.max())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "expected"),
+    [
+        (0, 65535, np.uint16, (0, 255)),
+        (0, 4095, np.uint16, (0, 16)),
+        (0, 65535, np.int32, (0, 255)),
+        (0, 2**30, np.int32, (0, 255)),
+        (-1000, 32768, np.int32, (0, 128)),
+        (0, 1, np.float32, (0, 255)),
+        (0, 0.5, np.float32, (0, 128)),
+        (0, 255, np.float32, (0, 255)),
+        (0, 4095, np.float32, (0, 16)),
+        (0, 65535, np.float32, (0, 255)),
+        (0, 1e6, np.float32, (0, 255)),
+        (-1, 1, np.float32, (0, 255)),
+        (0, 0, np.float32, (0, 0)),
+    ],
+)
+def test_one_rule_for_values_of_more_than_8_bits(
+    low: float, high: float, kind: type, expected: tuple[int, int]
+) -> None:
+    assert shades(save(ramp(low, high, kind), "TIFF")) == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_change_no_scale(value: float) -> None:
+    values = np.full((4, 4), 0.5, np.float32)
+    values[0, 0] = value
+    decoded = np.asarray(decode(save(Image.fromarray(values), "TIFF"), "x"))
+    assert decoded[1, 1].tolist() == [128] * 3
+    assert decoded[0, 0, 0] == (255 if value == np.inf else 0)
+
+
+def test_declared_12_bits_fill_the_range() -> None:
+    values = [round(value) for value in np.linspace(0, 4095, 64)]
+    pairs = zip(values[::2], values[1::2], strict=True)
+    pixels = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
+    tags = [(256, 3, 8), (257, 3, 8), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 8)]
+    tags.append((279, 4, len(pixels)))
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    start = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    assert shades(start + pixels + struct.pack("<H", len(tags)) + table + bytes(4)) == (0, 255)
+
+
+def test_an_accepted_picture_gives_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # Pillow warns above it, and refuses above twice of it
+    palette = Image.new("P", (8, 8))
+    palette.putpalette([200, 0, 0] * 2)
+    files = [
+        save(noise(64)),
+        save(noise(16), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
+        save(palette, transparency=b"\0\x80"),
+    ]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(4) as pool:
+            assert len(list(pool.map(lambda data: decode(data, "x").size, files * 8))) == 24
+        assert warnings.filters == before
+    assert seen == []
+    with pytest.raises(UnreadableImage, match="decompression bomb"):
+        decode(save(noise(80)), "x")

@@ -79,3 +79,30 @@ def test_a_test_file_without_annotations_is_left_out(tmp_path: Path) -> None:
     paths["test"].write_text(json.dumps({"images": [{"id": 0, "file_name": "d.jpg"}]}))
     with pytest.raises(UserError, match=r"test2018\.json is not in iNaturalist's form"):
         inaturalist.read(paths, asked=["train", "test"])
+
+
+def test_names_under_several_parents_stay_apart(tmp_path: Path) -> None:
+    """Morus is a bird and a tree."""
+    categories = [
+        {"id": 1, "name": "Morus bassanus", "genus": "Morus", "family": "Sulidae", "kingdom": "Animalia"},
+        {"id": 2, "name": "Morus alba", "genus": "Morus", "family": "Moraceae", "kingdom": "Plantae"},
+        {"id": 3, "name": "Morus nigra", "genus": "Morus", "family": "Moraceae", "kingdom": "Plantae"},
+        {"id": 4, "name": "Rosa canina", "genus": "Rosa", "family": "Rosaceae", "kingdom": "Plantae"},
+    ]
+    train = write(tmp_path / "a.json", [(f"{k}.jpg", k) for k in (1, 2, 3, 4)], categories)
+    table = inaturalist.read({"train": train}, "genus")
+    assert table.class_ids == ("Morus (Moraceae)", "Morus (Sulidae)", "Rosa")
+    assert [label for _, label in table.rows["train"]].count("Morus (Moraceae)") == 2
+    assert table.notes[-1].startswith("Names that stand under several parents at level genus got the parent: ")
+    assert inaturalist.read({"train": train}, "kingdom").class_ids == ("Animalia", "Plantae")
+
+
+def test_pictures_and_categories_without_annotation_are_told(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.json", [("a.jpg", 12), ("b.jpg", 300)])
+    content = json.loads(train.read_text())
+    content["images"].append({"id": 99, "file_name": "bare.jpg"})
+    train.write_text(json.dumps(content))
+    assert inaturalist.read({"train": train}).notes == (
+        "1 pictures of a.json have no annotation: 'bare.jpg'.",
+        "1 of 3 categories have no annotation and are no classes: 'Rosa canina'.",
+    )

@@ -143,3 +143,24 @@ def test_names_of_another_encoding_are_refused_with_a_way_out(tmp_path: Path, gr
     dataset = load(DataConfig(source=str(tmp_path / "x"), class_names=str(tmp_path / "names.txt")))
     assert dataset.class_names == ("coffee", "tea")
     assert sum(dataset.counts()) == 2
+
+
+def test_pictures_that_come_out_black_or_white_are_told(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    for name, values in {
+        "a/0.tif": (ramp * 4095).astype(np.uint16),
+        "a/1.tif": (ramp * 4000).astype(np.uint16),
+        "a/2.tif": (ramp * 65535).astype(np.uint16),
+        "b/0.png": np.full((8, 8, 3), 250, np.uint8),
+        "b/1.tif": ramp.astype(np.float32),
+        "b/2.tif": (ramp * 200 - 50).astype(np.float32),
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(values).save(tmp_path / name)
+    notes = inspect(load(DataConfig(source=str(tmp_path)))).notes
+    assert [note.split(". ")[0] for note in notes[1:]] == [
+        "2 pictures come out nearly black: no value above 64 of 255, first 'a/0.tif' of mode I;16",
+        "1 pictures come out nearly white: no value under 191 of 255, first 'b/0.png' of mode RGB",
+        "1 pictures have values under 0, which come out black, first 'b/2.tif'.",
+        "Pictures of fractions are on different scales: 1 with white at 1, 1 with white at 255",
+    ]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from liftplus.data import lists, manifest
+from liftplus.data import lists, manifest, parquet
 from liftplus.errors import UserError
 
 
@@ -110,20 +110,20 @@ def test_csv_faults(tmp_path: Path, text: str, message: str) -> None:
 def test_parquet(tmp_path: Path) -> None:
     table = pa.table({"file": ["a.jpg", "b.jpg"], "label": [2.0, 4.0], "bytes": [b"\xff", b"\0"]})
     pq.write_table(table, tmp_path / "a.parquet")
-    assert manifest.read(tmp_path / "a.parquet").rows == {"train": [("a.jpg", "2"), ("b.jpg", "4")]}
+    assert parquet.read({"train": [tmp_path / "a.parquet"]})[0].rows == {"train": [("a.jpg", "2"), ("b.jpg", "4")]}
     pq.write_table(pa.table({"file": ["a.jpg", None], "label": ["x", "y"]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match="line 2 has no path"):
-        manifest.read(tmp_path / "b.parquet")
+        parquet.read({"train": [tmp_path / "b.parquet"]})
     (tmp_path / "c.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
-        manifest.read(tmp_path / "c.parquet")
+        parquet.read({"train": [tmp_path / "c.parquet"]})
 
 
 def test_parquet_in_a_folder_called_like_a_column(tmp_path: Path) -> None:
     folder = tmp_path / "split=holdout"
     folder.mkdir()
     pq.write_table(pa.table({"file": ["a.jpg"], "label": ["x"]}), folder / "a.parquet")
-    assert manifest.read(folder / "a.parquet").rows == {"train": [("a.jpg", "x")]}
+    assert parquet.read({"train": [folder / "a.parquet"]})[0].rows == {"train": [("a.jpg", "x")]}
 
 
 def test_line_breaks_inside_quotes_stay(tmp_path: Path) -> None:

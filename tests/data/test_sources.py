@@ -199,8 +199,9 @@ def test_mistakes(tmp_path: Path, grow: Grow, folder: Path) -> None:
 
 def twins(root: Path) -> Path:
     # As a table, since a file system may not tell the two folders apart.
-    (root / "1.png").write_bytes(b"x")
-    (root / "twins.csv").write_text("path,label\n1.png,cat\n1.png,Cat\n")
+    for name in ("1.png", "2.png"):
+        (root / name).write_bytes(b"x")
+    (root / "twins.csv").write_text("path,label\n1.png,cat\n2.png,Cat\n")
     return root / "twins.csv"
 
 

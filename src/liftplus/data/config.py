@@ -15,7 +15,7 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
     source: str = ""
-    """Folder, .zip, .tar, .csv, .parquet, .txt list, iNaturalist .json, or a known name such as openmoji_lt."""
+    """Folder, .zip, .tar, .csv, .jsonl, .parquet, .txt list, iNaturalist .json, or a known name (openmoji_lt)."""
     root: str | None = None
     """Folder (or .zip/.tar) that relative paths of a manifest, list or named data set start from."""
     train_list: str | None = None
@@ -25,7 +25,7 @@ class DataConfig(BaseModel):
     test_list: str | None = None
     """List for testing."""
     class_names: str | None = None
-    """File of class names: one per line in label order, or a CSV / JSON / TOML mapping from class id to name."""
+    """File of class names: one per line in label order, "id: name" lines, or a CSV / JSON / TOML from id to name."""
     level: Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"] | None = None
     """Taxonomy level that serves as the class, for iNaturalist's annotations; None: its categories."""
     imbalance_ratio: float | None = Field(default=None, ge=1)

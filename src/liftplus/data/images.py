@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
+import warnings
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -31,6 +35,41 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_BITS_PER_SAMPLE = 258  # TIFF's tag
+_BITS = "liftplus_bits"
+
+
+class _Silence:
+    """Pillow's warnings are kept from the user of a picture that is accepted, in any number of threads.
+
+    Python's own filters are set by the first thread that enters and set back by the last one that leaves.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)  # the lock may be held by a thread that is not there
+
+    def _forget(self) -> None:
+        self.lock, self.inside, self.kept = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.kept = warnings.catch_warnings()
+                self.kept.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(self, *_error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.kept.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
 
 
 class UnreadableImage(UserError):  # noqa: N818 - it states what is the matter
@@ -60,11 +99,15 @@ def original(data: bytes, name: str) -> Image.Image:
     if not data:
         raise UnreadableImage(f"{name} cannot be read as an image: the file is empty (0 bytes).")
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
-        if 0 in image.size:
-            raise ValueError("it has no pixels")
-        image.load()
-        return _turned(image)
+        with _SILENCE:
+            image = Image.open(io.BytesIO(data), formats=_formats())
+            if 0 in image.size:
+                raise ValueError("it has no pixels")
+            bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE)
+            image.load()
+            if bits == (12,) and image.mode.startswith("I"):
+                image.info[_BITS] = 12
+            return _turned(image)
     except Exception as error:  # damaged files make Pillow's readers raise nearly every built-in exception
         raise _unreadable(name, error) from error
 
@@ -72,7 +115,7 @@ def original(data: bytes, name: str) -> Image.Image:
 def is_upright(data: bytes) -> bool:
     """Whether a JPEG needs no turning; False for damaged ones."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with _SILENCE, Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return bool(image.getexif().get(_ORIENTATION, 1) == 1)
     except Exception:  # left to `decode`, which says what is the matter
         return False
@@ -80,6 +123,11 @@ def is_upright(data: bytes) -> bool:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode in 8-bit RGB."""
+    with _SILENCE:
+        return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bit(image)
     if image.has_transparency_data:
@@ -87,6 +135,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def extremes(image: Image.Image) -> tuple[int, int]:
+    """The darkest and the brightest value of an upright picture's 8-bit channels."""
+    if image.mode not in ("L", "RGB") or image.has_transparency_data:
+        image = to_rgb(image)
+    found = image.getextrema()
+    ranges: Any = found if isinstance(found[0], tuple) else (found,)
+    return int(min(low for low, _ in ranges)), int(max(high for _, high in ranges))
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -120,13 +177,29 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     Row by row, since a file that declares many pixels would take dozens of bytes for each.
     """
     rows = np.asarray(image)
-    largest = max((float(np.nan_to_num(row.astype(np.float64)).max(initial=0.0)) for row in rows), default=0.0)
-    # 32-bit modes mostly hold 16-bit data; what is larger has no agreed white, so its own maximum serves.
-    full = max(65535.0, largest) if image.mode != "F" else 255.0 if largest > 1.0 else 1.0
+    full = white(image)
     scaled = np.empty(rows.shape, dtype=np.uint8)
     for place, row in zip(scaled, rows, strict=True):
-        place[:] = np.clip(np.rint(np.nan_to_num(row.astype(np.float64)) * (255.0 / full)), 0, 255)
+        values = np.nan_to_num(row.astype(np.float64), nan=0.0, posinf=full, neginf=0.0)
+        place[:] = np.clip(np.rint(values * (255.0 / full)), 0, 255)
     return Image.fromarray(scaled)
+
+
+def white(image: Image.Image) -> float:
+    """The value of a grey picture of more than 8 bits that becomes 255; 0 and less become 0.
+
+    Whole numbers: 65,535, or 4,095 where the file declares 12 bits. Fractions: 1, 255 or 65,535, the smallest that no
+    value exceeds. Larger values have no agreed white, so the largest serves.
+    """
+    bits = image.info.get(_BITS)
+    if bits is not None:
+        return float(2**bits - 1)
+    largest = 0.0
+    for row in np.asarray(image):
+        values = row.astype(np.float64)
+        largest = max(largest, float(values.max(initial=0.0, where=np.isfinite(values))))
+    levels = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    return next((level for level in levels if largest <= level), largest)
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImage:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from liftplus.data import documents
-from liftplus.data.dataset import Table, sorted_ids
+from liftplus.data.dataset import Table, listing, sorted_ids
 from liftplus.data.lists import normal
 from liftplus.errors import UserError
+
+LEVELS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
+"""Of the taxonomy, the highest first."""
 
 
 def read(paths: Mapping[str, Path], level: str | None = None, asked: Collection[str] = ("train",)) -> Table:
@@ -38,9 +41,35 @@ def read(paths: Mapping[str, Path], level: str | None = None, asked: Collection[
     unknown = sorted_ids(used - set(categories))
     if unknown:
         raise UserError(f"{paths['train']} has annotations of category {unknown[0]!r}, which it does not describe.")
+    notes += (*_without_class(documents, paths), *_without_pictures(documents, used))
     if level is None:
         return Table(rows, sorted_ids(used), {label: _name(categories[label], label) for label in used}, notes)
-    return dataclasses.replace(_at_level(rows, categories, level, paths["train"]), notes=notes)
+    table = _at_level(rows, categories, level, paths["train"])
+    return replace(table, notes=(*notes, *table.notes))
+
+
+def _without_class(documents: Mapping[str, dict[str, Any]], paths: Mapping[str, Path]) -> tuple[str, ...]:
+    """A note for each file on its pictures that no annotation names."""
+    notes: tuple[str, ...] = ()
+    for split, document in documents.items():
+        named = {note["image_id"] for note in document["annotations"]}
+        bare = [str(image["file_name"]) for image in document["images"] if image["id"] not in named]
+        if bare:
+            notes += (f"{len(bare):,} pictures of {paths[split].name} have no annotation: {listing(bare, 3)}.",)
+    return notes
+
+
+def _without_pictures(documents: Mapping[str, dict[str, Any]], used: set[str]) -> tuple[str, ...]:
+    """A note on categories that are described beside the pictures and have none."""
+    described = {
+        str(entry["id"]): _name(entry, str(entry["id"]))
+        for document in documents.values()
+        for entry in document.get("categories", [])
+    }
+    idle = [described[label] for label in sorted_ids(described.keys() - used)]
+    if not idle:
+        return ()
+    return (f"{len(idle):,} of {len(described):,} categories have no annotation and are no classes: {listing(idle)}.",)
 
 
 def _at_level(
@@ -55,9 +84,39 @@ def _at_level(
             f"{path} does not say the {level} of category {absent[0]!r}; put the published categories.json with "
             "the taxonomy beside it, or leave data.level out."
         )
-    grouped = {split: [(name, group[label]) for name, label in pairs] for split, pairs in rows.items()}
-    classes = sorted_ids({group[label] for label in used})
-    return Table(grouped, classes, {name: name for name in classes})
+    told, notes = _told_apart(group, categories, level, used)
+    grouped = {split: [(name, told[label]) for name, label in pairs] for split, pairs in rows.items()}
+    classes = sorted_ids({told[label] for label in used})
+    return Table(grouped, classes, {name: name for name in classes}, notes)
+
+
+def _told_apart(
+    group: Mapping[str, str], categories: Mapping[str, dict[str, Any]], level: str, used: set[str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The class of each category; groups of one name under different parents have the parent behind the name."""
+    above = LEVELS[: LEVELS.index(level)]
+    parents: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    for label, name in group.items():
+        path = tuple(str(categories[label].get(key, "")).strip() for key in above)
+        parents.setdefault(name, {}).setdefault(path, []).append(label)
+    classes = dict(group)
+    renamed: list[str] = []
+    for name, paths in parents.items():
+        if len(paths) == 1 or not name:
+            continue
+        # The nearest level at which all of them differ; the whole path where there is none.
+        nearest = next(
+            (k for k in range(len(above) - 1, -1, -1) if len({path[k] for path in paths}) == len(paths)), None
+        )
+        for path, labels in paths.items():
+            own = path[nearest] if nearest is not None else ", ".join(filter(None, path))
+            for label in labels:
+                classes[label] = f"{name} ({own or 'unknown'})"
+                if label in used and classes[label] not in renamed:
+                    renamed.append(classes[label])
+    if not renamed:
+        return classes, ()
+    return classes, (f"Names that stand under several parents at level {level} got the parent: {listing(renamed)}.",)
 
 
 def _rows(document: dict[str, Any], path: Path) -> list[tuple[str, str]]:

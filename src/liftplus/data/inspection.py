@@ -11,14 +11,19 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
+
 from liftplus.data.dataset import DataSet, Store
-from liftplus.data.images import UnreadableImage, original
+from liftplus.data.images import UnreadableImage, extremes, original, white
 from liftplus.data.stores import ByteStore
 
 _Found = TypeVar("_Found")
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files."""
+
+DARK, PALE = 64, 191
+"""A picture without a brighter or without a darker value is nearly black or white."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Inspection:
         modes: how many files have which colour mode, as Pillow names it.
         widths: smallest, median and largest width in pixels.
         heights: smallest, median and largest height in pixels.
-        notes: what was decided when the data were loaded.
+        notes: what was decided when the data were loaded, and pictures that come out nearly black or white.
     """
 
     name: str
@@ -121,6 +126,9 @@ class _File:
     mode: str = ""
     size: tuple[int, int] = (0, 0)
     reason: str = ""
+    shades: tuple[int, int] = (0, 255)
+    white: float | None = None
+    below: bool = False
 
 
 def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | None = None) -> Inspection:
@@ -151,8 +159,30 @@ def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | Non
         modes=dict(Counter(file.mode for file in good).most_common()),
         widths=_spread([file.size[0] for file in good]),
         heights=_spread([file.size[1] for file in good]),
-        notes=dataset.notes,
+        notes=(*dataset.notes, *_range_notes(places, files)),
     )
+
+
+def _range_notes(places: list[Place], files: list[_File]) -> tuple[str, ...]:
+    """Notes on pictures whose values fill so little of their format's range that they come out black or white."""
+    good = [(place.key, file) for place, file in zip(places, files, strict=True) if not file.reason]
+    dark = [(key, file.mode) for key, file in good if file.shades[1] <= DARK]
+    pale = [(key, file.mode) for key, file in good if file.shades[0] >= PALE]
+    scales = Counter(file.white for _, file in good if file.white is not None)
+    notes: tuple[str, ...] = ()
+    for found, what in ((dark, f"black: no value above {DARK}"), (pale, f"white: no value under {PALE}")):
+        if found:
+            key, mode = found[0]
+            notes += (
+                f"{len(found):,} pictures come out nearly {what} of 255, first {key!r} of mode {mode}. Check that "
+                "their values fill the range of their format.",
+            )
+    if under := [key for key, file in good if file.below]:
+        notes += (f"{len(under):,} pictures have values under 0, which come out black, first {under[0]!r}.",)
+    if len(scales) > 1:
+        shown = ", ".join(f"{count:,} with white at {value:g}" for value, count in sorted(scales.items()))
+        notes += (f"Pictures of fractions are on different scales: {shown}. Save them on one.",)
+    return notes
 
 
 def unreadable(dataset: DataSet, progress: Progress | None = None) -> dict[str, str]:
@@ -175,13 +205,15 @@ def _examine(store: Store, key: str) -> _File:
         if not isinstance(store, ByteStore):
             image = store.image(key)
             content = f"{image.size}".encode() + image.tobytes()
-            return _File(_digest(content), image.mode, image.size)
+            return _File(_digest(content), image.mode, image.size, shades=extremes(image))
         data = store.read(key)
     except UnreadableImage as error:
         return _File(reason=str(error))
     try:
         image = original(data, store.where(key))
-        return _File(_digest(data), image.mode, image.size)
+        full = white(image) if image.mode == "F" else None
+        below = image.mode in ("I", "F") and float(np.asarray(image).min(initial=0)) < 0
+        return _File(_digest(data), image.mode, image.size, shades=extremes(image), white=full, below=below)
     except UnreadableImage as error:
         return _File(_digest(data) if data else None, reason=str(error))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from liftplus.data import splits
+from liftplus.data import class_names as naming
+from liftplus.data import rows, splits
 from liftplus.data.config import DataConfig
-from liftplus.data.dataset import DataSet, Split, are_numbers, sorted_ids
+from liftplus.data.dataset import DataSet, Split, Table, are_numbers, sorted_ids
 from liftplus.data.images import upright_rgb
+from liftplus.data.labels import one_form
+from liftplus.data.labels import read as read_labels
 from liftplus.data.stores import ArrayStore, FolderStore
 from liftplus.errors import UserError
 from liftplus.paths import expanded
@@ -36,7 +40,8 @@ def from_images(
 
     Args:
         images: uint8 [N, H, W, 3]; or N pictures [H, W, 3] of different sizes, Pillow images, or paths of files.
-        labels: N labels of any kind; equal ones are one class.
+        labels: N labels of any kind, in a list, array, tensor or column; equal ones are one class. [N, 1] and one-hot
+            [N, C] are taken as well.
         class_names: words for the labels, which the text encoder reads: a mapping from label to name, or the names in
             the order of the sorted labels. By default text labels are their own names, and others mean nothing.
         test: more images and labels, to test on.
@@ -44,32 +49,62 @@ def from_images(
         seed: of that choice.
 
     Raises:
-        UserError: a picture or label is none.
+        UserError: a picture or label is none, labels are missing or of several types, or a path has two labels.
 
     >>> data = liftplus.from_images(images, labels, class_names={0: "red square", 1: "green hill", 2: "blue sky"})
     >>> data.class_names, data.counts()
     (('red square', 'green hill', 'blue sky'), (6, 4, 2))
     """
+    classes, table, store = _joined(images, labels, test)
+    ids = tuple(map(str, classes))
+    place = {label: k for k, label in enumerate(ids)}
+    made = dict(table.rows)
+    if test is None and test_share:
+        pairs = made["train"]
+        held = set(splits.held_out([place[label] for _, label in pairs], test_share, seed).tolist())
+        made["train"] = [row for k, row in enumerate(pairs) if k not in held]
+        made["test"] = [row for k, row in enumerate(pairs) if k in held]
+    names, named = _names(classes, class_names)
+    twins = naming.check(dict(zip(ids, names, strict=True))) if named else ()
+    found = {
+        split: Split([key for key, _ in part], [place[label] for _, label in part])
+        for split, part in made.items()
+        if part
+    }
+    return DataSet("images", names, ids, found, store, (*table.notes, *twins), named)
+
+
+def _joined(
+    images: Iterable[Any], labels: Any, test: Labelled | None
+) -> tuple[list[Hashable], Table, FolderStore | ArrayStore]:
+    """The classes in order; the rows of training and test, with the classes as text; where the pictures are."""
     pictures = pictures_of(images)
-    given = labels_of(labels, len(pictures))
-    classes = _sorted(given)
+    given = read_labels(labels, len(pictures))
+    values, merged = one_form(given.values)
+    classes = _sorted(values)
+    ids = list(map(str, classes))
     index = {label: k for k, label in enumerate(classes)}
-    parts = {"train": list(range(len(given)))}
+    parts = {"train": [ids[index[label]] for label in values]}
     if test is not None:
         more = pictures_of(test[0])
-        parts["test"] = list(range(len(given), len(given) + len(more)))
-        pictures, given = [*pictures, *more], [*given, *labels_of(test[1], len(more))]
-        if strange := [label for label in given if label not in index]:
-            raise UserError(f"The test labels have classes that training does not know, first {strange[0]!r}.")
-    elif test_share:
-        held = splits.held_out([index[label] for label in given], test_share, seed).tolist()
-        parts = {"train": sorted(set(parts["train"]) - set(held)), "test": held}
+        parts["test"] = _test_ids(test[1], len(more), index, ids)
+        pictures = [*pictures, *more]
     store, keys = store_of(pictures)
-    names, named = _names(classes, class_names)
-    made = {name: Split([keys[i] for i in rows], [index[given[i]] for i in rows]) for name, rows in parts.items()}
-    return DataSet(
-        "images", names, tuple(map(str, classes)), {k: v for k, v in made.items() if len(v)}, store, (), named
-    )
+    halves = {"train": keys[: len(values)], "test": keys[len(values) :]}
+    pairs = {split: list(zip(halves[split], part, strict=True)) for split, part in parts.items()}
+    return classes, rows.settled(Table(pairs, notes=(*given.notes, *merged)), store, "The list of images"), store
+
+
+def _test_ids(given: Any, count: int, index: Mapping[Hashable, int], ids: Sequence[str]) -> list[str]:
+    """The class ids of test labels, which may be of another Unicode form than those of training."""
+    forms = {unicodedata.normalize("NFC", label): k for label, k in index.items() if isinstance(label, str)}
+    labels = read_labels(given, count).values
+    found = [index.get(one, forms.get(unicodedata.normalize("NFC", str(one)))) for one in labels]
+    if None in found:
+        raise UserError(
+            f"The test labels have classes that training does not know, first {labels[found.index(None)]!r}."
+        )
+    return [ids[k] for k in found if k is not None]
 
 
 def is_column(images: Any) -> bool:
@@ -115,14 +150,6 @@ def store_of(pictures: list[Any]) -> tuple[FolderStore | ArrayStore, list[str]]:
         store, keys = ArrayStore(pictures, "image "), [str(k) for k in range(len(pictures))]
     store.decode = DataConfig().decode
     return store, keys
-
-
-def labels_of(labels: Any, count: int) -> list[Hashable]:
-    """Labels as Python's own values, one for each picture."""
-    given = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
-    if len(given) != count:
-        raise UserError(f"There are {count} pictures and {len(given)} labels; give one label for each picture.")
-    return given
 
 
 def _sorted(labels: Iterable[Hashable]) -> list[Hashable]:

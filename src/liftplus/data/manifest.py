@@ -1,66 +1,178 @@
-"""Tables of path, label and perhaps split: CSV and Parquet."""
+"""Tables of path, label and perhaps split: CSV, JSON lines, a JSON list of records, and Parquet."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+import math
+import os
 import re
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from liftplus.data import documents
 from liftplus.data.class_names import words
-from liftplus.data.dataset import SPLIT_OF, Table
+from liftplus.data.dataset import SPLIT_OF, Table, listing
+from liftplus.data.images import IMAGE_SUFFIXES
 from liftplus.data.lists import normal
 from liftplus.errors import UserError
 
-_COLUMNS = {
-    "path": "path file filename file_name filepath file_path image image_path img",
-    "label": "label class target category class_id label_id category_id y",
+COLUMNS = {
+    "path": "path file filename file_name filepath file_path image image_path img image_id image_name img_path id_code",
+    "label": "label class target category class_id label_id category_id y labels diagnosis",
     "split": "split set subset partition",
     "name": "class_name label_name category_name name",
 }
+"""The headings that a column of each meaning may have, the first that is there counts."""
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+"""Text files that are tables by their name."""
+
+_DOUBTFUL = frozenset({"nan", "none", "null", "na", "n/a", "<na>"})
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table as it stands in its file.
+
+    Attributes:
+        header: the headings of the columns.
+        rows: number of the line and the cells of each row, as text; missing values are empty.
+    """
+
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
 
 
 def read(path: Path, default_split: str = "train") -> Table:
-    """The table of a manifest; without a split column every row belongs to `default_split`."""
-    header, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
-    columns = _find_columns(header, path)
-    if not rows:
+    """The table in a text file; without a split column every row belongs to `default_split`."""
+    return table(_csv(path) if path.suffix.lower() in (".csv", ".tsv") else _records(path), path, default_split)
+
+
+def has_records(path: Path) -> bool:
+    """Whether a .json file holds a list of rows, or one row a line, and not annotations."""
+    text = documents.text(path, "file").lstrip()
+    first, _, rest = text.partition("\n")
+    return text.startswith("[") or (rest.lstrip().startswith("{") and first.rstrip().endswith("}"))
+
+
+def metadata(folder: Path) -> dict[str, Path]:
+    """The files metadata.csv, .jsonl or .parquet that name classes, in a folder or its split folders, by split."""
+    places = {"train": folder}
+    if not _metadata_in(folder):
+        named = {SPLIT_OF[sub.name.lower()]: sub for sub in _folders(folder) if sub.name.lower() in SPLIT_OF}
+        places = {split: named[split] for split in ("train", "val", "test") if split in named}
+    found = {split: file for split, place in places.items() if (file := _metadata_in(place)) is not None}
+    return found if "train" in found else {}
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    except OSError:  # whoever lists the pictures says what is the matter
+        return []
+
+
+def _metadata_in(folder: Path) -> Path | None:
+    for ending in (".csv", ".jsonl"):
+        path = folder / f"metadata{ending}"
+        if os.path.isfile(path):
+            header = (_csv(path) if ending == ".csv" else _records(path)).header
+            known = {plain(cell) for cell in header}
+            if "file_name" in known and known & {*COLUMNS["label"].split(), *COLUMNS["name"].split()}:
+                return path
+    return None
+
+
+def table(cells: Cells, path: Path, default_split: str = "train", names: Mapping[str, str] | None = None) -> Table:
+    """Paths, labels, splits and names out of the columns.
+
+    Args:
+        cells: what the file holds.
+        path: what an error calls it.
+        default_split: of rows, where no column says it.
+        names: by label, where the file declares its classes; each of them is a class.
+    """
+    if not cells.rows:
         raise UserError(f"{path} has no rows; write one row of path and label an image.")
+    cells, notes = _with_label(cells, path)
+    columns = find_columns(cells.header, path)
     splits: dict[str, list[tuple[str, str]]] = {}
-    names: dict[str, str] = {}
-    for number, row in rows:
+    found: dict[str, str] = {}
+    for number, row in cells.rows:
         key, label = (
             _cell(row, columns["path"], path, number, "path"),
             _cell(row, columns["label"], path, number, "label"),
         )
+        if label[0] in "[{" and label[-1] in "]}":
+            raise UserError(f"{path}, line {number} has the label {label[:40]}; a picture has one class here.")
         split = _split(row[columns["split"]], path, number) if "split" in columns else default_split
         splits.setdefault(split, []).append((normal(key), label))
         if "name" in columns:
             name = _cell(row, columns["name"], path, number, "class name")
-            if names.setdefault(label, name) != name:
-                raise UserError(
-                    f"{path}, line {number} calls class {label!r} {name!r}, but an earlier line {names[label]!r}."
-                )
-    return _table(splits, names, path)
+            if found.setdefault(label, name) != name:
+                raise _two_names(cells.header[columns["name"]], label, (found[label], name), path, number)
+    notes += _choices(cells.header, columns, path)
+    if "split" not in columns:
+        splits, said = _by_folder(splits, default_split, path)
+        notes += said
+    made = _classes(splits, found, path)
+    if names is not None:
+        made = replace(made, class_ids=tuple(names), names={label: words(name) for label, name in names.items()})
+    return replace(made, notes=notes + made.notes)
 
 
-def _table(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], path: Path) -> Table:
+def _two_names(heading: str, label: str, names: tuple[str, str], path: Path, number: int) -> UserError:
+    return UserError(
+        f"{path}, line {number} calls class {label!r} {names[1]!r}, but an earlier line {names[0]!r}. The column "
+        f"{heading!r} was taken for the names of classes; rename it if it holds something else."
+    )
+
+
+def _by_folder(
+    splits: dict[str, list[tuple[str, str]]], default: str, path: Path
+) -> tuple[dict[str, list[tuple[str, str]]], tuple[str, ...]]:
+    """Splits by the first folder of the paths, where all of them start with train/, val/ or test/."""
+    rows = splits.get(default, [])
+    tops = {key.split("/", 1)[0] for key, _ in rows if "/" in key}
+    places = {top: SPLIT_OF.get(top.lower()) for top in tops}
+    wanted = default == "train" and len(places) > 1 and "train" in places.values() and None not in places.values()
+    if not wanted or any("/" not in key for key, _ in rows):
+        return splits, ()
+    found: dict[str, list[tuple[str, str]]] = {}
+    for key, label in rows:
+        found.setdefault(SPLIT_OF[key.split("/", 1)[0].lower()], []).append((key, label))
+    return found, (
+        f"Splits are those of the folders that the paths in {path.name} start with: {listing(sorted(tops))}.",
+    )
+
+
+def _classes(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], path: Path) -> Table:
     ids = {label for rows in splits.values() for _, label in rows}
-    if all(re.fullmatch(r"[+-]?\d{1,18}(\.0+)?", label, re.ASCII) for label in ids):
-        # Tables that passed through floating point write 3.0 for 3.
-        whole = {label: str(int(label.partition(".")[0])) for label in ids}
-        negative = sorted(label for label in ids if int(label.partition(".")[0]) < 0)
-        if negative:
-            raise UserError(f"{path} has the label {negative[0]}; labels are words or whole numbers from 0 up.")
-        splits = {split: [(key, whole[label]) for key, label in rows] for split, rows in splits.items()}
-        names = _merged(names, whole, path)
-    elif not names:
-        names = {label: words(label) for label in ids}
-    return Table(splits, None, names)
+    numbers = [label for label in ids if re.fullmatch(r"[+-]?\d{1,18}(\.0+)?", label, re.ASCII)]
+    doubtful = sorted(label for label in ids if label.lower() in _DOUBTFUL)
+    if doubtful and len(numbers) + len(doubtful) == len(ids) > 1:
+        raise UserError(f"{path} has the label {doubtful[0]!r} among numbers, so it is missing; every row needs one.")
+    notes = tuple(
+        f"One class of {path.name} is called {label!r}, which often stands for a missing label." for label in doubtful
+    )
+    if len(numbers) < len(ids):
+        return Table(splits, None, names or {label: words(label) for label in ids}, notes)
+    # Tables that passed through floating point write 3.0 for 3.
+    whole = {label: str(int(label.partition(".")[0])) for label in ids}
+    negative = sorted(label for label in ids if int(label.partition(".")[0]) < 0)
+    if negative:
+        raise UserError(f"{path} has the label {negative[0]}; labels are words or whole numbers from 0 up.")
+    spelled = {label.partition(".")[0] for label in ids}
+    if len(spelled) > len(set(whole.values())):
+        some = sorted(label for label in spelled if label != str(int(label)))
+        notes += (f"Labels that are one number are one class: {some[0]!r} and {str(int(some[0]))!r}.",)
+    rows = {split: [(key, whole[label]) for key, label in pairs] for split, pairs in splits.items()}
+    return Table(rows, None, _merged(names, whole, path), notes)
 
 
 def _merged(names: dict[str, str], whole: dict[str, str], path: Path) -> dict[str, str]:
@@ -73,10 +185,16 @@ def _merged(names: dict[str, str], whole: dict[str, str], path: Path) -> dict[st
     return merged
 
 
-def _find_columns(header: Sequence[str], path: Path) -> dict[str, int]:
-    known = [name.strip().lower() for name in header]
+def plain(heading: str) -> str:
+    """A heading in small letters, blanks and hyphens as underscores."""
+    return re.sub(r"[\s-]+", "_", heading.strip().lower())
+
+
+def find_columns(header: Sequence[str], path: Path, shown: Sequence[str] = ()) -> dict[str, int]:
+    """The column of each meaning; path and label must be there. An error lists `shown` where that is given."""
+    known = [plain(name) for name in header]
     columns: dict[str, int] = {}
-    for meaning, synonyms in _COLUMNS.items():
+    for meaning, synonyms in COLUMNS.items():
         place = next((known.index(word) for word in synonyms.split() if word in known), None)
         if place is not None:
             columns[meaning] = place
@@ -84,11 +202,59 @@ def _find_columns(header: Sequence[str], path: Path) -> dict[str, int]:
         columns["label"] = columns.pop("name")
     for meaning in ("path", "label"):
         if meaning not in columns:
+            seems = any(os.path.splitext(cell.strip())[1].lower() in IMAGE_SUFFIXES for cell in header)
+            hint = " The first line seems to be a row; write a line of headings above it." if seems else ""
+            there = ", ".join(map(repr, shown or header))
             raise UserError(
-                f"{path} has the columns {', '.join(map(repr, header))}, but none for the {meaning}; name one of them "
-                f"{meaning!r} (also allowed: {', '.join(_COLUMNS[meaning].split()[1:])})."
+                f"{path} has the columns {there}, but none for the {meaning}; name one of them {meaning!r} (also "
+                f"allowed: {', '.join(COLUMNS[meaning].split()[1:])}).{hint}"
             )
     return columns
+
+
+def _choices(header: Sequence[str], columns: Mapping[str, int], path: Path) -> tuple[str, ...]:
+    """A note for each meaning that several columns could have."""
+    taken = set(columns.values())
+    notes: tuple[str, ...] = ()
+    if plain(header[columns["label"]]) in COLUMNS["name"].split():
+        notes += (f"The class is in column {header[columns['label']]!r} of {path.name}.",)
+    for meaning in ("path", "label", "split"):
+        words_of = COLUMNS[meaning].split()
+        others = [name for place, name in enumerate(header) if place not in taken and plain(name) in words_of]
+        if others and meaning in columns:
+            notes += (
+                f"The {meaning} is in column {header[columns[meaning]]!r} of {path.name}, not in {listing(others)}.",
+            )
+    return notes
+
+
+def _with_label(cells: Cells, path: Path) -> tuple[Cells, tuple[str, ...]]:
+    """The table with a column of labels, where it has one column of 0 and 1 a class instead."""
+    known = [plain(name) for name in cells.header]
+    if set(known) & {*COLUMNS["label"].split(), *COLUMNS["name"].split()}:
+        return cells, ()
+    other = {*COLUMNS["path"].split(), *COLUMNS["split"].split(), ""}
+    places = [k for k, name in enumerate(known) if name not in other]
+    hot = [[k for k in places if _is_one(row[k])] for _, row in cells.rows]
+    binary = all(re.fullmatch(r"[01](\.0+)?", row[k].strip()) for _, row in cells.rows for k in places)
+    if len(places) < 2 or not binary:
+        return cells, ()
+    several = next((number for (number, _), ones in zip(cells.rows, hot, strict=True) if len(ones) != 1), None)
+    if several is not None:
+        raise UserError(
+            f"{path} has a column of 0 and 1 for each class, but line {several} has not one 1. A picture has one class "
+            "here; leave the other rows out."
+        )
+    rows = [
+        (number, [*row, cells.header[ones[0]].strip()]) for (number, row), ones in zip(cells.rows, hot, strict=True)
+    ]
+    shown = listing([cells.header[k] for k in places], 3)
+    note = f"The columns {shown} of {path.name} hold one 1 a row; its column is the class."
+    return Cells([*cells.header, "label"], rows), (note,)
+
+
+def _is_one(cell: str) -> bool:
+    return re.fullmatch(r"1(\.0+)?", cell.strip()) is not None
 
 
 def _cell(row: Sequence[str], column: int, path: Path, number: int, meaning: str) -> str:
@@ -105,12 +271,12 @@ def _split(value: str, path: Path, number: int) -> str:
     return split
 
 
-def _csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _csv(path: Path) -> Cells:
     text = documents.text(path, "table")
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
     if not first.strip():
         raise UserError(f"{path} is empty; write a header with path and label, then one row an image.")
-    delimiter = max(",;\t", key=first.count)
+    delimiter = max(",;\t|", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader)
@@ -123,26 +289,33 @@ def _csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 f"{path}, line {number} has {len(row)} fields, but the header {len(header)}; put values that hold "
                 f"a {delimiter!r} in double quotes."
             )
-    return header, rows
+    return Cells(header, rows)
 
 
-def _parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise UserError(f"{path} needs the package pyarrow; install it, or save the table as .csv.") from error
-    try:
-        # Not read_table(), which would add columns for folders called "label=3".
-        with parquet.ParquetFile(path) as file:
-            table: Any = file.read()
-        header = [str(name) for name in table.column_names]
-        wanted = set(_find_columns(header, path).values())
-        # Other columns may hold the pictures themselves, so they are not turned into text.
-        columns = [col.to_pylist() if i in wanted else [""] * table.num_rows for i, col in enumerate(table.columns)]
-    except UserError:
-        raise
-    except Exception as error:  # pyarrow's own errors derive from many of Python's
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise UserError(f"{path} cannot be read as Parquet: {reason}.") from error
-    rows = [["" if value is None else str(value) for value in row] for row in zip(*columns, strict=True)]
-    return header, list(enumerate(rows, 1))
+def _records(path: Path) -> Cells:
+    """Rows that are JSON objects: in one list, or one a line."""
+    text = documents.text(path, "table")
+    if text.lstrip().startswith("["):
+        content = documents.json_value(text, path)
+        records = [(number, record) for number, record in enumerate(content, 1)]
+    else:
+        lines = [
+            (number, line) for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1) if line.strip()
+        ]
+        records = [(number, documents.json_value(line, f"{path}, line {number}")) for number, line in lines]
+    if not records:
+        raise UserError(f"{path} is empty; write one object with path and label an image.")
+    strange = next((number for number, record in records if not isinstance(record, dict)), None)
+    if strange is not None:
+        raise UserError(f"{path}, entry {strange} is no object; write one with path and label an image.")
+    header = list(dict.fromkeys(key for _, record in records for key in record))
+    return Cells(header, [(number, [as_text(record.get(key)) for key in header]) for number, record in records])
+
+
+def as_text(value: Any) -> str:
+    """A cell as text; missing values are empty, and lists and objects stay recognisable as no label."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    return str(value)

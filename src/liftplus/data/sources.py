@@ -5,15 +5,27 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import cast
 
-from liftplus.data import cifar, class_names, documents, inaturalist, lists, manifest, shards, splits, tree
+from liftplus.data import (
+    cifar,
+    class_names,
+    documents,
+    endings,
+    inaturalist,
+    lists,
+    naming,
+    rows,
+    shards,
+    splits,
+    tables,
+    tree,
+)
 from liftplus.data.config import DataConfig
-from liftplus.data.dataset import DataSet, Split, Store, Table, are_numbers, listing, sorted_ids
+from liftplus.data.dataset import DataSet, Split, Store, Table, listing, sorted_ids
 from liftplus.data.inspection import unreadable
 from liftplus.data.located import respelled
 from liftplus.data.stores import FileStore, FolderStore, is_tar, open_store
@@ -39,13 +51,8 @@ _CIFAR = {"cifar10_lt": 10, "cifar100_lt": 100}
 KNOWN: tuple[str, ...] = ("openmoji_lt", *_CIFAR, *_LISTS)
 """Names that `data.source` may have instead of a path."""
 
-_LISTED = (".txt", ".json", ".csv", ".parquet")
-_KINDS = "a folder, .zip, .tar, .csv, .parquet, .txt list or iNaturalist .json"
-_NAMELESS = (
-    "Class names are only numbers or codes, so starting the classifier from text would mean nothing; "
-    "give words with data.class_names."
-)
-_MEANINGLESS = re.compile(r"\d+|n\d{8}", re.ASCII)  # numbers and WordNet ids
+_LISTED = (".txt", ".json", *tables.ENDINGS)
+_KINDS = "a folder, .zip, .tar, .csv, .jsonl, .parquet, .txt list or iNaturalist .json"
 
 
 def load(
@@ -87,47 +94,49 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
         config: class names and how to split.
         for_testing: take the data as it is; see `load`.
     """
-    if for_testing:
-        table = _as_test(table)
-        if not table.rows["test"]:
-            raise UserError(f"{name} has no images; there is nothing to test on.")
-    elif not table.rows.get("train"):
-        held = " and ".join(split for split, rows in table.rows.items() if rows) or "none at all"
+    if for_testing and not any(table.rows.values()):
+        raise UserError(f"{name} has no images; there is nothing to test on.")
+    if not for_testing and not table.rows.get("train"):
+        held = " and ".join(split for split, part in table.rows.items() if part) or "none at all"
         raise UserError(
             f"{name} has no training images, but {held}; a train split, or images without a split, is needed."
         )
-    names = _names(table, config)
+    table = rows.settled(table, store, name)
+    if for_testing:
+        table = _as_test(table)
+    chosen = naming.of(table, config)
+    names = chosen.names
     if len(names) < 2 and not for_testing:
         raise UserError(f"{name} has only one class ({next(iter(names))!r}); at least two are needed.")
-    _refuse_unknown(table, set(names), name)
-    class_names.check(names)
-    rows = dict(table.rows)
+    naming.refuse_unknown(table, set(names), name)
+    parts = dict(table.rows)
     split_notes: tuple[str, ...] = ()
     if not for_testing:
-        rows, split_notes = splits.complete(
+        parts, split_notes = splits.complete(
             table.rows, test_share=config.test_share, val_share=config.val_share, seed=config.split_seed
         )
     index = {label: i for i, label in enumerate(names)}
-    parts: dict[str, Split] = {
-        split: Split([key for key, _ in rows[split]], [index[label] for _, label in rows[split]])
-        for split in sorted(rows, key=_ORDER.index)
+    made: dict[str, Split] = {
+        split: Split([key for key, _ in parts[split]], [index[label] for _, label in parts[split]])
+        for split in sorted(parts, key=_ORDER.index)
     }
-    named = config.class_names is not None or not all(map(_MEANINGLESS.fullmatch, names.values()))
-    notes = (*table.notes, *_id_notes(tuple(names), named), *split_notes)
+    named = config.class_names is not None or not all(map(class_names.is_code, names.values()))
+    notes = (*table.notes, *chosen.notes, *naming.id_notes(tuple(names), named), *split_notes)
     given = {split for split, part in table.rows.items() if part}
     if "val" in given:
         given.add("test")  # which it serves as, where there is none
-    made = () if for_testing else tuple(split for split in parts if split not in given)
-    dataset = DataSet(name, tuple(names.values()), tuple(names), parts, store, notes, named, made)
-    return dataset if for_testing else dataclasses.replace(dataset, notes=notes + _untrained(dataset))
+    drawn = () if for_testing else tuple(split for split in made if split not in given)
+    dataset = DataSet(name, tuple(names.values()), tuple(names), made, store, notes, named, drawn)
+    return dataset if for_testing else dataclasses.replace(dataset, notes=notes + naming.untrained(dataset))
 
 
 def _as_test(table: Table) -> Table:
     """The same rows with a test split: its own, else val, else every image; classes of any split count."""
-    rows = dict(table.rows)
-    if not rows.get("test"):
-        rows["test"] = rows.get("val") or [row for part in table.rows.values() for row in part]
-    return dataclasses.replace(table, rows=rows, class_ids=table.class_ids or sorted_ids(table.ids()))
+    parts = dict(table.rows)
+    if not parts.get("test"):
+        every = (row for part in table.rows.values() for row in part)
+        parts["test"] = parts.get("val") or list(dict.fromkeys(every))
+    return dataclasses.replace(table, rows=parts, class_ids=table.class_ids or sorted_ids(table.ids()))
 
 
 def without_unreadable(dataset: DataSet, progress: Callable[[int, int], None] | None = None) -> DataSet:
@@ -146,9 +155,9 @@ def without_unreadable(dataset: DataSet, progress: Callable[[int, int], None] | 
         raise UserError(f"{dataset.name} has no {what} images that can be read; {next(iter(broken.values()))}")
     left_out = dataclasses.replace(dataset, splits=parts)
     note = f"{len(broken):,} images that cannot be read were left out: {listing(list(broken), 3)}."
-    outdated = _untrained(dataset)
+    outdated = naming.untrained(dataset)
     kept_notes = tuple(text for text in dataset.notes if text not in outdated)
-    return dataclasses.replace(left_out, notes=(*kept_notes, note, *_untrained(left_out)))
+    return dataclasses.replace(left_out, notes=(*kept_notes, note, *naming.untrained(left_out)))
 
 
 def _refuse_unused(config: DataConfig) -> None:
@@ -200,7 +209,7 @@ def _from_cifar(config: DataConfig) -> DataSet:
     return assemble(config.source, table, store, config)
 
 
-def _from_lists(config: DataConfig) -> tuple[Table, FileStore]:
+def _from_lists(config: DataConfig) -> tuple[Table, Store]:
     """Lists given one by one, or those of a benchmark."""
     paths = _given_lists(config)
     if config.source in _LISTS:
@@ -250,9 +259,16 @@ def _from_path(config: DataConfig) -> tuple[Table, Store]:
             )
         if found:
             return _listed(next(iter(found.values())), config.root or str(path), config)
+        if (table := tables.described(path)) is not None:
+            return _checked(table, FolderStore(path), path), FolderStore(path)
     if path.is_dir() or suffix == ".zip" or is_tar(path):
         store = open_store(path)
-        return tree.read(store, worded=config.class_names is not None), store
+        try:
+            return tree.read(store, worded=config.class_names is not None), store
+        except UserError:
+            if (inside := tables.without_pictures(store)) is not None:
+                return inside
+            raise
     if suffix in _LISTED:
         paths = lists.siblings(path) if suffix in (".txt", ".json") else {"train": path}
         return _listed(_existing_lists(paths | _given_lists(config)), config.root, config)
@@ -273,86 +289,52 @@ def _existing(source: str) -> Path:
     )
 
 
-def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> tuple[Table, FileStore]:
+def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> tuple[Table, Store]:
     """Lists, annotations and manifests: files that name pictures which lie elsewhere."""
     train = paths["train"]
     kinds = {path.suffix.lower() for path in paths.values()}
     if config.level is not None and kinds != {".json"}:
         raise _no_levels(config)
-    if kinds == {".json"}:
+    inside: Store | None = None
+    if all(map(tables.is_one, paths.values())):
+        table, inside = tables.read(paths, alone=len(paths) == 1)
+    elif kinds == {".json"}:
         table = inaturalist.read(paths, config.level, ["train", *_given_lists(config)])
-    elif kinds <= {".csv", ".parquet"}:
-        table = _manifests(paths)
-    elif kinds & {".csv", ".parquet", ".json"}:
+    elif kinds & {*tables.ENDINGS, ".json"}:
         raise UserError(f"The lists have different forms ({', '.join(sorted(kinds))}); give all of them in one.")
     else:
         table = lists.read(paths)
-    store = open_store(root) if root is not None else FolderStore(train.parent)
-    table = respelled(table, store, train)
-    _refuse_missing(table, store, train)
     read = {split: path for split, path in paths.items() if table.rows.get(split)}
     if len(read) > 1:
         files = ", ".join(f"{split} from {path.name}" for split, path in read.items())
         table = dataclasses.replace(table, notes=(*table.notes, f"Splits were read as {files}."))
-    return table, store
+    if inside is not None:
+        return table, inside
+    store = open_store(root) if root is not None else FolderStore(train.parent)
+    return _checked(table, store, train), store
 
 
-def _manifests(paths: Mapping[str, Path]) -> Table:
-    tables = [manifest.read(path, split) for split, path in paths.items()]
-    rows: dict[str, list[tuple[str, str]]] = {}
-    names: dict[str, str] = {}
-    for table in tables:
-        names.update(table.names)
-        for split, pairs in table.rows.items():
-            rows.setdefault(split, []).extend(pairs)
-    return Table(rows, None, names)
+def _checked(table: Table, store: FileStore, origin: Path) -> Table:
+    """The table of pictures that are all there, their paths spelled as the store has them; names get their ending."""
+    table = respelled(table, store, origin)
+    missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
+    if missing:
+        table = endings.completed(table, store, missing, origin.name)
+        _refuse_missing(table, store, origin)
+    return table
 
 
 def _refuse_missing(table: Table, store: FileStore, origin: Path) -> None:
     missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
     if missing:
         total = sum(map(len, table.rows.values()))
+        near = endings.near(store, missing[0])
+        way_out = (
+            f"{store.where(near)} does, so write its ending."
+            if near is not None
+            else "set data.root to the folder or archive that the paths start from."
+        )
         raise UserError(
             f"{len(missing):,} of the {total:,} images that {origin.name} names do not exist, first "
-            f"{store.where(missing[0])}; set data.root to the folder or archive that the paths start from."
+            f"{store.where(missing[0])}; {way_out}"
         )
-
-
-def _names(table: Table, config: DataConfig) -> dict[str, str]:
-    """Class id to name, in label order."""
-    ids = table.class_ids or sorted_ids(table.ids("train"))
-    if config.class_names is None:
-        return {label: table.names.get(label, label) for label in ids}
-    given = class_names.read(config.class_names)
-    if isinstance(given, list):
-        return class_names.from_lines(ids, given, config.class_names)
-    # A mapping declares the classes of other splits too, so that one without training images can be meant.
-    extra = sorted_ids(table.ids() - set(ids))
-    every = (*ids, *extra) if table.class_ids else sorted_ids({*ids, *extra})
-    return class_names.from_mapping(every, given, config.class_names)
-
-
-def _refuse_unknown(table: Table, known: set[str], name: str) -> None:
-    for split in table.rows:
-        unknown = sorted_ids(table.ids(split) - known)
-        if unknown:
-            raise UserError(
-                f"{name}: the {split} split has {len(unknown)} classes that training does not know, "
-                f"{listing(unknown)}; add training images, leave them out, or declare all with data.class_names."
-            )
-
-
-def _id_notes(ids: tuple[str, ...], named: bool) -> tuple[str, ...]:
-    notes: tuple[str, ...] = ()
-    if are_numbers(ids) and ids != tuple(map(str, range(len(ids)))):
-        notes += (f"Class ids are not 0 to {len(ids) - 1} in order; they were numbered anew, the originals are kept.",)
-    if not named:
-        notes += (_NAMELESS,)
-    return notes
-
-
-def _untrained(dataset: DataSet) -> tuple[str, ...]:
-    empty = [dataset.class_names[k] for k, count in enumerate(dataset.counts("train")) if count == 0]
-    if not empty:
-        return ()
-    return (f"{len(empty):,} of {dataset.num_classes:,} classes have no training images: {listing(empty)}.",)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
 
-from liftplus.data import class_names, split_folders, split_names
+from liftplus.data import class_names, names_file, split_folders, split_names
 from liftplus.data.dataset import Table, listing, sorted_ids
 from liftplus.data.images import IMAGE_SUFFIXES
 from liftplus.data.label_files import rows_beside
@@ -64,9 +64,9 @@ def read(store: FileStore, worded: bool = False) -> Table:
     for name in (at.get(found.prefix + NAMES_FILE), at.get(NAMES_FILE)):
         if name is not None:
             origin = store.where(name)
-            lines = class_names.parse_lines(store.read(name), origin)
-            names = class_names.from_lines(_all_folders(found), lines, origin)
-            folders, worded = tuple(names), True
+            named = class_names.match(_all_folders(found), names_file.parse(store.read(name), origin), origin)
+            folders, names, notes = tuple(named.names), named.names, notes + named.notes
+            worded = True
             notes += (f"{NAMES_FILE} in the data gives the label order and the names of {len(names)} classes.",)
             break
     return Table(found.rows, folders, names, notes + _undeclared(members, folders, worded))

@@ -1,0 +1,186 @@
+"""Labels as people hold them: lists, arrays, tensors, columns of data frames; each as Python's own values."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Hashable, Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from liftplus.data.dataset import listing
+from liftplus.errors import UserError
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One label a picture.
+
+    Attributes:
+        values: numbers, text or what else was given; whole numbers are `int`, bytes are text.
+        notes: what was decided in reading them, one sentence each.
+    """
+
+    values: list[Hashable]
+    notes: tuple[str, ...] = ()
+
+
+def read(labels: Any, count: int) -> Labels:
+    """The labels of `count` pictures.
+
+    Args:
+        labels: N values of any kind; also [N, 1], [1, N] or one-hot [N, C], which gives the number of the column.
+        count: the number of pictures.
+
+    Raises:
+        UserError: their number is another, one is missing, a picture has several, or two are told apart by type alone.
+    """
+    given, notes = _flat(_listed(labels), count)
+    if len(given) != count:
+        raise UserError(f"There are {count} pictures and {len(given)} labels; give one label for each picture.")
+    _refuse_missing(given)
+    values = [_one(place, value) for place, value in enumerate(given)]
+    return Labels(values, (*notes, *_checked(values)))
+
+
+def _listed(labels: Any) -> list[Any]:
+    """A list of plain values, or of lists of them where the labels have two dimensions."""
+    if isinstance(labels, str | bytes | Mapping | Set):
+        raise UserError(f"The labels are a {type(labels).__name__}; give a list or an array with one for each picture.")
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu()
+    elif hasattr(labels, "to_pylist"):  # Arrow's columns
+        labels = labels.to_pylist()
+    elif hasattr(labels, "__array__") and not isinstance(labels, np.ndarray):
+        labels = np.asarray(labels)
+    if isinstance(labels, Tensor | np.ndarray):
+        found = labels.tolist()
+        return found if isinstance(found, list) else [found]
+    try:
+        return [value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value for value in labels]
+    except TypeError as error:
+        raise UserError(f"The labels are a {type(labels).__name__}; give one for each picture.") from error
+
+
+def _flat(given: list[Any], count: int) -> tuple[list[Any], tuple[str, ...]]:
+    """One value a picture, and a note where the labels were one-hot."""
+    if not any(isinstance(value, list) for value in given):
+        return given, ()
+    widths = {len(value) if isinstance(value, list) else 0 for value in given}
+    if widths == {1}:
+        return [value[0] for value in given], ()
+    if len(given) == 1 and widths == {count}:
+        return list(given[0]), ()
+    columns = [_hot(value) for value in given]
+    if len(given) != count or len(widths) > 1 or None in columns:
+        place = next((k for k, column in enumerate(columns) if column is None), 0)
+        raise UserError(
+            f"The labels have two dimensions and are not one-hot: those of picture {place} are "
+            f"{str(given[place])[:60]}. Give one label for each picture, or [N, C] with a single 1 in each row."
+        )
+    return columns, (
+        f"The labels are one-hot [{count}, {widths.pop()}]; the number of the column is taken for the class.",
+    )
+
+
+def _hot(row: Any) -> int | None:
+    """The place of the only 1 in a row of zeros."""
+    if (
+        not isinstance(row, list)
+        or any(is_missing(value) or value not in (0, 1) for value in row)
+        or sum(map(int, row)) != 1
+    ):
+        return None
+    return row.index(1)
+
+
+def _refuse_missing(given: Iterable[Any]) -> None:
+    missing = [(place, value) for place, value in enumerate(given) if is_missing(value)]
+    if missing:
+        place, value = missing[0]
+        raise UserError(
+            f"{len(missing)} labels are missing: the first is that of picture {place}, {value!r}. Leave these pictures "
+            "out, or give them a label."
+        )
+
+
+def is_missing(value: Any) -> bool:
+    """True for None, NaN, pandas' NA and NaT, and empty text."""
+    if value is None or (isinstance(value, str | bytes) and not value.strip()):
+        return True
+    try:
+        return bool(value != value)  # NaN and NaT are unequal to themselves
+    except TypeError:  # NA is neither
+        return True
+    except ValueError:
+        return False
+
+
+def _one(place: int, value: Any) -> Hashable:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UserError(f"The label of picture {place} is {value}; give a class.")
+        return int(value) if value.is_integer() else value
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"The label of picture {place}, {value!r}, is no UTF-8 text; give text.") from error
+    if isinstance(value, str):
+        return str(value)
+    try:
+        hash(value)
+    except TypeError as error:
+        raise UserError(
+            f"The label of picture {place} is a {type(value).__name__}; give a number or a word for each picture."
+        ) from error
+    plain: Hashable = value
+    return plain
+
+
+def _checked(values: list[Hashable]) -> tuple[str, ...]:
+    """Refuse labels that only their type tells apart; a note for numbers that are no whole ones."""
+    once = {(type(value), value): value for value in values}
+    by_text: dict[str, Hashable] = {}
+    truth = next((value for value in once.values() if isinstance(value, bool)), None)
+    number = next((value for value in once.values() if type(value) in (int, float)), None)
+    if truth is not None and number is not None:  # True equals 1 for Python; nobody can tell whether that was meant
+        raise _of_two_types(truth, number)
+    for value in once.values():
+        other = by_text.setdefault(str(value), value)
+        if type(other) is not type(value):
+            raise _of_two_types(other, value)
+    fractions = [value for value in once.values() if isinstance(value, float)]
+    if not fractions:
+        return ()
+    return (f"Some labels are no whole numbers ({listing(list(map(str, fractions)), 3)}); each value is a class.",)
+
+
+def _of_two_types(one: Hashable, other: Hashable) -> UserError:
+    return UserError(
+        f"The labels {one!r} and {other!r} are of different types ({type(one).__name__} and {type(other).__name__}). "
+        "Give labels of one type."
+    )
+
+
+def one_form(values: list[Hashable]) -> tuple[list[Hashable], tuple[str, ...]]:
+    """Texts that differ by Unicode form alone become one, with a note."""
+    texts = {value for value in values if isinstance(value, str)}
+    spelling, notes = spellings(texts)
+    return [spelling.get(value, value) if isinstance(value, str) else value for value in values], notes
+
+
+def spellings(ids: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The one spelling of each text of which there are several Unicode forms (NFC, NFD), and a note about them."""
+    forms: dict[str, list[str]] = {}
+    for text in sorted(ids):
+        if not text.isascii():
+            forms.setdefault(unicodedata.normalize("NFC", text), []).append(text)
+    several = {form: texts for form, texts in forms.items() if len(texts) > 1}
+    if not several:
+        return {}, ()
+    note = f"Class names that differ only in their Unicode form were taken for one class: {listing(list(several))}."
+    return {text: form for form, texts in several.items() for text in texts}, (note,)

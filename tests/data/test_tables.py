@@ -1,0 +1,257 @@
+"""Tables as competitions, pandas and Hugging Face write them: each picture once, each class once, or one sentence."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from liftplus.data.config import DataConfig
+from liftplus.data.dataset import DataSet
+from liftplus.data.identity import identity
+from liftplus.data.parquet import ParquetStore
+from liftplus.data.sources import load
+from liftplus.errors import UserError
+
+Grow = Callable[[Path, dict[str, int]], Path]
+LABELS = ["cat"] * 6 + ["dog"] * 4
+
+
+def loaded(source: Path, **keys: object) -> DataSet:
+    return load(DataConfig(source=str(source), **keys))  # type: ignore[arg-type]
+
+
+def totals(dataset: DataSet) -> dict[str, int]:
+    every = zip(*(dataset.counts(split) for split in dataset.splits), strict=True)
+    return dict(zip(dataset.class_names, map(sum, every), strict=True))
+
+
+@pytest.fixture
+def ten(tmp_path: Path, grow: Grow) -> Path:
+    return grow(tmp_path, {".": 10})
+
+
+def csv(folder: Path, header: str, *rows: object) -> Path:
+    (folder / "t.csv").write_text("\n".join([header, *map(str, rows)]) + "\n")
+    return folder / "t.csv"
+
+
+def test_rows_of_one_picture_count_once(ten: Path) -> None:
+    dataset = loaded(csv(ten, "path,label", *(f"{k}.png,{LABELS[k]}" for k in range(10) for _ in range(3))))
+    assert totals(dataset) == {"cat": 6, "dog": 4}
+    assert not set(dataset.splits["train"].keys) & set(dataset.splits["test"].keys)
+    assert dataset.notes[0].startswith("20 rows that repeat a picture were left out, so that each picture counts once:")
+    tested = load(DataConfig(source=str(ten / "t.csv")), for_testing=True)
+    assert len(tested.splits["test"]) == 10
+
+
+@pytest.mark.parametrize("other", ["./0.png", "x/../0.png", "{here}/0.png", ".//0.png"])
+def test_one_picture_under_two_paths(ten: Path, other: str) -> None:
+    rows = [f"{k}.png,{LABELS[k]}" for k in range(10)]
+    dataset = loaded(csv(ten, "path,label", *rows, f"{other.format(here=ten)},cat"))
+    assert totals(dataset) == {"cat": 6, "dog": 4}
+
+
+@pytest.mark.parametrize("split", ["", ",test"])
+def test_two_labels_of_one_picture_are_refused(ten: Path, split: str) -> None:
+    rows = [f"{k}.png,{LABELS[k]}{',train' if split else ''}" for k in range(10)]
+    path = csv(ten, f"path,label{',split' if split else ''}", *rows, f"0.png,dog{split}")
+    with pytest.raises(UserError, match=r"several labels to 1 of 10 pictures: first '0\.png', which has 'cat', 'dog'"):
+        loaded(path)
+
+
+def test_a_picture_in_two_splits_is_told(ten: Path) -> None:
+    rows = [f"{k}.png,{LABELS[k]},train" for k in range(10)]
+    dataset = loaded(csv(ten, "path,label,split", *rows, "0.png,cat,test", "9.png,dog,test"))
+    assert "2 pictures are in train and test alike, first '0.png'" in dataset.notes[0]
+    assert dataset.counts("test") == (1, 1)
+
+
+def test_annotations_of_one_picture_count_once(ten: Path) -> None:
+    content = {
+        "images": [{"id": k, "file_name": f"{k}.png"} for k in range(10)],
+        "annotations": [{"image_id": k, "category_id": 1 + (k > 5)} for k in range(8) for _ in range(3)],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    (ten / "a.json").write_text(json.dumps(content))
+    dataset = loaded(ten / "a.json")
+    assert totals(dataset) == {"cat": 6, "dog": 2}
+    assert dataset.notes[0] == "2 pictures of a.json have no annotation: '8.png', '9.png'."
+    content["annotations"].append({"image_id": 0, "category_id": 2})
+    (ten / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="several labels to 1 of 8 pictures"):
+        loaded(ten / "a.json")
+
+
+def test_names_without_ending(ten: Path) -> None:
+    path = csv(ten, "id_code,diagnosis", *(f"{k},{LABELS[k]}" for k in range(10)))
+    dataset = loaded(path)
+    assert totals(dataset) == {"cat": 6, "dog": 4} and dataset.splits["train"].keys[0].endswith(".png")
+    assert dataset.notes[0].startswith("10 names in t.csv lack the ending of their file")
+    (ten / "3.jpg").write_bytes((ten / "3.png").read_bytes())
+    with pytest.raises(UserError, match=r"names '3', and both '3\.jpg', '3\.png' are there; write the ending"):
+        loaded(path)
+    with pytest.raises(UserError, match=r"first .*0\.gif; .*0\.png does, so write its ending"):
+        loaded(csv(ten, "path,label", *(f"{k}.gif,{LABELS[k]}" for k in range(10))))
+    assert totals(loaded(csv(ten, "path,label", "0.PNG,a", "1.png,b")))["a"] == 1
+
+
+def test_a_column_for_each_class(ten: Path) -> None:
+    """ISIC's form."""
+    path = csv(ten, "image,MEL,NV", *(f"{k},{1.0 * (k < 6)},{1.0 * (k > 5)}" for k in range(10)))
+    assert totals(loaded(path)) == {"MEL": 6, "NV": 4}
+    with pytest.raises(UserError, match="line 3 has not one 1"):
+        loaded(csv(ten, "image,MEL,NV", "0,1,0", "1,1,1"))
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        (
+            ",filename,label,name",
+            ["0,0.png,cat,IMG_0", "1,1.png,cat,IMG_1"],
+            "The column 'name' was taken for the names",
+        ),
+        ("0.png,cat", ["1.png,dog"], "The first line seems to be a row"),
+        ("path,label", ["0.png,1", "1.png,0", "2.png,nan"], "the label 'nan' among numbers"),
+        ("path,label", ["0.png,Cat", "1.png,cat"], "'Cat' and 'cat' have the same name"),
+    ],
+)
+def test_headers_and_labels_that_mislead(ten: Path, header: str, rows: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        loaded(csv(ten, header, *rows))
+
+
+def test_what_was_chosen_is_said(ten: Path) -> None:
+    dataset = loaded(csv(ten, ",path,label,class_id", "7,0.png,cat,0", "8,1.png,dog,1"))
+    assert dataset.notes[0] == "The label is in column 'label' of t.csv, not in 'class_id'."
+    dataset = loaded(csv(ten, "path,label", "0.png,cat", "1.png,nan"))
+    assert dataset.notes[0] == "One class of t.csv is called 'nan', which often stands for a missing label."
+    dataset = loaded(csv(ten, "path,label", "0.png,01", "1.png,1", "2.png,2"))
+    assert dataset.notes[0] == "Labels that are one number are one class: '01' and '1'."
+    dataset = loaded(csv(ten, "path,label", "0.png,caf\u00e9", "1.png,cafe\u0301", "2.png,b"))
+    assert totals(dataset) == {"b": 1, "caf\u00e9": 2} and "Unicode form" in dataset.notes[0]
+
+
+def test_json_lines_and_records(ten: Path) -> None:
+    rows = [{"file_name": f"{k}.png", "label": LABELS[k], "box": [0, k]} for k in range(10)]
+    lines = "\n".join(map(json.dumps, rows))
+    for name, text in {"t.jsonl": lines, "t.json": lines, "u.json": json.dumps(rows, indent=1)}.items():
+        (ten / name).write_text(text)
+        assert totals(loaded(ten / name)) == {"cat": 6, "dog": 4}
+    for value, message in ((None, "has no label"), (["cat", "dog"], "a picture has one class here")):
+        (ten / "t.jsonl").write_text(json.dumps({"file_name": "0.png", "label": value}))
+        with pytest.raises(UserError, match=message):
+            loaded(ten / "t.jsonl")
+
+
+def test_metadata_in_a_folder(tmp_path: Path, grow: Grow) -> None:
+    grow(tmp_path, {"train": 4, "test": 2})
+    rows = [f"{split}/{k}.png,{'ab'[k % 2]}" for split, count in (("train", 4), ("test", 2)) for k in range(count)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    dataset = loaded(tmp_path)
+    assert (dataset.counts(), dataset.counts("test")) == ((2, 2), (1, 1))
+    (tmp_path / "metadata.csv").unlink()
+    for split, count in (("train", 4), ("test", 2)):
+        lines = [json.dumps({"file_name": f"{k}.png", "label": "ab"[k % 2]}) for k in range(count)]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(lines))
+    dataset = loaded(tmp_path)
+    assert (dataset.counts(), dataset.counts("test")) == ((2, 2), (1, 1))
+    assert "'train/metadata.jsonl', 'test/metadata.jsonl'" in dataset.notes[0]
+
+
+def test_metadata_without_classes_leaves_the_folders(tmp_path: Path, grow: Grow) -> None:
+    grow(tmp_path, {"a": 3, "b": 3})
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na/0.png,a picture\n")
+    assert totals(loaded(tmp_path)) == {"a": 3, "b": 3}
+
+
+def hugging_face(
+    path: Path, png: Callable[..., bytes], labels: list[object], names: object = None, **more: str
+) -> Path:
+    """A table as the library `datasets` writes it; `more` renames columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [{"bytes": png((20 * k, 0, 0)), "path": f"{k}.png"} for k in range(len(labels))]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array(pictures, kind), more.get("label", "label"): labels})
+    if names is not None:
+        features = {"image": {"_type": "Image"}, more.get("label", "label"): {"names": names, "_type": "ClassLabel"}}
+        about = json.dumps({"info": {"features": features}}).encode()
+        table = table.replace_schema_metadata({b"huggingface": about})
+    pq.write_table(table, path)
+    return path
+
+
+def test_pictures_in_parquet(tmp_path: Path, png: Callable[..., bytes]) -> None:
+    path = hugging_face(tmp_path / "train-00000-of-00001.parquet", png, [0, 1] * 4)
+    dataset = loaded(path)
+    assert (dataset.class_ids, totals(dataset)) == (("0", "1"), {"0": 4, "1": 4})
+    store, keys = dataset.store, [*dataset.splits["train"].keys, *dataset.splits["test"].keys]
+    assert isinstance(store, ParquetStore)
+    shades = [pickle.loads(pickle.dumps(store)).image(f"{path.name}/{row}").getpixel((0, 0)) for row in range(1, 9)]
+    assert shades == [(20 * k, 0, 0) for k in range(8)]
+    assert sorted(keys) == sorted(f"{path.name}/{row}" for row in range(1, 9))
+    os.utime(path, (1, 1))
+    plain = store.plain
+    assert identity(store, keys) is None or len(str(identity(store, keys))) == 64
+    del dataset, store
+    gc.collect()
+    assert not os.path.exists(plain)
+
+
+def test_names_and_splits_of_hugging_face(tmp_path: Path, png: Callable[..., bytes]) -> None:
+    data, names = tmp_path / "data", ["cat", "big_dog", "emu"]
+    hugging_face(data / "train-00000-of-00002.parquet", png, [0, 1, 1], names)
+    hugging_face(data / "train-00001-of-00002.parquet", png, [0, 1], names)
+    hugging_face(data / "test-00000-of-00001.parquet", png, [1, 0], names)
+    for source in (tmp_path, data, data / "train-00000-of-00002.parquet"):
+        dataset = loaded(source)
+        assert dataset.class_names == ("cat", "big dog", "emu")
+        assert (dataset.counts(), dataset.counts("test")) == ((2, 3, 0), (1, 1, 0))
+    hugging_face(data / "test-00000-of-00001.parquet", png, [-1, -1], names)
+    assert "test-00000-of-00001.parquet has no labels and was left out." in " ".join(loaded(tmp_path).notes)
+    (data / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"holds 1 of 2 tables, .*; number 1 is missing"):
+        loaded(tmp_path)
+
+
+def test_other_columns_of_parquet(tmp_path: Path, png: Callable[..., bytes]) -> None:
+    path = tmp_path / "a.parquet"
+    assert totals(loaded(hugging_face(path, png, [0, 1], ["a", "b"], label="fine_label"))) == {"a": 1, "b": 1}
+    for labels, message in (
+        ([0, None, 1], "line 2 has no label"),
+        ([0.0, float("nan"), 1.0], "line 2 has no label"),
+        ([[0, 1], [1, 0]], "a picture has one class here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            loaded(hugging_face(path, png, labels))
+    with pytest.raises(UserError, match="columns 'image', 'colour', but none for the label") as caught:
+        loaded(hugging_face(path, png, [0, 1], label="colour"))
+    assert "PNG" not in str(caught.value)
+    pq.write_table(pa.table({"image": [png(), None], "label": ["x", "y"]}), path)
+    with pytest.raises(UserError, match="line 2 has no picture in column 'image'"):
+        loaded(path)
+
+
+def test_published_names_with_twins(tmp_path: Path, grow: Grow) -> None:
+    """ImageNet has two classes 'missile'; the lists number them."""
+    grow(tmp_path, {"p/n04008634": 2, "p/n03773504": 2, "p/n01440764": 2})
+    (tmp_path / "names.txt").write_text("n01440764 tench\nn03773504 missile\nn04008634 missile\n")
+    for source in (
+        tmp_path / "p",
+        csv(
+            tmp_path,
+            "path,label",
+            *(f"p/{f}/{k}.png,{i}" for i, f in enumerate(("n01440764", "n03773504", "n04008634")) for k in (0, 1)),
+        ),
+    ):
+        dataset = loaded(source, class_names=str(tmp_path / "names.txt"))
+        assert dataset.class_names == ("tench", "missile", "missile")
+        assert any(note.startswith("Several classes have one name: 'missile' (") for note in dataset.notes)
