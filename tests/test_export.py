@@ -302,7 +302,7 @@ def refused_export(error: Exception, form: Any, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torch.onnx if form == "onnx" else torch.export, "export", fails)
     run = trained(backbone_of("timm_vit"), "lora")
     with pytest.raises(UserError) as told:
-        export.export(run, tmp_path / f"m.{form}", form, noise(run), Silent(), "as_trained")
+        export.export(run, tmp_path / f"m.{form}", form, noise(run), Silent(), Evaluation())
     assert not list(tmp_path.iterdir())
     return str(told.value)
 
@@ -348,7 +348,7 @@ def test_a_full_disk_is_no_matter_of_the_exporter(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(torch.export, "save", full)
     with pytest.raises(OSError, match="No space"):
-        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), "as_trained")
+        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), Evaluation())
 
 
 @pytest.mark.slow

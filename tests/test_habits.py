@@ -98,7 +98,7 @@ def test_output_for_machines(photos: Path, command: Command, tmp_path: Path) -> 
     found = json.loads(command("predict", "run", photos / "test", "--json", "--top-k", 1).out)
     assert len(found) == 6 and all(len(entry["top"]) == 1 and entry["error"] is None for entry in found)
     ended = command("predict", "run", photos / "test", "--json", "--out", "x.csv")
-    assert json.loads(ended.out) == {"file": "x.csv", "images": 6} and (tmp_path / "x.csv").is_file()
+    assert json.loads(ended.out) == {"file": "x.csv", "images": 6, "unreadable": 0} and (tmp_path / "x.csv").is_file()
     ended = command("prepare", "--data", photos, "--out", "small", "--json")
     assert json.loads(ended.out)["images"] == 25 and json.loads(ended.out)["bytes"] > 0
     assert Path(json.loads(command("report", "run", "--json").out)["page"]).is_file()
@@ -156,7 +156,8 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "command-line.md").read_t
 def test_commands_of_the_page_are_such() -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
-    (install, *rest) = lines
+    first = next(k for k, words in enumerate(lines) if words[0] == "pip")
+    install, *rest = lines[first:]
     assert install[:2] == ["pip", "install"] and install[2] == f"liftplus[{','.join(tracking.TRACKERS)}]"
     for words in rest:
         about = commands()[words[1]].make_context(words[1], words[2:])

@@ -33,7 +33,10 @@ FOUND = ["new/a.png", "new/b.JPG", "new/deep/c.png", "new/photo.jpg/photo.jpg"]
 def test_a_folder_called_like_a_picture_is_a_folder(place: Path) -> None:
     assert image_files(["new"]) == FOUND
     assert image_files(["new/photo.jpg"]) == ["new/photo.jpg/photo.jpg"]
-    assert inputs.read(["new"]).notes == ("1 files in new do not end like an image and were left out: 1 .txt.",)
+    assert inputs.read(["new"]).notes == (
+        "Hidden folders and those of systems were left out: '.thumbs'.",
+        "1 files in new do not end like an image and were left out: 1 .txt.",
+    )
 
 
 @pytest.mark.parametrize(

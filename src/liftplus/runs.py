@@ -297,7 +297,10 @@ def _before(session: Session, dataset: DataSet, model: Classifier, folder: Path)
         return start
 
     start = session.runtime.job.from_leader(noted)
-    return signs.look(model, config, dataset, session.runtime) if start is None else signs.Look(**start)
+    if start is not None:
+        return signs.Look(**start)
+    with deterministic(config.deterministic):
+        return signs.look(model, config, dataset, session.runtime)
 
 
 def _signs(
@@ -312,11 +315,11 @@ def _signs(
     if before is None:
         return []
     config, runtime = session.config, session.runtime
-    after = signs.look(model, config, dataset, runtime)
+    with deterministic(config.deterministic):
+        after = signs.look(model, config, dataset, runtime)
+        units = signs.of_units(model, config, dataset, runtime)
     found = signs.of_training(config, fitted.losses, before, after)
-    if signs.below_start(before, after):
-        return found
-    return [*signs.of_test(config, metrics), *signs.of_units(model, config, dataset, runtime), *found]
+    return found if signs.below_start(before, after) else [*signs.of_test(config, metrics), *units, *found]
 
 
 def _test(

@@ -163,6 +163,7 @@ def test_a_run_tells_it(state: State, tmp_path: Path, photos: Path) -> None:
 
     class Model:
         backbone = catalogue.load(chosen.backbone)
+        notes = ()
 
     class Data:
         notes, splits, name = (), {"test": ()}, "photos"
