@@ -114,8 +114,8 @@ def shell(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_exit_codes() -> None:
     ended = shell("trian")
     assert ended.returncode == 2 and "Did you mean 'train'" in ended.stderr
-    fake = "sys.modules['liftplus.describe'] = types.SimpleNamespace(parts=lambda as_json: 1 / 0)"
-    broken = f"import sys, types; {fake}; from liftplus.cli import main; main()"
+    fake = "names.parts = lambda: 1 / 0"
+    broken = f"from liftplus import names; {fake}; from liftplus.cli import main; main()"
     ended = subprocess.run([sys.executable, "-c", broken, "info"], capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
 

@@ -72,7 +72,7 @@ def registered(kind: str) -> dict[str, str]:
     if os.environ.get(registry.VARIABLE) or entry_points(group=registry.GROUP):
         return {name: _first_line(part.__doc__) for name, part in registry.discover(kind).items()}
     found = {}
-    for path in _sources(registry.HOMES[kind]):
+    for path in (path for module in registry.HOMES[kind] for path in _sources(module)):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and (name := _name(node, kind)) is not None:
                 found[name] = _first_line(ast.get_docstring(node))

@@ -22,12 +22,12 @@ from liftplus.errors import UserError, unknown
 
 # Where the members of each kind live: a module, or a folder whose modules are all imported.
 HOMES = {
-    "tuner": "liftplus.tuners",
-    "head": "liftplus.heads",
-    "head_init": "liftplus.picture_init",
-    "loss": "liftplus.losses",
-    "sampler": "liftplus.data.samplers",
-    "augment": "liftplus.data.transforms",
+    "tuner": ("liftplus.tuners",),
+    "head": ("liftplus.heads",),
+    "head_init": ("liftplus.head_init", "liftplus.picture_init"),
+    "loss": ("liftplus.losses",),
+    "sampler": ("liftplus.data.samplers",),
+    "augment": ("liftplus.data.transforms",),
 }
 GROUP = "liftplus.parts"
 VARIABLE = "LIFTPLUS_PARTS"
@@ -69,9 +69,10 @@ def register(kind: str, name: str) -> Callable[[_T], _T]:
 
 def discover(kind: str) -> dict[str, type[Component]]:
     """All parts of a kind, by name."""
-    home = importlib.import_module(HOMES[kind])
-    for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
-        importlib.import_module(f"{home.__name__}.{module.name}")
+    for name in HOMES[kind]:
+        home = importlib.import_module(name)
+        for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
+            importlib.import_module(f"{home.__name__}.{module.name}")
     _load_announced(os.environ.get(VARIABLE, ""))
     return dict(sorted(_PARTS[kind].items()))
 
