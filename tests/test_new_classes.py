@@ -56,7 +56,7 @@ def test_added_from_pictures(text: str, run: Path, photos: Path, command: Comman
     ended = command("predict", "plus", more, photos / "test" / "blue sky", "--out", "p.json")
     assert ended.code == 0, ended.err
     found = [entry["top"][0]["class"] for entry in json.loads((tmp_path / "p.json").read_text())]
-    assert found == ["yellow thing"] * 4 + ["blue sky"] * 2 or found == ["blue sky"] * 2 + ["yellow thing"] * 4
+    assert found[:4] == ["yellow thing"] * 4 and "yellow thing" not in found[4:]
     # Statistics came along, so a further class needs neither the old run nor its pictures.
     pictures(tmp_path / "white", 1, (250, 250, 250))
     ended = command("classes", "add", "plus", "white", "white/0.png", "--out", "more2")
@@ -79,7 +79,7 @@ def test_old_pictures_are_needed_where_no_statistics_were_kept(
 def test_names_and_pictures_together(run: Path, command: Command, tmp_path: Path) -> None:
     """One class from its name, one from pictures, in the order given."""
     pictures(tmp_path / "yellow", 2)
-    ended = command("classes", "add", "run", "purple cloud", "yellow", "./yellow", "--out", "plus", "--json")
+    ended = command("classes", "add", "run", "purple cloud", "yellow", "--out", "plus", "--json")
     assert ended.code == 2 and "could be a class name, and it is a folder here" in ended.err
     ended = command("classes", "add", "run", "purple cloud", "lemon", "./yellow", "--out", "plus", "--json")
     assert ended.code == 0, ended.err

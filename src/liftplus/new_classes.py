@@ -86,6 +86,8 @@ class Known:
 
 def features(session: Session, trained: Trained, store: Store, split: Split, label: str) -> Tensor:
     """Tuned features of pictures as the head sees them, fp32 [N, D]."""
+    if not len(split):
+        return torch.empty(0, trained.model.backbone.dim)
     facts = trained.model.backbone.facts
     view = CentreCrop(facts.image_size, facts.interpolation, margin=0)
     reading = Reading(store, split, session.config.train.workers, session.progress, label)

@@ -77,31 +77,33 @@ def _by_name(given: list[str]) -> dict[str, list[str]]:
     from liftplus.predicting import image_files
 
     paths: dict[str, list[str]] = {}
-    for word in given:
-        if not _is_path(word):
-            if word in paths:
-                raise UserError(f"The class {word!r} is named twice. Name it once, before all of its pictures.")
-            paths[word] = []
-        elif not paths:
+    slashed = [_is_path(word) for word in given]
+    for k, word in enumerate(given):
+        if slashed[k] and not paths:
             raise UserError(f"{word!r} is a path, and no class name stands before it. Give NAME and then its pictures.")
-        else:
+        if slashed[k]:
             list(paths.values())[-1].append(word)
+        elif word in paths:
+            raise UserError(f"The class {word!r} is named twice. Name it once, before all of its pictures.")
+        elif k and os.path.exists(word) and not any(slashed[k + 1 : k + 2]):
+            raise UserError(
+                f"{word!r} could be a class name, and it is a {'folder' if os.path.isdir(word) else 'file'} here. For "
+                f"its pictures write {os.path.join('.', word)!r}; a class of that name can be given first."
+            )
+        else:
+            paths[word] = []
     return {name: image_files(own) for name, own in paths.items()}
 
 
 def _is_path(word: str) -> bool:
-    """Whether a word names pictures; a folder needs its slash where it could be a name as well."""
-    slashed = "/" in word or os.sep in word
-    if os.path.exists(word) and not slashed:
-        raise UserError(
-            f"{word!r} could be a class name, and it is a {'folder' if os.path.isdir(word) else 'file'} here. For its "
-            f"pictures write {os.path.join('.', word)!r}; for a class of that name call liftplus from another folder."
-        )
-    if slashed and not os.path.exists(word) and not word[0].isspace():
-        beginning = word.split("/")[0]
-        if word.startswith((".", "/", "~")) or word.endswith("/") or os.path.isdir(beginning):
-            raise UserError(f"There is no {word!r}. Give a folder of pictures or an image file after the class's name.")
-    return slashed and os.path.exists(word)
+    """Whether a word names pictures: there is a slash in it, and something of that path exists."""
+    if "/" not in word and os.sep not in word:
+        return False
+    if os.path.exists(word):
+        return True
+    if word.startswith((".", "/", "~")) or word.endswith("/") or os.path.isdir(word.split("/")[0]):
+        raise UserError(f"There is no {word!r}. Give a folder of pictures or an image file after the class's name.")
+    return False
 
 
 def _from_pictures(
