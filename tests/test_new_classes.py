@@ -130,24 +130,34 @@ def features(classes: int, each: int, dim: int = 16, seed: int = 0) -> tuple[tor
     return F.normalize(x, dim=-1).double(), y
 
 
-def test_rows_are_those_of_the_ridge_over_all_classes() -> None:
+def test_rows_are_those_of_the_ridge_on_top_of_what_old_rows_share() -> None:
     x, y = features(6, 10)
     old, new = y < 5, y == 5
-    found = added_row.rows(added_row.gathered(x[old], y[old], 5), x[new], None, [Choice(0.1), Choice(1.0)])
-    everything = Ridge(added_row.gathered(x, y, 6))
-    torch.testing.assert_close(found, torch.stack([everything.rows(0.1)[5], everything.rows(1.0)[5]]))
+    known = Old(
+        F.normalize(torch.randn(5, 16, generator=torch.Generator().manual_seed(1)).double(), dim=-1), Sample(x, y)
+    )
+    made = added_row.rows(
+        added_row.gathered(x[old], y[old], 5),
+        x[new],
+        added_row.bases(known, None),
+        [Choice(0.1, 2.0), Choice(1.0, 0.5)],
+    )
+    everything, mean = Ridge(added_row.gathered(x, y, 6)), known.rows.mean(0)
+    expected = torch.stack([mean + 2 * everything.rows(0.1)[5], mean + everything.rows(1.0)[5] / 2])
+    torch.testing.assert_close(made, F.normalize(expected, dim=-1))
 
 
-def test_the_row_takes_its_own_and_harms_little() -> None:
-    """With the old rows those of a ridge, a sixth class from three pictures is right and the others stay so."""
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_row_takes_its_own_and_harms_little(count: int) -> None:
+    """With the old rows those of a ridge, a sixth class is right and the others stay so."""
     x, y = features(6, 30)
     old, new = y < 5, y == 5
     statistics = added_row.gathered(x[old], y[old], 5)
     known = Old(Ridge(statistics).rows(0.1), Sample(x[old], y[old]))
-    choice = added_row.choose(known, 3)
-    row = added_row.rows(statistics, x[new][:3], None, [choice])
-    assert float(added_row.taken(x[new][3:], row, known.rows)) > 0.9
-    assert float(added_row.harm(known, row)) <= 0.01
+    made = added_row.fit(known, statistics, x[new][:count], None)
+    assert float((added_row.margin(x[new][count:], made.row, known.rows) > 0).double().mean()) > 0.9
+    assert float(added_row.harm(known, made.row)) <= 0.01
+    assert made.own is None if count == 1 else made.own == 1.0
 
 
 def test_harm_counts_what_was_right_before() -> None:
@@ -159,9 +169,12 @@ def test_harm_counts_what_was_right_before() -> None:
     assert float(added_row.harm(Old(rows, sample), 2 * new)) == pytest.approx((0.5 + 1) / 2)
 
 
-def test_without_pairs_the_default_is_taken() -> None:
-    x, y = features(3, 1)
-    assert added_row.choose(Old(x, Sample(x, y)), 5) == Choice()
+def test_single_pictures_everywhere() -> None:
+    """Nothing can be left out or come back, and the row still takes its own picture."""
+    x, y = features(4, 1)
+    known = Old(x[:3], Sample(x[:3], y[:3]))
+    made = added_row.fit(known, added_row.gathered(x[:3], y[:3], 3), x[3:], None)
+    assert made.own is None and float(added_row.margin(x[3:], made.row, known.rows)) > 0
 
 
 def test_statistics_of_other_weights_are_not_taken(run: Path, command: Command, tmp_path: Path) -> None:

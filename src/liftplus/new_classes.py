@@ -30,8 +30,6 @@ PICTURES, KEPT = 20_000, 4_000
 """Most training pictures behind the statistics, and most of whose features are kept."""
 HEADS = ("cosine", "l2norm", "layernorm")
 """Heads that compare features with rows of unit length."""
-LEFT_OUT = 20
-"""Most pictures of a new class that are left out in turn."""
 _TENSORS = ("counts", "sums", "balanced", "pooled")
 
 
@@ -185,17 +183,6 @@ def _added(name: str, old: Old, statistics: Statistics, x: Tensor, text: Tensor 
         assert text is not None
         row = F.normalize(text.double(), dim=-1)[None]
         return row, Added(name, 0, True, None, 100 * float(added_row.harm(old, row)))
-    choice = added_row.choose(old, len(x))
-    row = added_row.rows(statistics, x, text, [choice])
-    own = None
-    if len(x) > 1:
-        right = [
-            added_row.taken(x[k : k + 1], added_row.rows(statistics, _but(x, k), text, [choice]), old.rows)
-            for k in range(min(len(x), LEFT_OUT))
-        ]
-        own = 100 * float(torch.cat(right).mean())
-    return row, Added(name, len(x), choice.weight is not None, own, 100 * float(added_row.harm(old, row)))
-
-
-def _but(x: Tensor, k: int) -> Tensor:
-    return torch.cat([x[:k], x[k + 1 :]])
+    made = added_row.fit(old, statistics, x, text)
+    own = None if made.own is None else 100 * made.own
+    return made.row, Added(name, len(x), made.choice.text, own, 100 * float(added_row.harm(old, made.row)))
