@@ -18,6 +18,7 @@ from liftplus.closed_form import Ridge, Sample
 from .conftest import Command, picture
 
 OPTIONS = ("device=cpu", "precision=fp32", "workers=0", "tte=false")
+TRAINED = ("epochs=1", "train.batch_size=8")
 
 
 def pictures(folder: Path, count: int, colour: tuple[int, int, int] = (230, 220, 40)) -> Path:
@@ -29,7 +30,7 @@ def pictures(folder: Path, count: int, colour: tuple[int, int, int] = (230, 220,
 
 @pytest.fixture
 def run(photos: Path, command: Command, tmp_path: Path) -> Path:
-    ended = command("train", "--data", photos, "--out", "run", "epochs=1", "train.batch_size=8", *OPTIONS)
+    ended = command("train", "--data", photos, "--out", "run", "head_init=ridge", *TRAINED, *OPTIONS)
     assert ended.code == 0, ended.err
     return tmp_path / "run"
 
