@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from liftplus.backbones import catalogue
 from liftplus.checkpoint import FORMAT, Trained, checksum, read_model, read_tensors, write_tensors
 from liftplus.closed_form import Sample, Statistics
 from liftplus.data.dataset import DataSet, Split, Store
-from liftplus.data.stores import FolderStore
 from liftplus.data.transforms import CentreCrop
 from liftplus.determinism import deterministic
 from liftplus.errors import UserError
 from liftplus.evaluate import Reading, collect
+from liftplus.inputs import Rows
 from liftplus.picture_init import sampled
 from liftplus.runs import Session
 
@@ -84,8 +84,6 @@ class Known:
 
 def features(session: Session, trained: Trained, store: Store, split: Split, label: str) -> Tensor:
     """Tuned features of pictures as the head sees them, fp32 [N, D]."""
-    if not len(split):
-        return torch.empty(0, trained.model.backbone.dim)
     facts = trained.model.backbone.facts
     view = CentreCrop(facts.image_size, facts.interpolation, margin=0)
     reading = Reading(store, split, session.config.train.workers, session.progress, label)
@@ -111,7 +109,7 @@ def add(
     session: Session,
     trained: Trained,
     run: Path,
-    pictures: Mapping[str, Sequence[str]],
+    pictures: Mapping[str, Rows | None],
     out: Path,
     data: Callable[[], DataSet],
     *,
@@ -121,7 +119,7 @@ def add(
     """A copy of a run that knows further classes from pictures, or from their name alone where there are none.
 
     Args:
-        pictures: image files by class name.
+        pictures: by class name; None where there are none.
         data: the run's own data, read only where no statistics were kept with the run.
         text: whether names count beside pictures; None: where the backbone reads text.
         weights: a local file of the backbone's weights.
@@ -129,12 +127,8 @@ def add(
     about, state = read_model(run)
     _refuse(trained, pictures, text)
     edit_classes.refuse_names(run, list(pictures))
-    store, reads = FolderStore(""), reads_text(trained) if text is None else text
-    store.decode = session.config.data.decode
-    found = [
-        features(session, trained, store, Split(list(files), [0] * len(files)), f"Features of {name}")
-        for name, files in pictures.items()
-    ]
+    reads = reads_text(trained) if text is None else text
+    found = [_features_of(session, trained, name, given) for name, given in pictures.items()]
     texts = edit_classes.text_rows_of(about, list(pictures), weights) if reads else None
     belongs = {"weights": _digest(about, state), "class_ids": about["class_ids"]}
     have = Known.read(run if run.is_dir() else run.parent, belongs) or known(session, trained, data())
@@ -151,12 +145,19 @@ def add(
     return added
 
 
+def _features_of(session: Session, trained: Trained, name: str, given: Rows | None) -> Tensor:
+    if given is None:
+        return torch.empty(0, trained.model.backbone.dim)
+    given.store.decode = session.config.data.decode
+    return features(session, trained, given.store, Split(given.keys, [0] * len(given)), f"Features of {name}")
+
+
 def reads_text(trained: Trained) -> bool:
     """Whether the run's backbone has a text tower."""
     return catalogue.traits(trained.config.backbone.name).reads_text
 
 
-def _refuse(trained: Trained, pictures: Mapping[str, Sequence[str]], text: bool | None) -> None:
+def _refuse(trained: Trained, pictures: Mapping[str, Rows | None], text: bool | None) -> None:
     head, backbone = trained.config.head.name, trained.config.backbone.name
     if head not in HEADS:
         raise UserError(
@@ -165,7 +166,7 @@ def _refuse(trained: Trained, pictures: Mapping[str, Sequence[str]], text: bool 
         )
     if text and not reads_text(trained):
         raise UserError(f"Backbone {backbone!r} has no text tower that could read the names. Leave --text out.")
-    nameless = [name for name, files in pictures.items() if not files]
+    nameless = [name for name, given in pictures.items() if given is None]
     if nameless and (text is False or not reads_text(trained)):
         reason = "--no-text was given" if reads_text(trained) else f"backbone {backbone!r} has no text tower"
         raise UserError(f"Class {nameless[0]!r} has no pictures, and {reason}. Give pictures of it.")

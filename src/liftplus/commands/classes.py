@@ -16,6 +16,7 @@ from liftplus.errors import UserError
 
 if TYPE_CHECKING:
     from liftplus.data.dataset import DataSet
+    from liftplus.inputs import Rows
     from liftplus.new_classes import Added
 
 ADDED = "NAME [PICTURES/]..."
@@ -72,9 +73,9 @@ def add(
     console.out.print(f"{out} knows {len(names)} more class{'es' if len(names) > 1 else ''}; old results do not apply.")
 
 
-def _by_name(given: list[str]) -> dict[str, list[str]]:
-    """Image files by class name: whatever is a path belongs to the name before it."""
-    from liftplus.predicting import image_files
+def _by_name(given: list[str]) -> dict[str, Rows | None]:
+    """Pictures by class name, None for a name alone: whatever is a path belongs to the name before it."""
+    from liftplus import inputs
 
     paths: dict[str, list[str]] = {}
     slashed = [_is_path(word) for word in given]
@@ -92,7 +93,7 @@ def _by_name(given: list[str]) -> dict[str, list[str]]:
             )
         else:
             paths[word] = []
-    return {name: image_files(own) for name, own in paths.items()}
+    return {name: inputs.read(own).complete() if own else None for name, own in paths.items()}
 
 
 def _is_path(word: str) -> bool:
@@ -107,7 +108,7 @@ def _is_path(word: str) -> bool:
 
 
 def _from_pictures(
-    run: Path, pictures: dict[str, list[str]], out: Path, weights: str | None, text: bool | None, data: str | None
+    run: Path, pictures: dict[str, Rows | None], out: Path, weights: str | None, text: bool | None, data: str | None
 ) -> list[Added]:
     from liftplus import checkpoint, matching, new_classes, results
 
