@@ -110,7 +110,7 @@ def figure(source: Path, out: Path) -> None:
     axes.set_ylabel("test accuracy, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylim(0, 100)
-    axes.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    axes.legend(frameon=False, fontsize=8, ncols=6, columnspacing=1.0, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     runs_each = max(entry["runs"] for entry in entries)
     axes.set_title(
         f"openmoji_lt with mini_clip, mean and standard deviation of {runs_each} seeds", fontsize=9, loc="left"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +21,7 @@ from liftplus.closed_form import Ridge as Closed
 from liftplus.errors import UserError
 from liftplus.head_init import HeadInit, InitContext, Stream
 from liftplus.heads import Cosine, LayerNorm, Linear
-from liftplus.picture_init import Auto, Discriminants, Mix, Ridge, ranks, sampled
+from liftplus.picture_init import Auto, Discriminants, Mix, Ridge, judges, observed, ranks, sampled
 
 from .conftest import Command
 
@@ -114,6 +117,15 @@ def test_samples_hold_small_classes_whole() -> None:
     assert sampled(y, 1000, torch.Generator()).equal(torch.arange(60))
 
 
+def test_judges_are_several_of_a_class() -> None:
+    """Of more classes than can be judged some are, with ten pictures each; a class of one never is."""
+    y = torch.cat([torch.arange(500).repeat_interleave(20), torch.arange(500, 600)])
+    chosen = judges(y, 1000, torch.Generator().manual_seed(0))
+    assert sorted(torch.bincount(y[chosen]).unique().tolist()) == [0, 10]
+    assert len(chosen) == 1000 and int(y[chosen].max()) < 500
+    assert judges(torch.arange(5), 100, torch.Generator()).tolist() == []
+
+
 def test_lda_needs_a_head_with_a_bias(photos: Path, command: Command) -> None:
     ended = command("train", "--data", photos, "head_init=lda", "epochs=1", "device=cpu")
     assert ended.code == 2 and "head=cosine has no bias" in ended.err and "head=linear" in ended.err
@@ -151,3 +163,24 @@ def test_mix_needs_names(photos: Path) -> None:
     made.backbone.text_encoder = lambda purpose: (_ for _ in ()).throw(UserError("no text"))  # type: ignore[method-assign]
     with pytest.raises(UserError):
         Mix().rows(made)
+
+
+def test_features_pass_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many pictures leave statistics and a small sample behind, whatever their number."""
+    monkeypatch.setattr("liftplus.picture_init.JUDGED", 50)
+    monkeypatch.setattr("liftplus.picture_init.LEAST", 10)
+    living: list[weakref.ref[Tensor]] = []
+
+    def stream(shots: int | None) -> Stream:
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(40):
+                features = torch.randn(100, 8)
+                living.append(weakref.ref(features))
+                yield features, torch.arange(100) % 5
+
+        return Stream(torch.arange(4000) % 5, batches)
+
+    made = replace(context(torch.randn(5, 8), torch.arange(5), 5), stream=stream)
+    statistics, sample = observed(made, made.images(None))
+    assert statistics.counts.tolist() == [800] * 5 and sample.features.shape == (50, 8)
+    assert sum(one() is not None for one in living) <= 1

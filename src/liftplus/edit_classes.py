@@ -1,4 +1,4 @@
-"""Classes of a trained run after training: one more from its name alone, other names. The result is a new folder."""
+"""Classes of a trained run after training: further ones with their rows, other names. The result is a new folder."""
 
 from __future__ import annotations
 
@@ -29,27 +29,51 @@ def add(run: Path, names: Sequence[str], out: Path, weights: str | None = None) 
     Args:
         weights: a local file of the backbone's weights, where they are not found by themselves.
     """
-    about, state = read_model(run)
-    old = list(about["class_names"])
+    about = refuse_names(run, names)
+    append(run, names, text_rows_of(about, names, weights), [0] * len(names), out, {"added": list(names)})
+
+
+def refuse_names(run: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The run's description, if it can take these names for further classes."""
+    about = read_model(run)[0]
     for name in names:
         _refuse_bad_name(name)
-    _refuse_twice([*old, *names], set(names))
+    _refuse_twice([*about["class_names"], *names], set(names))
     if taken := set(names) & set(about["class_ids"]):
         raise UserError(f"A class of the run has the id {min(taken)!r} already. Give the new class another name.")
+    return about
+
+
+def text_rows_of(about: dict[str, Any], names: Sequence[str], weights: str | None) -> Tensor:
+    """Unit rows [C + n, D] from the text tower as it came, of the run's classes and of these names."""
     config = from_dict(about["config"])
-    encoded = _rows(_backbone(config, about, weights), config, [*old, *names])
-    state["head.weight"] = torch.cat([state["head.weight"], encoded[len(old) :].to(state["head.weight"])])
+    return _rows(_backbone(config, about, weights), config, [*about["class_names"], *names])
+
+
+def append(
+    run: Path, names: Sequence[str], rows: Tensor, counts: Sequence[int], out: Path, edit: dict[str, Any]
+) -> None:
+    """A copy of a run with further classes.
+
+    Args:
+        rows: of the further classes, or of all, the further ones last.
+        counts: pictures behind each of the rows.
+        edit: what was done, for the record.
+    """
+    about, state = read_model(run)
+    old, config = list(about["class_names"]), from_dict(about["config"])
+    state["head.weight"] = torch.cat([state["head.weight"], rows[len(rows) - len(names) :].to(state["head.weight"])])
     if about.get("class_prompts") is not None:
         about["class_prompts"] += class_prompts(_init(config), [*old, *names])[len(old) :]
     about |= {
         "class_names": [*old, *names],
         "class_ids": [*about["class_ids"], *names],
-        "train_counts": [*about["train_counts"], *[0] * len(names)],
+        "train_counts": [*about["train_counts"], *counts],
         "former_names": [*about.get("former_names", old), *names],
         # Widths that a tuner chose by the number of classes stay what they are.
         "sized_for": about.get("sized_for", len(old)),
     }
-    _write(run, out, about, state, {"added": list(names)})
+    _write(run, out, about, state, edit)
 
 
 def rename(

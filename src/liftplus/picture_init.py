@@ -23,8 +23,10 @@ from liftplus.head_init import (
 )
 from liftplus.registry import register
 
-JUDGED = 10_000
-"""Most pictures that are left out in turn to choose gamma; of many more some of each class are taken."""
+JUDGED, LEAST = 10_000, 1000
+"""Most pictures that are left out in turn to choose gamma, and how many in spite of many classes."""
+EACH = 10
+"""Pictures that a class should have among them."""
 _WORK = 3e9  # multiplications of N x C x D that leaving out may take for each gamma
 
 
@@ -45,11 +47,20 @@ def ranks(labels: Tensor) -> Tensor:
     return out
 
 
+def judges(labels: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Ascending positions of at most `most` of the labels; of so many classes that each can have some of them."""
+    counts = torch.bincount(labels)
+    order = torch.randperm(len(counts), generator=generator)
+    classes = order[counts[order] > 1][: max(1, most // EACH)]
+    mine = torch.isin(labels, classes).nonzero()[:, 0]
+    return mine[sampled(labels[mine], most, generator)]
+
+
 def observed(context: InitContext, stream: Stream) -> tuple[Statistics, Sample]:
     """Statistics of the features as the head sees them, and some features as the backbone gives them; one pass."""
     classes, dim = len(context.class_names), context.backbone.dim
-    most = min(JUDGED, max(1000, int(_WORK / (classes * dim))))
-    chosen = sampled(stream.labels, most, context.generator)
+    most = min(JUDGED, max(LEAST, int(_WORK / (classes * dim))))
+    chosen = judges(stream.labels, most, context.generator)
     gathering = closed_form.Gathering(torch.bincount(stream.labels, minlength=classes), dim)
     kept, start = [torch.empty(0, dim)], 0
     for features, labels in stream.batches():

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from liftplus.commands import options
 from liftplus.commands.options import AsJson, Run
 from liftplus.errors import UserError
+
+if TYPE_CHECKING:
+    from liftplus.data.dataset import DataSet
+    from liftplus.inputs import Rows
+    from liftplus.new_classes import Added
+
+ADDED = "NAME [PICTURES/]..."
 
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the changed run; it must not exist yet.")]
 Weights = Annotated[str | None, typer.Option(help="A local file of the backbone's weights.")]
@@ -17,22 +27,107 @@ Weights = Annotated[str | None, typer.Option(help="A local file of the backbone'
 
 def add(
     run: Run,
-    names: Annotated[list[str], typer.Argument(help="Names of the new classes.")],
+    given: Annotated[
+        list[str],
+        typer.Argument(help="A new class's name, and its pictures where there are any; more of both.", metavar=ADDED),
+    ],
     out: NewRun,
     weights: Weights = None,
+    text: Annotated[
+        bool | None, typer.Option("--text/--no-text", help="Whether names count beside pictures; by default if read.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Where the run's training pictures are now, if they moved.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add classes by name, without an image: their rows come from the text tower."""
+    """Add classes without training, by name or from 1 to 20 pictures each: folders or files that follow the name."""
     from liftplus import console, edit_classes
 
-    edit_classes.add(run, names, out, weights)
-    if as_json:
-        print(json.dumps({"folder": str(out), "added": names}))
+    pictures = _by_name(given)
+    names = list(pictures)
+    if not any(pictures.values()):
+        if text is False:
+            raise UserError("Without pictures a class has its name alone, and --no-text was given. Leave that out.")
+        edit_classes.add(run, names, out, weights)
+        if as_json:
+            print(json.dumps({"folder": str(out), "added": names}))
+            return
+        console.out.print(
+            f"{out} knows {len(names)} more class{'es' if len(names) > 1 else ''}. Their rows are as before any "
+            "training, those of the others have moved since, so test before use; the old results do not apply."
+        )
         return
-    console.out.print(
-        f"{out} knows {len(names)} more class{'es' if len(names) > 1 else ''}. Their rows are as before any training, "
-        "those of the others have moved since, so test before use; the old results do not apply."
-    )
+    added = _from_pictures(run, pictures, out, weights, text, data)
+    if as_json:
+        found = [dataclasses.asdict(one) for one in added]
+        print(json.dumps({"folder": str(out), "added": names, "classes": found}))
+        return
+    for one in added:
+        own = "" if one.own is None else f" {one.own:.0f} % of them are right when left out in turn."
+        console.out.print(
+            f"{one.name}: {one.pictures} picture{'s' if one.pictures != 1 else ''}"
+            f"{' and its name' if one.text else ''}.{own} Older classes lose {one.harm:.1f} points, by training "
+            "pictures that the run keeps features of."
+        )
+    console.out.print(f"{out} knows {len(names)} more class{'es' if len(names) > 1 else ''}; old results do not apply.")
+
+
+def _by_name(given: list[str]) -> dict[str, Rows | None]:
+    """Pictures by class name, None for a name alone: whatever is a path belongs to the name before it."""
+    from liftplus import inputs
+
+    paths: dict[str, list[str]] = {}
+    slashed = [_is_path(word) for word in given]
+    for k, word in enumerate(given):
+        if slashed[k] and not paths:
+            raise UserError(f"{word!r} is a path, and no class name stands before it. Give NAME and then its pictures.")
+        if slashed[k]:
+            list(paths.values())[-1].append(word)
+        elif word in paths:
+            raise UserError(f"The class {word!r} is named twice. Name it once, before all of its pictures.")
+        elif k and os.path.exists(word) and not any(slashed[k + 1 : k + 2]):
+            raise UserError(
+                f"{word!r} could be a class name, and it is a {'folder' if os.path.isdir(word) else 'file'} here. For "
+                f"its pictures write {os.path.join('.', word)!r}; a class of that name can be given first."
+            )
+        else:
+            paths[word] = []
+    return {name: inputs.read(own).complete() if own else None for name, own in paths.items()}
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word names pictures: there is a slash in it, and something of that path exists."""
+    if "/" not in word and os.sep not in word:
+        return False
+    if os.path.exists(word):
+        return True
+    if word.startswith((".", "/", "~")) or word.endswith("/") or os.path.isdir(word.split("/")[0]):
+        raise UserError(f"There is no {word!r}. Give a folder of pictures or an image file after the class's name.")
+    return False
+
+
+def _from_pictures(
+    run: Path, pictures: dict[str, Rows | None], out: Path, weights: str | None, text: bool | None, data: str | None
+) -> list[Added]:
+    from liftplus import checkpoint, matching, new_classes, results
+
+    results.refuse_existing(out)
+    settings = options.run_settings(run, data, [] if weights is None else [f"backbone.weights={weights}"])
+    session = options.session(settings)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+
+    def own_data() -> DataSet:
+        try:
+            found = session.data()
+        except UserError as error:
+            raise UserError(
+                f"The run keeps no statistics of its features, and its training pictures cannot be read: {error} Say "
+                "where they are with --data."
+            ) from error
+        return matching.aligned(matching.as_in_run(found, trained.folder, "train"), "train", trained)
+
+    return new_classes.add(session, trained, run, pictures, out, own_data, text=text, weights=weights)
 
 
 def rename(
