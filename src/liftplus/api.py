@@ -377,7 +377,7 @@ def load(folder: str | os.PathLike[str], *, progress: bool | Progress = False, *
     True
     """
     place = expanded(folder)
-    chosen = config.after_training(checkpoint.read_about(place)["config"], _overrides(settings))
+    chosen = config.after_training(config.saved(checkpoint.read_about(place)["config"]), _overrides(settings))
     session = _session(chosen, progress)
     trained = checkpoint.load_model(place, session.runtime, chosen.backbone)
     return Model(trained, session, file=place if place.is_file() else place / checkpoint.FILE)

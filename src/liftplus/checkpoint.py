@@ -21,7 +21,7 @@ from torch import Tensor
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
 from liftplus.backbones.text import ClassTexts
-from liftplus.config import RunConfig, from_dict
+from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.determinism import own_stream
 from liftplus.errors import DivergedError, UserError
@@ -199,7 +199,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     """
     path = _model_file(folder)
     about, state = read_model(folder)
-    config = from_dict(about["config"])
+    config = from_dict(saved(about["config"]))
     backbone = catalogue.load(backbone_config or config.backbone)
     if backbone.identity != about["backbone_identity"]:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 from pydantic.fields import FieldInfo
@@ -167,6 +167,15 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(_explain(item) for item in error.errors())) from error
+
+
+def saved(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of a saved run, with what was in force where it lacks an option that came later."""
+    tuners: Any = values.get("tuner")
+    if not _has_names(tuners) or not all(map(_has_names, tuners.values())):
+        return values  # validation says what is wrong
+    then = {name: cast(type[Tuner], registry.get("tuner", name)).upgraded(own) for name, own in tuners.items()}
+    return values | {"tuner": then}
 
 
 def _explain(item: Any) -> str:

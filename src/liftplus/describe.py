@@ -83,7 +83,7 @@ def _show_model(about: dict[str, Any]) -> None:
         _show_memory(about["memory"])
     console.out.print(f"Tuners that fit: {', '.join(about['tuners_that_fit'])}")
     console.out.print("Settings; change any by adding key=value to the command:")
-    for line in settings(configs.from_dict(about["config"])):
+    for line in settings(configs.from_dict(configs.saved(about["config"]))):
         console.out.print(f"  {line}")
 
 

@@ -13,7 +13,7 @@ from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import centred
 from liftplus.checkpoint import FILE, FORMAT, read_model, write_tensors
-from liftplus.config import RunConfig, from_dict
+from liftplus.config import RunConfig, from_dict, saved
 from liftplus.errors import UserError, unknown
 from liftplus.head_init import HeadInit, Semantic, centres, class_prompts, text_rows
 from liftplus.results import new_folder, read_json, write_json
@@ -46,7 +46,7 @@ def refuse_names(run: Path, names: Sequence[str]) -> dict[str, Any]:
 
 def text_rows_of(about: dict[str, Any], names: Sequence[str], weights: str | None) -> Tensor:
     """Unit rows [C + n, D] from the text tower as it came, of the run's classes and of these names."""
-    config = from_dict(about["config"])
+    config = from_dict(saved(about["config"]))
     return _rows(_backbone(config, about, weights), config, [*about["class_names"], *names])
 
 
@@ -61,7 +61,7 @@ def append(
         edit: what was done, for the record.
     """
     about, state = read_model(run)
-    old, config = list(about["class_names"]), from_dict(about["config"])
+    old, config = list(about["class_names"]), from_dict(saved(about["config"]))
     state["head.weight"] = torch.cat([state["head.weight"], rows[len(rows) - len(names) :].to(state["head.weight"])])
     if about.get("class_prompts") is not None:
         about["class_prompts"] += class_prompts(_init(config), [*old, *names])[len(old) :]
@@ -99,7 +99,7 @@ def rename(
     about |= {"class_names": new, "former_names": about.get("former_names", old)}
     _rename_weights(about["config"], names)
     if new_rows:
-        config, chosen = from_dict(about["config"]), [new.index(name) for name in names.values()]
+        config, chosen = from_dict(saved(about["config"])), [new.index(name) for name in names.values()]
         encoded = _rows(_backbone(config, about, weights), config, new)
         state["head.weight"][chosen] = encoded[chosen].to(state["head.weight"])
         if about.get("class_prompts") is not None:

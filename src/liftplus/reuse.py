@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from liftplus import checkpoint, results, runs
-from liftplus.config import RunConfig, from_dict
+from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import InUseError, UserError
@@ -28,7 +28,7 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
     if _is_new(folder):
         return False
     about = results.read_json(folder / runs.CONFIG, "config", "data")
-    differing = runs.changes(from_dict(about["config"]), config)
+    differing = runs.changes(from_dict(saved(about["config"])), config)
     if about.get("changed"):
         differing.append("some were changed while it ran")
     found = about["data"].get("fingerprints", {})

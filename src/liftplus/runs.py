@@ -16,7 +16,7 @@ from typing import Any
 
 from liftplus import checkpoint, priors, recipe, results, signs, tracking
 from liftplus.checkpoint import Chosen, Keeper, Position, SharedKeeper, Trained
-from liftplus.config import RunConfig, flat, from_dict, replaced
+from liftplus.config import RunConfig, flat, from_dict, replaced, saved
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.data.images import UnreadableImage
@@ -174,7 +174,7 @@ def unfinished(folder: Path) -> RunConfig | None:
     if about is None or ((folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()):
         results.refuse_existing(folder)
         return None
-    return from_dict(about["config"])
+    return from_dict(saved(about["config"]))
 
 
 def changes(begun: RunConfig, config: RunConfig) -> list[str]:

@@ -78,7 +78,7 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
     """A run's settings with what may change after training changed."""
     from liftplus import checkpoint, config, matching
 
-    values = checkpoint.read_about(run)["config"]
+    values = config.saved(checkpoint.read_about(run)["config"])
     before = config.from_dict(values).to_dict()
     if data is not None and not matching.same_data(data, values["data"]["source"]):
         values["data"] = {

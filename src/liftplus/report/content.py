@@ -219,7 +219,7 @@ def _plain(value: Any) -> str:
 def alone(values: dict[str, Any]) -> str | None:
     """The command that makes a run of these settings; None where there is none that surely does."""
     try:
-        run = config.from_dict(values)
+        run = config.from_dict(config.saved(values))
         named = {"data": run.data.source, "backbone": run.backbone.name, "method": run.method}
         base = config.resolve(**named)
         given = [f"tuner={'+'.join(run.tuner) or 'none'}"] if list(run.tuner) != list(base.tuner) else []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from liftplus import results, reuse, runs
-from liftplus.config import RunConfig, from_dict
+from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, RunFailedError, UserError
 from liftplus.reproduce import needs
@@ -132,7 +132,7 @@ def as_begun(folder: Path, config: RunConfig) -> RunConfig:
     """The settings of a run, tested as the run in the folder is, which another experiment may have begun."""
     if not (folder / runs.CONFIG).is_file():
         return config
-    begun = from_dict(results.read_json(folder / runs.CONFIG, "config")["config"])
+    begun = from_dict(saved(results.read_json(folder / runs.CONFIG, "config")["config"]))
     return config.model_copy(update={"evaluation": begun.evaluation})
 
 

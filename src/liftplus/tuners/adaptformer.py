@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from liftplus.backbones.sites import Tower
 from liftplus.registry import register
-from liftplus.tuners.base import TEXT_WIDTH, Tuner, auto_width
+from liftplus.tuners.base import TEXT_WIDTH, Sized
 from liftplus.tuners.bottleneck import Bottleneck
 
 
@@ -34,20 +34,20 @@ class Parallel(Bottleneck):
 
 
 @register("tuner", "adaptformer")
-class AdaptFormer(Tuner):
+class AdaptFormer(Sized):
     """A bottleneck with its own norm and a learned scale, parallel to each MLP (Chen et al. 2022, eq. 3)."""
 
     needs = ("mlp",)
     order = 20  # after adapter, which reads the MLP's own output
 
     width: int | None = Field(default=None, ge=1)
-    """Bottleneck width r; by default 2^floor(log2(C / 2L)), on the text side 4."""
+    """Bottleneck width r; by default 2^floor(log2(C / 2L)), on the text side 4; see `sizes`."""
 
     min_width: int = Field(default=1, ge=1)
     """Least width that the default may come to."""
 
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
-        default = TEXT_WIDTH if tower.side == "text" else max(self.min_width, auto_width(num_classes, 2, tower.depth))
+        default = TEXT_WIDTH if tower.side == "text" else max(self.min_width, self.auto_width(num_classes, 2, tower))
         layers = nn.ModuleDict()
         for site in self.sites(tower, "mlp"):
             branch = Parallel(site.width, self.width or default)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from liftplus.backbones.sites import Tower
 from liftplus.registry import register
-from liftplus.tuners.base import Tuner, nest
+from liftplus.tuners.base import Sized, nest
 
 _KINDS = {
     "attention": ("qkv", "proj"),
@@ -24,6 +24,11 @@ _KINDS = {
 def auto_ratio(num_classes: int, width: int, weights: int) -> float:
     """The share of so many weights that is about C D of them: C/(L(12D+9)) for a plain transformer's linears."""
     return min(1.0, num_classes / (weights / width))
+
+
+def lift_ratio(num_classes: int, width: int, depth: int) -> float:
+    """LIFT's share: C/(12 L D), cut to whole thousandths, at least one."""
+    return min(1.0, max(0.001, num_classes / (12 * depth * width) // 0.001 * 0.001))
 
 
 class Masked(nn.Module):
@@ -76,14 +81,15 @@ def draw(shape: torch.Size, ratio: float, seed: int) -> Tensor:
 
 
 @register("tuner", "aft")
-class AFT(Tuner):
+class AFT(Sized):
     """Train a random share of every weight and bias of the blocks' linears (LIFT's arbitrary fine-tuning).
 
     Without linears, of their convolutions.
     """
 
     ratio: float | None = Field(default=None, gt=0, le=1)
-    """Share of the values of each tensor; by default C D over their number, C / (L (12D + 9)) in a ViT."""
+    """Share of the values of each tensor; by default C D over their number, C / (L (12D + 9)) in a ViT; see
+    `sizes`, whose lift is C / (12 L D), cut to whole thousandths, at least 0.001."""
 
     seed: int = 0
     """Seed of the masks; each tensor draws from it afresh."""
@@ -98,10 +104,8 @@ class AFT(Tuner):
         return [kind for kind in _KINDS["both"] if kind in there] or _KINDS["conv"]
 
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
-        kinds = self.kinds(tower)
-        weights = sum(p.numel() for kind in kinds for site in tower.sites(kind) for p in site.entry.parameters())
-        ratio = self.ratio or auto_ratio(num_classes, tower.dim, weights)
-        found = [site for kind in kinds for site in self.sites(tower, kind)]
+        found = [site for kind in self.kinds(tower) for site in self.sites(tower, kind)]
+        ratio = self.ratio or self._auto_ratio(tower, num_classes)
         layers = nn.ModuleDict()
         for site in found:
             branch = Masked(site.entry, ratio, self.seed)
@@ -109,3 +113,12 @@ class AFT(Tuner):
             site.entry.register_forward_hook(branch.restore, always_call=True)
             nest(layers, site.layer, site.name, branch)
         return layers
+
+    def _auto_ratio(self, tower: Tower, num_classes: int) -> float:
+        if self.sizes == "lift":
+            return lift_ratio(num_classes, tower.dim, tower.depth)
+        every = self.sizes == "depth"
+        sites = [
+            site for kind in self.kinds(tower) for site in (tower.sites(kind) if every else self.sites(tower, kind))
+        ]
+        return auto_ratio(num_classes, tower.dim, sum(p.numel() for site in sites for p in site.entry.parameters()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 from torch import nn
@@ -18,9 +18,9 @@ from liftplus.registry import Component
 TEXT_WIDTH, TEXT_PROMPTS = 4, 2
 
 
-def auto_width(num_classes: int, divisor: int, depth: int) -> int:
+def auto_width(num_classes: int, divisor: int, blocks: int) -> int:
     """2^floor(log2(C / (divisor x L))), at least 1: the papers' width for C classes and L blocks."""
-    return int(max(1, 2 ** math.floor(math.log2(num_classes / (divisor * depth)))))
+    return int(max(1, 2 ** math.floor(math.log2(num_classes / (divisor * blocks)))))
 
 
 def nest(layers: nn.ModuleDict, layer: int, name: str, module: nn.Module) -> None:
@@ -61,6 +61,11 @@ class Tuner(Component):
         if self.layers != "all" and not self.by_layer:
             raise ValueError(f"{self.name} does not act block by block; leave out {self.name}.layers")
         return self
+
+    @classmethod
+    def upgraded(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a saved run with what was in force when it lacks an option that came later."""
+        return options
 
     @abstractmethod
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
@@ -130,3 +135,24 @@ class Tuner(Component):
                 f'give "all", a number from 1 to {depth} for the last blocks, or a list.'
             )
         return frozenset(chosen)
+
+
+class Sized(Tuner):
+    """A tuner whose size follows from the number of classes C and of blocks L, unless it is given."""
+
+    sizes: Literal["lift+", "lift", "depth"] = "lift+"
+    """Rule for a size that is not given: lift+ counts the chosen blocks for L; lift is the first paper's rule, which
+    counts all blocks; depth is LIFT+'s rule with all blocks. Of lift+ and depth, all chosen, the sizes are the same."""
+
+    @classmethod
+    def upgraded(cls, options: dict[str, Any]) -> dict[str, Any]:
+        every = options.get("layers", "all") == "all"
+        return options if every or "sizes" in options else options | {"sizes": "depth"}
+
+    def blocks(self, tower: Tower) -> int:
+        """L of the rule."""
+        return len(self.chosen_layers(tower.depth)) if self.sizes == "lift+" else tower.depth
+
+    def auto_width(self, num_classes: int, divisor: int, tower: Tower) -> int:
+        """The rule's width."""
+        return auto_width(num_classes, divisor, self.blocks(tower))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from liftplus.backbones.sites import Tower
 from liftplus.registry import register
-from liftplus.tuners.base import Tuner, auto_width
+from liftplus.tuners.base import Sized
 from liftplus.tuners.branch import Branch
 
 LEAST_WIDTH = 4
@@ -57,7 +57,7 @@ class ConvBottleneck(Branch):
 
 
 @register("tuner", "conv_adapter")
-class ConvAdapter(Tuner):
+class ConvAdapter(Sized):
     """A bottleneck with a depthwise 3 x 3 beside each convolutional block (after Chen et al. 2022, Conv-Adapter).
 
     differs: the form is AdaptFormer's (norm, zero-initialised Up, learned scalar), parallel to the residual block.
@@ -67,10 +67,10 @@ class ConvAdapter(Tuner):
     order = 20
 
     width: int | None = Field(default=None, ge=1)
-    """Bottleneck width r; by default 2^floor(log2(C / 2L)), at least 4."""
+    """Bottleneck width r; by default 2^floor(log2(C / 2L)), at least 4; see `sizes`."""
 
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
-        width = self.width or max(LEAST_WIDTH, auto_width(num_classes, 2, tower.depth))
+        width = self.width or max(LEAST_WIDTH, self.auto_width(num_classes, 2, tower))
         layers = nn.ModuleDict()
         for site in self.sites(tower, "map"):
             branch = ConvBottleneck(site.width, site.out_width, width)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from liftplus.backbones.sites import Site, Tower
 from liftplus.errors import UserError
 from liftplus.registry import register
-from liftplus.tuners.base import TEXT_WIDTH, Tuner, auto_width, nest
+from liftplus.tuners.base import TEXT_WIDTH, Sized, nest
 from liftplus.tuners.branch import Branch
 from liftplus.tuners.merging import plain
 
@@ -29,14 +29,14 @@ class LowRank(Branch):
     On feature maps [B, C, H, W] it is a convolution of one pixel, with the stride of the one it adds to.
     """
 
-    def __init__(self, site: Site, rank: int, scale: float) -> None:
+    def __init__(self, site: Site, rank: int, scale: float, start: Literal["lift", "peft"]) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.empty(site.width, rank))
         self.up = nn.Parameter(torch.zeros(rank, site.out_width))
         self.factor, self.start = scale / rank, site.start
         self.stride = site.entry.stride if isinstance(site.entry, nn.Conv2d) else None
-        # Transposed, so that the fan-in is the width of x, as in a linear layer.
-        nn.init.kaiming_uniform_(self.down.T, a=math.sqrt(5))
+        # PyTorch takes the second side for the fan-in: r of [width, r], the width of the transpose.
+        nn.init.kaiming_uniform_(self.down if start == "lift" else self.down.T, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride is None:
@@ -68,13 +68,17 @@ class LowRank(Branch):
 
 
 @register("tuner", "lora")
-class LoRA(Tuner):
+class LoRA(Sized):
     """Low-rank additions to the attention's queries and values, or to other linears (Hu et al. 2022, eq. 3)."""
 
     order = 10
 
     rank: int | None = Field(default=None, ge=1)
-    """Rank r; by default 2^floor(log2(C / 4L)), on the text side 4."""
+    """Rank r; by default 2^floor(log2(C / 4L)), on the text side 4; see `sizes`."""
+
+    start: Literal["lift", "peft"] = "lift"
+    """First W_d: lift, uniform between -1/sqrt(r) and 1/sqrt(r), as LIFT and LIFT+ draw it; peft, between
+    -1/sqrt(width) and 1/sqrt(width), as Hu et al.'s and peft's code. W_u is 0 in both."""
 
     targets: tuple[Target, ...] | None = Field(default=None, min_length=1)
     """Maps to add to: any of q, k, v, out, fc1, fc2, conv1x1; by default q and v, and where the tower has no
@@ -82,6 +86,10 @@ class LoRA(Tuner):
 
     scale: float = Field(default=1.0, gt=0)
     """Numerator of the scale / r by which the low-rank part is multiplied."""
+
+    @classmethod
+    def upgraded(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {"start": "peft"} | super().upgraded(options)
 
     def kinds(self, tower: Tower) -> Sequence[str]:
         if self.targets is not None:
@@ -94,10 +102,11 @@ class LoRA(Tuner):
         return found
 
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
-        rank = self.rank or (TEXT_WIDTH if tower.side == "text" else auto_width(num_classes, 4, tower.depth))
+        divisor = 2 if self.sizes == "lift" else 4
+        rank = self.rank or (TEXT_WIDTH if tower.side == "text" else self.auto_width(num_classes, divisor, tower))
         layers = nn.ModuleDict()
         for site in [site for kind in self.kinds(tower) for site in self.sites(tower, kind)]:
-            branch = LowRank(site, rank, self.scale)
+            branch = LowRank(site, rank, self.scale, self.start)
             site.exit.register_forward_hook(branch.add)
             nest(layers, site.layer, {"proj": "out"}.get(site.name, site.name), branch)
         return layers
