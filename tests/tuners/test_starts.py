@@ -1,7 +1,7 @@
 """Where every tuner starts: the published distribution of each new weight, and what the first steps make of it.
 
-Sources: LIFT (arXiv 2309.10019), LIFT+ (arXiv 2504.13282) and their published code. A start that differs in scale changes
-no forward pass of given weights, so the reference figures cannot see it.
+Sources: LIFT (arXiv 2309.10019), LIFT+ (arXiv 2504.13282) and their published code. A start that differs in scale
+changes no forward pass of given weights, so the reference figures cannot see it.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def first_step(module: nn.Module, x: Tensor, pull: Tensor, lr: float) -> Tensor:
 
 
 # The change is -lr x factor x pull: factors from the published forms, in expectation over the start.
-# LoRA: scale^2 |W_d^T x|^2 = (1/r^2) (1/3r) r |x|^2. Bottleneck: |ReLU(h)|^2 + 1 with h of variance 1/3, half of it cut.
+# LoRA: scale^2 |W_d^T x|^2 = (1/r^2) (1/3r) r |x|^2. Bottleneck: |ReLU(h)|^2 + 1, h of variance 1/3, half of it cut.
 FIRST_STEP: dict[str, Callable[[Tensor], Tensor | float]] = {
     "lora": lambda x: x.square().sum() / (3 * R**2),
     "adaptformer": lambda _x: R / 6 + 1,
