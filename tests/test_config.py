@@ -30,12 +30,39 @@ def test_presets_follow_the_papers() -> None:
     assert probe.tuner == {} and (probe.train.epochs, probe.train.lr) == (5, 0.03)
     full = config.resolve(method="full")
     assert list(full.tuner) == ["full"]
-    # The papers' ablation chain starts without the start from class names and without growing crops.
+    # Our own baselines: random rows and the usual crops, unlike the papers' full fine-tuning.
     assert {run.head_init.name for run in (probe, full)} == {"random"}
     assert {run.augment.name for run in (probe, full)} == {"lift"}
     assert config.resolve(method="zeroshot").train.epochs == 0
     assert config.resolve(data="inat2018").train.epochs == 15
     assert config.resolve(data="inat2018", method="lift").train.epochs == 20
+    assert {config.resolve(data="inat2018", method=name).train.epochs for name in ("full", "linear_probe")} == {15}
+
+
+def test_lifts_own_choices_belong_to_its_preset() -> None:
+    """LIFT's code: bilinear resizing, all pictures for class means, its sizes, a margin of 21 with ViT-L/14."""
+    plus = config.resolve(backbone="clip_vit_l14", overrides=["tuner=lora", "head_init=class_mean", "tte=true"])
+    lift = config.resolve(
+        backbone="clip_vit_l14", method="lift", overrides=["tuner=lora+bitfit", "head_init=class_mean", "tte=true"]
+    )
+    assert (plus.backbone.interpolation, lift.backbone.interpolation) == (None, "bilinear")
+    assert (plus.evaluation.expand, lift.evaluation.expand) == (24, 21)
+    assert plus.to_dict()["head_init"]["shots"] == 100 and lift.to_dict()["head_init"]["shots"] == "all"
+    assert [run.to_dict()["tuner"]["lora"]["sizes"] for run in (plus, lift)] == ["lift+", "lift"]
+    assert config.resolve(backbone="clip_vit_l14_336", method="lift").evaluation.expand == 21
+    assert config.resolve(backbone="clip_vit_b16", method="lift").evaluation.expand == 24
+    late = config.resolve(backbone="clip_vit_b16", overrides=["method=lift", "tuner=aft", "tuner.aft.sizes=lift+"])
+    assert late.to_dict()["tuner"]["aft"]["sizes"] == "lift+"
+    text_free = config.resolve(backbone="vit_b16_in21k", method="lift")
+    assert text_free.to_dict()["head_init"] == {"name": "class_mean", "shots": "all"}
+    assert config.from_dict(lift.to_dict()) == lift
+
+
+def test_short_names_that_changed_keep_their_weights_in_saved_runs() -> None:
+    now = config.resolve(backbone="vit_b16_in21k").to_dict()
+    assert config.saved(now)["backbone"]["name"] == "vit_b16_in21k"
+    del now["backbone"]["interpolation"]
+    assert config.saved(now)["backbone"]["name"] == "vit_b16_in21k_raw"
 
 
 def test_round_trip_through_plain_values() -> None:

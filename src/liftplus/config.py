@@ -169,8 +169,15 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         raise UserError("\n".join(_explain(item) for item in error.errors())) from error
 
 
+RENAMED = {"vit_b16_in21k": "vit_b16_in21k_raw"}
+"""Short names of backbones that stood for other weights before `backbone.interpolation` was there."""
+
+
 def saved(values: dict[str, Any]) -> dict[str, Any]:
     """Plain values of a saved run, with what was in force where it lacks an option that came later."""
+    tower: Any = values.get("backbone")
+    if _has_names(tower) and tower.get("name") in RENAMED and "interpolation" not in tower:
+        values = values | {"backbone": tower | {"name": RENAMED[tower["name"]]}}
     tuners: Any = values.get("tuner")
     if not _has_names(tuners) or not all(map(_has_names, tuners.values())):
         return values  # validation says what is wrong
@@ -244,14 +251,19 @@ def resolve(
         values["data"]["source"] = data
     if backbone is not None:
         values["backbone"]["name"] = backbone
+    tower = presets("backbones").get(values["backbone"]["name"], {})
     for change in (
-        presets("backbones").get(values["backbone"]["name"], {}).get("defaults", {}),
+        tower.get("defaults", {}),
         chosen,
+        tower.get("methods", {}).get(method, {}),
         presets("data").get(data or "", {}).get(method, {}),
     ):
         values = _merge(values, change)
     values = from_dict(values | {"recipe": recipe}).to_dict()
-    run = changed(values | stand_ins(values) | {"automatic": AUTOMATIC if recipe == "auto" else ()}, rest)
+    for kind, name in stand_ins(values).items():
+        values[kind] = _part_by_name(method, kind, name)
+    automatic = AUTOMATIC if recipe == "auto" else ()
+    run = changed(from_dict(values | {"automatic": automatic}).to_dict(), rest)
     known = {*flat(run), *PARTS} if run.train.epochs else set()
     if chosen.get("head_init") != "semantic" or run.head.name == "joint":
         known.discard("head_init")
@@ -260,6 +272,16 @@ def resolve(
     elif recipe != "auto" or "train.epochs" not in run.automatic:
         raise UserError("train.minutes chooses the epochs: leave epochs out, and give recipe=auto.")
     return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key in known)})
+
+
+def _part_by_name(method: str, kind: str, name: str) -> dict[str, Any]:
+    """A part, or tuners joined by +, with the options that a method gives to any part of the kind that has them."""
+    own = presets("methods").get(method, {}).get("options", {}).get(kind, {})
+    names = [one for one in name.split("+") if one != "none"] if kind == "tuner" else [name]
+    given = {
+        one: {key: value for key, value in own.items() if key in registry.get(kind, one).model_fields} for one in names
+    }
+    return given if kind == "tuner" else {"name": name} | given[name]
 
 
 def stand_ins(values: dict[str, Any]) -> dict[str, str]:
@@ -294,7 +316,7 @@ def _settings(method: str) -> dict[str, Any]:
     methods = presets("methods")
     if method not in methods:
         raise unknown("method", method, methods)
-    return {key: value for key, value in methods[method].items() if key not in ("summary", "expected")}
+    return {key: value for key, value in methods[method].items() if key not in ("summary", "expected", "options")}
 
 
 def changed(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
@@ -376,7 +398,7 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     value = text.strip() if _is_text(run, full) else _value(text.strip())
     if full == "tuner" or full in PARTS:
         # A swapped part starts from its own defaults, which later keys may change.
-        return from_dict(values | {full: str(value)}).to_dict()
+        return from_dict(values | {full: _part_by_name(values["method"], full, str(value))}).to_dict()
     if isinstance(values.get(full), dict):
         keys = ", ".join(_leaves(run, values[full], f"{full}."))
         raise UserError(f"{full!r} is a section; set one of its keys: {keys}.")

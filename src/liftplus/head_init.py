@@ -10,7 +10,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import open_clip
 import torch
@@ -231,15 +231,19 @@ def class_features(context: InitContext, init: HeadInit) -> Tensor:
     return centred(features) if centres(init) else features
 
 
+def _most(shots: Literal["all"] | int) -> int:
+    return sys.maxsize if shots == "all" else shots
+
+
 @register("head_init", "class_mean")
 class ClassMean(HeadInit):
     """Mean feature of each class; a class without images gets a random row."""
 
-    shots: int = Field(default=100, ge=1)
-    """Most images a class to average."""
+    shots: Literal["all"] | Annotated[int, Field(ge=1)] = 100
+    """Most images a class to average, or all, as in LIFT."""
 
     def rows(self, context: InitContext) -> Tensor:
-        features, labels = context.features(self.shots)
+        features, labels = context.features(_most(self.shots))
         classes = len(context.class_names)
         sums = torch.zeros(classes, features.shape[1]).index_add_(0, labels, features.float())
         rows = F.normalize(sums, dim=-1)
@@ -252,8 +256,8 @@ class ClassMean(HeadInit):
 class LinearProbe(HeadInit):
     """Multinomial logistic regression with balanced class weights on plain features, rows normalised."""
 
-    shots: int = Field(default=100, ge=1)
-    """Most images a class to fit on."""
+    shots: Literal["all"] | Annotated[int, Field(ge=1)] = 100
+    """Most images a class to fit on, or all, as in LIFT."""
 
     max_iterations: int = Field(default=100, ge=1)
     """Most L-BFGS iterations."""
@@ -261,7 +265,7 @@ class LinearProbe(HeadInit):
     def rows(self, context: InitContext) -> Tensor:
         from sklearn.linear_model import LogisticRegression
 
-        features, labels = context.features(self.shots)
+        features, labels = context.features(_most(self.shots))
         present = labels.unique()
         rows = random_rows(len(context.class_names), features.shape[1], context.generator)
         if len(present) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ class BackboneConfig(BaseModel):
     """False leaves the weights out, as a control: the library's random initialisation, always drawn with seed 0."""
     image_size: int | None = Field(default=None, ge=1)
     """Input side in pixels where it differs from the native one; position embeddings of another size are resampled."""
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    """Kernel that pictures are resized with, antialiased; by default the weights' own."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from liftplus.names import full_backbone as full_name
 from liftplus.names import presets
 
 
+@cache
 def entries() -> dict[str, dict[str, Any]]:
     """The short names, each with the full name behind it and a line about it."""
     return presets("backbones")
@@ -107,6 +108,8 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
             raise UserError(f"{error} {weight_files.described(path)}" if path else str(error)) from error
     if weights and config.weights is not None and (path := locate(config, fetch=False)) is not None:
         backbone.notes += weight_files.remarks(path)
+    if config.interpolation is not None:
+        backbone.facts = replace(backbone.facts, interpolation=config.interpolation)
     if config.grad_checkpointing:
         backbone.recompute()
     return backbone

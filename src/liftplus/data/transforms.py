@@ -144,7 +144,7 @@ class Evaluation(Component):
 
     tte: bool = False
     """Test-time ensembling: the mean of the logits over five crops."""
-    expand: int = Field(default=24, ge=1)
+    expand: int = Field(default=24, ge=0)
     """Pixels by which the short side exceeds the input size under TTE; best no multiple of the patch size."""
     one_crop_expand: int | None = Field(default=None, ge=0)
     """Pixels by which the short side exceeds the input size with one crop; None for a seventh of that size."""

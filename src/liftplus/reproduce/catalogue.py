@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from liftplus.errors import UserError
 from liftplus.noise import MARGIN, ONE_SEED
@@ -39,6 +40,21 @@ class _Variant(_Entry):
     method: str = "lift+"
     settings: tuple[str, ...] = ()
     backbones: tuple[str, ...] | None = None  # those of the table's that the variant is for
+    data: tuple[str, ...] | None = None  # and the names of those data
+
+
+class _Grid(_Variant):
+    """A variant for every combination of values; {axis} stands for one in the name and the settings."""
+
+    name: str
+    over: dict[str, tuple[str | int | float, ...]] = Field(min_length=1)
+
+    def variants(self) -> Iterator[tuple[str, _Variant]]:
+        for values in itertools.product(*self.over.values()):
+            chosen = dict(zip(self.over, values, strict=True))
+            settings = tuple(setting.format(**chosen) for setting in self.settings)
+            one = _Variant(method=self.method, settings=settings, backbones=self.backbones, data=self.data)
+            yield self.name.format(**chosen), one
 
 
 class _Table(_Entry):
@@ -48,9 +64,21 @@ class _Table(_Entry):
     backbones: tuple[str, ...] = Field(min_length=1)
     seeds: int = Field(default=3, ge=1)
     seconds: float | None = Field(default=None, gt=0)
-    variants: dict[str, _Variant] = Field(min_length=1)
+    variants: dict[str, _Variant] = {}
+    grids: tuple[_Grid, ...] = ()
     expected: dict[str, dict[Key, float | tuple[float, float]]] = {}
+    sources: dict[str, str] = {}  # of expected figures that are not from the table's source
     tolerance: dict[Key, float] = {}
+
+    @model_validator(mode="after")
+    def _has_variants(self) -> Self:
+        if not self.variants and not self.grids:
+            raise ValueError("variants or grids are needed")
+        return self
+
+    def every_variant(self) -> list[tuple[str, _Variant]]:
+        """Variants by label, those of grids last."""
+        return [*self.variants.items(), *(one for grid in self.grids for one in grid.variants())]
 
 
 class Comparison(_Entry):
@@ -215,20 +243,24 @@ def load(folder: Path = FOLDER) -> Catalogue:
 def _group(path: Path) -> Iterator[Experiment]:
     for title, content in tomllib.loads(path.read_text(encoding="utf-8")).items():
         table = _read(_Table, content, f"{path.name}, {title}")
-        unused = dict(table.expected)
+        unused = table.expected.keys() | table.sources.keys()
         for one in _experiments(path.stem, title, table):
-            unused.pop(one.name, None)
+            unused.discard(one.name)
             yield one
         if unused:
-            raise UserError(f"{path.name}, {title}: figures are expected of {', '.join(unused)}, which it lacks.")
+            raise UserError(
+                f"{path.name}, {title}: figures are expected of {', '.join(sorted(unused))}, which it lacks."
+            )
 
 
 def _experiments(group: str, title: str, table: _Table) -> Iterator[Experiment]:
     for entry in table.data:
         data = _Data(name=entry, data=entry) if isinstance(entry, str) else entry
         for backbone in table.backbones:
-            for label, variant in table.variants.items():
+            for label, variant in table.every_variant():
                 if variant.backbones is not None and backbone not in variant.backbones:
+                    continue
+                if variant.data is not None and data.name not in variant.data:
                     continue
                 name = "/".join([data.name, backbone, *([] if title == MAIN else [title]), label])
                 yield Experiment(
@@ -237,7 +269,7 @@ def _experiments(group: str, title: str, table: _Table) -> Iterator[Experiment]:
                     title,
                     label,
                     about=table.about,
-                    origin=table.source,
+                    origin=table.sources.get(name, table.source),
                     data=data.name,
                     source=data.data,
                     data_settings=data.settings,

@@ -1,4 +1,4 @@
-"""Full fine-tuning, the papers' heavy baseline."""
+"""Full fine-tuning of the blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from liftplus.tuners.base import Tuner
 
 @register("tuner", "full")
 class Full(Tuner):
-    """Train every weight of the residual blocks; embeddings and outer norms stay frozen, as in the papers' baseline."""
+    """Train every weight of the residual blocks; embeddings and outer norms stay frozen, as in the papers."""
 
     needs = ("block",)
 

@@ -13,7 +13,7 @@ from liftplus.tuners.base import Tuner
 class FullAll(Tuner):
     """Train every weight of the tower, embeddings and outer norms included; the projection to the joint space stays.
 
-    differs: the papers' baseline is `full`, which trains the residual blocks alone.
+    differs: the papers' full fine-tuning is `full`, which trains the residual blocks alone.
     """
 
     by_layer = False
