@@ -124,6 +124,14 @@ def test_one_crop_of_a_larger_picture() -> None:
     assert crops(Evaluation(one_crop_expand=0), facts)(ramp(40, 40))[0, 0, 0].tolist() == list(range(40))
 
 
+def test_five_crops_without_a_margin() -> None:
+    """The papers test a margin of 0 too: of a square all five are the same, of a longer picture they differ."""
+    assert Evaluation(expand=0).expand == 0
+    square, long = FiveCrops(40, 0)(ramp(40, 40)), FiveCrops(40, 0)(ramp(60, 40))
+    assert all(torch.equal(one, square[0]) for one in square)
+    assert [int(one[0, 0, 0]) for one in long] == [0, 20, 0, 20, 10]
+
+
 def test_five_crops_are_corners_and_centre() -> None:
     views = FiveCrops(40, 24)(ramp(100, 64))
     assert views.shape == (5, 3, 40, 40)

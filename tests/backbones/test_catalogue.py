@@ -154,6 +154,26 @@ def test_who_saw_imagenets_labels(pinned: str, labels: bool) -> None:
     assert from_timm.facts_of(from_timm.published_facts(pinned), 224, None).saw_imagenet is labels
 
 
+def test_the_papers_in21k_weights_are_timms_defaults() -> None:
+    """LIFT and LIFT+ load them by architecture alone: tuned on ImageNet-1k. The raw ones are called so."""
+    table = catalogue.entries()
+    assert table["vit_b16_in21k"]["weights"] == "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"
+    assert table["vit_b16_in21k_raw"]["weights"] == "timm/vit_base_patch16_224.augreg_in21k"
+    assert table["vit_b16_in21k_384"]["weights"] == "timm/vit_base_patch16_384.augreg_in21k_ft_in1k"
+    assert table["vit_l16_in21k"]["weights"] == "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"
+    assert table["vit_l16_in21k_384"]["weights"] == "timm/vit_large_patch16_384.augreg_in21k_ft_in1k"
+    for name in ("vit_b16_in21k", "vit_b16_in21k_raw", "resnet101", "resnet152"):
+        tag = table[name]["weights"].removeprefix("timm/")
+        assert from_timm.facts_of(from_timm.published_facts(tag), 224, None).saw_imagenet
+
+
+def test_another_resize_kernel() -> None:
+    for kernel in ("bilinear", "bicubic"):
+        config = BackboneConfig.model_validate({"name": "mini_clip", "interpolation": kernel})
+        assert catalogue.without_weights(config).facts.interpolation == kernel
+    assert catalogue.without_weights(BackboneConfig(name="mini_clip")).facts.interpolation == "bicubic"
+
+
 def test_dual_encoders_saw_no_labels() -> None:
     assert not any(built(name).facts.saw_imagenet for name in NAMES if built(name).text is not None)
 
