@@ -133,7 +133,9 @@ def ours(data: str, run: RunConfig) -> Meaning:
 
 def experiments() -> dict[Meaning, str]:
     """The name of an experiment for each meaning that one has."""
-    chosen = tuple(one for one in catalogue.load().experiments.values() if one.group in GROUPS)
+    towers = {name for repository in read().values() for name in repository["backbones"]}
+    every = catalogue.load().experiments.values()
+    chosen = tuple(one for one in every if one.group in GROUPS and one.backbone in towers)
     plan = Plan(chosen, Path("runs"))
     found: dict[Meaning, str] = {}
     for one in chosen:
