@@ -124,7 +124,7 @@ def ours(data: str, run: RunConfig) -> Meaning:
         **{key: train[key] for key in ("epochs", "lr", "batch_size", "momentum", "weight_decay")},
         "loss": values["loss"]["name"],
         "head": f"cosine {head['scale']:g}" if head["name"] == "cosine" else head["name"],
-        "start": " ".join(str(start[key]) for key in ("name", "prompts", "shots") if key in start),
+        "start": " ".join(str(start[key] or "all") for key in ("name", "prompts", "shots") if key in start),
         "crops": " ".join(str(values["augment"][key]) for key in ("name", "schedule") if key in values["augment"]),
         "tuner": tuner or "none",
     }

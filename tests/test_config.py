@@ -47,14 +47,14 @@ def test_lifts_own_choices_belong_to_its_preset() -> None:
     )
     assert (plus.backbone.interpolation, lift.backbone.interpolation) == (None, "bilinear")
     assert (plus.evaluation.expand, lift.evaluation.expand) == (24, 21)
-    assert plus.to_dict()["head_init"]["shots"] == 100 and lift.to_dict()["head_init"]["shots"] == "all"
+    assert plus.to_dict()["head_init"]["shots"] == 100 and lift.to_dict()["head_init"]["shots"] is None
     assert [run.to_dict()["tuner"]["lora"]["sizes"] for run in (plus, lift)] == ["lift+", "lift"]
     assert config.resolve(backbone="clip_vit_l14_336", method="lift").evaluation.expand == 21
     assert config.resolve(backbone="clip_vit_b16", method="lift").evaluation.expand == 24
     late = config.resolve(backbone="clip_vit_b16", overrides=["method=lift", "tuner=aft", "tuner.aft.sizes=lift+"])
     assert late.to_dict()["tuner"]["aft"]["sizes"] == "lift+"
     text_free = config.resolve(backbone="vit_b16_in21k", method="lift")
-    assert text_free.to_dict()["head_init"] == {"name": "class_mean", "shots": "all"}
+    assert text_free.to_dict()["head_init"] == {"name": "class_mean", "shots": None}
     assert config.from_dict(lift.to_dict()) == lift
 
 

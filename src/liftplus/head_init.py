@@ -10,12 +10,12 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 
 from liftplus.backbones.base import Backbone
@@ -231,16 +231,23 @@ def class_features(context: InitContext, init: HeadInit) -> Tensor:
     return centred(features) if centres(init) else features
 
 
-def _most(shots: Literal["all"] | int) -> int:
-    return sys.maxsize if shots == "all" else shots
+def _most(shots: int | None) -> int:
+    return sys.maxsize if shots is None else shots
+
+
+def _all(shots: Any) -> Any:
+    return None if shots == "all" else shots
+
+
+Shots = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_all)]
 
 
 @register("head_init", "class_mean")
 class ClassMean(HeadInit):
     """Mean feature of each class; a class without images gets a random row."""
 
-    shots: Literal["all"] | Annotated[int, Field(ge=1)] = 100
-    """Most images a class to average, or all, as in LIFT."""
+    shots: Shots = 100
+    """Most images a class to average; null or all for every one, as in LIFT."""
 
     def rows(self, context: InitContext) -> Tensor:
         features, labels = context.features(_most(self.shots))
@@ -256,8 +263,8 @@ class ClassMean(HeadInit):
 class LinearProbe(HeadInit):
     """Multinomial logistic regression with balanced class weights on plain features, rows normalised."""
 
-    shots: Literal["all"] | Annotated[int, Field(ge=1)] = 100
-    """Most images a class to fit on, or all, as in LIFT."""
+    shots: Shots = 100
+    """Most images a class to fit on; null or all for every one, as in LIFT."""
 
     max_iterations: int = Field(default=100, ge=1)
     """Most L-BFGS iterations."""

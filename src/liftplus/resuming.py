@@ -6,7 +6,7 @@ from pathlib import Path
 
 from liftplus import results, runs
 from liftplus.checkpoint import Keeper
-from liftplus.config import RunConfig, flat, from_dict
+from liftplus.config import RunConfig, flat, from_dict, saved
 
 MENDING = ("train.lr", "precision")
 """Settings that a run may be given anew when it is resumed by name."""
@@ -19,7 +19,7 @@ def mended(folder: Path, config: RunConfig) -> list[str]:
         UserError: settings differ that would make it another run.
     """
     about = results.read_json(folder / runs.CONFIG, "config")
-    begun = from_dict(about["config"])
+    begun = from_dict(saved(about["config"]))
     old, new = flat(begun), flat(config)
     changed = {key: [old[key], new[key]] for key in MENDING if old[key] != new[key]}
     found = runs.changes(begun, config)

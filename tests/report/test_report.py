@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import made_runs
 from liftplus import config, report
 from liftplus.errors import UserError
-from liftplus.report import chart, content, features, figures, findings, read, series
+from liftplus.report import chart, content, feature_figures, features, figures, findings, read, series
 from liftplus.report.judgement import judge
 from made_runs import Made
 
@@ -294,6 +294,36 @@ def test_distances_are_those_of_all_pairs() -> None:
     pairs = [1 - means[i] @ means[j] for i in range(4) for j in range(i)]
     assert features.between(directions, n) == pytest.approx(float(torch.stack(pairs).mean()), rel=1e-9)
     assert features.between(directions[:1], n[:1]) is None
+
+
+def test_pairs_and_likeness_are_what_they_say(tmp_path: Path) -> None:
+    """Histograms against every pair formed; the map's classes from frequent to rare; both drawn."""
+    values = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(60) % 4
+    labels[labels == 3] = 2
+    labels[-1] = 3  # a single picture makes no pair
+    shares = features.pair_shares(values, labels, ["many", "many", "few", "few"])
+    unit = torch.nn.functional.normalize(values.double(), dim=-1)
+
+    def of_class(k: int) -> torch.Tensor:
+        own = unit[labels == k]
+        pairs = [1 - own[i] @ own[j] for i in range(len(own)) for j in range(i)]
+        at = torch.stack(pairs).clamp(0, 1.2) / 1.2 * 40
+        return torch.bincount(at.long().clamp(max=39), minlength=40) / len(pairs)
+
+    assert shares["few"] == pytest.approx(of_class(2).tolist())
+    assert shares["many"] == pytest.approx(((of_class(0) + of_class(1)) / 2).tolist())
+    assert features.spaced([5, 90, 1, 7], [True, True, True, False]) == (1, 0, 2)
+    many = features.spaced(list(range(500, 0, -1)), [True] * 500)
+    assert (len(many), many[0], many[-1]) == (40, 0, 499) and len(set(many)) == 40
+    one = features.Distances(
+        "full", (0.2,) * 3, (0.3,) * 3, 0.5, {"train few": shares["few"]}, (1, 0), ((1.0, 0.5), (0.25, 0.75))
+    )
+    drawn = {chart.name: chart for chart in feature_figures.charts([one], [90, 50, 3], [chart.Look.of(0)])}
+    assert [row[1:] for row in drawn["class_likeness"].rows] == [[1, 1, 1.0], [1, 0, 0.5], [0, 1, 0.25], [0, 0, 0.75]]
+    assert [row[4] for row in drawn["distance_histograms"].rows] == list(shares["few"])
+    for name in ("class_likeness", "distance_histograms"):
+        assert chart.save(drawn[name], tmp_path).startswith("<svg") and (tmp_path / f"{name}.png").is_file()
 
 
 def test_words_about_features_follow_the_numbers() -> None:

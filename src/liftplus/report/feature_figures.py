@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from liftplus.report.chart import INK, MUTED, Chart, Look, canvas, dots, legend
-from liftplus.report.features import BARE, Distances
+from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, dots, legend
+from liftplus.report.features import BARE, BINS, FARTHEST, Distances
 from liftplus.report.figures import binned, count_axis
 
 _POINTS = 1500
 
 
 def charts(found: Sequence[Distances], counts: Sequence[int], looks: Sequence[Look]) -> list[Chart]:
-    """Distances within classes, their gap, and separation between classes."""
-    made = [_within(found, counts), _gap(found, counts, looks)]
+    """Distances within classes, their gap and their histograms, separation between classes, likeness class by class."""
+    made = [_within(found, counts), _gap(found, counts, looks), _histograms(found), _likeness(found)]
     return [chart for chart in made if chart is not None] + [_separation(found, looks)]
 
 
@@ -111,3 +111,57 @@ def _separation(found: Sequence[Distances], looks: Sequence[Look]) -> Chart:
         "(pale). Classes are easy to tell apart where the first is much larger than the second."
     )
     return Chart("separation", "Separation of classes", reading, ("model", "between", "within"), rows, figure)
+
+
+def _histograms(found: Sequence[Distances]) -> Chart | None:
+    """Head and tail, train and test: the first and the last group that have pairs."""
+    groups = [g for g in GROUPS if any(f"{split} {g}" in one.pairs for one in found for split in ("train", "test"))]
+    if not groups:
+        return None
+    figure, panels = canvas(width=max(4.6, 2.3 * len(found)), height=2.95, columns=len(found))
+    middles = (np.arange(BINS) + 0.5) * FARTHEST / BINS
+    rows = []
+    for axes, one in zip(panels, found, strict=True):
+        for group in dict.fromkeys((groups[0], groups[-1])):
+            for split, dash in (("train", "-"), ("test", ":")):
+                shares = one.pairs.get(f"{split} {group}")
+                if shares is not None:
+                    axes.plot(middles, shares, color=GROUPS[group], linestyle=dash, label=f"{group}, {split}")
+                    rows += [[one.label, group, split, float(x), y] for x, y in zip(middles, shares, strict=True)]
+        axes.set_xlabel("distance of a pair")
+        axes.set_title(_broken(one.label), fontsize=9.5, color=INK, pad=16)
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylabel("share of pairs")
+    legend(figure, panels[0])
+    reading = (
+        "Cosine distances between two pictures of one class, in frequent and in rare classes. Where train and test lie "
+        "on each other for frequent classes and apart for rare ones, fine-tuning was too heavy for the rare ones."
+    )
+    header = ("model", "group", "split", "distance", "share")
+    return Chart("distance_histograms", "Distances of head and tail", reading, header, rows, figure)
+
+
+def _likeness(found: Sequence[Distances]) -> Chart | None:
+    held = [one for one in found if len(one.shown) > 1]
+    if not held:
+        return None
+    figure, panels = canvas(width=max(4.6, 2.3 * len(held)), height=2.95, columns=len(held))
+    low = min(value for one in held for row in one.likeness for value in row)
+    rows = []
+    for axes, one in zip(panels, held, strict=True):
+        image = axes.imshow(np.array(one.likeness), cmap="cividis", vmin=low, vmax=1, interpolation="nearest")
+        axes.grid(visible=False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel("class in test")
+        axes.set_title(_broken(one.label), fontsize=9.5, color=INK, pad=16)
+        for place, row in zip(one.shown, one.likeness, strict=True):
+            rows += [[one.label, place, other, value] for other, value in zip(one.shown, row, strict=True)]
+    panels[0].set_ylabel("class in training")
+    figure.colorbar(image, ax=panels, label="cosine", shrink=0.8)
+    reading = (
+        "Likeness of the mean directions of classes, training against test, from frequent classes (top, left) to rare "
+        "ones. A bright diagonal on dark ground is good; one that fades to the lower right is lost on rare classes."
+    )
+    header = ("model", "train_class", "test_class", "cosine")
+    return Chart("class_likeness", "Likeness class by class", reading, header, rows, figure)

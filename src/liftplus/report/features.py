@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ from liftplus.runtime import Progress, Runtime
 from liftplus.train import first_of_each
 
 BARE = "bare backbone"
+BINS, FARTHEST = 40, 1.2
+"""Bins of the histograms of distances, and where the last one ends, which holds what is farther too."""
+SHOWN = 40
+"""Most classes in the map of likeness."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,19 @@ class Distances:
         train, test: mean distance between two pictures of a class, one entry a class; None for fewer than two pictures.
         between: mean distance between the mean directions of two classes' test features; None for fewer than two
             classes.
+        pairs: by "split group", the share of pairs of one class in each bin of distance, as the mean over the group's
+            classes.
+        shown: classes of the map, from most to least training pictures, evenly spaced where there are many.
+        likeness: cosine between the mean direction of a row's class in training and of a column's in test.
     """
 
     label: str
     train: tuple[float | None, ...]
     test: tuple[float | None, ...]
     between: float | None
+    pairs: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    shown: tuple[int, ...] = ()
+    likeness: tuple[tuple[float, ...], ...] = ()
 
     def gaps(self) -> list[float | None]:
         """Test less train of each class that has both."""
@@ -95,6 +106,34 @@ def between(directions: Tensor, n: Tensor) -> float | None:
     return float(1 - (held.sum(0).square().sum() - count) / (count * (count - 1)))
 
 
+def pair_shares(features: Tensor, labels: Tensor, groups: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Cosine distances between two pictures of one class as a histogram for each group of classes.
+
+    Args:
+        features: [N, D]; of any length, only directions count.
+        labels: class index of each row [N].
+        groups: of each class [C].
+
+    Returns:
+        shares in BINS bins from 0 to FARTHEST, the mean over the classes of a group that have two pictures.
+    """
+    unit, found = F.normalize(features.double(), dim=-1), dict[str, list[Tensor]]()
+    for k in labels.unique().tolist():
+        own = unit[labels == k]
+        if len(own) > 1:
+            first, second = torch.triu_indices(len(own), len(own), 1)
+            distances = (1 - (own @ own.T)[first, second]).clamp(0, FARTHEST)
+            found.setdefault(groups[k], []).append(torch.histc(distances, BINS, 0.0, FARTHEST) / len(distances))
+    return {group: tuple(torch.stack(every).mean(0).tolist()) for group, every in found.items()}
+
+
+def spaced(counts: Sequence[int], held: Sequence[bool]) -> tuple[int, ...]:
+    """At most SHOWN of the classes that are held, from most to least training pictures, evenly spaced by rank."""
+    order = [k for k in sorted(range(len(counts)), key=lambda k: -counts[k]) if held[k]]
+    step = max(1.0, (len(order) - 1) / (SHOWN - 1))
+    return tuple(order[round(place * step)] for place in range(min(len(order), SHOWN)))
+
+
 @dataclass(frozen=True)
 class Workbench:
     """What features are computed with.
@@ -114,13 +153,21 @@ class Workbench:
     def distances(self, label: str, identity: str, load: Callable[[], Backbone]) -> Distances:
         """Of one model, from the cache where it is in it."""
         prints = [self.dataset.fingerprint(split) for split in ("train", "test")]
-        key = hashlib.sha256(json.dumps([identity, prints, self.per_class]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([identity, prints, self.per_class, BINS, SHOWN]).encode()).hexdigest()
         known = self._known()
         if key not in known:
             known[key] = asdict(self._compute(label, load()))
             results.write_json(self.cache, known)
         found = known[key]
-        return Distances(label, tuple(found["train"]), tuple(found["test"]), found["between"])
+        return Distances(
+            label,
+            tuple(found["train"]),
+            tuple(found["test"]),
+            found["between"],
+            {name: tuple(shares) for name, shares in found["pairs"].items()},
+            tuple(found["shown"]),
+            tuple(map(tuple, found["likeness"])),
+        )
 
     def _known(self) -> dict[str, Any]:
         try:
@@ -132,15 +179,21 @@ class Workbench:
     def _compute(self, label: str, backbone: Backbone) -> Distances:
         classes, facts = self.dataset.num_classes, backbone.facts
         view = CentreCrop(facts.image_size, facts.interpolation)
-        found = {}
+        groups = [group_of(n) for n in self.dataset.counts()]
+        found, pairs = {}, {}
         for name in ("train", "test"):
             whole = self.dataset.splits[name]
             chosen = first_of_each(whole, self.per_class, seeded(0, -2))
             part = Split([whole.keys[i] for i in chosen], [whole.labels[i] for i in chosen])
             reading = Reading(self.dataset.store, part, progress=self.progress, label=f"Features ({label}, {name})")
             features = collect(backbone, reading, view, facts, self.runtime, self.batch_size)
-            found[name] = within(features, torch.tensor(part.labels), classes)
-        return Distances(label, found["train"][0], found["test"][0], between(*found["test"][1:]))
+            labels = torch.tensor(part.labels)
+            found[name] = within(features, labels, classes)
+            pairs |= {f"{name} {group}": row for group, row in pair_shares(features, labels, groups).items()}
+        (train, from_train, n), (test, from_test, m) = found["train"], found["test"]
+        shown = spaced(self.dataset.counts(), ((n > 0) & (m > 0)).tolist())
+        likeness = (from_train[list(shown)] @ from_test[list(shown)].T).tolist()
+        return Distances(label, train, test, between(from_test, m), pairs, shown, tuple(map(tuple, likeness)))
 
 
 def measure(
