@@ -245,6 +245,21 @@ def resolve(
                 )
             case _:
                 rest.append(override)
+    automatic = AUTOMATIC if recipe == "auto" else ()
+    values = _of_presets(data, backbone, method) | {"recipe": recipe, "automatic": automatic}
+    run = changed(from_dict(values).to_dict(), rest)
+    known = {*flat(run), *PARTS} if run.train.epochs else set()
+    if _settings(method).get("head_init") != "semantic" or run.head.name == "joint":
+        known.discard("head_init")
+    if run.train.minutes is None:
+        known.discard("train.epochs")
+    elif recipe != "auto" or "train.epochs" not in run.automatic:
+        raise UserError("train.minutes chooses the epochs: leave epochs out, and give recipe=auto.")
+    return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key in known)})
+
+
+def _of_presets(data: str | None, backbone: str | None, method: str) -> dict[str, Any]:
+    """What the presets say of a method on these data with this backbone, counterparts in place."""
     chosen = _settings(method)
     values = RunConfig(method=method).to_dict()
     if data is not None:
@@ -259,19 +274,8 @@ def resolve(
         presets("data").get(data or "", {}).get(method, {}),
     ):
         values = _merge(values, change)
-    values = from_dict(values | {"recipe": recipe}).to_dict()
-    for kind, name in stand_ins(values).items():
-        values[kind] = _part_by_name(method, kind, name)
-    automatic = AUTOMATIC if recipe == "auto" else ()
-    run = changed(from_dict(values | {"automatic": automatic}).to_dict(), rest)
-    known = {*flat(run), *PARTS} if run.train.epochs else set()
-    if chosen.get("head_init") != "semantic" or run.head.name == "joint":
-        known.discard("head_init")
-    if run.train.minutes is None:
-        known.discard("train.epochs")
-    elif recipe != "auto" or "train.epochs" not in run.automatic:
-        raise UserError("train.minutes chooses the epochs: leave epochs out, and give recipe=auto.")
-    return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key in known)})
+    values = from_dict(values).to_dict()
+    return values | {kind: _part_by_name(method, kind, name) for kind, name in stand_ins(values).items()}
 
 
 def _part_by_name(method: str, kind: str, name: str) -> dict[str, Any]:

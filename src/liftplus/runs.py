@@ -117,7 +117,7 @@ def _begun(folder: Path | None) -> RunConfig | None:
     """The settings of the run in a folder, finished or not; None where there is none."""
     if folder is None or not (folder / CONFIG).is_file():
         return None
-    return from_dict(results.read_json(folder / CONFIG, "config")["config"])
+    return from_dict(saved(results.read_json(folder / CONFIG, "config")["config"]))
 
 
 def refuse_different(session: Session, dataset: DataSet, model: Classifier) -> None:
