@@ -180,7 +180,8 @@ class Workbench:
         classes, facts = self.dataset.num_classes, backbone.facts
         view = CentreCrop(facts.image_size, facts.interpolation)
         groups = [group_of(n) for n in self.dataset.counts()]
-        found, pairs = {}, {}
+        found: dict[str, tuple[tuple[float | None, ...], Tensor, Tensor]] = {}
+        pairs: dict[str, tuple[float, ...]] = {}
         for name in ("train", "test"):
             whole = self.dataset.splits[name]
             chosen = first_of_each(whole, self.per_class, seeded(0, -2))
