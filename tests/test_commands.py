@@ -361,8 +361,8 @@ def test_inspect_is_a_table_for_people(photos: Path, command: Command) -> None:
     head = next(k for k, line in enumerate(lines) if line.split() == ["class", "train", "test"])
     below = [line.rsplit(None, 2) for line in lines[head + 1 :] if line.rsplit(None, 1)[-1:] == ["2"]]
     assert below == [["red square", "12", "2"], ["green hill", "5", "2"], ["blue sky", "2", "2"]]
-    assert "widths: 80 to 80, median 80" in lines
-    assert "classes by group: many (over 100 training images) 0, medium 0, few (under 20 training images) 3" in lines
+    assert "widths: 80 to 91, median 82" in lines
+    assert "classes by group: many (over 100 training images) 0, medium 0, few (under 20) 3" in lines
 
 
 def test_inspect_and_train_tell_the_same(photos: Path, command: Command, tmp_path: Path) -> None:

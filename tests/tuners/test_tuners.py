@@ -166,13 +166,13 @@ def test_every_lora_target(lab: Any) -> None:
 
 
 def test_prompts_leave_the_sequence_as_it_was(lab: Any) -> None:
-    """Blocks hand on as many tokens as they were given, so that pooling over patches counts no prompt."""
+    """Prompts stay until the next prompted block or the end, so that pooling over patches counts none of them."""
     model = lab.build("timm_vit", {"vpt_deep": lab.tuner("vpt_deep", length=4, layers=(1,))})
     lengths = []
     for block in model.backbone.image.blocks:  # type: ignore[union-attr]
         block.register_forward_hook(lambda _m, _a, out: lengths.append(out.shape[1]))
     model(lab.images(model))
-    assert len(set(lengths)) == 1
+    assert lengths == [lengths[0], lengths[0] + 4, lengths[0]]
 
 
 def test_shallow_prompts_on_some_text_layers(lab: Any) -> None:

@@ -101,7 +101,8 @@ class Plan:
         ]
         found: dict[str, str] = {}
         for preset in presets:
-            found |= {"tuner": preset["tuner"]} if "tuner" in preset else {}
+            if (tuners := preset.get("tuner")) is not None:
+                found["tuner"] = tuners if isinstance(tuners, str) else "+".join(tuners)
             found |= {"epochs": str(preset["train"]["epochs"])} if "epochs" in preset.get("train", {}) else {}
         for pair in self.settings(experiment, 0):
             key, _, value = pair.partition("=")
