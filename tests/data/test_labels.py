@@ -58,6 +58,10 @@ def test_numbers(labels: object) -> None:
     assert (data.class_ids, data.counts()) == (("0", "1"), (6, 6))
 
 
+def test_a_sparse_tensor() -> None:
+    assert from_images(IMAGES, torch.eye(2)[[0] * 6 + [1] * 6].to_sparse()).counts() == (6, 6)
+
+
 def test_text_and_truth() -> None:
     assert from_images(IMAGES, np.array([b"cat"] * 6 + [b"dog"] * 6)).class_names == ("cat", "dog")
     assert from_images(IMAGES, np.array(["cat"] * 6 + ["dog"] * 6)).counts() == (6, 6)
@@ -104,6 +108,7 @@ def test_missing(labels: object) -> None:
         ([True] * 6 + [0.0] * 6, "True and 0 are of different types"),
         (["1"] * 6 + [1] * 6, "'1' and 1 are of different types"),
         (np.ones((12, 2)), "not one-hot"),
+        ([("owl", "wren")] * 12, "not one-hot"),
         (np.full((12, 2), 0.5), "not one-hot"),
         ([[0], [1, 0]] * 6, "not one-hot"),
         ([{}] * 12, "is a dict; give a number or a word"),

@@ -157,6 +157,11 @@ def test_inat_benchmark(folder: Path) -> None:
     assert loaded(folder / "train2018.json", level="order").class_names == ("C", "F")
 
 
+def test_a_class_written_otherwise_in_another_split(tmp_path: Path, grow: Grow) -> None:
+    grow(tmp_path, {"train/Cat": 2, "train/b": 2, "test/cat": 1, "test/b": 1})
+    refused("'cat' is 'Cat' in training: write both in one way", tmp_path)
+
+
 def test_class_without_training_images(tmp_path: Path, grow: Grow) -> None:
     grow(tmp_path, {"train/a": 2, "train/b": 2, "test/a": 1, "test/c": 1})
     refused("test split has 1 classes that training does not know, 'c'", tmp_path)

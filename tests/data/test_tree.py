@@ -254,6 +254,8 @@ def test_two_folders_of_one_split_are_refused(twins: tuple[str, ...]) -> None:
             [*below("seg_train", "seg_test", inner="/{0}"), "seg_pred/seg_pred"],
             ["seg_pred/seg_pred/0.png", "seg_pred/seg_pred/1.png"],
         ),
+        # Tiny ImageNet's validation labels are in a text file.
+        (["train/cat/images", "train/dog/images", "val/images"], ["val/images/0.png", "val/images/1.png"]),
     ],
 )
 def test_pictures_without_labels_are_no_class(folders: list[str], left_out: list[str]) -> None:

@@ -51,7 +51,7 @@ def _listed(labels: Any) -> list[Any]:
     if isinstance(labels, str | bytes | Mapping | Set):
         raise UserError(f"The labels are a {type(labels).__name__}; give a list or an array with one for each picture.")
     if isinstance(labels, Tensor):
-        labels = labels.detach().cpu()
+        labels = labels.detach().cpu().to_dense()
     elif hasattr(labels, "to_pylist"):  # Arrow's columns
         labels = labels.to_pylist()
     elif hasattr(labels, "__array__") and not isinstance(labels, np.ndarray):
@@ -60,9 +60,16 @@ def _listed(labels: Any) -> list[Any]:
         found = labels.tolist()
         return found if isinstance(found, list) else [found]
     try:
-        return [value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value for value in labels]
+        return [_plain(value) for value in labels]
     except TypeError as error:
         raise UserError(f"The labels are a {type(labels).__name__}; give one for each picture.") from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and lists for what tensors and arrays hold; a tuple holds labels as a list does."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _flat(given: list[Any], count: int) -> tuple[list[Any], tuple[str, ...]]:

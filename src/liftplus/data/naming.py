@@ -32,9 +32,14 @@ def refuse_unknown(table: Table, known: set[str], name: str) -> None:
     for split in table.rows:
         unknown = sorted_ids(table.ids(split) - known)
         if unknown:
+            alike = {class_names.fold(label): label for label in sorted_ids(known)}
+            twin = next((label for label in unknown if class_names.fold(label) in alike), None)
+            way = "add training images, leave them out, or declare all with data.class_names"
+            if twin is not None:
+                way = f"{twin!r} is {alike[class_names.fold(twin)]!r} in training: write both in one way"
             raise UserError(
                 f"{name}: the {split} split has {len(unknown)} classes that training does not know, "
-                f"{listing(unknown)}; add training images, leave them out, or declare all with data.class_names."
+                f"{listing(unknown)}; {way}."
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from liftplus.data.dataset import SPLIT_OF
@@ -35,12 +35,21 @@ class SplitName:
     @property
     def plain(self) -> bool:
         """True where the other words are numbers, single letters or such as "set" and "images"."""
-        return all(word in _PLAIN or word.isdecimal() or len(word) == 1 for word in self.rest)
+        return _say_nothing(self.rest)
 
     @property
     def unsized(self) -> tuple[str, ...]:
         """The other words without those such as "mini", which only the training split may have."""
         return tuple(word for word in self.rest if word not in _SIZES)
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a name without a split's word, such as "images", says nothing of what is in the pictures."""
+    return _say_nothing([word.lower() for word in _WORD.findall(name)])
+
+
+def _say_nothing(words: Sequence[str]) -> bool:
+    return all(word in _PLAIN or word.isdecimal() or len(word) == 1 for word in words)
 
 
 def read(name: str) -> SplitName | None:

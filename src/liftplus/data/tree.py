@@ -149,7 +149,8 @@ def _only_inside(top: str, paths: Sequence[_Parts], classes: set[str]) -> str | 
         (name := split_names.read(inner)) is not None and name.split == _split(top) and name.plain
     )
     deeper = all(len(parts) > 3 for parts in deep)
-    return inner if inner not in classes and (same or deeper) else None
+    unlabelled = bool(classes) and split_names.says_nothing(inner)  # Tiny ImageNet's val/images/1.jpg
+    return inner if inner not in classes and (same or deeper or unlabelled) else None
 
 
 def _rows(
