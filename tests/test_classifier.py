@@ -132,6 +132,9 @@ def test_paths_are_one_row_each(tmp_path: Path) -> None:
     for column in (paths[:, None], paths[:, None].astype(object), [[path] for path in paths]):
         np.testing.assert_array_equal(tiny().fit(column, y).predict_proba(column), expected)
     fitted = tiny().fit(paths, y)
+    for several in (paths.reshape(-1, 2), paths.reshape(-1, 2).tolist()):
+        with pytest.raises(UserError, match="Row 0 of X has 2 paths"):
+            fitted.predict(several)
     twice = fitted.predict_proba(paths[[0, 0, 3]])
     np.testing.assert_allclose(twice, expected[[0, 0, 3]], rtol=1e-5)
     for wrong, said in ((str(tmp_path), "is a folder"), (str(tmp_path / "gone.png"), "does not exist")):

@@ -362,5 +362,5 @@ def test_hiera_has_no_onnx_but_a_pt2(tmp_path: Path) -> None:
             "onnx",
             noise(trained(trunk, "bitfit"), 2),
             Silent(),
-            "as_trained",
+            Evaluation(),
         )

@@ -86,6 +86,8 @@ def test_names_and_pictures_together(run: Path, command: Command, tmp_path: Path
     assert ended.code == 0, ended.err
     assert [one["pictures"] for one in json.loads(ended.out)["classes"]] == [0, 2]
     assert load(tmp_path / "plus").train_counts[3:] == (0, 2)
+    ended = command("classes", "add", "run", "lemon", "yelow", "--out", "misspelt")
+    assert ended.code == 0 and "2 more classes: 'lemon', 'yelow'." in ended.out.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,9 @@ def test_one_crop_is_the_same_switch_everywhere(place: Path, command: Command, t
         ended = command("eval", place / "run", option, "--out", f"eval{option}")
         assert ended.code == 0, ended.err
         assert json.loads((tmp_path / f"eval{option}" / "metrics.json").read_text())["evaluation"]["tte"] is tte
+    for option, setting in (("--one-crop", "evaluation.tte=true"), ("--five-crops", "tte=false")):
+        ended = command("eval", place / "run", option, setting, "--out", "refused")
+        assert ended.code == 2 and f"{option} and {setting} contradict each other" in ended.err
 
 
 def test_targets_are_made_or_refused_before_the_work(place: Path, command: Command, tmp_path: Path) -> None:

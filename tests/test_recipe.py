@@ -191,7 +191,7 @@ def test_the_slower_rate_is_part_of_the_state(photos: Path) -> None:
 
 def test_a_run_says_what_was_chosen_and_how_it_began(photos: Path, command: Command) -> None:
     ended = command("train", "--data", photos, "--out", "run", "epochs=1", "tte=false", "workers=0")
-    assert ended.code == 0 and "19 training pictures, 3 classes: batch 16, 1 epochs, lr 0.0" in ended.err
+    assert ended.code == 0 and "19 training pictures, 3 classes: batch 16, 1 epoch, lr 0.0" in ended.err
     about = json.loads(Path("run/config.json").read_text())
     assert about["config"]["recipe"] == "auto" and about["start"]["split"] == "test" and about["start"]["pictures"] == 6
     paper = command("train", "--data", photos, "--out", "p", "recipe=paper", "epochs=1", "tte=false", "workers=0")

@@ -195,7 +195,8 @@ def test_the_callers_own_wandb_run_stays_open(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_RUN_ID", "mine7")
     (tmp_path / "run").mkdir()
-    mine = wandb.init(project="mine", mode="offline", dir=str(tmp_path), settings=wandb.Settings(console="off"))
+    quiet = wandb.Settings(console="off")
+    mine = wandb.init(project="mine", id="mine7", mode="offline", dir=str(tmp_path), settings=quiet)
     try:
         ours = tracking.WeightsAndBiases(tracking.Tracked(tmp_path / "run", {"lr": 0.1}))
         assert wandb.run is mine
@@ -211,7 +212,8 @@ def test_the_callers_own_wandb_run_stays_open(tmp_path: Path, monkeypatch: pytes
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
     assert noted in file.name
     assert {key: [value for _, value in points] for key, points in wandb_history(file).items()} == {"train/loss": [0.5]}
-    assert theirs.stat().st_size > 0
+    rows = {key: [value for _, value in points] for key, points in wandb_history(theirs).items()}
+    assert rows == {"between": [1], "after": [2]}
 
 
 NAMES = ("fox (red)", "fox [red]", "a/b", "a", "ä", "50 %", "../x", ".", "x" * 400, "key=value, other", "Fox (red)")

@@ -194,6 +194,7 @@ def _listed(given: Any) -> list[Any] | None:
     """Paths and single pictures as a list; None for arrays of numbers."""
     if is_column(given):
         given = np.asarray(given).ravel()
+    _refuse_several(given)
     if getattr(given, "ndim", 1) != 1 or not (
         isinstance(given, list | tuple | np.ndarray) or hasattr(given, "to_list")
     ):
@@ -204,6 +205,18 @@ def _listed(given: Any) -> list[Any] | None:
         if found and all(isinstance(one, str | os.PathLike | Image.Image) or np.ndim(one) == 3 for one in found)
         else None
     )
+
+
+def _refuse_several(given: Any) -> None:
+    """Rows of several paths, [N, K], are no pictures."""
+    first = given[0] if isinstance(given, list | tuple | np.ndarray) and len(given) else None
+    if not isinstance(first, list | tuple | np.ndarray) or len(first) < 2:
+        return
+    if all(isinstance(one, str | os.PathLike) for one in first):
+        raise NoImageError(
+            f"Row 0 of X has {len(first)} paths; a row is one picture. Give the path of one image file for each row, "
+            "as [N] or [N, 1]."
+        )
 
 
 def _is_deep(given: Any) -> bool:

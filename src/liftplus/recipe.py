@@ -161,7 +161,7 @@ def sentences(config: RunConfig, dataset: DataSet) -> list[str]:
     train = config.train
     parts = {
         "train.batch_size": f"batch {train.batch_size}",
-        "train.epochs": f"{train.epochs} epochs",
+        "train.epochs": f"{train.epochs} epoch{'s' if train.epochs != 1 else ''}",
         "train.lr": f"lr {train.lr:.2g}",
         "head_init": f"head_init {config.head_init.name}",
     }

@@ -54,7 +54,7 @@ def add(
             print(json.dumps({"folder": str(out), "added": names}))
             return
         console.out.print(
-            f"{out} knows {len(names)} more class{'es' if len(names) > 1 else ''}. Their rows are as before any "
+            f"{out} knows {_told(names)}. Their rows are as before any "
             "training, those of the others have moved since, so test before use; the old results do not apply."
         )
         return
@@ -70,7 +70,12 @@ def add(
             f"{' and its name' if one.text else ''}.{own} Older classes lose {one.harm:.1f} points, by training "
             "pictures that the run keeps features of."
         )
-    console.out.print(f"{out} knows {len(names)} more class{'es' if len(names) > 1 else ''}; old results do not apply.")
+    console.out.print(f"{out} knows {_told(names)}; old results do not apply.")
+
+
+def _told(names: list[str]) -> str:
+    """The added classes by name, so that a misspelt path is seen to have become a class."""
+    return f"{len(names)} more class{'es' if len(names) > 1 else ''}: {', '.join(map(repr, names))}"
 
 
 def _by_name(given: list[str]) -> dict[str, Rows | None]:

@@ -26,7 +26,7 @@ def evaluate(
     """Test a finished run again: on its own data or other data, with other test options."""
     from liftplus import checkpoint, console, matching, parallel, results, runs
 
-    settings = options.run_settings(run, data, [*options.crops(five_crops), *(overrides or ())])
+    settings = options.run_settings(run, data, [*options.crops(five_crops, overrides), *(overrides or ())])
     session = options.session(settings)
     folder = parallel.job().from_leader(lambda: out or _free((run.parent if run.is_file() else run) / "eval"))
     if session.runtime.job.leads:

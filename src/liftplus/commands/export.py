@@ -49,7 +49,7 @@ def export(
     chosen = _format(out, form)
     expected = [] if prior is None else [f"evaluation.prior={prior}"]
     fixed = ("device=cpu", "precision=fp32", "grad_checkpointing=false")
-    settings = options.run_settings(run, None, [*(change or []), *options.crops(five_crops), *expected, *fixed])
+    settings = options.run_settings(run, None, [*(change or []), *options.crops(five_crops, change), *expected, *fixed])
     if note := priors.note(settings, settings.evaluation.prior):
         console.err.print(f"Note: {note}")
     session = options.session(settings)

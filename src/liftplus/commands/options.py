@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liftplus.commands import completion
+from liftplus.errors import UserError
 
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
@@ -55,9 +56,17 @@ FiveCrops = Annotated[
 ]
 
 
-def crops(five: bool | None) -> list[str]:
-    """The setting that --five-crops or --one-crop stands for."""
-    return [] if five is None else [f"evaluation.tte={str(five).lower()}"]
+def crops(five: bool | None, overrides: list[str] | None) -> list[str]:
+    """The setting that --five-crops or --one-crop stands for; another value of it beside the option is refused."""
+    if five is None:
+        return []
+    meant = str(five).lower()
+    for item in overrides or ():
+        key, _, value = item.partition("=")
+        if key in ("tte", "evaluation.tte") and value.strip().lower() != meant:
+            option = "--five-crops" if five else "--one-crop"
+            raise UserError(f"{option} and {item} contradict each other. Give one of the two.")
+    return [f"evaluation.tte={meant}"]
 
 
 def session(config: RunConfig, asked: StopRequest | None = None) -> Session:

@@ -53,7 +53,7 @@ def predict(
         console.err.print(f"Note: {note}", highlight=False)
     expected = [] if prior is None else [f"evaluation.prior={prior}"]
     settings = options.run_settings(
-        run, None, [f"evaluation.top_k={top_k}", *options.crops(five_crops), *expected, *(change or [])]
+        run, None, [f"evaluation.top_k={top_k}", *options.crops(five_crops, change), *expected, *(change or [])]
     )
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
