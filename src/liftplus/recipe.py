@@ -156,8 +156,6 @@ def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
 
 def sentences(config: RunConfig, dataset: DataSet) -> list[str]:
     """What was chosen and why, for the user to read before training; none where nothing was."""
-    if not config.automatic:
-        return []
     train = config.train
     parts = {
         "train.batch_size": f"batch {train.batch_size}",
@@ -165,6 +163,8 @@ def sentences(config: RunConfig, dataset: DataSet) -> list[str]:
         "train.lr": f"lr {train.lr:.2g}",
         "head_init": f"head_init {config.head_init.name}",
     }
+    if not config.automatic or not parts.keys() & set(config.automatic):
+        return []
     chosen = ", ".join(text for key, text in parts.items() if key in config.automatic or key == "train.epochs")
     pictures = len(dataset.splits["train"])
     said = [

@@ -25,7 +25,14 @@ from liftplus.data.names_values import (
 )
 from liftplus.errors import UserError
 
-_KEYED = re.compile(r"(['\"]?)(\d+|n\d{8})\1\s*(?:[:;,=\t|]|(?<=\d)[.)](?=\s))\s*(\S.*)", re.ASCII)
+_KEYED = re.compile(
+    r"""(?:(?:class|label|id)[ _]?|\#)?  # class 0: owl
+    (?P<open>[\[(]?)(?P<quote>['"]?)(?P<id>\d+|n\d{8})(?P=quote)
+    (?(open)[\])]?)\s*
+    (?:[:;,=|\t]>?|->|(?<=\s)[-–—](?=\s)|(?<=\d)[.)](?=\s)|(?<=[\])])(?=\s)|(?<=[\])]\s))
+    \s*(?P<name>\S.*)""",
+    re.ASCII | re.VERBOSE | re.IGNORECASE,
+)
 
 
 def read(path: str) -> Names:
@@ -100,7 +107,7 @@ def _with_ids(lines: Sequence[str], origin: str) -> Names | None:
             f"{origin}, line {place + 1}, {lines[place]!r}, has no class id, but other lines have one, as "
             f"{matched[0].string!r}. Give every line an id, or none."
         )
-    return Names(by_id=mapping_of([(match[2], _bare(match[3])) for match in matched], origin))
+    return Names(by_id=mapping_of([(match["id"], _bare(match["name"])) for match in matched], origin))
 
 
 def _with_heading(lines: Sequence[str], origin: str) -> Names | None:
