@@ -51,7 +51,7 @@ def test_demo_repeats_the_committed_results(command: Command, tmp_path: Path) ->
 def the_report_opens(folder: Path) -> None:
     """The demo's page in a browser: every figure is there and seen, the table sorts, and nothing is reported."""
     page = folder / "runs" / "demo" / "report" / "report.html"
-    assert len(list(page.parent.glob("figures/*.png"))) == 10
+    assert len(list(page.parent.glob("figures/*.png"))) == 12
     if reason := browser.missing():
         assert not os.environ.get("CI"), reason
         return

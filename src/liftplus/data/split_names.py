@@ -44,8 +44,12 @@ class SplitName:
 
 
 def says_nothing(name: str) -> bool:
-    """Whether a name without a split's word, such as "images", says nothing of what is in the pictures."""
-    return _say_nothing([word.lower() for word in _WORD.findall(name)])
+    """Whether a name without a split's word, such as "images", says nothing of what is in the pictures.
+
+    Numbers and letters may be classes.
+    """
+    words = [word.lower() for word in _WORD.findall(name)]
+    return _say_nothing(words) and any(word in _PLAIN for word in words)
 
 
 def _say_nothing(words: Sequence[str]) -> bool:
