@@ -138,7 +138,8 @@ def smaller(line: Line) -> list[str]:
         if option in words:
             words[words.index(option) + 1] = less
     words = [word for word in words if not re.match(LARGE, word)]
-    return [*words, *(QUICK[3:] if line.command == "zeroshot" else QUICK)]
+    quick = QUICK[3:] if line.command == "zeroshot" else QUICK
+    return [*words, *(one for one in quick if "--minutes" not in words or not one.startswith("epochs="))]
 
 
 @pytest.mark.slow
