@@ -1,8 +1,8 @@
 """Learning rates that fit the backbone at hand, and the way back from a rate that was too high.
 
 A light module's branch is added to an activation of mean square m. A step of rate lr changes the branch by an amount
-that does not depend on m, so relative to the activation it acts as a rate of lr / m: DINOv2's middle blocks have m =
-0.003 where CLIP's have about 1, and the papers' rate destroys their features within an epoch. The rate of a branch's
+that does not depend on m, so relative to the activation it acts as a rate of lr / m: the middle blocks of a DINOv2
+ViT-S/14 have m = 0.003, and the papers' rate destroys their features within an epoch. The rate of a branch's
 output weights is therefore multiplied by m, as it was before the first step. Where m is above 1 the rate stays: a
 branch may then move too little, which the classifier's own training makes up for, but never too much.
 """

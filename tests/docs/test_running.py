@@ -89,6 +89,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.make_archive(str(root / "photos"), "zip", root / "archive")
     rows = [f"{path.relative_to(root)},{path.parent.name}" for path in sorted(root.glob("pictures/*/*"))]
     (root / "pictures.csv").write_text("\n".join(["path,label", *rows]) + "\n", encoding="utf-8")
+    (root / "list.txt").write_text("".join(f"{row.partition(',')[0]}\n" for row in rows), encoding="utf-8")
     (root / "counts.json").write_text(json.dumps(dict.fromkeys(NAMES, 5)), encoding="utf-8")
     renamed = [f"{name},red {name}" for name in NAMES]
     (root / "names.csv").write_text("\n".join(["id,name", *renamed]) + "\n", encoding="utf-8")
@@ -101,7 +102,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "runs" / name).mkdir(parents=True)
         runs.train_run(session, dataset, session.start(dataset)[1], root / "runs" / name)
     for name, like in (("zeroshot-seed0", "photos"), ("full-seed0", "full"), ("lift+-seed0", "photos")):
-        shutil.copytree(root / "runs" / like, root / "runs/demo" / name)
+        for study in ("demo", "compare"):
+            shutil.copytree(root / "runs" / like, root / "runs" / study / name)
     return root
 
 
