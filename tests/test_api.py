@@ -145,7 +145,7 @@ def test_data_sets_and_images_give_the_model_that_the_folder_gives(place: Path, 
 
 def test_labels_of_any_kind() -> None:
     images, labels = pixels((6, 4, 2))
-    kinds: list[Any] = [(1, "x"), frozenset("y"), 2.5]
+    kinds: list[Any] = ["x", frozenset("y"), 2.5]
     data = liftplus.from_images(images, [kinds[k] for k in labels], test_share=0.25)
     assert sorted(data.class_ids) == sorted(map(str, kinds)) and not data.named
     assert {name: len(part) for name, part in data.splits.items()} == {"train": 9, "test": 3}

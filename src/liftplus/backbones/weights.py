@@ -148,7 +148,7 @@ def _reason(error: Exception, path: Path) -> str:
         f"it holds objects besides tensors, such as {found[1]}; objects are never loaded, as code can come with them). "
         "If you trust who made it, save its tensors alone: "
         f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pth'), or whichever key "
-        "holds them, or .state_dict() where the file is a whole model"
+        "holds them, or .state_dict()"
     )
 
 
