@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +23,6 @@ HEADINGS = (
     *("The data's long tail", "Training loss", "Learning rate", "Reliability of the probabilities", "Numbers"),
     *("Command", "Configuration", "Versions and machine", "Weights, time and memory"),
 )
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    reason = browser.missing()
-    if reason and os.environ.get("CI"):
-        pytest.fail(f"{reason}; CI must not leave these tests out")
-    if reason:
-        pytest.skip(reason)
-    with browser.chromium(tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
