@@ -46,7 +46,7 @@ def after(owner, attribute, name):
         return result
     setattr(owner, attribute, wrapped)
 after(runs.Session, "data", "data")
-after(runs.Session, "model", "model")
+after(runs.Session, "start", "model")
 after(train.Step, "__call__", "first step")
 sys.argv = ["liftplus", *sys.argv[3:]]
 cli.main()

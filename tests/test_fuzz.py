@@ -33,6 +33,7 @@ from liftplus.head_init import class_prompts, described
 from liftplus.metrics import accuracies
 
 T = TypeVar("T")
+MISSING = ("nan", "none", "null", "na", "n/a", "<na>")
 deep = pytest.mark.parametrize("examples", [60, pytest.param(1500, marks=pytest.mark.slow)])
 
 NAMES = (
@@ -194,8 +195,10 @@ def test_every_row_of_a_table_is_read(tmp_path: Path, examples: int) -> None:
         for name in ("a.csv", "a.parquet"):
             table = attempt(lambda name=name: tables.read({"train": tmp_path / name}, alone=False)[0])
             if table is None:
-                # Missing, negative, or a list of labels.
-                assert any(not (plain := label.strip()) or plain[0] in "-[{" for label in labels)
+                # Missing, negative, a list of labels, or "null" among numbers.
+                assert any(
+                    not (plain := label.strip()) or plain[0] in "-[{" or plain.lower() in MISSING for label in labels
+                )
             elif not all(label.strip().lstrip("+-").replace(".", "").isdigit() for label in labels):
                 assert Counter(label for _, label in table.rows["train"]) == wanted
                 assert all(table.names[label] == words(label) for label in wanted)

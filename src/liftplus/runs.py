@@ -96,6 +96,7 @@ class Session:
         Args:
             folder: of the run; where it was begun there, it goes on with what was chosen then.
         """
+        refuse_different(self, dataset)  # before they work together on a start from their pictures
         begun = self.runtime.job.from_leader(lambda: _begun(folder))
         config = recipe.settled(self.config, dataset) if begun is None else recipe.as_begun(self.config, begun)
         with deterministic(config.deterministic):
@@ -120,17 +121,17 @@ def _begun(folder: Path | None) -> RunConfig | None:
     return from_dict(saved(results.read_json(folder / CONFIG, "config")["config"]))
 
 
-def refuse_different(session: Session, dataset: DataSet, model: Classifier) -> None:
+def refuse_different(session: Session, dataset: DataSet, model: Classifier | None = None) -> None:
     """Refuse processes that see other data, weights or settings than the leader."""
     if session.runtime.job.size == 1:
         return
-    settings = {key: value for key, value in flat(session.config).items() if key not in FREE}
-    mine = {
-        "data": {name: dataset.fingerprint(name) for name in dataset.splits},
-        "backbone weights": model.backbone.identity,
-        "precision": session.runtime.precision,
-        "settings": settings,
-    }
+    mine: dict[str, Any] = {"data": {name: dataset.fingerprint(name) for name in dataset.splits}}
+    if model is not None:
+        mine |= {
+            "backbone weights": model.backbone.identity,
+            "precision": session.runtime.precision,
+            "settings": {key: value for key, value in flat(session.config).items() if key not in FREE},
+        }
     found = session.runtime.job.from_all((socket.gethostname(), mine))
     for rank, (host, other) in enumerate(found):
         for key, value in other.items():

@@ -238,6 +238,8 @@ def _read(path: Path, start: str) -> _Part:
         count = file.metadata.num_rows
     if pictures is not None:
         columns = [[f"{start}/{row}" for row in range(1, count + 1)], *columns]
+    if any(len(column) != len(columns[0]) for column in columns):
+        raise UserError(f"{path} is damaged: its columns have different numbers of rows. Copy or write it again.")
     rows = [list(row) for row in zip(*columns, strict=True)]
     names = [heading[k] for k in wanted]
     cells = Cells(["path", *names] if pictures is not None else names, list(enumerate(rows, 1)))
