@@ -173,7 +173,7 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
         "start": start,
         "end": measured(),
         "losses": fitted.losses,
-        "note": fitted.note,
+        "notes": fitted.notes,
         "start_seconds": round(began - clock, 1),
         "train_seconds": round(time.perf_counter() - trained, 1),
     }

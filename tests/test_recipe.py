@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import liftplus
 from conftest import Command, write_folder
 from liftplus import config, recipe, runs, runtime, signs, train
+from liftplus.checkpoint import Position
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet, Split
 from liftplus.errors import UserError
@@ -166,7 +168,7 @@ def test_going_back_is_starting_anew_with_half_the_rate(photos: Path, monkeypatc
     monkeypatch.setattr(Safeguard, "rises", lambda self: next(answers))
     again, *_ = started(photos, "epochs=2")
     fitted = train.fit(again, settings, dataset, CPU)
-    assert fitted.note is not None and "from 0.02 to 0.01" in fitted.note and len(fitted.losses) == 2
+    assert len(fitted.notes) == 1 and "from 0.02 to 0.01" in fitted.notes[0] and len(fitted.losses) == 2
     assert all(torch.equal(value, half[name]) for name, value in again.learned_state().items())
 
 
@@ -256,13 +258,62 @@ def test_minutes_choose_the_epochs_and_leave_the_model_as_it_was(
     before = {name: value.clone() for name, value in model.learned_state().items()}
     assert train.seconds_a_picture(model, settings, dataset, CPU) > 0
     assert all(torch.equal(value, before[name]) for name, value in model.learned_state().items())
-    # 19 pictures at 0.1 s, 6 test pictures of five crops at a third: (60 - 10) * 0.85 - 1 = 41.5 s are 21 epochs.
     monkeypatch.setattr(train, "seconds_a_picture", lambda *_: 0.1)
-    assert recipe.timed(settings, dataset, model, CPU, spent=10.0).train.epochs == 21
-    with pytest.raises(UserError, match="no room for"):
-        recipe.timed(settings, dataset, model, CPU, spent=58.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: 100.0)
+    # 19 pictures at 0.1 s, 6 test pictures of five crops at a third: 60 * 0.85 - 10 - 1 = 40 s are 21 epochs.
+    chosen, seconds = recipe.timed(settings, dataset, model, CPU, began=90.0)
+    assert chosen.train.epochs == 21 and seconds == pytest.approx(19 * 0.1 * 21 + 1)
+    assert recipe.sentences(chosen, dataset, seconds)[0].startswith(
+        "19 training pictures, 3 classes: batch 128, 21 epochs, lr 0.02, head_init semantic, about 41 s."
+    )
+    with pytest.raises(UserError, match=r"One epoch takes 1.9 s here and the test 1 s, which train.minutes=1 has no"):
+        recipe.timed(settings, dataset, model, CPU, began=42.0)
     with pytest.raises(UserError, match="leave epochs out"):
         auto(str(photos), "train.minutes=1", "epochs=3")
+
+
+@pytest.mark.parametrize(("fit", "left"), [(100, 0), (12, 0), (6, 1), (5, 2), (1, 11), (0, 11)])
+def test_epochs_are_left_out_where_steps_got_slower(photos: Path, fit: int, left: int) -> None:
+    """Of 20 epochs 8 are done; the last one is always trained."""
+    settings = auto(str(photos), "train.minutes=1")
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 20})})
+    dataset = sources.load(settings.data)
+    at = Position(8, losses=(1.0,) * 8, seconds=8 * 1.9)  # 0.1 s a picture, 1 s for the test
+    before = 0.95 * 60 - 1 - at.seconds - 1.9 * (fit + 0.5)
+    assert train.skip(settings, dataset, at, before) == left
+    assert train.skip(settings, dataset, replace(at, epoch=19), 1000.0) == 0
+
+
+def test_a_run_that_got_slower_ends_with_its_last_epoch_and_says_so(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = auto(str(photos), "train.minutes=1", "workers=0")
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 6})})
+    dataset = sources.load(settings.data)
+    monkeypatch.setattr(train, "skip", lambda config, dataset, at, before: 1 if at.epoch < 5 else 0)
+    entries: list[dict[str, Any]] = []
+    fitted = train.fit(train.build(settings, dataset, CPU), settings, dataset, CPU, log=entries.append)
+    assert [entry["epoch"] for entry in entries] == [1, 3, 5, 6] and len(fitted.losses) == 4
+    assert fitted.notes == (train.SKIPPED.format(4, 6),)
+
+
+@pytest.mark.parametrize(
+    "given", [(), ("tuner=full", "backbone=timm/test_efficientnet.r160_in1k", "pretrained=false", "image_size=64")]
+)
+def test_telling_the_time_changes_no_result(photos: Path, given: tuple[str, ...]) -> None:
+    """Weights, running statistics and random streams are as they would be."""
+    named = dict(item.split("=") for item in given if item.startswith("backbone="))
+    settings = auto(str(photos), "epochs=1", *(item for item in given if not item.startswith("backbone=")), **named)
+    dataset = sources.load(settings.data)
+    ends = []
+    for timed in (False, True):
+        model = train.build(settings, dataset, CPU)
+        if timed:
+            train.seconds_a_picture(model, settings, dataset, CPU)
+        losses = train.fit(model, settings, dataset, CPU).losses
+        ends.append((losses, model.state_dict()))
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
 
 
 def test_a_run_in_its_folder_goes_on_with_what_was_chosen(photos: Path, tmp_path: Path) -> None:

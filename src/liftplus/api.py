@@ -122,16 +122,24 @@ def fit(
         results.new_folder(place)
     session, classifier = session.start(dataset, place)
     chosen = session.config
-    notes += [*recipe.sentences(chosen, dataset), *runs.notes(chosen, dataset, classifier)]
+    notes += [*recipe.sentences(chosen, dataset, session.seconds), *runs.notes(chosen, dataset, classifier)]
     weights: Chosen | None = None
     if place is not None:
         outcome = runs.train_run(session, dataset, classifier, place)
         weights = outcome.chosen
         notes += (*outcome.notes, *outcome.signs)
     elif chosen.train.epochs:
-        fitted = train.fit(classifier, chosen, dataset, session.runtime, progress=session.progress, cache=session.cache)
+        fitted = train.fit(
+            classifier,
+            chosen,
+            dataset,
+            session.runtime,
+            progress=session.progress,
+            cache=session.cache,
+            began=session.began,
+        )
         weights = fitted.chosen
-        notes += [fitted.note] if fitted.note else []
+        notes += fitted.notes
     folder = place or Path()
     trained = Trained(classifier, chosen, dataset.class_names, dataset.class_ids, dataset.counts(), folder, weights)
     return Model(trained, session, dataset, tuple(notes))

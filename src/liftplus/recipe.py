@@ -11,7 +11,7 @@ import math
 import time
 from typing import Any
 
-from liftplus import train
+from liftplus import time_limit, train
 from liftplus.config import RunConfig, from_dict, resolve
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
@@ -30,8 +30,8 @@ square root of the batch."""
 FARTHER = 2.5
 """Factor of the published rate at batch 16 where the first classifier knows nothing."""
 MOST_EPOCHS = 30
-MARGIN = 0.85
-"""Share of the time that is planned for: steps may take longer than the few that were measured."""
+ESTIMATED = 100
+"""Optimiser steps from which on a run is worth the few that are needed to say how long it will take."""
 WIDTH = 8
 """Least width of a bottleneck: a single unit can be dead."""
 
@@ -73,32 +73,44 @@ def rated(config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runti
     return _with(config, {"train.lr": published * factor(config.train.batch_size, start)})
 
 
-def timed(config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runtime, spent: float) -> RunConfig:
-    """The configuration with as many epochs as fit into `train.minutes`, by the time that a few steps take.
+def timed(
+    config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runtime, began: float
+) -> tuple[RunConfig, float | None]:
+    """The configuration with as many epochs as fit into `train.minutes`, and the seconds that the run will take.
 
-    The model is left as it was. The test at the end counts, and so do the seconds `spent` before.
+    Both are by the time that a few steps take; the model is left as it was. A short run without `train.minutes` is not
+    timed.
+
+    Args:
+        began: when the time began that counts, on the clock of `time.perf_counter`.
 
     Raises:
         UserError: not even one epoch fits.
     """
-    minutes = config.train.minutes
-    if minutes is None or "train.epochs" not in config.automatic:
-        return config
-    clock = time.perf_counter()
-    rate = train.seconds_a_picture(model, config, dataset, runtime)
-    spent += time.perf_counter() - clock
-    crops = 5 if config.evaluation.tte else 1
-    # A forward pass takes a third of a step's time, on most hardware less.
-    test = rate / 3 * crops * len(dataset.splits.get("test", ()))
-    epoch = rate * len(dataset.splits["train"])
-    left = MARGIN * (60 * minutes - spent) - test
-    epochs = runtime.job.from_leader(lambda: min(MOST_EPOCHS, int(left / epoch)))
-    if epochs < 1:
-        raise UserError(
-            f"One epoch takes {epoch / 60:.2g} minutes here and the test {test / 60:.2g}, which {minutes:g} minutes "
-            "have no room for. Give more minutes, fewer pictures, or a smaller backbone or image_size."
-        )
-    return _with(config, {"train.epochs": epochs})
+    pictures = len(dataset.splits["train"])
+    limited = config.train.minutes is not None and "train.epochs" in config.automatic
+    steps = config.train.epochs * pictures / config.train.batch_size
+    if not limited and (not sentences(config, dataset) or steps < ESTIMATED):
+        return config, None
+    a_picture = train.seconds_a_picture(model, config, dataset, runtime)
+    if limited:
+        spent = max(runtime.job.from_all(time.perf_counter() - began))
+        fitting = time_limit.epochs(config, dataset, a_picture, spent, time_limit.PLANNED)
+        if fitting < 1:
+            raise UserError(
+                f"One epoch takes {_minutes(a_picture * pictures)} here and the test "
+                f"{_minutes(time_limit.testing(config, dataset, a_picture))}, which train.minutes="
+                f"{config.train.minutes:g} has no room for. Give more minutes, fewer pictures, or a smaller backbone "
+                "or image_size."
+            )
+        config = _with(config, {"train.epochs": min(MOST_EPOCHS, int(fitting))})
+    whole = a_picture * pictures * config.train.epochs + time_limit.testing(config, dataset, a_picture)
+    return config, whole
+
+
+def _minutes(seconds: float) -> str:
+    """A time in words, to two digits."""
+    return f"{seconds:.2g} s" if seconds < 100 else f"{float(f'{seconds / 60:.2g}'):g} min"
 
 
 def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:
@@ -154,8 +166,12 @@ def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
     return from_dict(values)
 
 
-def sentences(config: RunConfig, dataset: DataSet) -> list[str]:
-    """What was chosen and why, for the user to read before training; none where nothing was."""
+def sentences(config: RunConfig, dataset: DataSet, seconds: float | None = None) -> list[str]:
+    """What was chosen and why, for the user to read before training; none where nothing was.
+
+    Args:
+        seconds: that the run will take, where they were measured.
+    """
     train = config.train
     parts = {
         "train.batch_size": f"batch {train.batch_size}",
@@ -166,6 +182,7 @@ def sentences(config: RunConfig, dataset: DataSet) -> list[str]:
     if not config.automatic or not parts.keys() & set(config.automatic):
         return []
     chosen = ", ".join(text for key, text in parts.items() if key in config.automatic or key == "train.epochs")
+    chosen += "" if seconds is None else f", about {_minutes(seconds)}"
     pictures = len(dataset.splits["train"])
     said = [
         f"{pictures:,} training pictures, {dataset.num_classes} classes: {chosen}. "

@@ -76,6 +76,7 @@ class Session:
     progress: Progress = field(default_factory=Silent)
     stop: StopRequest | None = None  # heeded during training
     began: float = field(default_factory=time.perf_counter)
+    seconds: float | None = None  # that the run will take, where the recipe measured it
 
     def data(self, for_testing: bool = False) -> DataSet:
         """The data set, broken pictures left out where the policy says so."""
@@ -98,13 +99,14 @@ class Session:
         """
         refuse_different(self, dataset)  # before they work together on a start from their pictures
         begun = self.runtime.job.from_leader(lambda: _begun(folder))
+        seconds = None
         config = recipe.settled(self.config, dataset) if begun is None else recipe.as_begun(self.config, begun)
         with deterministic(config.deterministic):
             model = build(config, dataset, self.runtime, self.progress, self.cache)
             if begun is None:
                 config = recipe.rated(config, dataset, model, self.runtime)
-                config = recipe.timed(config, dataset, model, self.runtime, time.perf_counter() - self.began)
-        session = replace(self, config=config)
+                config, seconds = recipe.timed(config, dataset, model, self.runtime, self.began)
+        session = replace(self, config=config, seconds=seconds)
         session.cache.notes.extend(self.cache.notes)
         return session, model
 
@@ -280,10 +282,10 @@ def _train_run(
         _save(session, dataset, model, folder, fitted)
     keeper.discard()
     found = _signs(session, dataset, model, fitted, before, metrics)
-    notes = (fitted.note,) if fitted.note else ()
-    if job.leads and (notes or found):
-        results.write_json(folder / CONFIG, results.read_json(folder / CONFIG) | {"notes": notes, "signs": found})
-    return Outcome(metrics, fitted.seconds, parameters, fitted.chosen, notes, tuple(found))
+    if job.leads and (fitted.notes or found):
+        about = results.read_json(folder / CONFIG) | {"notes": fitted.notes, "signs": found}
+        results.write_json(folder / CONFIG, about)
+    return Outcome(metrics, fitted.seconds, parameters, fitted.chosen, fitted.notes, tuple(found))
 
 
 def _before(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> signs.Look | None:
@@ -402,6 +404,7 @@ def _fit(
             log=note,
             keeper=keeper,
             cache=session.cache,
+            began=session.began,
         )
 
 

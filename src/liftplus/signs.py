@@ -68,7 +68,7 @@ def below_start(before: Look, after: Look) -> str | None:
 def of_training(config: RunConfig, losses: Sequence[float], before: Look, after: Look) -> list[str]:
     """What the losses and two looks show, one sentence each."""
     said, train = [], config.train
-    lower, more = f"Try lr={train.lr / 4:g}.", f"Try epochs={2 * train.epochs}."
+    lower, more = f"Try lr={train.lr / 4:g}.", longer(config)
     if worse := below_start(before, after):
         return [f"{worse} {lower}"]
     if before.held_out is not None and after.held_out is not None:
@@ -89,13 +89,17 @@ def of_training(config: RunConfig, losses: Sequence[float], before: Look, after:
     return said
 
 
+def longer(config: RunConfig) -> str:
+    """The setting that trains for twice as long."""
+    minutes = config.train.minutes
+    return f"Try epochs={2 * config.train.epochs}." if minutes is None else f"Try train.minutes={2 * minutes:g}."
+
+
 def of_test(config: RunConfig, metrics: Metrics | None) -> list[str]:
     """What the accuracies of the groups show."""
     if metrics is None or metrics.few != 0:
         return []
-    return [
-        f"No picture of a class with under 20 training pictures was named right. Try epochs={2 * config.train.epochs}."
-    ]
+    return [f"No picture of a class with under 20 training pictures was named right. {longer(config)}"]
 
 
 def of_units(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liftplus import selection, tracking
+from liftplus import selection, time_limit, tracking
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.checkpoint import Chosen, Keeper, Position
@@ -36,6 +36,7 @@ SLOWED = (
     "The loss rose over what it was before training, so the run went back to its start once and halved its learning "
     "rate from {:g} to {:g}."
 )
+SKIPPED = "Steps took longer than planned, so {} of {} epochs were trained within train.minutes."
 AT_ONCE = 65_536
 """Training images whose features are in memory at once where a start reads all of them."""
 
@@ -182,7 +183,7 @@ class Fit:
         chosen: which epoch's weights the model has.
         last: the last epoch's weights, where the model has others.
         last_validation: accuracies on the validation split after the last epoch, where measured.
-        note: what happened on the way that the user should know.
+        notes: what happened on the way that the user should know.
     """
 
     losses: tuple[float, ...]
@@ -190,7 +191,7 @@ class Fit:
     chosen: Chosen
     last: dict[str, Tensor] | None = None
     last_validation: dict[str, Any] | None = None
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def fit(
@@ -203,6 +204,7 @@ def fit(
     log: Callable[[dict[str, Any]], None] | None = None,
     keeper: Keeper | None = None,
     cache: Cache | None = None,
+    began: float | None = None,
 ) -> Fit:
     """Train in place with SGD and a cosine learning rate; docs/method.md has the recipe.
 
@@ -210,6 +212,7 @@ def fit(
         log: called with a record at the end of each epoch.
         keeper: saves the state and brings a saved one back; training goes on from there, bit for bit.
         cache: where features are kept; by default as `config.cache` has it.
+        began: when the time of `train.minutes` began, on the clock of `time.perf_counter`; by default now.
 
     Several processes of one job take their parts of every batch and come to the same weights; each has its own keeper,
     and the leader's state is that of all.
@@ -222,6 +225,7 @@ def fit(
         step = Step(model, config, dataset, runtime, rates)
         safeguard = Safeguard(step, probe) if probe is not None and config.train.go_back else None
         loop = _Loop(loader, step, Selection(model, config, dataset, runtime), keeper)
+        before = 0.0 if began is None else time.perf_counter() - began
         at, epochs = loop.begin(), config.train.epochs
         while at.epoch < epochs:
             with (progress or Silent()).task("Training", loop.work(Position(epochs)), loop.work(at)) as advance:
@@ -231,8 +235,31 @@ def fit(
                         at = Position(seconds=loop.seconds())
                         break
                     at = loop.finished(after, advance, log)
-        slowed = SLOWED.format(config.train.lr, config.train.lr * step.slowed) if step.slowed != 1.0 else None
-        return Fit(at.losses, at.seconds, *loop.selection.choose(), loop.selection.latest, slowed)
+                    if skipped := runtime.job.from_leader(partial(skip, config, dataset, at, before)):
+                        at = replace(at, epoch=at.epoch + skipped)
+                        break
+        notes = [
+            *([SLOWED.format(config.train.lr, config.train.lr * step.slowed)] if step.slowed != 1.0 else []),
+            *([SKIPPED.format(len(at.losses), epochs)] if len(at.losses) < epochs else []),
+        ]
+        return Fit(at.losses, at.seconds, *loop.selection.choose(), loop.selection.latest, tuple(notes))
+
+
+def skip(config: RunConfig, dataset: DataSet, at: Position, before: float) -> int:
+    """Epochs to leave out now, so that the rest ends within `train.minutes`; the last one is always trained.
+
+    Those that are trained stay evenly spread over the schedule of rate and crops.
+
+    Args:
+        at: the position at the end of an epoch.
+        before: seconds that were gone when training began.
+    """
+    rest = config.train.epochs - at.epoch
+    if rest < 2 or config.train.minutes is None:
+        return 0
+    a_picture = at.seconds / len(at.losses) / len(dataset.splits["train"])
+    fitting = time_limit.epochs(config, dataset, a_picture, before + at.seconds, time_limit.UNDER_WAY)
+    return math.ceil(rest / max(1, int(fitting))) - 1
 
 
 TIMED = 4

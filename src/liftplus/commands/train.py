@@ -136,7 +136,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     dataset = session.data()
     session, model = session.start(dataset, folder)
     config = session.config
-    for note in (*recipe.sentences(config, dataset), *runs.notes(config, dataset, model)):
+    for note in (*recipe.sentences(config, dataset, session.seconds), *runs.notes(config, dataset, model)):
         console.err.print(f"Note: {note}")
     _describe_data(dataset)
     try:
