@@ -14,7 +14,7 @@ import torch
 
 import liftplus
 from conftest import Command, write_folder
-from liftplus import config, recipe, runs, runtime, signs, train
+from liftplus import config, rate_search, recipe, runs, runtime, signs, train
 from liftplus.checkpoint import Position
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet, Split
@@ -270,6 +270,55 @@ def test_minutes_choose_the_epochs_and_leave_the_model_as_it_was(
         recipe.timed(settings, dataset, model, CPU, began=42.0)
     with pytest.raises(UserError, match="leave epochs out"):
         auto(str(photos), "train.minutes=1", "epochs=3")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "spare", "epochs"), [(500, 11.3, 2), (500, 11.1, 0), (500, 1000, 10), (499, 1000, 0), (2640, 30, 5)]
+)
+def test_rates_are_tried_where_time_and_pictures_allow_it(pictures: int, spare: float, epochs: int) -> None:
+    """Seven epochs of four fifths of the pictures for one of the first round; a hundred pictures kept aside."""
+    assert rate_search.epochs(pictures, spare) == epochs
+
+
+@pytest.mark.parametrize(
+    ("found", "winner"),
+    [
+        ({1: (50, 60), 1 / 3: (40, 0), 3: (45, 55)}, 1.0),
+        ({1: (50, 50), 1 / 3: (40, 0), 3: (45, 55)}, 3.0),
+        ({1: (10, 99), 1 / 3: (40, 50), 3: (45, 50)}, 1 / 3),
+        ({1: (0, 0), 1 / 3: (0, 0), 3: (0, 0)}, 1.0),
+    ],
+)
+def test_the_better_two_of_three_rates_go_on_and_the_best_is_taken(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, found: dict[float, tuple[int, int]], winner: float
+) -> None:
+    settings = auto(str(photos), "lr=0.03")
+    dataset = of_size(sources.load(settings.data), 500)
+    tried = []
+
+    def accuracy(model: Any, config: config.RunConfig, parts: DataSet, *_: object) -> float:
+        assert len(parts.splits["val"]) == 100 and not set(parts.splits) - {"train", "val"}
+        factor = min(found, key=lambda factor: abs(factor * 0.03 - config.train.lr))
+        tried.append((factor, config.train.epochs))
+        return found[factor][config.train.epochs == 4]
+
+    monkeypatch.setattr(rate_search, "_accuracy", accuracy)
+    rate, told = rate_search.best(settings, dataset, CPU, 2)
+    assert rate == pytest.approx(0.03 * winner) and told.startswith(f"lr {rate:g} was best of three on 100 training")
+    assert [epochs for _, epochs in tried] == [2, 2, 2, 4, 4]
+
+
+def test_spare_time_goes_into_the_rate(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, with real training on a few pictures; the rate that is far too high loses."""
+    monkeypatch.setattr(rate_search, "LEAST_PICTURES", 3)
+    monkeypatch.setattr(recipe, "MOST_EPOCHS", 1)
+    monkeypatch.setattr(rate_search, "MOST", 2)
+    monkeypatch.setattr(rate_search, "FACTORS", (1e6, 1.0, 1e-9))
+    settings = auto(str(photos), "train.minutes=5")
+    session, model = runs.Session(settings, CPU).start(sources.load(settings.data))
+    assert session.config.train.epochs == 1
+    assert "was best of three on 4 training pictures kept aside" in model.notes[-1]
+    assert session.config.train.lr < 1
 
 
 @pytest.mark.parametrize(("fit", "left"), [(100, 0), (12, 0), (6, 1), (5, 2), (1, 11), (0, 11)])

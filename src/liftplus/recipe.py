@@ -11,13 +11,13 @@ import math
 import time
 from typing import Any
 
-from liftplus import time_limit, train
+from liftplus import rate_search, time_limit, train
 from liftplus.config import RunConfig, from_dict, resolve
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
 from liftplus.model import Classifier
-from liftplus.runtime import Runtime
+from liftplus.runtime import Progress, Runtime
 from liftplus.safeguard import Probe
 from liftplus.tuners.branch import Branch
 
@@ -74,12 +74,17 @@ def rated(config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runti
 
 
 def timed(
-    config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runtime, began: float
+    config: RunConfig,
+    dataset: DataSet,
+    model: Classifier,
+    runtime: Runtime,
+    began: float,
+    progress: Progress | None = None,
 ) -> tuple[RunConfig, float | None]:
     """The configuration with as many epochs as fit into `train.minutes`, and the seconds that the run will take.
 
     Both are by the time that a few steps take; the model is left as it was. A short run without `train.minutes` is not
-    timed.
+    timed. Where there is time for more than the most epochs, three rates are tried on a part of the training pictures.
 
     Args:
         began: when the time began that counts, on the clock of `time.perf_counter`.
@@ -94,18 +99,29 @@ def timed(
         return config, None
     a_picture = train.seconds_a_picture(model, config, dataset, runtime)
     if limited:
-        spent = max(runtime.job.from_all(time.perf_counter() - began))
-        fitting = time_limit.epochs(config, dataset, a_picture, spent, time_limit.PLANNED)
-        if fitting < 1:
-            raise UserError(
-                f"One epoch takes {_minutes(a_picture * pictures)} here and the test "
-                f"{_minutes(time_limit.testing(config, dataset, a_picture))}, which train.minutes="
-                f"{config.train.minutes:g} has no room for. Give more minutes, fewer pictures, or a smaller backbone "
-                "or image_size."
-            )
+        fitting = _fitting(config, dataset, runtime, a_picture, began)
+        first = rate_search.epochs(pictures, fitting - MOST_EPOCHS) if "train.lr" in config.automatic else 0
+        if first:
+            rate, found = rate_search.best(config, dataset, runtime, first, progress)
+            config, model.notes = _with(config, {"train.lr": rate}), (*model.notes, found)
+            fitting = _fitting(config, dataset, runtime, a_picture, began)
         config = _with(config, {"train.epochs": min(MOST_EPOCHS, int(fitting))})
     whole = a_picture * pictures * config.train.epochs + time_limit.testing(config, dataset, a_picture)
     return config, whole
+
+
+def _fitting(config: RunConfig, dataset: DataSet, runtime: Runtime, a_picture: float, began: float) -> float:
+    """Epochs that there is still time for; one at least, or it is refused."""
+    spent = max(runtime.job.from_all(time.perf_counter() - began))
+    fitting = time_limit.epochs(config, dataset, a_picture, spent, time_limit.PLANNED)
+    if fitting < 1:
+        epoch, test = a_picture * len(dataset.splits["train"]), time_limit.testing(config, dataset, a_picture)
+        raise UserError(
+            f"One epoch takes {_minutes(epoch)} here and the test {_minutes(test)}, which train.minutes="
+            f"{config.train.minutes:g} has no room for. Give more minutes, fewer pictures, or a smaller backbone "
+            "or image_size."
+        )
+    return fitting
 
 
 def _minutes(seconds: float) -> str:

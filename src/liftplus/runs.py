@@ -105,7 +105,7 @@ class Session:
             model = build(config, dataset, self.runtime, self.progress, self.cache)
             if begun is None:
                 config = recipe.rated(config, dataset, model, self.runtime)
-                config, seconds = recipe.timed(config, dataset, model, self.runtime, self.began)
+                config, seconds = recipe.timed(config, dataset, model, self.runtime, self.began, self.progress)
         session = replace(self, config=config, seconds=seconds)
         session.cache.notes.extend(self.cache.notes)
         return session, model
