@@ -329,8 +329,8 @@ def test_epochs_are_left_out_where_steps_got_slower(photos: Path, fit: int, left
     dataset = sources.load(settings.data)
     at = Position(8, losses=(1.0,) * 8, seconds=8 * 1.9)  # 0.1 s a picture, 1 s for the test
     before = 0.95 * 60 - 1 - at.seconds - 1.9 * (fit + 0.5)
-    assert train.skip(settings, dataset, at, before) == left
-    assert train.skip(settings, dataset, replace(at, epoch=19), 1000.0) == 0
+    assert train.skip(settings, dataset, at, 1.9, before) == left
+    assert train.skip(settings, dataset, replace(at, epoch=19), 1.9, 1000.0) == 0
 
 
 def test_a_run_that_got_slower_ends_with_its_last_epoch_and_says_so(
@@ -339,7 +339,7 @@ def test_a_run_that_got_slower_ends_with_its_last_epoch_and_says_so(
     settings = auto(str(photos), "train.minutes=1", "workers=0")
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 6})})
     dataset = sources.load(settings.data)
-    monkeypatch.setattr(train, "skip", lambda config, dataset, at, before: 1 if at.epoch < 5 else 0)
+    monkeypatch.setattr(train, "skip", lambda config, dataset, at, took, before: 1 if at.epoch < 5 else 0)
     entries: list[dict[str, Any]] = []
     fitted = train.fit(train.build(settings, dataset, CPU), settings, dataset, CPU, log=entries.append)
     assert [entry["epoch"] for entry in entries] == [1, 3, 5, 6] and len(fitted.losses) == 4

@@ -230,12 +230,15 @@ def fit(
         while at.epoch < epochs:
             with (progress or Silent()).task("Training", loop.work(Position(epochs)), loop.work(at)) as advance:
                 for _ in range(at.epoch, epochs):
+                    clock = time.perf_counter()
                     after = loop.epoch(at, advance, safeguard)
                     if after is None:
                         at = Position(seconds=loop.seconds())
                         break
                     at = loop.finished(after, advance, log)
-                    if skipped := runtime.job.from_leader(partial(skip, config, dataset, at, before)):
+                    # Of an epoch that went on in the middle this is too short, which the next one puts right.
+                    took = time.perf_counter() - clock
+                    if skipped := runtime.job.from_leader(partial(skip, config, dataset, at, took, before)):
                         at = replace(at, epoch=at.epoch + skipped)
                         break
         notes = [
@@ -245,19 +248,20 @@ def fit(
         return Fit(at.losses, at.seconds, *loop.selection.choose(), loop.selection.latest, tuple(notes))
 
 
-def skip(config: RunConfig, dataset: DataSet, at: Position, before: float) -> int:
+def skip(config: RunConfig, dataset: DataSet, at: Position, took: float, before: float) -> int:
     """Epochs to leave out now, so that the rest ends within `train.minutes`; the last one is always trained.
 
     Those that are trained stay evenly spread over the schedule of rate and crops.
 
     Args:
         at: the position at the end of an epoch.
+        took: seconds of that epoch.
         before: seconds that were gone when training began.
     """
     rest = config.train.epochs - at.epoch
     if rest < 2 or config.train.minutes is None:
         return 0
-    a_picture = at.seconds / len(at.losses) / len(dataset.splits["train"])
+    a_picture = took / len(dataset.splits["train"])
     fitting = time_limit.epochs(config, dataset, a_picture, before + at.seconds, time_limit.UNDER_WAY)
     return math.ceil(rest / max(1, int(fitting))) - 1
 
