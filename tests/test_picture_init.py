@@ -19,7 +19,7 @@ from liftplus import config, registry
 from liftplus.closed_form import Gathering
 from liftplus.closed_form import Ridge as Closed
 from liftplus.errors import UserError
-from liftplus.head_init import HeadInit, InitContext, Stream
+from liftplus.head_init import HeadInit, InitContext, LinearProbe, Stream
 from liftplus.heads import Cosine, LayerNorm, Linear
 from liftplus.picture_init import Auto, Discriminants, Mix, Ridge, judges, observed, ranks, sampled
 
@@ -107,6 +107,20 @@ def test_auto_takes_another_start_where_that_is_better(monkeypatch: pytest.Monke
     rows = Cosine().rows(made, Auto())
     assert "took linear_probe" in made.notes[0] or "took class_mean" in made.notes[0]
     assert (F.normalize(x, dim=-1) @ rows.T).argmax(1).equal(y)
+
+
+def test_a_logistic_regression_that_has_not_converged_is_a_note_and_no_warning(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    x, y = clusters([30, 5, 2], spread=1.0)
+    made = context(x, y, 3)
+    Linear().rows(made, LinearProbe(max_iterations=2))
+    assert (
+        len(made.notes) == 1 and "stopped after 2 iterations" in made.notes[0] and "max_iterations=20" in made.notes[0]
+    )
+    whole = context(x, y, 3)
+    Linear().rows(whole, LinearProbe(max_iterations=5000))
+    assert not whole.notes and not recwarn.list
 
 
 def test_samples_hold_small_classes_whole() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -270,6 +271,7 @@ class LinearProbe(HeadInit):
     """Most L-BFGS iterations."""
 
     def rows(self, context: InitContext) -> Tensor:
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
         features, labels = context.features(_most(self.shots))
@@ -278,7 +280,14 @@ class LinearProbe(HeadInit):
         if len(present) < 2:
             return rows
         model = LogisticRegression(max_iter=self.max_iterations, class_weight="balanced")
-        model.fit(features.double().numpy(), labels.numpy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a note of ours says it
+            model.fit(features.double().numpy(), labels.numpy())
+        if model.n_iter_.max() >= self.max_iterations:
+            context.notes.append(
+                f"head_init=linear_probe stopped after {self.max_iterations} iterations, before its logistic "
+                f"regression had converged. head_init.max_iterations={10 * self.max_iterations} goes on for longer."
+            )
         weight = torch.from_numpy(model.coef_).float()
         if len(present) == 2:  # scikit-learn gives one row for two classes: that of the second
             weight = torch.cat([-weight, weight])
