@@ -150,6 +150,20 @@ def test_rows_are_those_of_the_ridge_on_top_of_what_old_rows_share() -> None:
     torch.testing.assert_close(made, F.normalize(expected, dim=-1))
 
 
+def test_more_harm_allowed_makes_a_row_that_its_pictures_like_better() -> None:
+    """Classes that lie close, so that a new one must take from them."""
+    x, y = features(6, 30)
+    x = F.normalize(x + 0.6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).double(), dim=-1)
+    old, new = y < 5, y == 5
+    statistics = added_row.gathered(x[old], y[old], 5)
+    known = Old(Ridge(statistics).rows(0.1), Sample(x[old], y[old]))
+    rows = [added_row.fit(known, statistics, x[new][:5], None, most).row for most in (0.0, 0.02, 1.0)]
+    likes = [float((added_row.margin(x[new][5:], row, known.rows) > 0).double().mean()) for row in rows]
+    harms = [float(added_row.harm(known, row)) for row in rows]
+    assert likes == sorted(likes) and likes[0] < likes[-1]
+    assert harms[0] <= harms[1] <= 0.02 < harms[2]
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_row_takes_its_own_and_harms_little(count: int) -> None:
     """With the old rows those of a ridge, a sixth class is right and the others stay so."""

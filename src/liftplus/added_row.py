@@ -22,7 +22,7 @@ EPISODES = 20
 LEFT_OUT = 20
 """Most pictures of a new class that are left out in turn."""
 HARM = 0.004
-"""Most that the mean accuracy of the old classes may lose on features that are kept, 0 to 1."""
+"""Most that the mean accuracy of the old classes may lose on features that are kept, 0 to 1, where nothing is asked."""
 SCALE = 25.0
 """What cosines are multiplied with when a margin becomes a probability; that of LIFT's head."""
 GAMMAS = tuple(10 ** (power / 4) for power in range(-8, 5))
@@ -117,15 +117,19 @@ class Fitted:
     own: float | None
 
 
-def fit(old: Old, background: Statistics, features: Tensor, text: Tensor | None) -> Fitted:
-    """The row of a class with these features [n, D] which its own pictures like best of those that harm little."""
+def fit(old: Old, background: Statistics, features: Tensor, text: Tensor | None, most: float = HARM) -> Fitted:
+    """The row of a class with these features [n, D] which its own pictures like best of those that harm little.
+
+    Args:
+        most: what the mean accuracy of the old classes may lose on features that are kept, 0 to 1.
+    """
     tried, start = choices(text is not None), bases(old, text)
     made = rows(background, features, start, tried)
     cost = harm(old, made)
     few = len(features) < 2
     margins = _single(old, tried) if few else _left_out(old, background, features, start, tried)
     liked = F.logsigmoid(SCALE * margins).mean(0)
-    best = int(torch.where(cost <= max(HARM, float(cost.min())), liked, -torch.inf).argmax())
+    best = int(torch.where(cost <= max(most, float(cost.min())), liked, -torch.inf).argmax())
     return Fitted(made[best : best + 1], tried[best], None if few else float((margins[:, best] > 0).double().mean()))
 
 

@@ -115,6 +115,7 @@ def add(
     *,
     text: bool | None = None,
     weights: str | None = None,
+    harm: float = 100 * added_row.HARM,
 ) -> list[Added]:
     """A copy of a run that knows further classes from pictures, or from their name alone where there are none.
 
@@ -123,6 +124,7 @@ def add(
         data: the run's own data, read only where no statistics were kept with the run.
         text: whether names count beside pictures; None: where the backbone reads text.
         weights: a local file of the backbone's weights.
+        harm: points that the mean accuracy of the older classes may lose to each new one, where there is a choice.
     """
     about, state = read_model(run)
     _refuse(trained, pictures, text)
@@ -135,7 +137,7 @@ def add(
     rows, added = F.normalize(trained.model.head.weight.detach().cpu().double(), dim=-1), []
     for name, x in zip(pictures, found, strict=True):
         old = Old(rows, have.sample, None if texts is None else texts[: len(rows)])
-        row, one = _added(name, old, have.statistics, x, None if texts is None else texts[len(rows)])
+        row, one = _added(name, old, have.statistics, x, None if texts is None else texts[len(rows)], harm)
         added.append(one)
         rows, have = torch.cat([rows, row]), have.and_class(x)
     counts = [len(x) for x in found]
@@ -178,12 +180,14 @@ def _digest(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     return f"{about['backbone_identity']} {checksum(tuned)}"
 
 
-def _added(name: str, old: Old, statistics: Statistics, x: Tensor, text: Tensor | None) -> tuple[Tensor, Added]:
+def _added(
+    name: str, old: Old, statistics: Statistics, x: Tensor, text: Tensor | None, harm: float
+) -> tuple[Tensor, Added]:
     """The new class's row [1, D], and what it is worth."""
     if not len(x):
         assert text is not None
         row = F.normalize(text.double(), dim=-1)[None]
         return row, Added(name, 0, True, None, 100 * float(added_row.harm(old, row)))
-    made = added_row.fit(old, statistics, x, text)
+    made = added_row.fit(old, statistics, x, text, harm / 100)
     own = None if made.own is None else 100 * made.own
     return made.row, Added(name, len(x), made.choice.text, own, 100 * float(added_row.harm(old, made.row)))

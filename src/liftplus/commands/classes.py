@@ -39,6 +39,14 @@ def add(
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Where the run's training pictures are now, if they moved.")
     ] = None,
+    harm: Annotated[
+        float,
+        typer.Option(
+            help="Points of accuracy that older classes may lose to a new one; more makes the new one better.",
+            min=0,
+            max=100,
+        ),
+    ] = 0.4,
     as_json: AsJson = False,
 ) -> None:
     """Add classes without training, by name or from 1 to 20 pictures each: folders or files that follow the name."""
@@ -58,7 +66,7 @@ def add(
             "training, those of the others have moved since, so test before use; the old results do not apply."
         )
         return
-    added = _from_pictures(run, pictures, out, weights, text, data)
+    added = _from_pictures(run, pictures, out, weights, text, data, harm)
     if as_json:
         found = [dataclasses.asdict(one) for one in added]
         print(json.dumps({"folder": str(out), "added": names, "classes": found}))
@@ -113,7 +121,13 @@ def _is_path(word: str) -> bool:
 
 
 def _from_pictures(
-    run: Path, pictures: dict[str, Rows | None], out: Path, weights: str | None, text: bool | None, data: str | None
+    run: Path,
+    pictures: dict[str, Rows | None],
+    out: Path,
+    weights: str | None,
+    text: bool | None,
+    data: str | None,
+    harm: float,
 ) -> list[Added]:
     from liftplus import checkpoint, matching, new_classes, results
 
@@ -132,7 +146,7 @@ def _from_pictures(
             ) from error
         return matching.aligned(matching.as_in_run(found, trained.folder, "train"), "train", trained)
 
-    return new_classes.add(session, trained, run, pictures, out, own_data, text=text, weights=weights)
+    return new_classes.add(session, trained, run, pictures, out, own_data, text=text, weights=weights, harm=harm)
 
 
 def rename(

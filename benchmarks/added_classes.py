@@ -1,0 +1,151 @@
+"""A class added from five pictures without training against the same class trained in with them, on CPU.
+
+    python benchmarks/added_classes.py run --data photos.zip --backbone mini_clip --method lift+ --rows rows.jsonl
+    python benchmarks/added_classes.py table --rows benchmarks/results/added-classes.jsonl
+
+Ten classes are left out in turn, with three seeds. One run is trained without the class, which is then added with
+`classes add`; the other is trained with five pictures of it. Both are measured on the whole test split with one crop:
+the new class, and the mean over the old ones. One line a class and seed is appended; lines that are there are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import liftplus
+from liftplus import checkpoint, new_classes, runtime
+from liftplus.data.dataset import DataSet, Split
+from liftplus.evaluate import Reading, predict, score
+from liftplus.inputs import Rows
+
+CLASSES, SEEDS, PICTURES = 10, (0, 1, 2), 5
+HARMS = (0.4, 2.0)
+"""Points that old classes may lose: the default of `classes add`, and about what training in costs them."""
+
+
+def held_out(dataset: DataSet) -> list[int]:
+    """Classes that have more than five training pictures, drawn once."""
+    able = [k for k, count in enumerate(dataset.counts()) if count > PICTURES]
+    return sorted(random.Random(0).sample(able, min(CLASSES, len(able))))
+
+
+def parts(dataset: DataSet, new: int, seed: int) -> tuple[DataSet, DataSet, list[str]]:
+    """The data without a class; with few pictures of it, as the last class; and the keys of those pictures."""
+    order = [k for k in range(dataset.num_classes) if k != new] + [new]
+    place = {old: now for now, old in enumerate(order)}
+    train = dataset.splits["train"]
+    own = [key for key, label in zip(train.keys, train.labels, strict=True) if label == new]
+    few = random.Random(seed).sample(sorted(own), PICTURES)
+
+    def split(name: str, keep: set[str] | None) -> Split:
+        part = dataset.splits[name]
+        pairs = [
+            (key, place[label])
+            for key, label in zip(part.keys, part.labels, strict=True)
+            if label != new or keep is None or key in keep
+        ]
+        return Split([key for key, _ in pairs], [label for _, label in pairs])
+
+    names = [tuple(values[k] for k in order) for values in (dataset.class_names, dataset.class_ids)]
+    splits = {"train": split("train", set(few)), "test": split("test", None)}
+    whole = replace(dataset, class_names=names[0], class_ids=names[1], splits=splits, config=None)
+    fewer = {"train": split("train", set()), "test": split("test", set())}
+    without = replace(dataset, class_names=names[0][:-1], class_ids=names[1][:-1], splits=fewer, config=None)
+    return without, whole, few
+
+
+def accuracies(
+    trained: checkpoint.Trained, dataset: DataSet, place: runtime.Runtime, new: int | None
+) -> dict[str, float | None]:
+    """Of the new class, and the mean over the others, in percent."""
+    split, plain = dataset.splits["test"], trained.config.evaluation.model_copy(update={"tte": False})
+    found = predict(trained.model, Reading(dataset.store, split), plain, trained.model.backbone.facts, place)
+    by_class = score(found, split, dataset.counts()).per_class
+    old = [value for k, value in enumerate(by_class) if k != new and value is not None]
+    return {"new": None if new is None else by_class[new], "old": statistics.mean(old)}
+
+
+def one(args: argparse.Namespace, dataset: DataSet, new: int, seed: int) -> dict[str, Any]:
+    """Both ways for one class and seed."""
+    without, whole, few = parts(dataset, new, seed)
+    last = whole.num_classes - 1
+    named = {"seed": seed, "workers": 0, "tte": False} | dict(item.split("=", 1) for item in args.set)
+    with tempfile.TemporaryDirectory() as folder:
+        joint = liftplus.fit(whole, args.backbone, args.method, **named)
+        line = {"trained": accuracies(joint.trained, whole, joint.session.runtime, last)}
+        run = Path(folder) / "run"
+        begun = liftplus.fit(without, args.backbone, args.method, out=run, **named)
+        line["before"] = accuracies(begun.trained, without, begun.session.runtime, None)
+        for harm in HARMS:
+            out = Path(folder) / f"harm{harm}"
+            pictures = {whole.class_names[-1]: Rows(whole.store, few)}
+            new_classes.add(begun.session, begun.trained, run, pictures, out, lambda: without, harm=harm)
+            place = begun.session.runtime
+            line[f"added, {harm:g}"] = accuracies(checkpoint.load_model(out, place), whole, place, last)
+    return line
+
+
+def run(args: argparse.Namespace) -> None:
+    dataset = liftplus.load_data(args.data)
+    machine = runtime.describe(runtime.choose("cpu", "auto"))
+    for seed in SEEDS:
+        for new in held_out(dataset):
+            setting = f"{args.name or Path(args.data).stem}, {args.backbone}, {args.method}"
+            key = {"setting": setting, "class": dataset.class_names[new], "seed": seed}
+            if any(key.items() <= row.items() for row in read(args.rows)):
+                continue
+            line = key | one(args, dataset, new, seed)
+            with args.rows.open("a") as file:
+                file.write(json.dumps(line | {"machine": machine, "date": date.today().isoformat()}) + "\n")
+            print(line, flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Finished lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Mean over classes and seeds; ± is the standard deviation over the seeds' means."""
+    yield "| | class trained in | added, 0.4 | added, 2 | old classes before | trained in | added, 0.4 | added, 2 |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting]
+        new = [spread(mine, way, "new") for way in ("trained", "added, 0.4", "added, 2")]
+        old = [spread(mine, way, "old") for way in ("before", "trained", "added, 0.4", "added, 2")]
+        yield f"| {setting} | " + " | ".join([*new, *old]) + " |"
+
+
+def spread(rows: list[dict[str, Any]], way: str, which: str) -> str:
+    seeds = sorted({row["seed"] for row in rows})
+    means = [statistics.mean(row[way][which] for row in rows if row["seed"] == seed) for seed in seeds]
+    return f"{statistics.mean(means):.1f}" + (f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--data")
+    parser.add_argument("--name", help="what the table calls the data")
+    parser.add_argument("--backbone", default="mini_clip")
+    parser.add_argument("--method", default="lift+")
+    parser.add_argument("--rows", type=Path, default=Path("benchmarks/results/added-classes.jsonl"))
+    parser.add_argument("--set", nargs="*", default=[], help="key=value settings of every run")
+    args = parser.parse_args()
+    if args.what == "table":
+        print("\n".join(table(read(args.rows))))
+    else:
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
