@@ -7,8 +7,8 @@
     python benchmarks/recipe_study.py table
     python benchmarks/recipe_study.py left-out
 
-`test` trains both recipes with three seeds and measures the test split once, with one crop. `search` trains the twelve
-settings of `GRID` and both recipes with a seed of its own, and measures a fifth of the training pictures that is kept
+`test` trains both recipes with three seeds and measures the test split once, with one crop. `search` trains the settings of
+`GRID` and both recipes with a seed of its own, and measures a fifth of the training pictures that is kept
 aside. `best` tests each pair's best setting of that search as `test` does. `left-out` chooses the constants of the rule
 for learning rates on all pairs but one, by the search, and says what they lose on that one.
 
@@ -94,6 +94,10 @@ GRID: dict[str, list[str]] = {
     },
 }
 """The search: each from the start that recipe=auto takes."""
+NAMES_ALONE = {
+    f"class names alone, batch 16, lr {lr}": ["head_init=semantic", *_plain(16, lr)] for lr in (0.02, 0.05, 0.1)
+}
+"""Where there is a text tower: the papers' start."""
 RECIPES = {"recipe=paper": ["recipe=paper"], "recipe=auto": ["recipe=auto"]}
 
 
@@ -132,22 +136,27 @@ def _chosen(pair: Pair, whole: zipfile.ZipFile) -> Iterator[str]:
         yield from rng.sample(tests, min(pair.tests, len(tests)))
 
 
+def grid(pair: str) -> dict[str, list[str]]:
+    """What is tried on a pair."""
+    return GRID | NAMES_ALONE if PAIRS[pair].backbone == "mini_clip" else GRID
+
+
 def planned(stage: str, found: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[str], int]]:
     """The runs of a stage: pair, name, settings, seed; every pair's first seed first."""
     for seed in (SEARCH_SEED,) if stage == "search" else SEEDS:
         for pair in PAIRS:
-            contenders = RECIPES | GRID if stage == "search" else RECIPES
+            contenders = RECIPES | grid(pair) if stage == "search" else RECIPES
             if stage == "best":
                 winner = best_of(pair, found)
-                contenders = {} if winner is None else {winner: GRID[winner]}
+                contenders = {} if winner is None else {winner: grid(pair)[winner]}
             for name, given in contenders.items():
                 yield pair, name, given, seed
 
 
 def best_of(pair: str, found: list[dict[str, Any]]) -> str | None:
     """The setting of the grid that was best in the mean over classes; None before all were tried."""
-    mine = [row for row in found if (row["stage"], row["pair"]) == ("search", pair) and row["settings"] in GRID]
-    if len(mine) < len(GRID):
+    mine = [row for row in found if (row["stage"], row["pair"]) == ("search", pair) and row["settings"] in grid(pair)]
+    if len(mine) < len(grid(pair)):
         return None
     return str(max((row for row in mine if "end" in row), key=lambda row: row["end"]["mean_class"])["settings"])
 
@@ -159,7 +168,7 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
         settings.append(f"weights={vit}")
     if stage == "search" and data != "openmoji_lt":
         settings.append("val_share=0.2")
-    if not any(item.startswith("recipe") for item in given):
+    if not any(item.startswith(("recipe", "head_init")) for item in given):
         settings.append(f"head_init={'mix' if pair.backbone == 'mini_clip' else 'auto'}")
     chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
     session = runs.Session(chosen, runtime.choose(chosen.device, chosen.precision))
@@ -204,13 +213,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int]) -> None:
+def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int], only: str) -> None:
     """Every run of a stage whose line is not there yet."""
     machine = runtime.describe(runtime.choose("cpu", "auto"))
     with tempfile.TemporaryDirectory() as folder:
         for index, (pair, name, given, seed) in enumerate(planned(stage, read(rows))):
             key = {"stage": stage, "pair": pair, "settings": name, "seed": seed}
-            if index % part[1] != part[0] or any(key.items() <= row.items() for row in read(rows)):
+            if (
+                index % part[1] != part[0]
+                or only not in f"{pair} | {name}"
+                or any(key.items() <= row.items() for row in read(rows))
+            ):
                 continue
             data = cut(PAIRS[pair], shared, Path(folder))
             line = key | one(PAIRS[pair], data, stage, given, seed, vit)
@@ -309,6 +322,7 @@ def main() -> None:
     parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--only", default="", help="part of 'PAIR | SETTINGS' that a run must have")
     given = parser.parse_args()
     if given.stage == "table":
         print("\n".join(table(given.rows)))
@@ -317,7 +331,7 @@ def main() -> None:
         print("\n".join(left_out(given.rows)))
         return
     part = tuple(int(number) for number in given.part.split("/"))
-    run(given.stage, given.shared, given.vit, given.rows, (part[0], part[1]))
+    run(given.stage, given.shared, given.vit, given.rows, (part[0], part[1]), given.only)
 
 
 if __name__ == "__main__":
