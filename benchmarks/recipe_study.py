@@ -7,10 +7,10 @@
     python benchmarks/recipe_study.py table
     python benchmarks/recipe_study.py left-out
 
-`test` trains both recipes with three seeds and measures the test split once, with one crop. `search` trains the settings
-of `GRID` (and of `NAMES_ALONE`) and both recipes with a seed of its own, and measures a fifth of the training pictures
-that is kept aside. `best` tests each pair's best setting of that search as `test` does. `left-out` chooses the constants
-of the rule for learning rates on all pairs but one, by the search, and says what they lose on that one.
+`test` trains both recipes with three seeds and measures the test split once, with one crop. `search` trains the
+settings of `GRID` (and of `NAMES_ALONE`) and both recipes with a seed of its own, and measures a fifth of the training
+pictures that is kept aside. `best` tests each pair's best setting of that search as `test` does. `left-out` chooses the
+constants of the rule for learning rates on all pairs but one, by the search, and says what they lose on that one.
 
 The first three append one line a run to benchmarks/results/recipe.jsonl and leave out runs whose line is there, so that
 they go on where they were stopped; several may run side by side (--part 0/2, 1/2). The pairs are subsets of the data in
