@@ -6,7 +6,7 @@ A difference is normal. A part of its variance comes from test images and is kno
 and is known too, and the rest comes from seeds and is estimated, together with chance, with few degrees of freedom.
 Prints false findings at 5 %: first by the form of the interval, lowest and highest over all shares of the three parts;
 then, with seeds alone, by which of six methods share a variance, where one of them scatters 1, 2, 4 or 7 times as much
-as the others. docs/log.md, 2026-11-28, has the result.
+as the others. docs/log.md has the result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the tables of the documentation's pages on speed from the committed results.
+"""Write tables of the documentation's pages from the committed results.
 
     python benchmarks/tables.py            rewrite what stands between the markers
     python benchmarks/tables.py --check    fail where a page does not hold what the results say
@@ -19,7 +19,7 @@ from typing import Any
 import same_accuracy
 
 HERE = Path(__file__).resolve().parent
-PAGES = [HERE.parent / "docs" / name for name in ("performance.md", "data-path.md")]
+PAGES = [HERE.parent / "docs" / name for name in ("performance.md", "data-path.md", "recipe.md")]
 MARKED = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -180,6 +180,22 @@ def accuracy_table(path: Path) -> str:
     return f"{told}\n{table(header, rows)}"
 
 
+def stream_table(record: dict[str, Any]) -> str:
+    """Of stream_sizes.py: mean squares of what a backbone's branches join."""
+    header = ["backbone", "pixels", "tuner", "branches", "least", "median", "most"]
+    rows = [
+        [
+            f"`{row['name']}`",
+            row["pixels"],
+            f"`{'+'.join(row['tuner'])}`",
+            len(row["mean_squares"]),
+            *(f"{row[key]:.2g}" for key in ("least", "median", "most")),
+        ]
+        for row in record["rows"]
+    ]
+    return caption(record) + table(header, rows)
+
+
 KINDS = {
     "step": contenders_table,
     "evaluation": contenders_table,
@@ -188,6 +204,7 @@ KINDS = {
     "epoch": epoch_table,
     "startup": startup_table,
     "data_path": data_table,
+    "stream": stream_table,
 }
 
 

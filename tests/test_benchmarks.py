@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -189,6 +190,39 @@ def test_a_part_keeps_every_class(script: Callable[[str], Any]) -> None:
     part = script("same_accuracy").part(split, 10, 1)
     assert set(part.labels) == {0, 1, 2} and 10 <= len(part) <= 12
     assert all(split.labels[int(key)] == label for key, label in zip(part.keys, part.labels, strict=True))
+
+
+def test_files_of_results_that_pages_name_are_there() -> None:
+    """So that a figure's source does not vanish behind it; NAME stands for the user's."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"benchmarks/results/[\w./-]+", page.read_text("utf-8"))}
+    missing = [name for name in named if not (ROOT / name.rstrip(".")).exists() and "NAME" not in name]
+    assert "benchmarks/results/stream-sizes.json" in named and not missing
+
+
+def test_stream_sizes_are_those_of_every_branch(
+    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unrounded mean squares, also above 1, where a rate would stay as it is."""
+    stream, safeguard = script("stream_sizes"), import_module("liftplus.safeguard")
+    monkeypatch.setattr(safeguard, "PICTURES", 4)
+    options = ["--backbone", "mini_clip", "--size", "mini_clip=32", "--device", "cpu", "--precision", "fp32"]
+    monkeypatch.setattr(sys, "argv", ["stream_sizes.py", *options, "--out", str(tmp_path / "stream-sizes.json")])
+    stream.main()
+    record = json.loads((tmp_path / "stream-sizes.json").read_text())
+    assert record["command"].startswith("python benchmarks/stream_sizes.py --backbone mini_clip")
+    (row,) = record["rows"]
+    assert row["pictures"] == 4 and row["pixels"] == 32 and row["tuner"] == ["adaptformer"]
+    sizes = row["mean_squares"]
+    assert list(sizes) == [f"tuners.adaptformer.{i}" for i in range(6)]
+    assert 0 < row["least"] == min(sizes.values()) < 1 < row["median"] < row["most"] == max(sizes.values())
+    assert "| `mini_clip` | 32 | `adaptformer` | 6 |" in script("tables").of_kind("stream-sizes.json", record)
+
+
+@pytest.mark.parametrize("given", [["--size", "mini_clip"], ["--weights", "dinov2_s14=x.pt"]])
+def test_stream_sizes_refuse_an_option_of_no_backbone(given: list[str], script: Callable[[str], Any]) -> None:
+    with pytest.raises(SystemExit):
+        script("stream_sizes").parse(["--backbone", "mini_clip", *given])
 
 
 def test_the_pages_hold_the_results(script: Callable[[str], Any]) -> None:

@@ -1,17 +1,17 @@
 """Learning rates that fit the backbone at hand, and the way back from a rate that was too high.
 
 A light module's branch is added to an activation of mean square m. A step of rate lr changes the branch by an amount
-that does not depend on m, so relative to the activation it acts as a rate of lr / m: the middle blocks of a DINOv2
-ViT-S/14 have m = 0.003, and the papers' rate destroys their features within an epoch. The rate of a branch's
-output weights is therefore multiplied by m, as it was before the first step. Where m is above 1 the rate stays: a
-branch may then move too little, which the classifier's own training makes up for, but never too much.
+that does not depend on m, so relative to the activation it acts as a rate of lr / m: most blocks of a DINOv2 ViT-S/14
+have m below 0.02 (benchmarks/stream_sizes.py), and the papers' rate destroys their features within an epoch. The rate
+of a branch's output weights is therefore multiplied by m, as it was before the first step. Where m is above 1 the rate
+stays: a branch may then move too little, which the classifier's own training makes up for, but never too much.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -68,8 +68,8 @@ class Probe:
         """Share of these pictures whose class has the largest logit."""
         return float((self.logits().argmax(1) == self.labels).float().mean())
 
-    def rates(self) -> dict[str, float]:
-        """By name of a branch's output weight, the mean square of the activation that it is added to, at most 1."""
+    def mean_squares(self) -> dict[str, float]:
+        """By name of a branch that was passed through, the mean square of the activation that it is added to."""
         branches = {name: part for name, part in self.model.named_modules() if isinstance(part, Branch)}
         seen: dict[str, list[float]] = {name: [] for name in branches}
 
@@ -83,12 +83,15 @@ class Probe:
         finally:
             for branch in branches.values():
                 branch.watcher = None
+        return {name: sum(values) / len(values) for name, values in seen.items() if values}
+
+    def rates(self) -> dict[str, float]:
+        """By name of a branch's output weight, the mean square of the activation that it is added to, at most 1."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return {
-            names[id(weight)]: min(1.0, sum(seen[name]) / len(seen[name]))
-            for name, branch in branches.items()
-            for weight in branch.output_weights()
-            if seen[name]
+            names[id(weight)]: min(1.0, square)
+            for name, square in self.mean_squares().items()
+            for weight in cast(Branch, self.model.get_submodule(name)).output_weights()
         }
 
 

@@ -34,7 +34,7 @@ class BackboneConfig(BaseModel):
     interpolation: Literal["bicubic", "bilinear"] | None = None
     """Kernel that pictures are resized with, antialiased; by default the weights' own."""
     grad_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
 
     @model_validator(mode="after")
     def _either(self) -> BackboneConfig:
