@@ -142,3 +142,22 @@ def test_paths_are_one_row_each(tmp_path: Path) -> None:
             with pytest.raises(UserError, match=f"Path 1, .* {said}") as told:
                 call([paths[0], wrong])
             assert isinstance(told.value, ValueError)
+
+
+def test_labels_that_numpy_would_not_take_or_would_make_alike() -> None:
+    """Of texts that differ in their Unicode form alone, images of both would be one class and all others shift."""
+    images, _ = coloured(6)
+    y = np.array([0, 1, 2] * 2)
+    for given in (torch.tensor(y).bfloat16(), torch.tensor(y).float().requires_grad_(), torch.tensor(y)):
+        fitted = tiny(epochs=0, method="linear_probe").fit(images, given)
+        assert fitted.classes_.tolist() == [0, 1, 2] and fitted.score(images, given) == fitted.score(images, y)
+    assert tiny(epochs=0).fit(images, np.array([b"a", b"b", b"c"] * 2)).classes_.tolist() == ["a", "b", "c"]
+    for wrong, said in (
+        (["caf\u00e9", "cafe\u0301", "cafz"] * 2, "one label in several Unicode forms"),
+        ([True, 1, 2] * 2, "True and 1 are of different types"),
+        (["1", 1, "2"] * 2, "'1' and 1 are of different types"),
+        (np.array(["a", "b", None] * 2, dtype=object), "2 labels are missing: the first is that of picture 2"),
+        (np.array(["2020", "2021", "NaT"] * 2, dtype="datetime64[ns]"), "labels are missing"),
+    ):
+        with pytest.raises(UserError, match=said):
+            tiny().fit(images, wrong)

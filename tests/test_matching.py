@@ -152,5 +152,5 @@ def test_classes_of_another_unicode_form_are_the_same() -> None:
 def test_classes_of_one_name_are_told_apart_by_id() -> None:
     trained, own = ("missile", "fox", "missile"), ("657", "1", "744")
     assert aligned(trained, ("744", "657"), ("missile", "missile"), own) == [2, 0]
-    with pytest.raises(UserError, match="classes that the run was not trained on: missile"):
+    with pytest.raises(UserError, match="classes that the run was not trained on: 'missile'"):
         aligned(trained, ("a", "b"), ("missile", "fox"), own)

@@ -134,7 +134,7 @@ def test_labels_are_matched_before_they_are_counted() -> None:
     bare = DataSet("d", ("10", "3"), ("10", "3"), {"test": Split(["0"] * 2, [0, 1])}, store, named=False)
     assert matched(bare, trained) == [1, 0]
     strange = DataSet("d", ("cat", "yak"), ("3", "5"), {"test": Split(["0"] * 2, [0, 1])}, store)
-    with pytest.raises(UserError, match="not trained on: yak"):
+    with pytest.raises(UserError, match="not trained on: 'yak'"):
         matched(strange, trained)
     unused = DataSet("d", ("cat", "yak"), ("3", "5"), {"test": Split(["0"] * 2, [0, 0])}, store)
     assert matched(unused, trained) == [0, 0]  # a class without images harms nothing

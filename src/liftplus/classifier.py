@@ -9,14 +9,18 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
+from torch import Tensor
 
 from liftplus import api, inputs
+from liftplus.data import labels as labelling
+from liftplus.data.dataset import listing
 from liftplus.data.labelled import is_column, pictures_of, store_of
 from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
@@ -91,14 +95,16 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: X or y cannot be used, or y has one class only.
-            liftplus.UserError: a setting is not allowed. A path that is no file raises an error that is both.
+            liftplus.UserError: a setting is not allowed. A path that is no file, a missing label and labels of several
+                types raise an error that is both.
         """
-        images, labels = self._training(X, y)
+        images, labels = self._training(X, _as_array(y))
         check_classification_targets(labels)
         self.classes_ = np.unique(labels)
+        _refuse_spellings(self.classes_)
         if len(self.classes_) < 2:
             raise ValueError(f"A classifier needs at least two classes, but y has 1 class: {self.classes_.tolist()}.")
-        data = api.from_images(images, labels.tolist(), class_names=self.class_names)
+        data = api.from_images(images, labels, class_names=self.class_names)
         own = {"epochs": self.epochs, "lr": self.lr, "train.batch_size": self.batch_size}
         settings = {
             "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
@@ -116,6 +122,10 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         best = self.predict_proba(X).argmax(axis=1)
         chosen: NDArray[Any] = self.classes_[best]
         return chosen
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Share of the images [N] whose most probable label is theirs, 0 to 1."""
+        return float(super().score(X, _as_array(y), sample_weight))
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Probabilities [N, C] of the classes in the order of `classes_`."""
@@ -175,8 +185,8 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         return rows.reshape(count, *shape)
 
 
-class NoImageError(UserError, ValueError):
-    """A path in X that is no file: a `ValueError`, as scikit-learn expects of X, and told like all errors here."""
+class InputError(UserError, ValueError):
+    """What X or y cannot be: a `ValueError`, as scikit-learn expects of them, and told like all errors here."""
 
 
 def _rows(images: list[Any]) -> Rows:
@@ -187,7 +197,7 @@ def _rows(images: list[Any]) -> Rows:
     try:
         return inputs.each(pictures)
     except UserError as error:
-        raise NoImageError(str(error)) from error
+        raise InputError(str(error)) from error
 
 
 def _listed(given: Any) -> list[Any] | None:
@@ -213,7 +223,7 @@ def _refuse_several(given: Any) -> None:
     if not isinstance(first, list | tuple | np.ndarray) or len(first) < 2:
         return
     if all(isinstance(one, str | os.PathLike) for one in first):
-        raise NoImageError(
+        raise InputError(
             f"Row 0 of X has {len(first)} paths; a row is one picture. Give the path of one image file for each row, "
             "as [N] or [N, 1]."
         )
@@ -234,3 +244,32 @@ def _pixels(given: Any) -> NDArray[Any]:
 def _checked_labels(images: Any, y: Any) -> NDArray[Any]:
     labels: NDArray[Any] = check_X_y(np.zeros((len(images), 1)), y)[1]
     return labels
+
+
+def _as_array(y: Any) -> Any:
+    """Labels that numpy would not take, or would make alike, as an array of theirs; all others as they are.
+
+    Raises:
+        InputError: a label is missing, or two are told apart by type alone.
+    """
+    if isinstance(y, Tensor):
+        y = y.detach().cpu()
+        y = (y.double() if y.dtype == torch.bfloat16 else y).numpy()
+    if isinstance(y, np.ndarray) and y.dtype.kind == "S":
+        return np.char.decode(y, "utf-8")
+    if isinstance(y, list | tuple) or (getattr(y, "dtype", None) == np.dtype(object) and np.ndim(y) == 1):
+        try:
+            labelling.read(y, len(y))
+        except UserError as error:
+            raise InputError(str(error)) from error
+    return y
+
+
+def _refuse_spellings(classes: NDArray[Any]) -> None:
+    """Refuse classes that differ in their Unicode form alone: images of both would be one class."""
+    forms, _ = labelling.spellings(one for one in classes.tolist() if isinstance(one, str))
+    if forms:
+        raise InputError(
+            f"y has one label in several Unicode forms (NFC and NFD): {listing(sorted(set(forms.values())))}. Give "
+            "each label in one form, as unicodedata.normalize does."
+        )

@@ -130,7 +130,7 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     if strange:
         raise UserError(
             f"Split {split!r} of {dataset.name!r} has classes that the run was not trained on: "
-            f"{', '.join(strange[:5])}. The run knows {len(trained.class_names)} classes"
+            f"{listing(strange)}. The run knows {len(trained.class_names)} classes"
             + (
                 f": {listing(trained.class_names)}. Give labels that are among them."
                 if in_memory

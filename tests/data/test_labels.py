@@ -92,6 +92,8 @@ class Missing:
         [0] * 11 + [Missing()],
         np.ma.array(TWELVE, mask=[0] * 11 + [1]),
         np.array(["2020-01-01"] * 11 + ["NaT"], dtype="datetime64[D]"),
+        np.array([["2020-01-01"]] * 11 + [["NaT"]], dtype="datetime64[ns]"),
+        [np.timedelta64(1, "ns")] * 11 + [np.timedelta64("NaT", "ns")],
         ["a"] * 6 + [""] * 6,
         pa.array([0] * 11 + [None]),
     ],
@@ -119,7 +121,10 @@ def test_missing(labels: object) -> None:
         (7, "labels are a int"),
         ([0.0] * 11 + [np.inf], "label of picture 11 is inf"),
         ([0, 1], "12 pictures and 2 labels"),
-        (["Cat"] * 6 + ["cat"] * 6, "'Cat' and 'cat' have the same name"),
+        (["Cat"] * 6 + ["cat"] * 6, "'Cat' and 'cat' have the same name.*own words with class_names="),
+        (["cat"] * 6 + ["cat "] * 6, "'cat' and 'cat ' have the same name"),
+        (["0"] * 6 + ["1"] * 5 + ["nan"], "the label 'nan' among numbers"),
+        (torch.tensor(TWELVE, device="meta"), "a tensor on meta, which holds no values"),
     ],
 )
 def test_refused(labels: object, message: str) -> None:
@@ -135,6 +140,17 @@ def test_what_was_decided_is_said() -> None:
     data = from_images(IMAGES, ["caf\u00e9"] * 3 + ["cafe\u0301"] * 3 + ["b"] * 6)
     assert (data.class_names, data.counts()) == (("b", "caf\u00e9"), (6, 6))
     assert "Unicode form" in data.notes[0]
+
+
+def test_dates_below_a_microsecond_are_no_numbers() -> None:
+    days = np.array(["2020-01-01"] * 6 + ["2021-01-01"] * 6, dtype="datetime64[ns]")
+    for labels in (days, list(days), days[:, None]):
+        data = from_images(IMAGES, labels)
+        assert data.counts() == (6, 6) and data.class_ids[0].startswith("2020-01-01T")
+
+
+def test_words_for_missing_values_are_told() -> None:
+    assert "'None', which often stands for a missing label" in from_images(IMAGES, ["a"] * 6 + ["None"] * 6).notes[0]
 
 
 def test_labels_of_the_test_pictures() -> None:

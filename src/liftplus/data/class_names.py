@@ -185,20 +185,25 @@ def _form(label: str) -> str:
     return unicodedata.normalize("NFC", label)
 
 
-def check(names: Mapping[str, str]) -> tuple[str, ...]:
+FILE = "data.class_names, a file of names in label order or from class id to name"
+
+
+def check(names: Mapping[str, str], way: str = FILE) -> tuple[str, ...]:
     """Refuse names that are empty or that two classes share, as the text encoder could not tell these apart.
 
     Classes with codes for ids may share a name, as in ImageNet's published names; that is noted.
+
+    Args:
+        names: from class id to name.
+        way: with what the user gives other names.
     """
     for label, name in names.items():
         if not name.strip():
-            raise UserError(f"Class {label!r} has an empty name; give it one with data.class_names.")
+            raise UserError(f"Class {label!r} has an empty name; give it one with {way}.")
         if not documents.is_unicode(name):
-            raise UserError(
-                f"Class {label!r} has the name {name!r}, which is no Unicode text; give it one with data.class_names."
-            )
+            raise UserError(f"Class {label!r} has the name {name!r}, which is no Unicode text; give it one with {way}.")
     if not all(map(is_code, names)):
-        _refuse_twins([repr(label) for label in names], list(names.values()), "The data")
+        _refuse_twins([repr(label) for label in names], list(names.values()), "The data", way)
         return ()
     classes: dict[str, list[str]] = {}
     for label, name in names.items():
@@ -214,14 +219,14 @@ def check(names: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def _refuse_twins(ids: Sequence[str], names: Sequence[str], origin: str) -> None:
+def _refuse_twins(ids: Sequence[str], names: Sequence[str], origin: str, way: str = FILE) -> None:
     seen: dict[str, int] = {}
     for i, name in enumerate(names):
         first = seen.setdefault(fold(name), i)
         if first != i:
             raise UserError(
                 f"{origin}: classes {ids[first]} and {ids[i]} have the same name {name.strip()!r}; give each its own "
-                "words with data.class_names, a file of names in label order or from class id to name."
+                f"words with {way}."
             )
 
 

@@ -25,6 +25,7 @@ from liftplus.paths import expanded
 
 Labelled = tuple[Iterable[Any], Sequence[Hashable] | ArrayLike]
 """Images and their labels, as `from_images` takes them."""
+OWN_WORDS = "class_names={label: name}, or write labels that mean one class alike"
 
 
 def from_images(
@@ -65,7 +66,7 @@ def from_images(
         made["train"] = [row for k, row in enumerate(pairs) if k not in held]
         made["test"] = [row for k, row in enumerate(pairs) if k in held]
     names, named = _names(classes, class_names)
-    twins = naming.check(dict(zip(ids, names, strict=True))) if named else ()
+    twins = naming.check(dict(zip(ids, names, strict=True)), OWN_WORDS) if named else ()
     found = {
         split: Split([key for key, _ in part], [place[label] for _, label in part])
         for split, part in made.items()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
-from collections.abc import Hashable, Iterable, Mapping, Set
+from collections.abc import Collection, Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +52,13 @@ def _listed(labels: Any) -> list[Any]:
     if isinstance(labels, str | bytes | Mapping | Set):
         raise UserError(f"The labels are a {type(labels).__name__}; give a list or an array with one for each picture.")
     if isinstance(labels, Tensor):
-        labels = labels.detach().cpu().to_dense()
+        labels = _dense(labels)
     elif hasattr(labels, "to_pylist"):  # Arrow's columns
         labels = labels.to_pylist()
     elif hasattr(labels, "__array__") and not isinstance(labels, np.ndarray):
         labels = np.asarray(labels)
     if isinstance(labels, Tensor | np.ndarray):
-        found = labels.tolist()
+        found = _plain(labels)
         return found if isinstance(found, list) else [found]
     try:
         return [_plain(value) for value in labels]
@@ -65,11 +66,27 @@ def _listed(labels: Any) -> list[Any]:
         raise UserError(f"The labels are a {type(labels).__name__}; give one for each picture.") from error
 
 
+def _dense(labels: Tensor) -> Tensor:
+    try:
+        return labels.detach().cpu().to_dense()
+    except RuntimeError as error:
+        raise UserError(
+            f"The labels are a tensor on {labels.device.type}, which holds no values; give some."
+        ) from error
+
+
 def _plain(value: Any) -> Any:
     """Numbers and lists for what tensors and arrays hold; a tuple holds labels as a list does."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "mM":
+        return _moments(value)
     if isinstance(value, Tensor | np.ndarray | np.generic):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
+
+
+def _moments(value: Any) -> Any:
+    """Dates and times as numpy's own: those below a microsecond would become whole numbers of Python, NaT too."""
+    return [_moments(one) for one in value] if value.ndim else value[()]
 
 
 def _flat(given: list[Any], count: int) -> tuple[list[Any], tuple[str, ...]]:
@@ -160,10 +177,30 @@ def _checked(values: list[Hashable]) -> tuple[str, ...]:
         other = by_text.setdefault(str(value), value)
         if type(other) is not type(value):
             raise _of_two_types(other, value)
+    texts = [value for value in once.values() if isinstance(value, str)]
+    if missing := doubtful_text(texts):
+        raise UserError(f"There is the label {missing!r} among numbers, so it is missing; every picture needs one.")
+    notes = tuple(
+        f"One class is called {text!r}, which often stands for a missing label."
+        for text in texts
+        if text.lower() in DOUBTFUL
+    )
     fractions = [value for value in once.values() if isinstance(value, float)]
     if not fractions:
-        return ()
-    return (f"Some labels are no whole numbers ({listing(list(map(str, fractions)), 3)}); each value is a class.",)
+        return notes
+    some = listing(list(map(str, fractions)), 3)
+    return (*notes, f"Some labels are no whole numbers ({some}); each value is a class.")
+
+
+DOUBTFUL = frozenset({"nan", "none", "null", "na", "n/a", "<na>"})
+"""Words that libraries write for a missing value."""
+
+
+def doubtful_text(ids: Collection[str]) -> str | None:
+    """Of different labels a word for a missing value that stands among numbers alone."""
+    numbers = sum(bool(re.fullmatch(r"[+-]?\d{1,18}(\.\d*)?", label, re.ASCII)) for label in ids)
+    words = sorted(label for label in ids if label.lower() in DOUBTFUL)
+    return words[0] if words and numbers + len(words) == len(ids) > 1 else None
 
 
 def _of_two_types(one: Hashable, other: Hashable) -> UserError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from liftplus.data import documents
+from liftplus.data import documents, labels
 from liftplus.data.class_names import words
 from liftplus.data.dataset import SPLIT_OF, Table, listing
 from liftplus.data.images import IMAGE_SUFFIXES
@@ -30,8 +30,6 @@ COLUMNS = {
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 """Text files that are tables by their name."""
-
-_DOUBTFUL = frozenset({"nan", "none", "null", "na", "n/a", "<na>"})
 
 
 @dataclass(frozen=True)
@@ -154,9 +152,9 @@ def _by_folder(
 def _classes(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], path: Path) -> Table:
     ids = {label for rows in splits.values() for _, label in rows}
     numbers = [label for label in ids if re.fullmatch(r"[+-]?\d{1,18}(\.0+)?", label, re.ASCII)]
-    doubtful = sorted(label for label in ids if label.lower() in _DOUBTFUL)
-    if doubtful and len(numbers) + len(doubtful) == len(ids) > 1:
-        raise UserError(f"{path} has the label {doubtful[0]!r} among numbers, so it is missing; every row needs one.")
+    if missing := labels.doubtful_text(ids):
+        raise UserError(f"{path} has the label {missing!r} among numbers, so it is missing; every row needs one.")
+    doubtful = sorted(label for label in ids if label.lower() in labels.DOUBTFUL)
     notes = tuple(
         f"One class of {path.name} is called {label!r}, which often stands for a missing label." for label in doubtful
     )
