@@ -226,7 +226,7 @@ def test_every_path_has_its_row(place: Path, model: Model) -> None:
     ]
     for form in forms:
         found = model.predict(form)
-        assert found.paths == tuple(paths) and list(found.names) == [single[path] for path in paths]
+        assert list(found.names) == [single[path] for path in paths] and found.paths == tuple(paths)
     assert model.predict_proba(paths).shape == (4, 3)
     folder = place / "photos" / "test" / "red_square"
     assert model.predict([folder, blue]).paths == (red, str(folder / "1.png"), blue)

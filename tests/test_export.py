@@ -286,11 +286,12 @@ def test_the_command_exports_what_predict_answers(
     settings = {"epochs": 0, "precision": "fp32", "cache": False, "workers": 0, "prior": "uniform"}
     liftplus.fit(photos, **settings).save("run")  # type: ignore[arg-type]
     check = photos / "test" / "red_square"
-    ended = command("export", "run", "--out", "new/m.pt2", "--check", check, "--json", *given)
+    out = "m.pt2" if given else "new/m.pt2"
+    ended = command("export", "run", "--out", out, "--check", check, "--json", *given)
     assert ended.code == 0, ended.err
-    about = json.loads((tmp_path / "new" / "m.pt2.json").read_text())
+    about = json.loads((tmp_path / f"{out}.json").read_text())
+    assert about["input"]["resize"] == resize and about["prior"] == prior
     assert json.loads(ended.out)["crops"] == crops == about["input"]["crops"]
-    assert (about["input"]["resize"], about["prior"]) == (resize, prior)
 
 
 def refused_export(error: Exception, form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -338,6 +339,18 @@ def test_an_exporter_that_fails_ends_in_a_sentence(
     found = refused_export(error, form, tmp_path, monkeypatch)
     assert said in found and f"cannot be written as {form}" in found and "\n" not in found
     assert (".pt2" in found) == (form == "onnx")
+
+
+def test_the_command_says_what_an_exporter_cannot_write(
+    photos: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_given: object, **_options: object) -> None:
+        raise chained("Failed.", "No ONNX function found for <OpOverload(op='aten.scatter', overload='x')>")
+
+    liftplus.fit(photos, epochs=0, precision="fp32", cache=False, workers=0).save("run")
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    ended = command("export", "run", "--out", "m.onnx")
+    assert ended.code == 2 and "cannot be written as onnx" in ended.err and "Traceback" not in ended.err
 
 
 def test_a_full_disk_is_no_matter_of_the_exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,11 +71,11 @@ def test_skipping_decodes_once_and_says_how_many(
         return read(self, key)
 
     monkeypatch.setattr(FolderStore, "read", noted)
-    ended = command("predict", place / "run", new, "--unreadable", "skip", "--out", "made/p.json", "--set", "workers=0")
+    ended = command("predict", place / "run", new, "--unreadable", "skip", "--out", "p.json", "--set", "workers=0")
     assert ended.code == 0, ended.err
     assert len(reads) == len(set(reads)) == 4
-    assert "3 predictions and 1 unreadable (broken.jpg) are in made/p.json" in " ".join(ended.out.split())
-    found = json.loads((tmp_path / "made" / "p.json").read_text())
+    assert "3 predictions and 1 unreadable (broken.jpg) are in p.json" in " ".join(ended.out.split())
+    found = json.loads((tmp_path / "p.json").read_text())
     bad = [entry for entry in found if entry["error"]]
     assert len(found) == 4 and len(bad) == 1 and bad[0]["top"] == [] and "no image format" in bad[0]["error"]
     good = liftplus.load(place / "run").predict(new / "blue sky")
@@ -109,9 +109,22 @@ def test_one_crop_is_the_same_switch_everywhere(place: Path, command: Command, t
 def test_targets_are_made_or_refused_before_the_work(place: Path, command: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "x.csv").mkdir()
+    whole = next((place / "photos" / "test").rglob("*.png"))
+    assert command("predict", place / "run", whole, "--out", "made/here/p.csv").code == 0
+    assert len(table((tmp_path / "made" / "here" / "p.csv").read_text())) == 1
     for name in ("predict", "export"):
         end, more = ("csv", ["none.png"]) if name == "predict" else ("onnx", [])
         for out, said in ((f"file/x.{end}", "is no folder"), (f"x.{end}", "is a folder")):
             (tmp_path / f"x.{end}").mkdir(exist_ok=True)
             ended = command(name, place / "run", *more, "--out", out)
             assert ended.code == 2 and said in ended.err, ended.err
+
+
+def test_a_folder_called_like_a_picture_is_read_as_a_folder(place: Path, command: Command, tmp_path: Path) -> None:
+    whole = next((place / "photos" / "test").rglob("*.png"))
+    for name in ("new/a.png", "new/photo.jpg/photo.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(whole, tmp_path / name)
+    ended = command("predict", place / "run", "new")
+    assert ended.code == 0, ended.err
+    assert [row["path"] for row in table(ended.out)] == ["new/a.png", "new/photo.jpg/photo.jpg"]

@@ -491,6 +491,8 @@ def test_numbers_that_are_not_finite_are_never_written_and_give_no_answer(tmp_pa
             checkpoint.write_tensors(tmp_path / "x", {"a": torch.ones(2), "b": torch.tensor([1, value])}, {"format": 2})
         with pytest.raises(DivergedError, match=r"not finite for 1 of 2 pictures.*lower train\.lr"):
             best(torch.tensor([[0.0, 1.0], [value, 0.0]]), Evaluation(), CPU, 2)
+    with pytest.raises(DivergedError, match="are not finite"):
+        checkpoint.write_tensors(tmp_path / "x", {"a": torch.full((4,), 1e30)}, {"format": 2})
     assert list(tmp_path.iterdir()) == []
 
 

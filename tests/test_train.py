@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import PIL
 import pytest
 import torch
 
+import liftplus
 from liftplus import checkpoint, config, registry, runs, runtime, step, train
+from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.config import RunConfig
 from liftplus.data import sources
@@ -214,3 +217,34 @@ def test_features_that_are_not_finite_are_told_before_training(photos: Path, mon
     monkeypatch.setattr(Backbone, "forward", lambda self, images: features(self, images) * torch.nan)
     with pytest.raises(UserError, match="gives features that are not finite"):
         train.build(run, sources.load(run.data), CPU)
+
+
+@pytest.mark.parametrize("start", ["semantic", "random"])
+def test_a_broken_image_tower_is_told_where_the_start_reads_no_picture(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """Without training nothing else would look at it before it is saved."""
+    load = catalogue.load
+
+    def broken(*given: Any, **options: Any) -> Backbone:
+        backbone = load(*given, **options)
+        next(backbone.image.parameters()).data.view(-1)[0] = torch.nan
+        return backbone
+
+    monkeypatch.setattr(catalogue, "load", broken)
+    with pytest.raises(UserError, match="gives features that are not finite"):
+        liftplus.fit(photos, epochs=0, head_init=start, cache=False, workers=0, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [
+        ("full", 1e30),
+        ("linear_probe", 1e30),  # each number is finite, the norm of a row is not, and cosines would all be 0
+        ("linear_probe", 1e20),
+    ],
+)
+def test_fit_in_memory_never_ends_with_what_the_last_step_broke(photos: Path, method: str, rate: float) -> None:
+    given = {"precision": "fp32", "workers": 0, "tte": False, "device": "cpu", "train.batch_size": 32}
+    with pytest.raises(UserError, match="not finite any more"):
+        liftplus.fit(photos, method=method, lr=rate, epochs=1, **given)  # type: ignore[arg-type]

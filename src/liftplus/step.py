@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from liftplus import memory
-from liftplus.checkpoint import Position
+from liftplus.checkpoint import Position, sound
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import Batch
@@ -234,7 +234,7 @@ class Watch:
         if not self.recent:
             return
         batch, lr = self.recent[-1]
-        finite = all(bool(p.isfinite().all()) for p in self.model.trainable())
+        finite = all(sound(p.detach()) for p in self.model.trainable())
         if finite and len(batch.labels):
             finite = bool(self._outputs(batch.images[: min(self.piece, LOOKED_AT)]).isfinite().all())
         if any(self.runtime.job.greatest(int(not finite))):

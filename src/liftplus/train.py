@@ -68,11 +68,7 @@ def build(
             plain_stream(config, dataset, backbone, runtime, cache, progress),
         )
         start = config.head.start(context, config.head_init)
-        if not start.rows.isfinite().all():
-            raise UserError(
-                f"{config.backbone.name!r} gives features that are not finite, so there is no first classifier. "
-                "Restore the file of its weights, or use precision=fp32."
-            )
+        _refuse_broken(start.rows, config)
         head.weight.data.copy_(start.rows)
         if start.bias is not None:
             head.get_parameter("bias").data.copy_(start.bias)
@@ -88,8 +84,20 @@ def build(
             "Nothing is left to train: the tuner is none and the head is frozen. Use epochs=0, or another tuner."
         )
     model.put(runtime)
+    with torch.no_grad(), runtime.autocast():  # a start that reads names alone has not looked at the image tower yet
+        size = backbone.facts.image_size
+        ramp = torch.linspace(-2, 2, 3 * size**2, device=runtime.device).view(1, 3, size, size)
+        _refuse_broken(model(ramp), config)
     model.notes = tuple(context.notes)
     return model
+
+
+def _refuse_broken(numbers: Tensor, config: RunConfig) -> None:
+    if not numbers.isfinite().all():
+        raise UserError(
+            f"{config.backbone.name!r} gives features that are not finite, so there is no first classifier. "
+            "Restore the file of its weights, or use precision=fp32."
+        )
 
 
 def check(config: RunConfig, dataset: DataSet) -> None:

@@ -334,3 +334,19 @@ def test_zips_whose_names_are_in_no_declared_encoding(tmp_path: Path, png: Calla
     given = loaded(path, class_names=str(tmp_path / "n.csv"))
     assert set(given.class_names) == {"x", "y"}
     assert not any("may be misread" in note for note in given.notes)  # the advice was followed
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("n.csv", "id;name\n0;barn owl\n1;wryneck\n2;kingfisher\n"),
+        ("n.csv", "0;barn owl\n1;wryneck\n2;kingfisher\n"),
+        ("n.txt", "0: barn owl\n1: wryneck\n2: kingfisher\n"),
+        ("n.txt", "0,barn owl\n1,wryneck\n2,kingfisher\n"),
+    ],
+)
+def test_names_with_ids_do_not_shift(tmp_path: Path, grow: Grow, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    data = loaded(grow(tmp_path / "img", {"0": 4, "1": 5, "2": 6}), class_names=str(tmp_path / name))
+    counts = [sum(pair) for pair in zip(data.counts("train"), data.counts("test"), strict=True)]
+    assert dict(zip(data.class_names, counts, strict=True)) == {"barn owl": 4, "wryneck": 5, "kingfisher": 6}
