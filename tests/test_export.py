@@ -290,6 +290,7 @@ def test_the_command_exports_what_predict_answers(
     ended = command("export", "run", "--out", out, "--check", check, "--json", *given)
     assert ended.code == 0, ended.err
     about = json.loads((tmp_path / f"{out}.json").read_text())
+    assert f"short side to {resize} " in about["input"]["recipe"]
     assert about["input"]["resize"] == resize and about["prior"] == prior
     assert json.loads(ended.out)["crops"] == crops == about["input"]["crops"]
 

@@ -32,8 +32,9 @@ def table(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.parametrize("given", ["new.zip", "list.txt", "-"])
 def test_archive_list_and_stdin_answer_what_the_folder_answers(
-    place: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: str, place: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     test = place / "photos" / "test"
     whole = command("predict", place / "run", test)
@@ -47,13 +48,17 @@ def test_archive_list_and_stdin_answer_what_the_folder_answers(
         buffer = io.BytesIO("\n".join(names).encode())
 
     monkeypatch.setattr(sys, "stdin", Stdin())
-    for given, rows in (("new.zip", expected), ("list.txt", [*expected, expected[0]]), ("-", expected)):
-        ended = command("predict", place / "run", given)
-        assert ended.code == 0, ended.err
-        for found, row in zip(table(ended.out), rows, strict=True):
-            assert found["class_1"] == row["class_1"] and not found["error"]
-            assert float(found["probability_1"]) == pytest.approx(float(row["probability_1"]), abs=1e-4)
-    assert [row["path"] for row in table(command("predict", place / "run", names[0], names[0]).out)] == [names[0]] * 2
+    ended = command("predict", place / "run", given)
+    assert ended.code == 0, ended.err
+    rows = [*expected, expected[0]] if given == "list.txt" else expected
+    for found, row in zip(table(ended.out), rows, strict=True):
+        assert found["class_1"] == row["class_1"] and not found["error"]
+        assert float(found["probability_1"]) == pytest.approx(float(row["probability_1"]), abs=1e-4)
+
+
+def test_a_path_given_twice_is_two_rows(place: Path, command: Command) -> None:
+    name = str(next((place / "photos" / "test").rglob("*.png")))
+    assert [row["path"] for row in table(command("predict", place / "run", name, name).out)] == [name] * 2
 
 
 def test_skipping_decodes_once_and_says_how_many(
@@ -73,8 +78,8 @@ def test_skipping_decodes_once_and_says_how_many(
     monkeypatch.setattr(FolderStore, "read", noted)
     ended = command("predict", place / "run", new, "--unreadable", "skip", "--out", "p.json", "--set", "workers=0")
     assert ended.code == 0, ended.err
-    assert len(reads) == len(set(reads)) == 4
     assert "3 predictions and 1 unreadable (broken.jpg) are in p.json" in " ".join(ended.out.split())
+    assert len(reads) == len(set(reads)) == 4
     found = json.loads((tmp_path / "p.json").read_text())
     bad = [entry for entry in found if entry["error"]]
     assert len(found) == 4 and len(bad) == 1 and bad[0]["top"] == [] and "no image format" in bad[0]["error"]
@@ -94,13 +99,13 @@ def test_skipping_in_workers(place: Path, command: Command, tmp_path: Path) -> N
 
 
 def test_one_crop_is_the_same_switch_everywhere(place: Path, command: Command, tmp_path: Path) -> None:
-    given = ("--set", "evaluation.tte=false"), ("--one-crop",), ("--five-crops",), ("--tte",), ()
-    answers = [command("predict", place / "run", place / "photos" / "test", *options).out for options in given]
-    assert answers[0] == answers[1] != answers[2] == answers[3] == answers[4]
     for option, tte in (("--one-crop", False), ("--five-crops", True)):
         ended = command("eval", place / "run", option, "--out", f"eval{option}")
         assert ended.code == 0, ended.err
         assert json.loads((tmp_path / f"eval{option}" / "metrics.json").read_text())["evaluation"]["tte"] is tte
+    given = ("--set", "evaluation.tte=false"), ("--one-crop",), ("--five-crops",), ("--tte",), ()
+    answers = [command("predict", place / "run", place / "photos" / "test", *options).out for options in given]
+    assert answers[0] == answers[1] != answers[2] == answers[3] == answers[4]
     for option, setting in (("--one-crop", "evaluation.tte=true"), ("--five-crops", "tte=false")):
         ended = command("eval", place / "run", option, setting, "--out", "refused")
         assert ended.code == 2 and f"{option} and {setting} contradict each other" in ended.err

@@ -78,12 +78,15 @@ def test_folders_without_a_finished_run_are_refused(tmp_path: Path) -> None:
         report.write(tmp_path / "x", tmp_path / "out")
 
 
-def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `import liftplus` alone, with text, paths, and `~`."""
+def test_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `import liftplus` alone."""
     monkeypatch.delattr(liftplus, "report")
     assert liftplus.report.write is report.write
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = liftplus.nothing
+
+
+def test_text_and_paths_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Made(NAMES).write(tmp_path / "run")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
