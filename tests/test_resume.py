@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from liftplus import checkpoint, config, matching, results, reuse, runs, runtime, step, train
+from liftplus import api, checkpoint, config, matching, results, reuse, runs, runtime, step, train
 from liftplus.checkpoint import Keeper, Position, Stopped
 from liftplus.data import sources
 from liftplus.data.transforms import Evaluation
@@ -507,3 +507,21 @@ def test_options_that_contradict_the_resumed_run_are_refused(photos: Path, tmp_p
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     same = ("--method", "lift+", "--data", photos, "--out", tmp_path / "run", "--backbone", "mini_clip", "lr=0.05")
     assert command("train", "--resume", "run", *same).code == 0
+
+
+def test_a_broken_model_is_neither_saved_nor_loaded(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older version wrote such files; a copy of one would be a finished model to look at."""
+    model = api.fit(photos, epochs=0, workers=0, precision="fp32", cache=False, device="cpu")
+    weight = model.network.head.weight.data
+    for value in (torch.nan, torch.inf, 1e30):
+        weight[0, 0] = value
+        with pytest.raises(UserError, match=r"head\.weight.*not finite"):
+            model.save(tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+    weight[0, 0] = torch.nan
+    monkeypatch.setattr(checkpoint, "sound", lambda _: True)
+    model.save(tmp_path / "old")
+    with pytest.raises(UserError, match=r"holds weights that are not finite, first head\.weight: the run diverged"):
+        api.load(tmp_path / "old")

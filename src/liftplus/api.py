@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -334,16 +335,22 @@ class Model:
         """Write the learned weights into a new folder, for `load` and the commands eval, predict and export.
 
         Raises:
-            UserError: the folder exists already or cannot be written.
+            UserError: the folder exists already or cannot be written, or weights are not finite.
 
         >>> model.save("models/photos").name
         'photos'
         """
         target = results.new_folder(expanded(folder))
-        if self.dataset is None and self.file is not None:
-            results.write_bytes(target / checkpoint.FILE, self.file.read_bytes())
-        else:
-            checkpoint.save_model(target, self.network, self.config, cast(DataSet, self.dataset), self.trained.chosen)
+        try:
+            if self.dataset is None and self.file is not None:
+                results.write_bytes(target / checkpoint.FILE, self.file.read_bytes())
+            else:
+                dataset = cast(DataSet, self.dataset)
+                checkpoint.save_model(target, self.network, self.config, dataset, self.trained.chosen)
+        except UserError:
+            with suppress(OSError):  # a folder that was there with other files stays
+                target.rmdir()
+            raise
         return target
 
 

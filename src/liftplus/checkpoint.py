@@ -204,6 +204,11 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     """
     path = _model_file(folder)
     about, state = read_model(folder)
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise UserError(
+            f"{str(path)!r} holds weights that are not finite, first {broken[0]}: the run diverged. Train again with a "
+            "lower train.lr."
+        )
     config = from_dict(saved(about["config"]))
     backbone = catalogue.load(backbone_config or config.backbone)
     if backbone.identity != about["backbone_identity"]:
