@@ -84,12 +84,19 @@ def build(
             "Nothing is left to train: the tuner is none and the head is frozen. Use epochs=0, or another tuner."
         )
     model.put(runtime)
-    with torch.no_grad(), runtime.autocast():  # a start that reads names alone has not looked at the image tower yet
-        size = backbone.facts.image_size
-        ramp = torch.linspace(-2, 2, 3 * size**2, device=runtime.device).view(1, 3, size, size)
-        _refuse_broken(model(ramp), config)
+    _refuse_broken(_answer(model, runtime), config)
     model.notes = tuple(context.notes)
     return model
+
+
+def _answer(model: Classifier, runtime: Runtime) -> Tensor:
+    """Logits of one made-up picture: a start that reads names alone has not looked at the image tower yet."""
+    size, mode = model.backbone.facts.image_size, model.training
+    ramp = torch.linspace(-2, 2, 3 * size**2, device=runtime.device).view(1, 3, size, size)
+    with torch.no_grad(), runtime.autocast():
+        logits: Tensor = model.eval()(ramp)
+    model.train(mode)
+    return logits
 
 
 def _refuse_broken(numbers: Tensor, config: RunConfig) -> None:
