@@ -125,7 +125,6 @@ def test_targets_are_made_or_refused_before_the_work(place: Path, command: Comma
             assert ended.code == 2 and said in ended.err, ended.err
 
 
-<<<<<<< HEAD
 def test_a_folder_called_like_a_picture_is_read_as_a_folder(place: Path, command: Command, tmp_path: Path) -> None:
     whole = next((place / "photos" / "test").rglob("*.png"))
     for name in ("new/a.png", "new/photo.jpg/photo.jpg"):
@@ -134,7 +133,8 @@ def test_a_folder_called_like_a_picture_is_read_as_a_folder(place: Path, command
     ended = command("predict", place / "run", "new")
     assert ended.code == 0, ended.err
     assert [row["path"] for row in table(ended.out)] == ["new/a.png", "new/photo.jpg/photo.jpg"]
-=======
+
+
 def test_settings_stand_beside_pictures(place: Path, command: Command, tmp_path: Path) -> None:
     given = ("predict", place / "run", place / "photos" / "test")
     ended, meant = command(*given, "tte=false"), command(*given, "--one-crop")
@@ -147,4 +147,3 @@ def test_settings_stand_beside_pictures(place: Path, command: Command, tmp_path:
     shutil.copy(next((place / "photos" / "test").glob("*/*.png")), tmp_path / "a=b.png")
     assert [row["path"] for row in table(command(*given[:2], "a=b.png").out)] == ["a=b.png"]
     assert "contradict" in command(*given, "tte=true", "--one-crop").err
->>>>>>> e84757c (A run's own command is shown with recipe=auto too; advice on a diverged method of compare, on misspelt names and after training fits; predict and export take key=value)
