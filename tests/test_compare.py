@@ -97,6 +97,7 @@ def test_a_failed_method_ends_no_comparison(photos: Path, command: Command, tmp_
     refused(
         ended, "One run failed", "The same command tries again", f"{bad} with seed 0 failed: The loss is not finite"
     )
+    assert "Give the method a rate in --methods: linear_probe:lr=RATE." in ended.err and "--resume" not in ended.err
     assert "The others go on" in ended.err and "zeroshot against linear_probe:lr=0.01" in ended.out
     found = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [row["method"] for row in found["rows"]] == ["zeroshot", "linear_probe:lr=0.01"]

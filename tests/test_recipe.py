@@ -221,6 +221,8 @@ def test_signs_of_a_poor_fit() -> None:
     (worse,) = said((2.0, 1.0), 4.6)
     assert "ended below its own start: 4.6 % against 50.0 %" in worse and "Try lr=0.005." in worse
     assert "gained little" in said((2.0, 1.0, 0.98), 51.0)[0]
+    top = Look("val", 100.0, 400, 60.0)
+    assert signs.of_training(settings, (2.0, 1.0, 0.98), top, Look("val", 100.0, 400, 90.0)) == []
     assert "still falling" in said((2.0, 1.0), 80.0)[0] and "epochs=10" in said((2.0, 1.0), 80.0)[0]
     assert "named worse than before" in said((2.0, 1.0, 0.98), 80.0, 40.0)[0]
 

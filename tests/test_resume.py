@@ -228,7 +228,9 @@ def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(photos: Path,
     assert command("train", *given).code == 0
     again = command("train", *given)
     assert again.code == 2 and "exists already" in again.err
-    assert command("train", "--resume", folder).code == 2
+    resumed = command("train", "--resume", folder)
+    assert resumed.code == 2 and "is finished" in resumed.err and "liftplus eval" in resumed.err
+    assert "remove it" not in resumed.err
 
 
 def begun(photos: Path, folder: Path) -> None:

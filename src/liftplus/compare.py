@@ -16,7 +16,7 @@ from liftplus.data.dataset import DataSet
 from liftplus.differences import Contender, caveat, counted, named
 from liftplus.differences import Tested as Tested
 from liftplus.differences import read_tests as read_tests
-from liftplus.errors import UserError
+from liftplus.errors import DivergedError, UserError
 from liftplus.noise import KEYS, Difference
 from liftplus.runs import Session
 from liftplus.space import split
@@ -181,7 +181,7 @@ def run(
         try:
             rows += _rows(entry, seed, session(plan.config(entry, seed)), dataset, out / entry.folder(seed))
         except UserError as error:
-            failures.append(Failure(entry.label, seed, str(error)))
+            failures.append(Failure(entry.label, seed, _reason(error, entry)))
             told(f"{failures[-1].sentence()}{' The others go on.' if number < len(jobs) else ''}")
             continue
         note(rows)
@@ -189,6 +189,13 @@ def run(
     if not rows:
         found.refuse_failures()
     return found
+
+
+def _reason(error: UserError, entry: Entry) -> str:
+    """Why a run failed; one that diverged needs a method with another rate, as its folder keeps to its settings."""
+    if isinstance(error, DivergedError):
+        return f"{error.what} Give the method a rate in --methods: {entry.method}:lr=RATE."
+    return str(error)
 
 
 def _rows(entry: Entry, seed: int, session: Session, dataset: DataSet, folder: Path) -> list[Row]:

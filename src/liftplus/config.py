@@ -373,9 +373,11 @@ def _full_key(run: RunConfig, values: dict[str, Any], key: str) -> str:
     if matches:
         raise UserError(f"The key {key!r} is ambiguous; write one of {', '.join(matches)}.")
     names = [*leaves, *(leaf.split(".")[-1] for leaf in leaves)]
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"Unknown key {key!r}.{hint} Known keys: {', '.join(leaves)}.")
+    if not (near := difflib.get_close_matches(key, names, n=1, cutoff=0.5)):
+        raise UserError(f"Unknown key {key!r}. Known keys: {', '.join(leaves)}.")
+    section = next(leaf for leaf in leaves if near[0] in (leaf, leaf.split(".")[-1])).rpartition(".")[0]
+    alike = [leaf for leaf in leaves if leaf.rpartition(".")[0] == section]
+    raise UserError(f"Unknown key {key!r}. Did you mean {near[0]!r}? Known beside it: {', '.join(alike)}.")
 
 
 def full_key(key: str) -> str:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable
 
 LISTED = 60  # more names than these nobody reads; a data set can have thousands
+FEW = 20  # names that are listed whole beside a guess
 
 
 class UserError(Exception):
@@ -26,7 +27,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class RunFailedError(UserError):
-    """A run that its own settings have ended: the loss diverged, or memory ran out. Others may go well."""
+    """A run that its own settings have ended: the loss diverged, or memory ran out. Others may go well.
+
+    Attributes:
+        what: what happened, without how this one run goes on; for a command that makes several.
+    """
+
+    def __init__(self, what: str, way_on: str = "") -> None:
+        self.what = what
+        super().__init__(f"{what} {way_on}" if way_on else what)
 
 
 class DivergedError(RunFailedError):
@@ -38,12 +47,16 @@ class InUseError(UserError):
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest one and the list of those that do."""
+    """The error for a name that does not exist, with the nearest one and the list of those that do.
+
+    Of many names those that are like the given one are listed, where there are any.
+    """
     names = sorted(allowed)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(given, names, n=6, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names[:LISTED])}{more}.")
+    shown = near if near and len(names) > FEW else names[:LISTED]
+    more = f" and {len(names) - len(shown):,} more" if len(names) > len(shown) else ""
+    return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(shown)}{more}.")
 
 
 def told(error: BaseException, *, in_full: bool = False) -> tuple[str, int]:

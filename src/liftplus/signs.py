@@ -74,7 +74,7 @@ def of_training(config: RunConfig, losses: Sequence[float], before: Look, after:
     if before.held_out is not None and after.held_out is not None:
         share = (before.held_out + after.held_out) / 200
         noise = 200 * math.sqrt(2 * share * (1 - share) / after.pictures)
-        if after.held_out - before.held_out <= noise:
+        if before.held_out < 100 and after.held_out - before.held_out <= noise:
             said.append(
                 f"Training gained little: {before.held_out:.1f} % before it, {after.held_out:.1f} % after, on "
                 f"{after.pictures} {after.split} pictures. Try another --backbone."

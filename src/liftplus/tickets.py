@@ -210,7 +210,7 @@ class Tickets:
             try:
                 value, about = objective(trial, number)
             except RunFailedError as error:
-                value, about = None, {ERROR: str(error)}
+                value, about = None, {ERROR: error.what}
             over.append(trial.number)
             for key, item in about.items():
                 trial.set_user_attr(key, item)

@@ -355,6 +355,37 @@ def test_the_command_of_a_run_makes_it_again() -> None:
     assert config.resolve(data=words[3], backbone=words[5], method=words[7], overrides=words[8:]) == run
 
 
+@pytest.mark.parametrize(
+    "given", [(), ("lr=0.05", "epochs=1"), ("tuner=lora", "head_init=class_mean"), ("recipe=paper",)]
+)
+def test_the_command_of_a_run_leaves_out_what_its_recipe_chose(given: tuple[str, ...]) -> None:
+    named = {"data": "photos", "backbone": "mini_clip", "method": "lift+", "recipe": "auto"}
+    asked = config.resolve(**named, overrides=given)
+    chosen = {"train": {"batch_size": 16, "lr": 0.007, "schedule": "step"}, "head_init": {"name": "mix"}}
+    settled = asked.to_dict()
+    for key in asked.automatic:
+        section, _, leaf = key.partition(".")
+        if section == "head_init":
+            settled[section] = chosen[section]
+        elif leaf in chosen.get(section, {}):
+            settled[section][leaf] = chosen[section][leaf]
+    line = content.alone(settled)
+    assert line is not None
+    words = shlex.split(line)
+    assert not any(word.startswith(("train.batch_size", "train.schedule", "head_init.")) for word in words[8:])
+    assert words[8:] or not given
+    assert config.resolve(**named, overrides=words[8:]) == asked
+
+
+@pytest.mark.parametrize(
+    ("counts", "ratio"), [((3, 2), "1.5"), ((13, 3, 0), "4.333"), ((12000, 7), "1,714"), ((5, 5), "1")]
+)
+def test_the_imbalance_ratio_is_not_rounded_away(tmp_path: Path, counts: tuple[int, ...], ratio: str) -> None:
+    about = {"data": {"name": "made up", "train_counts": list(counts), "notes": []}}
+    run = read.run(Made([f"kind {k}" for k in counts], about=about).write(tmp_path / "run"))
+    assert content.groups(run)[1].endswith(f"an imbalance ratio of {ratio}.")
+
+
 def test_drawings_take_the_pages_colours(tmp_path: Path) -> None:
     figure, (axes,) = chart.canvas()
     axes.plot([1, 2], color=chart.SERIES[0], label='<b>&" 🐙')

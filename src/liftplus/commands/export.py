@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import AsJson, FiveCrops, Run
+from liftplus.commands.options import AsJson, FiveCrops, Overrides, Run
 from liftplus.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ CHECKED = 100
 
 def export(
     run: Run,
+    overrides: Overrides = None,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="A file .onnx or .pt2, or with --format peft a folder.")],
     form: Annotated[str | None, typer.Option("--format", "-f", help="onnx, pt2 or peft; by default by --out.")] = None,
     prior: Annotated[
@@ -43,13 +45,14 @@ def export(
     from liftplus import checkpoint, console, priors
     from liftplus import export as exporting
 
+    change = [*(change or []), *(overrides or [])]
     if form == "peft":
         _export_peft(run, out, change, as_json)
         return
     chosen = _format(out, form)
     expected = [] if prior is None else [f"evaluation.prior={prior}"]
     fixed = ("device=cpu", "precision=fp32", "grad_checkpointing=false")
-    settings = options.run_settings(run, None, [*(change or []), *options.crops(five_crops, change), *expected, *fixed])
+    settings = options.run_settings(run, None, [*change, *options.crops(five_crops, change), *expected, *fixed])
     if note := priors.note(settings, settings.evaluation.prior):
         console.err.print(f"Note: {note}")
     session = options.session(settings)
@@ -102,10 +105,10 @@ def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tu
     return export.views(dataset.store, dataset.splits[name], evaluation, trained, CHECKED), dataset.name
 
 
-def _export_peft(run: Path, out: Path, change: list[str] | None, as_json: bool) -> None:
+def _export_peft(run: Path, out: Path, change: list[str], as_json: bool) -> None:
     from liftplus import checkpoint, console, lora_exchange
 
-    settings = options.run_settings(run, None, [*(change or []), "device=cpu", "precision=fp32"])
+    settings = options.run_settings(run, None, [*change, "device=cpu", "precision=fp32"])
     trained = checkpoint.load_model(run, options.session(settings).runtime, settings.backbone)
     written = lora_exchange.write_folder(trained, out)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,10 +37,10 @@ Method = Annotated[
         help="lift+, lift, linear_probe, full, closed_form or zeroshot.",
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; it must not exist yet.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder: new, or one that this command began.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="key=value for anything else, e.g. epochs=10 lr=0.01.", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="key=value for anything else, e.g. epochs=10 lr=0.01.", metavar="KEY=VALUE"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Run = Annotated[
@@ -54,6 +55,12 @@ FiveCrops = Annotated[
         help="Average five crops of each picture, or take one; by default as in training.",
     ),
 ]
+
+
+def apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """Words that name files, and those of the form key=value that name none, which are settings."""
+    settings = [word for word in words if re.match(r"[a-z_][a-z0-9_.]*=", word) and not Path(word).exists()]
+    return [word for word in words if word not in settings], settings
 
 
 def crops(five: bool | None, overrides: list[str] | None) -> list[str]:

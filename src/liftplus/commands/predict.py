@@ -24,7 +24,8 @@ def predict(
     pictures: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders, glob patterns, archives (.zip, .tar), lists of paths (.txt), or - for stdin."
+            help="Image files, folders, glob patterns, archives (.zip, .tar), lists of paths (.txt), or - for stdin; "
+            "and key=value, e.g. device=cpu."
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help=".csv or .json; stdout as CSV if not given.")] = None,
@@ -46,6 +47,10 @@ def predict(
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
     _check_target(out)
+    pictures, settled = options.apart(pictures)
+    change = [*(change or []), *settled]
+    if not pictures:
+        raise UserError(f"{settled[0]!r} is a setting. Give pictures too: files, folders, archives, or - for stdin.")
     rows = parallel.job().from_leader(lambda: inputs.read(pictures, _stdin))
     skips = unreadable == "skip"
     rows = rows if skips else rows.complete()
@@ -53,7 +58,7 @@ def predict(
         console.err.print(f"Note: {note}", highlight=False)
     expected = [] if prior is None else [f"evaluation.prior={prior}"]
     settings = options.run_settings(
-        run, None, [f"evaluation.top_k={top_k}", *options.crops(five_crops, change), *expected, *(change or [])]
+        run, None, [f"evaluation.top_k={top_k}", *options.crops(five_crops, change), *expected, *change]
     )
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)

@@ -44,7 +44,7 @@ def sweep(
         list[str] | None,
         typer.Argument(
             help="key=value, a list (width=4,8,16) or a range (lr=0.001..0.1:log, seed=0..2).",
-            metavar="[KEY=VALUES]...",
+            metavar="KEY=VALUES",
         ),
     ] = None,
 ) -> None:

@@ -55,7 +55,12 @@ def train(
         settings = config.resolve(
             data=data, backbone=backbone, method=method, overrides=given, recipe=recipe.usual(data)
         )
-        if settings.recipe == "auto" and not _is_given(context, "backbone"):
+        for note in _replaced(context, settings):
+            console.err.print(f"Note: {note}", highlight=False)
+        named = _is_given(context, "backbone") or any(
+            config.full_key(word.partition("=")[0]) == "backbone.name" for word in given
+        )
+        if settings.recipe == "auto" and not named:
             console.err.print(f"Note: {_other_backbones()}", highlight=False)
         _train(settings, out, as_json)
 
@@ -64,6 +69,16 @@ def _is_given(context: typer.Context, name: str) -> bool:
     """Whether an option was given, rather than left at its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
+
+
+def _replaced(context: typer.Context, settings: RunConfig) -> list[str]:
+    """A sentence for each option whose place a key=value takes."""
+    taken = {"data": settings.data.source, "backbone": settings.backbone.name, "method": settings.method}
+    return [
+        f"--{name} is {context.params[name]!r}, but key=value says {value!r}, which is taken."
+        for name, value in taken.items()
+        if _is_given(context, name) and context.params[name] != value
+    ]
 
 
 def _other_backbones() -> str:
@@ -100,10 +115,15 @@ def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> No
 
 def _begun(folder: Path) -> RunConfig:
     """The settings of the unfinished run in a folder, which the leader alone has to see."""
-    from liftplus import parallel, runs
+    from liftplus import checkpoint, parallel, runs
 
     def read() -> RunConfig:
-        begun = runs.unfinished(folder) if folder.is_dir() else None
+        if (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file():
+            raise UserError(
+                f"The run in {str(folder)!r} is finished, so nothing is left to go on with. `liftplus eval {folder}` "
+                "tests it again; for a longer one give --data, epochs=N and another --out."
+            )
+        begun = runs.unfinished(folder) if (folder / runs.CONFIG).is_file() else None
         if begun is None:
             raise UserError(
                 f"{str(folder)!r} holds no unfinished run. Give the folder of one, or --data for a new run."

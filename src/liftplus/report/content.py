@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from liftplus import config
+from liftplus import config, recipe
 from liftplus.differences import Tested as Answers
 from liftplus.differences import caveat, named
 from liftplus.errors import UserError
@@ -113,7 +113,7 @@ def groups(run: Run) -> tuple[list[list[str]], str]:
         for name in ("many", "medium", "few")
     ]
     least = min((n for n in counts if n), default=0)
-    ratio = f", an imbalance ratio of {max(counts) / least:,.0f}" if least else ""
+    ratio = f", an imbalance ratio of {max(counts) / least:,.4g}" if least else ""
     text = f"{len(counts):,} classes with {max(counts):,} to {min(counts):,} of {total:,} training pictures{ratio}."
     return rows, text
 
@@ -216,18 +216,34 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _chooses(run: config.RunConfig, key: str) -> bool:
+    """Whether recipe=auto chooses this setting of a run."""
+    return f"{key}.".startswith(tuple(f"{one}." for one in run.automatic))
+
+
 def alone(values: dict[str, Any]) -> str | None:
-    """The command that makes a run of these settings; None where there is none that surely does."""
+    """The command that makes a run of these settings; None where there is none that surely does.
+
+    What recipe=auto chose is left out, as it chooses the same again.
+    """
     try:
         run = config.from_dict(config.saved(values))
-        named = {"data": run.data.source, "backbone": run.backbone.name, "method": run.method}
+        usual = recipe.usual(run.data.source)
+        named = {"data": run.data.source, "backbone": run.backbone.name, "method": run.method, "recipe": usual}
         base = config.resolve(**named)
         given = [f"tuner={'+'.join(run.tuner) or 'none'}"] if list(run.tuner) != list(base.tuner) else []
-        given += [f"{k}={getattr(run, k).name}" for k in config.PARTS if getattr(run, k).name != getattr(base, k).name]
+        given += [] if run.recipe == usual else [f"recipe={run.recipe}"]
+        parts = [key for key in config.PARTS if key not in run.automatic]
+        given += [f"{k}={getattr(run, k).name}" for k in parts if getattr(run, k).name != getattr(base, k).name]
         base = config.resolve(**named, overrides=given)
         before, after = config.flat(base), config.flat(run)
-        given += [f"{key}={_plain(value)}" for key, value in after.items() if before.get(key) != value]
-        if config.resolve(**named, overrides=given) != run:
+        chosen = tuple(f"{key}." for key in ("automatic", *run.automatic))
+        given += [
+            f"{key}={_plain(value)}"
+            for key, value in after.items()
+            if not f"{key}.".startswith(chosen) and (before.get(key) != value or _chooses(base, key))
+        ]
+        if recipe.as_begun(config.resolve(**named, overrides=given), run) != run:
             return None
     except (UserError, KeyError, TypeError, AttributeError):
         return None

@@ -45,8 +45,9 @@
   const named = (text) => { const part = document.createElement("bdi"); part.textContent = text; part.title = text; return part; };
   const fill = (cell, k, value) => {
     const kind = columns[k].kind;
+    if (kind === "text") cell.className = k ? "words" : "name";
     if (value === null) { cell.textContent = "–"; return; }
-    if (kind === "text") { cell.className = k ? "words" : "name"; cell.append(named(value)); return; }
+    if (kind === "text") { cell.append(named(value)); return; }
     if (kind === "group") {
       const tag = document.createElement("span");
       tag.className = "tag"; tag.textContent = value; tag.style.setProperty("--g", `var(--${value})`);
