@@ -94,7 +94,7 @@ def test_names_without_ending(ten: Path) -> None:
     path = csv(ten, "id_code,diagnosis", *(f"{k},{LABELS[k]}" for k in range(10)))
     dataset = loaded(path)
     assert totals(dataset) == {"cat": 6, "dog": 4} and dataset.splits["train"].keys[0].endswith(".png")
-    assert dataset.notes[0].startswith("10 names in t.csv lack the ending of their file")
+    assert dataset.notes[0].startswith("10 names in t.csv have no ending, or another than the file that is there")
     (ten / "3.jpg").write_bytes((ten / "3.png").read_bytes())
     with pytest.raises(UserError, match=r"names '3', and both '3\.jpg', '3\.png' are there; write the ending"):
         loaded(path)

@@ -110,7 +110,7 @@ def test_files_of_other_kinds_are_counted(tmp_path: Path, grow: Grow) -> None:
     (tmp_path / "cat" / "a.heic").write_bytes(b"x")
     (tmp_path / "LICENSE").write_text("x")
     assert tree.read(FolderStore(tmp_path)).notes == (
-        "1 files whose names do not end like an image were left out: 1 .heic.",
+        "1 file whose name does not end like an image was left out: 1 .heic.",
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from liftplus.commands import options
 from liftplus.commands.options import AsJson, FiveCrops, Run
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,8 @@ def export(
         return
     console.out.print(
         f"{out} and {exporting.beside(out).name}: logits differ from PyTorch's by at most {parity.difference:.1e} "
-        f"(their deviation is {parity.deviation:.1f}) on {parity.images} pictures of {source}. The graph takes "
+        f"(their deviation is {parity.deviation:.1f}) on {counted(parity.images, 'picture')} of {source}. The graph "
+        "takes "
         + ("five crops of each picture, as predict --five-crops." if count > 1 else "one crop, as predict --one-crop.")
     )
 
@@ -111,4 +113,4 @@ def _export_peft(run: Path, out: Path, change: list[str] | None, as_json: bool) 
     if as_json:
         print(json.dumps({"folder": str(out), "linears": written}))
         return
-    console.out.print(f"LoRA weights of {written} linears and the head are in {out}, for peft.")
+    console.out.print(f"LoRA weights of {counted(written, 'linear')} and the head are in {out}, for peft.")

@@ -14,6 +14,7 @@ import typer
 from liftplus.commands import options
 from liftplus.commands.options import AsJson, FiveCrops, Run
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 if TYPE_CHECKING:
     from liftplus.predicting import Guess
@@ -88,7 +89,7 @@ def _write_guesses(guesses: list[Guess], out: Path | None, as_json: bool) -> Non
 
     broken = [os.path.basename(guess.path) for guess in guesses if guess.error]
     named = ", ".join(broken[:3]) + (f" and {len(broken) - 3:,} more" if len(broken) > 3 else "")
-    told = f"{len(guesses) - len(broken):,} predictions" + (
+    told = counted(len(guesses) - len(broken), "prediction") + (
         f" and {len(broken):,} unreadable ({named})" if broken else ""
     )
     if out is None and broken:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from liftplus.data.dataset import DataSet, Store
 from liftplus.data.images import UnreadableImage, extremes, is_wide, original, scale
 from liftplus.data.stores import ByteStore
+from liftplus.words import counted
 
 _Found = TypeVar("_Found")
 
@@ -173,15 +174,16 @@ def _range_notes(places: list[Place], files: list[_File]) -> tuple[str, ...]:
         if found:
             key, mode = found[0]
             notes += (
-                f"{len(found):,} pictures come out nearly {what} of 255, first {key!r} of mode {mode}. Check that "
-                "their values fill the range of their format.",
+                f"{counted(len(found), 'picture comes', 'pictures come')} out nearly {what} of 255, first {key!r} of "
+                f"mode {mode}. Check that values fill the range of their format.",
             )
     if under := [key for key, file in good if file.below]:
-        notes += (f"{len(under):,} pictures have values under 0, which come out black, first {under[0]!r}.",)
+        have = counted(len(under), "picture has", "pictures have")
+        notes += (f"{have} values under 0, which come out black, first {under[0]!r}.",)
     if absent := [key for key, file in good if file.missing]:
         notes += (
-            f"{len(absent):,} pictures have missing values (declared as no data, or NaN), which come out black, first "
-            f"{absent[0]!r}.",
+            f"{counted(len(absent), 'picture has', 'pictures have')} missing values (declared as no data, or NaN), "
+            f"which come out black, first {absent[0]!r}.",
         )
     if len(scales) > 1:
         shown = ", ".join(f"{count:,} with white at {value:g}" for value, count in sorted(scales.items()))

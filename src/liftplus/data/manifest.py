@@ -19,6 +19,7 @@ from liftplus.data.dataset import SPLIT_OF, Table, listing
 from liftplus.data.images import IMAGE_SUFFIXES
 from liftplus.data.lists import normal
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 COLUMNS = {
     "path": "path file filename file_name filepath file_path image image_path img image_id image_name img_path id_code",
@@ -284,8 +285,8 @@ def _csv(path: Path) -> Cells:
     for number, row in rows:
         if len(row) != len(header):
             raise UserError(
-                f"{path}, line {number} has {len(row)} fields, but the header {len(header)}; put values that hold "
-                f"a {delimiter!r} in double quotes."
+                f"{path}, line {number} has {counted(len(row), 'field')}, but the header {len(header)}; put values "
+                f"that hold a {delimiter!r} in double quotes."
             )
     return Cells(header, rows)
 

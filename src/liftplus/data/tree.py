@@ -16,6 +16,7 @@ from liftplus.data.label_files import rows_beside
 from liftplus.data.members import Members, parts_of
 from liftplus.data.stores import FileStore
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 NAMES_FILE = "classnames.txt"
 """File at the root that gives the label order and the names, one class a line."""
@@ -67,7 +68,10 @@ def read(store: FileStore, worded: bool = False) -> Table:
             named = class_names.match(_all_folders(found), names_file.parse(store.read(name), origin), origin)
             folders, names, notes = tuple(named.names), named.names, notes + named.notes
             worded = True
-            notes += (f"{NAMES_FILE} in the data gives the label order and the names of {len(names)} classes.",)
+            notes += (
+                f"{NAMES_FILE} in the data gives the label order and the names of "
+                f"{counted(len(names), 'class', 'classes')}.",
+            )
             break
     return Table(found.rows, folders, names, notes + _undeclared(members, folders, worded))
 
@@ -247,7 +251,8 @@ def _ignored(others: Sequence[str], prefix: str) -> tuple[str, ...]:
     if not inside:
         return ()
     kinds = Counter(_suffix(name) or "no ending" for name in inside)
-    return (f"{len(inside):,} files whose names do not end like an image were left out: {_kinds(kinds)}.",)
+    what = counted(len(inside), "file whose name does", "files whose names do")
+    return (f"{what} not end like an image {agreeing(len(inside), 'was', 'were')} left out: {_kinds(kinds)}.",)
 
 
 def _undeclared(members: Members, folders: Sequence[str], worded: bool) -> tuple[str, ...]:
@@ -275,9 +280,9 @@ def _no_images(store: FileStore, others: Sequence[str]) -> str:
 def _no_folders(store: FileStore, found: Layout, others: Sequence[str]) -> str:
     count = len(found.left_out)
     return (
-        f"{store.path} has {count:,} images, first {found.left_out[0]!r}, but no class folders: no folder says what "
-        "they show. Use one folder a class (cat/1.jpg), a .csv of path and label, or a .cls file with the label "
-        f"beside each picture.{_instead(store, others)}"
+        f"{store.path} has {counted(count, 'image')}, first {found.left_out[0]!r}, but no class folders: no folder "
+        "says what they show. Use one folder a class (cat/1.jpg), a .csv of path and label, or a .cls file with the "
+        f"label beside each picture.{_instead(store, others)}"
     )
 
 

@@ -20,6 +20,7 @@ from liftplus.report.chart import SERIES
 from liftplus.report.judgement import Judgement
 from liftplus.report.read import Run
 from liftplus.report.series import MEASURES, Series, Spread, flat
+from liftplus.words import counted
 
 COST_HEADER = (
     "run",
@@ -114,7 +115,10 @@ def groups(run: Run) -> tuple[list[list[str]], str]:
     ]
     least = min((n for n in counts if n), default=0)
     ratio = f", an imbalance ratio of {max(counts) / least:,.0f}" if least else ""
-    text = f"{len(counts):,} classes with {max(counts):,} to {min(counts):,} of {total:,} training pictures{ratio}."
+    text = (
+        f"{counted(len(counts), 'class', 'classes')} with {max(counts):,} to {min(counts):,} of "
+        f"{counted(total, 'training picture')}{ratio}."
+    )
     return rows, text
 
 
