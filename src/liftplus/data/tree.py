@@ -162,7 +162,8 @@ def _rows(
 ) -> tuple[dict[str, list[tuple[str, str]]], tuple[str, ...], tuple[str, ...]]:
     """Rows of each split, classes in label order, and the images without a class."""
     rows: dict[str, list[tuple[str, str]]] = {}
-    left_out: list[str] = []
+    loose: list[str] = []
+    apart: list[str] = []
     below: dict[str, set[str]] = {}
     spelled: dict[str, set[str]] = {}
     level = 1 if reading.splits else 0
@@ -170,7 +171,7 @@ def _rows(
         folders = parts[:-1]
         split = reading.splits.get(parts[0]) if reading.splits else "train"
         if split is None or len(folders) <= level:
-            left_out.append(name)
+            (apart if split is None and folders else loose).append(name)
             continue
         if reading.swapped:
             split = _split(folders.pop(1)) or "train"
@@ -179,8 +180,8 @@ def _rows(
         below.setdefault(label, set()).update(folders[level + 1 : level + 2])
         rows.setdefault(split, []).append((name, label))
     classes = {label for _, label in rows.get("train", [])} | _bare_classes(bare, reading, notes)
-    notes += [*_left_out(left_out, placed), *_forms(spelled), *_below(below)]
-    return rows, sorted_ids(classes), tuple(left_out)
+    notes += [*_left_out(loose, apart, placed), *_forms(spelled), *_below(below)]
+    return rows, sorted_ids(classes), (*loose, *apart)
 
 
 def _bare_classes(bare: Sequence[_Parts], reading: split_folders.Reading, notes: list[str]) -> set[str]:
@@ -194,12 +195,20 @@ def _bare_classes(bare: Sequence[_Parts], reading: split_folders.Reading, notes:
     return {normalize("NFC", top) for top in tops if top not in splits}
 
 
-def _left_out(names: Sequence[str], placed: Mapping[str, _Parts]) -> list[str]:
-    if not names:
-        return []
-    tops = sorted({placed[name][0] for name in names if len(placed[name]) > 1})
-    where = f" (in the folders {listing(tops, 3)})" if tops else ""
-    return [f"{len(names):,} images outside any class folder were left out: {listing(names, 3)}{where}."]
+def _left_out(loose: Sequence[str], apart: Sequence[str], placed: Mapping[str, _Parts]) -> list[str]:
+    """Notes on images that lie in no class folder, and on those in folders beside the splits."""
+    notes = []
+    if loose:
+        tops = sorted({placed[name][0] for name in loose if len(placed[name]) > 1})
+        where = f" (in {agreeing(len(tops), 'the folder')} {listing(tops, 3)})" if tops else ""
+        were = f"outside any class folder {agreeing(len(loose), 'was', 'were')}"
+        notes.append(f"{counted(len(loose), 'image')} {were} left out: {listing(loose, 3)}{where}.")
+    if apart:
+        tops = sorted({placed[name][0] for name in apart})
+        of = f"{listing(tops, 3)}, which {agreeing(len(tops), 'is no split', 'are no splits')}"
+        was = agreeing(len(apart), "was", "were")
+        notes.append(f"{counted(len(apart), 'image')} in {of}, {was} left out: {listing(apart, 3)}.")
+    return notes
 
 
 def _forms(spelled: Mapping[str, set[str]]) -> list[str]:
