@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def text(path: Path, what: str) -> str:
     return decoded(content(path, what), path)
 
 
+class Pairs(tuple[tuple[str, Any], ...]):
+    """An object of a JSON text with all its keys, those that stand twice included."""
+
+
+def json_pairs(source: str, origin: object) -> Any:
+    """The value of a JSON text, its objects as `Pairs`."""
+    return _parsed(source, origin, Pairs)
+
+
 def json_value(source: str, origin: object, *, distinct: bool = False) -> Any:
     """The value of a JSON text; with `distinct`, a key that an object holds twice is refused."""
 
@@ -50,8 +60,12 @@ def json_value(source: str, origin: object, *, distinct: bool = False) -> Any:
             raise UserError(f"{origin} has the key {twice!r} twice; keep one of them.")
         return table
 
+    return _parsed(source, origin, as_dict)
+
+
+def _parsed(source: str, origin: object, made: Callable[[list[tuple[str, Any]]], Any]) -> Any:
     try:
-        return json.loads(source, object_pairs_hook=as_dict)
+        return json.loads(source, object_pairs_hook=made)
     except (ValueError, RecursionError) as error:  # numbers of over 4300 digits are a ValueError
         raise UserError(f"{origin} is not valid JSON: {error}.") from error
 

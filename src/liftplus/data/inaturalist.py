@@ -133,7 +133,8 @@ def _rows(document: dict[str, Any], path: Path) -> list[tuple[str, str]]:
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not in iNaturalist's form: {type(error).__name__} at {error}; it needs images (id, file_name) "
-            "and annotations (image_id, category_id) that refer to them."
+            "and annotations (image_id, category_id) that refer to them. Other forms are a list of rows with path and "
+            "label, and a map of path to label."
         ) from error
 
 

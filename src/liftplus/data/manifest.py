@@ -1,4 +1,4 @@
-"""Tables of path, label and perhaps split: CSV, JSON lines, a JSON list of records, and Parquet."""
+"""Tables of path, label and perhaps split: CSV, JSON lines, JSON lists and maps, and Parquet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from liftplus.data import documents, labels
+from liftplus.data import documents, json_maps, labels
 from liftplus.data.class_names import words
 from liftplus.data.dataset import SPLIT_OF, Table, listing
 from liftplus.data.images import IMAGE_SUFFIXES
@@ -52,10 +52,19 @@ def read(path: Path, default_split: str = "train") -> Table:
 
 
 def has_records(path: Path) -> bool:
-    """Whether a .json file holds a list of rows, or one row a line, and not annotations."""
+    """Whether a .json file holds a list of rows, one row a line or a map, and not annotations."""
     text = documents.text(path, "file").lstrip()
+    return text.startswith("[") or _are_lines(text) or _mapped(text, path) is not None
+
+
+def _are_lines(text: str) -> bool:
     first, _, rest = text.partition("\n")
-    return text.startswith("[") or (rest.lstrip().startswith("{") and first.rstrip().endswith("}"))
+    return rest.lstrip().startswith("{") and first.rstrip().endswith("}")
+
+
+def _mapped(text: str, path: Path) -> list[Mapping[str, Any]] | None:
+    labels = COLUMNS["label"].split() + COLUMNS["name"].split()
+    return json_maps.rows(text, path, COLUMNS["path"].split(), labels)
 
 
 def metadata(folder: Path) -> dict[str, Path]:
@@ -292,9 +301,12 @@ def _csv(path: Path) -> Cells:
 
 
 def _records(path: Path) -> Cells:
-    """Rows that are JSON objects: in one list, or one a line."""
+    """Rows that are JSON objects: in one list, one a line, or in one object that maps."""
     text = documents.text(path, "table")
-    if text.lstrip().startswith("["):
+    records: list[tuple[int, Any]]
+    if path.suffix.lower() == ".json" and not _are_lines(text.lstrip()) and (mapped := _mapped(text, path)) is not None:
+        records = list(enumerate(mapped, 1))
+    elif text.lstrip().startswith("["):
         content = documents.json_value(text, path)
         records = [(number, record) for number, record in enumerate(content, 1)]
     else:
@@ -304,7 +316,7 @@ def _records(path: Path) -> Cells:
         records = [(number, documents.json_value(line, f"{path}, line {number}")) for number, line in lines]
     if not records:
         raise UserError(f"{path} is empty; write one object with path and label an image.")
-    strange = next((number for number, record in records if not isinstance(record, dict)), None)
+    strange = next((number for number, record in records if not isinstance(record, Mapping)), None)
     if strange is not None:
         raise UserError(f"{path}, entry {strange} is no object; write one with path and label an image.")
     header = list(dict.fromkeys(key for _, record in records for key in record))
@@ -315,6 +327,6 @@ def as_text(value: Any) -> str:
     """A cell as text; missing values are empty, and lists and objects stay recognisable as no label."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, list | dict):
+    if isinstance(value, list | tuple | dict):
         return json.dumps(value, default=str)
     return str(value)

@@ -53,7 +53,7 @@ KNOWN: tuple[str, ...] = ("openmoji_lt", *_CIFAR, *_LISTS)
 """Names that `data.source` may have instead of a path."""
 
 _LISTED = (".txt", ".json", *tables.ENDINGS)
-_KINDS = "a folder, .zip, .tar, .csv, .jsonl, .parquet, .txt list or iNaturalist .json"
+_KINDS = "a folder, .zip, .tar, .csv, .json, .jsonl, .parquet or .txt list"
 
 
 def load(
@@ -299,6 +299,8 @@ def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> 
         raise _no_levels(config)
     inside: Store | None = None
     if all(map(tables.is_one, paths.values())):
+        if config.level is not None:
+            raise _no_levels(config)
         table, inside = tables.read(paths, alone=len(paths) == 1)
     elif kinds == {".json"}:
         table = inaturalist.read(paths, config.level, ["train", *_given_lists(config)])

@@ -1,0 +1,99 @@
+"""JSON objects that are tables: path to label, path to row, label to paths, columns, and splits of any of these."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from liftplus.data import documents
+from liftplus.data.dataset import SPLIT_OF
+from liftplus.data.documents import Pairs
+from liftplus.data.images import IMAGE_SUFFIXES
+
+_ANNOTATIONS = re.compile(r'"(images|annotations)"\s*:\s*\[')
+
+
+def rows(text: str, origin: object, paths: Sequence[str], labels: Sequence[str]) -> list[Mapping[str, Any]] | None:
+    """The rows of a JSON object as records; None where it is no table, as iNaturalist's annotations.
+
+    A key that stands twice gives two rows, so that two labels of one picture are seen.
+
+    Args:
+        text: the JSON text.
+        origin: what an error calls it.
+        paths: headings that a column of paths may have.
+        labels: headings that a column of labels may have.
+    """
+    if _ANNOTATIONS.search(text):
+        return None
+    content = documents.json_pairs(text, origin)
+    if not isinstance(content, Pairs) or not content:
+        return None
+    keys = [key.lower() for key, _ in content]
+    if all(key in SPLIT_OF for key in keys) and not any(_is_cell(value) for _, value in content):
+        parts = [(split, _rows(value, paths, labels)) for split, value in content]
+        if any(part is None for _, part in parts):
+            return None
+        return [{"split": split, **row} for split, part in parts for row in part or ()]
+    return _rows(content, paths, labels)
+
+
+def _rows(content: Any, paths: Sequence[str], labels: Sequence[str]) -> list[Mapping[str, Any]] | None:
+    """The rows of one split."""
+    if isinstance(content, list):
+        return [dict(row) for row in content] if all(isinstance(row, Pairs) for row in content) else None
+    if not isinstance(content, Pairs):
+        return None
+    table = dict(content)
+    if {"columns", "data"} <= table.keys():  # as pandas writes with orient="split"
+        heads, data = table["columns"], table["data"]
+        return [dict(zip(heads, row, strict=True)) for row in data] if _is_grid(heads, data) else None
+    heads = {key.lower() for key in table}
+    if heads & set(paths) and heads & set(labels):
+        return _columns(table)
+    values = [value for _, value in content]
+    if all(_is_cell(value) for value in values):
+        return [{"path": key, "label": value} for key, value in content]
+    if all(isinstance(value, Pairs) for value in values):
+        return [_row(key, value, paths) for key, value in content]
+    if all(isinstance(value, list) and all(map(_is_picture, value)) for value in values):
+        return [{"path": path, "label": label} for label, value in content for path in value]
+    return None
+
+
+def _columns(table: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+    """Rows from columns: lists of one length, or objects with the same keys, as pandas writes by default."""
+    columns = {
+        head: dict(value) if isinstance(value, Pairs) else dict(enumerate(value)) if isinstance(value, list) else None
+        for head, value in table.items()
+    }
+    held = [column for column in columns.values() if column is not None]
+    if len(held) < len(columns) or any(column.keys() != held[0].keys() for column in held):
+        return None
+    return [{head: column[key] for head, column in columns.items() if column is not None} for key in held[0]]
+
+
+def _row(key: str, value: Pairs, paths: Sequence[str]) -> Mapping[str, Any]:
+    """One row by its key, which is the path unless the row has its own and the key is a number or an id."""
+    row = dict(value)
+    return row if not _is_picture(key) and {head.lower() for head in row} & set(paths) else {"path": key, **row}
+
+
+def _is_grid(heads: Any, data: Any) -> bool:
+    """Whether these are headings, and rows as long as they are."""
+    return (
+        isinstance(heads, list)
+        and isinstance(data, list)
+        and all(isinstance(head, str) for head in heads)
+        and all(isinstance(row, list) and len(row) == len(heads) for row in data)
+    )
+
+
+def _is_cell(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, str) and posixpath.splitext(value)[1].lower() in IMAGE_SUFFIXES
