@@ -65,7 +65,7 @@ def _rows(content: Any, paths: Sequence[str], labels: Sequence[str]) -> list[Map
 
 def _columns(table: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
     """Rows from columns: lists of one length, or objects with the same keys, as pandas writes by default."""
-    columns = {
+    columns: dict[str, dict[Any, Any] | None] = {
         head: dict(value) if isinstance(value, Pairs) else dict(enumerate(value)) if isinstance(value, list) else None
         for head, value in table.items()
     }
