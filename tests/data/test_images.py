@@ -240,6 +240,16 @@ def test_huge_values_change_no_scale_undeclared_either() -> None:
     assert decoded[:69].tolist() == [[128] * 3] * 69
 
 
+def test_32_bits_without_sign() -> None:
+    """Pillow reads values from 2**31 up as negative ones."""
+    pixels = struct.pack("<4I", 0, 2**30, 2**31, 2**32 - 1)
+    tags = [(256, 3, 4), (257, 3, 1), (258, 3, 32), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 1)]
+    tags.append((279, 4, len(pixels)))
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    data = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + table + bytes(4)
+    assert np.asarray(decode(data, "x"))[0, :, 0].tolist() == [0, 64, 128, 255]
+
+
 def test_declared_12_bits_fill_the_range() -> None:
     values = [round(value) for value in np.linspace(0, 4095, 64)]
     pairs = zip(values[::2], values[1::2], strict=True)

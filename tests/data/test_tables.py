@@ -161,7 +161,8 @@ ROWS = [{"file_name": path, "class": label} for path, label in LABEL_OF.items()]
     [
         LABEL_OF,
         {path.removesuffix(".png"): label for path, label in LABEL_OF.items()},  # names without ending
-        {f"./{path}": label for path, label in LABEL_OF.items()},
+        {f"./{path}": [label] for path, label in LABEL_OF.items()},
+        {name: [f"{k}" for k in range(10) if LABELS[k] == name] for name in ("cat", "dog")},  # as Food-101's train.json
         {path: {"class": label, "width": 24} for path, label in LABEL_OF.items()},
         {str(number): row for number, row in enumerate(ROWS)},  # pandas, orient="index"
         {head: {str(k): row[head] for k, row in enumerate(ROWS)} for head in ROWS[0]},  # pandas by default
@@ -202,7 +203,7 @@ def test_json_maps_are_checked_as_tables_are(ten: Path) -> None:
         "{" + ", ".join([*pairs, '"0.png": "dog"']) + "}": "several labels to 1 of 10 pictures: first '0.png'",
         "{" + ", ".join([*pairs, '"gone.png": "dog"']) + "}": "1 of the 11 images that x.json names does not exist",
         "{" + ", ".join([*pairs, '"10.png": null']) + "}": "has no label",
-        "{" + ", ".join([*pairs, '"10.png": ["cat", "dog"]']) + "}": "is not in iNaturalist's form",
+        "{" + ", ".join([*pairs, '"10.png": ["cat", "dog"]']) + "}": "a picture has one class here",
         "{}": "is not in iNaturalist's form",
     }
     for text, said in refused.items():
@@ -319,3 +320,19 @@ def test_published_names_with_twins(tmp_path: Path, grow: Grow) -> None:
         dataset = loaded(source, class_names=str(tmp_path / "names.txt"))
         assert dataset.class_names == ("tench", "missile", "missile")
         assert any(note.startswith("Several classes have one name: 'missile' (") for note in dataset.notes)
+
+
+def test_headings_in_camel_case_and_excels_unicode_text(ten: Path) -> None:
+    """ClassId and Path are GTSRB's headings."""
+    text = "Width\tClassId\tPath\n" + "".join(f"24\t{LABELS[k]}\t{k}.png\n" for k in range(10))
+    for encoding in ("utf-8", "utf-16"):
+        (ten / "t.csv").write_text(text, encoding=encoding)
+        assert totals(loaded(ten / "t.csv")) == {"cat": 6, "dog": 4}
+
+
+@pytest.mark.parametrize("heading", ["is_valid", "fold", "Usage", "test", "isTrain"])
+def test_a_column_that_may_say_a_split_is_told(ten: Path, heading: str) -> None:
+    rows = [f"{k}.png,{LABELS[k]},{k % 2}" for k in range(10)]
+    note = f"The column {heading!r} of t.csv may say a split and was not read; to be read, it must be called 'split' "
+    assert loaded(csv(ten, f"path,label,{heading}", *rows)).notes[0].startswith(note)
+    assert not any("may say a split" in text for text in loaded(csv(ten, "path,label,train_station", *rows)).notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -29,8 +30,10 @@ def content(path: Path, what: str) -> bytes:
 
 
 def decoded(data: bytes, origin: object) -> str:
-    """UTF-8 text, with or without a byte order mark."""
+    """UTF-8 text, with or without a byte order mark; UTF-16 with one, as Excel's "Unicode text" has it."""
     try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data.decode("utf-16")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{origin} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error

@@ -41,8 +41,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_BITS_PER_SAMPLE, _NO_DATA = 258, 42113  # TIFF's and GDAL's tags
-_BITS, _MISSING = "liftplus_bits", "liftplus_missing"
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _NO_DATA = 258, 339, 42113  # TIFF's and GDAL's tags
+_BITS, _UNSIGNED, _MISSING = "liftplus_bits", "liftplus_unsigned", "liftplus_missing"
 _HUGE = 1e37  # No picture measures such values; some stand for missing ones, as float's largest does.
 _BLOCK = 64  # rows that are turned into wider numbers at a time
 
@@ -119,11 +119,13 @@ def original(data: bytes, name: str) -> Image.Image:
 
 
 def _declared(image: Image.Image) -> dict[str, float]:
-    """What a TIFF file says of its values: their bits, and the value that stands for missing ones."""
+    """What a TIFF file says of its values: their bits, whether they have a sign, and which stands for missing ones."""
     tags = getattr(image, "tag_v2", {})
     found: dict[str, float] = {}
     if tags.get(_BITS_PER_SAMPLE) == (12,):
         found[_BITS] = 12
+    if tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+        found[_UNSIGNED] = 1
     with contextlib.suppress(ValueError):  # text that is no number declares nothing
         found[_MISSING] = float(str(tags.get(_NO_DATA, "")).strip("\0 ,"))
     return found
@@ -236,8 +238,11 @@ def _blocks(image: Image.Image) -> Iterator[tuple[NDArray[np.float64], NDArray[n
     """Values and which of them are missing, some rows at a time: wider numbers for a whole picture take much memory."""
     rows = np.asarray(image)
     declared = image.info.get(_MISSING)
+    unsigned = image.mode == "I" and _UNSIGNED in image.info
     for start in range(0, len(rows), _BLOCK):
         values = rows[start : start + _BLOCK].astype(np.float64)
+        if unsigned:  # which Pillow reads as if they had a sign
+            values[values < 0] += 2.0**32
         absent = np.isnan(values)
         if declared is not None and abs(declared) >= _HUGE:  # written with few digits, or beyond what floats hold
             absent |= values * math.copysign(1.0, declared) >= _HUGE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from liftplus.data import documents
@@ -15,7 +15,9 @@ from liftplus.data.images import IMAGE_SUFFIXES
 _ANNOTATIONS = re.compile(r'"(images|annotations)"\s*:\s*\[')
 
 
-def rows(text: str, origin: object, paths: Sequence[str], labels: Sequence[str]) -> list[Mapping[str, Any]] | None:
+def rows(
+    text: str, origin: object, is_path: Callable[[str], bool], is_label: Callable[[str], bool]
+) -> list[Mapping[str, Any]] | None:
     """The rows of a JSON object as records; None where it is no table, as iNaturalist's annotations.
 
     A key that stands twice gives two rows, so that two labels of one picture are seen.
@@ -23,8 +25,8 @@ def rows(text: str, origin: object, paths: Sequence[str], labels: Sequence[str])
     Args:
         text: the JSON text.
         origin: what an error calls it.
-        paths: headings that a column of paths may have.
-        labels: headings that a column of labels may have.
+        is_path: whether a heading is that of a column of paths.
+        is_label: whether it is that of labels.
     """
     if _ANNOTATIONS.search(text):
         return None
@@ -33,14 +35,16 @@ def rows(text: str, origin: object, paths: Sequence[str], labels: Sequence[str])
         return None
     keys = [key.lower() for key, _ in content]
     if all(key in SPLIT_OF for key in keys) and not any(_is_cell(value) for _, value in content):
-        parts = [(split, _rows(value, paths, labels)) for split, value in content]
+        parts = [(split, _rows(value, is_path, is_label)) for split, value in content]
         if any(part is None for _, part in parts):
             return None
         return [{"split": split, **row} for split, part in parts for row in part or ()]
-    return _rows(content, paths, labels)
+    return _rows(content, is_path, is_label)
 
 
-def _rows(content: Any, paths: Sequence[str], labels: Sequence[str]) -> list[Mapping[str, Any]] | None:
+def _rows(
+    content: Any, is_path: Callable[[str], bool], is_label: Callable[[str], bool]
+) -> list[Mapping[str, Any]] | None:
     """The rows of one split."""
     if isinstance(content, list):
         return [dict(row) for row in content] if all(isinstance(row, Pairs) for row in content) else None
@@ -50,15 +54,15 @@ def _rows(content: Any, paths: Sequence[str], labels: Sequence[str]) -> list[Map
     if {"columns", "data"} <= table.keys():  # as pandas writes with orient="split"
         heads, data = table["columns"], table["data"]
         return [dict(zip(heads, row, strict=True)) for row in data] if _is_grid(heads, data) else None
-    heads = {key.lower() for key in table}
-    if heads & set(paths) and heads & set(labels):
+    if any(map(is_path, table)) and any(map(is_label, table)):
         return _columns(table)
     values = [value for _, value in content]
-    if all(_is_cell(value) for value in values):
-        return [{"path": key, "label": value} for key, value in content]
+    if all(_is_cell(value) or (_is_picture(key) and isinstance(value, list)) for key, value in content):
+        # Of a list of labels, one is the label; several are refused where the table is checked.
+        return [{"path": key, "label": value[0] if _is_single(value) else value} for key, value in content]
     if all(isinstance(value, Pairs) for value in values):
-        return [_row(key, value, paths) for key, value in content]
-    if all(isinstance(value, list) and all(map(_is_picture, value)) for value in values):
+        return [_row(key, value, is_path) for key, value in content]
+    if all(isinstance(value, list) and all(isinstance(path, str) for path in value) for value in values):
         return [{"path": path, "label": label} for label, value in content for path in value]
     return None
 
@@ -75,10 +79,10 @@ def _columns(table: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
     return [{head: column[key] for head, column in columns.items() if column is not None} for key in held[0]]
 
 
-def _row(key: str, value: Pairs, paths: Sequence[str]) -> Mapping[str, Any]:
+def _row(key: str, value: Pairs, is_path: Callable[[str], bool]) -> Mapping[str, Any]:
     """One row by its key, which is the path unless the row has its own and the key is a number or an id."""
     row = dict(value)
-    return row if not _is_picture(key) and {head.lower() for head in row} & set(paths) else {"path": key, **row}
+    return row if not _is_picture(key) and any(map(is_path, row)) else {"path": key, **row}
 
 
 def _is_grid(heads: Any, data: Any) -> bool:
@@ -93,6 +97,10 @@ def _is_grid(heads: Any, data: Any) -> bool:
 
 def _is_cell(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float)
+
+
+def _is_single(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 1
 
 
 def _is_picture(value: Any) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from liftplus.data import documents, json_maps, labels
+from liftplus.data import documents, json_maps, labels, split_names
 from liftplus.data.class_names import words
 from liftplus.data.dataset import SPLIT_OF, Table, listing
 from liftplus.data.images import IMAGE_SUFFIXES
@@ -32,6 +32,12 @@ COLUMNS = {
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 """Text files that are tables by their name."""
 
+<<<<<<< HEAD
+=======
+_SPLITS = frozenset({"fold", "phase", "usage"})  # further headings of columns that may say a split
+_DOUBTFUL = frozenset({"nan", "none", "null", "na", "n/a", "<na>"})
+
+>>>>>>> f08e3f8 (Headings in camel case, UTF-16 tables, columns that may say a split, 32-bit TIFFs without sign)
 
 @dataclass(frozen=True)
 class Cells:
@@ -63,8 +69,8 @@ def _are_lines(text: str) -> bool:
 
 
 def _mapped(text: str, path: Path) -> list[Mapping[str, Any]] | None:
-    labels = COLUMNS["label"].split() + COLUMNS["name"].split()
-    return json_maps.rows(text, path, COLUMNS["path"].split(), labels)
+    paths, labels = set(headings("path")), set(headings("label", "name"))
+    return json_maps.rows(text, path, lambda name: plain(name) in paths, lambda name: plain(name) in labels)
 
 
 def metadata(folder: Path) -> dict[str, Path]:
@@ -91,7 +97,7 @@ def _metadata_in(folder: Path) -> Path | None:
         if os.path.isfile(path):
             header = (_csv(path) if ending == ".csv" else _records(path)).header
             known = {plain(cell) for cell in header}
-            if "file_name" in known and known & {*COLUMNS["label"].split(), *COLUMNS["name"].split()}:
+            if plain("file_name") in known and known & {*headings("label", "name")}:
                 return path
     return None
 
@@ -194,16 +200,21 @@ def _merged(names: dict[str, str], whole: dict[str, str], path: Path) -> dict[st
 
 
 def plain(heading: str) -> str:
-    """A heading in small letters, blanks and hyphens as underscores."""
-    return re.sub(r"[\s-]+", "_", heading.strip().lower())
+    """A heading in small letters, without blanks, hyphens and underscores: ClassId is class_id."""
+    return re.sub(r"[\s_-]+", "", heading.lower())
+
+
+def headings(*meanings: str) -> list[str]:
+    """The plain headings that a column of one of these meanings may have."""
+    return [plain(word) for meaning in meanings for word in COLUMNS[meaning].split()]
 
 
 def find_columns(header: Sequence[str], path: Path, shown: Sequence[str] = ()) -> dict[str, int]:
     """The column of each meaning; path and label must be there. An error lists `shown` where that is given."""
     known = [plain(name) for name in header]
     columns: dict[str, int] = {}
-    for meaning, synonyms in COLUMNS.items():
-        place = next((known.index(word) for word in synonyms.split() if word in known), None)
+    for meaning in COLUMNS:
+        place = next((known.index(word) for word in headings(meaning) if word in known), None)
         if place is not None:
             columns[meaning] = place
     if "label" not in columns and "name" in columns:
@@ -224,24 +235,32 @@ def _choices(header: Sequence[str], columns: Mapping[str, int], path: Path) -> t
     """A note for each meaning that several columns could have."""
     taken = set(columns.values())
     notes: tuple[str, ...] = ()
-    if plain(header[columns["label"]]) in COLUMNS["name"].split():
+    if plain(header[columns["label"]]) in headings("name"):
         notes += (f"The class is in column {header[columns['label']]!r} of {path.name}.",)
     for meaning in ("path", "label", "split"):
-        words_of = COLUMNS[meaning].split()
+        words_of = headings(meaning)
         others = [name for place, name in enumerate(header) if place not in taken and plain(name) in words_of]
         if others and meaning in columns:
             notes += (
                 f"The {meaning} is in column {header[columns[meaning]]!r} of {path.name}, not in {listing(others)}.",
             )
+    if "split" not in columns:
+        read = {name: split_names.read(name) for name in header}
+        alike = [k for k, v in read.items() if plain(k) in _SPLITS or (v is not None and v.rest in ((), ("is",)))]
+        notes += tuple(
+            f"The column {name!r} of {path.name} may say a split and was not read; to be read, it must be called "
+            "'split' and say train, val or test."
+            for name in alike
+        )
     return notes
 
 
 def _with_label(cells: Cells, path: Path) -> tuple[Cells, tuple[str, ...]]:
     """The table with a column of labels, where it has one column of 0 and 1 a class instead."""
     known = [plain(name) for name in cells.header]
-    if set(known) & {*COLUMNS["label"].split(), *COLUMNS["name"].split()}:
+    if set(known) & {*headings("label", "name")}:
         return cells, ()
-    other = {*COLUMNS["path"].split(), *COLUMNS["split"].split(), ""}
+    other = {*headings("path"), *headings("split"), ""}
     places = [k for k, name in enumerate(known) if name not in other]
     hot = [[k for k in places if _is_one(row[k])] for _, row in cells.rows]
     binary = all(re.fullmatch(r"[01](\.0+)?", row[k].strip()) for _, row in cells.rows for k in places)

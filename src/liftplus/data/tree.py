@@ -297,7 +297,12 @@ def _no_folders(store: FileStore, found: Layout, others: Sequence[str]) -> str:
 
 def _instead(store: FileStore, others: Sequence[str]) -> str:
     """What among the other files may be meant."""
-    tables = [name for name in others if _suffix(name) in (".csv", ".parquet", ".json", ".jsonl")]
+    if any(_suffix(name) == ".arrow" for name in others):
+        return " Hugging Face's .arrow files are not read; load them with its library and save them with to_parquet."
+    endings = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
+    tables = sorted(
+        (name for name in others if _suffix(name) in endings), key=lambda name: endings.index(_suffix(name))
+    )
     packed = [name for name in others if _suffix(name) in (".zip", ".tar", ".tgz", ".gz")]
     if tables and os.path.isfile(store.where(tables[0])):
         return f" There are also tables; to read one of them, give it instead: {store.where(tables[0])}."
