@@ -162,6 +162,10 @@ ROWS = [{"file_name": path, "class": label} for path, label in LABEL_OF.items()]
         LABEL_OF,
         {path.removesuffix(".png"): label for path, label in LABEL_OF.items()},  # names without ending
         {f"./{path}": [label] for path, label in LABEL_OF.items()},
+        {"labels": LABEL_OF},
+        {"data": ROWS},
+        {"labels": [[path, label] for path, label in LABEL_OF.items()]},  # as StyleGAN's dataset.json
+        [[path, label] for path, label in LABEL_OF.items()],
         {name: [f"{k}" for k in range(10) if LABELS[k] == name] for name in ("cat", "dog")},  # as Food-101's train.json
         {path: {"class": label, "width": 24} for path, label in LABEL_OF.items()},
         {str(number): row for number, row in enumerate(ROWS)},  # pandas, orient="index"

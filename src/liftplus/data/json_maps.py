@@ -31,8 +31,10 @@ def rows(
     if _ANNOTATIONS.search(text):
         return None
     content = documents.json_pairs(text, origin)
+    if isinstance(content, Pairs) and len(content) == 1 and _is_wrapped(*content[0]):
+        content = content[0][1]
     if not isinstance(content, Pairs) or not content:
-        return None
+        return _rows(content, is_path, is_label) if content else None
     keys = [key.lower() for key, _ in content]
     if all(key in SPLIT_OF for key in keys) and not any(_is_cell(value) for _, value in content):
         parts = [(split, _rows(value, is_path, is_label)) for split, value in content]
@@ -47,6 +49,8 @@ def _rows(
 ) -> list[Mapping[str, Any]] | None:
     """The rows of one split."""
     if isinstance(content, list):
+        if content and all(isinstance(row, list) and len(row) == 2 and _is_picture(row[0]) for row in content):
+            return [{"path": path, "label": label} for path, label in content]
         return [dict(row) for row in content] if all(isinstance(row, Pairs) for row in content) else None
     if not isinstance(content, Pairs):
         return None
@@ -65,6 +69,13 @@ def _rows(
     if all(isinstance(value, list) and all(isinstance(path, str) for path in value) for value in values):
         return [{"path": path, "label": label} for label, value in content for path in value]
     return None
+
+
+def _is_wrapped(key: str, value: Any) -> bool:
+    """Whether the only value of an object is the table: {"labels": {"1.png": "cat"}}, {"data": [{…}, …]}."""
+    if isinstance(value, Pairs):
+        return not _is_picture(key) and any(_is_picture(name) for name, _ in value)
+    return isinstance(value, list) and any(isinstance(row, list | Pairs) for row in value)
 
 
 def _columns(table: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:

@@ -223,7 +223,7 @@ def find_columns(header: Sequence[str], path: Path, shown: Sequence[str] = ()) -
         if meaning not in columns:
             seems = any(os.path.splitext(cell.strip())[1].lower() in IMAGE_SUFFIXES for cell in header)
             hint = " The first line seems to be a row; write a line of headings above it." if seems else ""
-            there = ", ".join(map(repr, shown or header))
+            there = listing(shown or header, 12)
             raise UserError(
                 f"{path} has the columns {there}, but none for the {meaning}; name one of them {meaning!r} (also "
                 f"allowed: {', '.join(COLUMNS[meaning].split()[1:])}).{hint}"
