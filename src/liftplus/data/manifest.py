@@ -32,12 +32,8 @@ COLUMNS = {
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 """Text files that are tables by their name."""
 
-<<<<<<< HEAD
-=======
 _SPLITS = frozenset({"fold", "phase", "usage"})  # further headings of columns that may say a split
-_DOUBTFUL = frozenset({"nan", "none", "null", "na", "n/a", "<na>"})
 
->>>>>>> f08e3f8 (Headings in camel case, UTF-16 tables, columns that may say a split, 32-bit TIFFs without sign)
 
 @dataclass(frozen=True)
 class Cells:
@@ -69,8 +65,8 @@ def _are_lines(text: str) -> bool:
 
 
 def _mapped(text: str, path: Path) -> list[Mapping[str, Any]] | None:
-    paths, labels = set(headings("path")), set(headings("label", "name"))
-    return json_maps.rows(text, path, lambda name: plain(name) in paths, lambda name: plain(name) in labels)
+    paths, classes = set(headings("path")), set(headings("label", "name"))
+    return json_maps.rows(text, path, lambda name: plain(name) in paths, lambda name: plain(name) in classes)
 
 
 def metadata(folder: Path) -> dict[str, Path]:
