@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -271,7 +272,11 @@ def test_every_listed_picture_is_counted_or_said(examples: int) -> None:
             placed = [key for rows in found.rows.values() for key, _ in rows]
             assert len(set(placed)) == len(placed) and set(placed) <= set(images)
             assert sorted([*placed, *found.left_out]) == images
-            assert not found.left_out or any(f"{len(found.left_out)} images outside" in note for note in found.notes)
+            told = [
+                re.match(r"(\d+) images? (outside any class folder|in .*, which (is|are) no)", note)
+                for note in found.notes
+            ]
+            assert sum(int(match[1]) for match in told if match) == len(found.left_out)
             assert {label for _, label in found.rows.get("train", [])} <= set(found.folders)
 
     search(paths, examples, body)

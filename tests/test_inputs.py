@@ -35,7 +35,7 @@ def test_a_folder_called_like_a_picture_is_a_folder(place: Path) -> None:
     assert image_files(["new/photo.jpg"]) == ["new/photo.jpg/photo.jpg"]
     assert inputs.read(["new"]).notes == (
         "Hidden folders and those of systems were left out: '.thumbs'.",
-        "1 files in new do not end like an image and were left out: 1 .txt.",
+        "1 file in new does not end like an image and was left out: 1 .txt.",
     )
 
 

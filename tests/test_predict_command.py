@@ -93,7 +93,7 @@ def test_skipping_in_workers(place: Path, command: Command, tmp_path: Path) -> N
     ended = command("predict", place / "run", "a.jpg", whole, "a.jpg", "--unreadable", "skip", "--set", "workers=1")
     assert ended.code == 0, ended.err
     assert [bool(row["error"]) for row in table(ended.out)] == [True, False, True]
-    assert "1 predictions and 2 unreadable (a.jpg, a.jpg)." in ended.err
+    assert "1 prediction and 2 unreadable (a.jpg, a.jpg)." in ended.err
     stopped = command("predict", place / "run", "a.jpg", whole)
     assert stopped.code == 2 and "--unreadable skip" in stopped.err
 

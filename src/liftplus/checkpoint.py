@@ -30,6 +30,7 @@ from liftplus.model import Classifier
 from liftplus.parallel import Job
 from liftplus.results import write_bytes
 from liftplus.runtime import Runtime, StopRequest
+from liftplus.words import counted
 
 FILE, LAST, STATE = "model.safetensors", "model-last.safetensors", "last.safetensors"
 FORMAT = 2
@@ -110,8 +111,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
     """A safetensors file with a description and checksums of both, whole or not at all; never of broken weights."""
     if broken := [name for name, value in tensors.items() if not sound(value)]:
         raise DivergedError(
-            f"{broken[0]} and {len(broken) - 1} more weights are not finite, so {str(path)!r} was not written and what "
-            "was there before stays. Lower train.lr, or give a sound file of backbone weights."
+            f"{counted(len(broken), 'weight is', 'weights are')} not finite, first {broken[0]}, so {str(path)!r} was "
+            "not written and what was there before stays. Lower train.lr, or give a sound file of backbone weights."
         )
     about = json.loads(json.dumps(about | {"sha256": checksum(tensors)}))
     described = json.dumps(about | {"sha256_description": _seal(about, tensors)})
@@ -256,6 +257,9 @@ class Position:
     losses: tuple[float, ...] = ()
     seconds: float = 0.0
 
+    def __str__(self) -> str:
+        return f"{counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}"
+
 
 def _position(about: dict[str, Any]) -> Position:
     return Position(**about["position"] | {"losses": tuple(about["position"]["losses"])})
@@ -276,7 +280,7 @@ class Stopped(Exception):  # noqa: N818 (it is asked for, not an error)
 
     def __init__(self, folder: Path, position: Position) -> None:
         self.folder, self.position = folder, position
-        super().__init__(f"Stopped after {position.epoch} epochs and {position.step} steps; the state is saved.")
+        super().__init__(f"Stopped after {position}; the state is saved.")
 
 
 class Keeper:

@@ -15,6 +15,7 @@ from liftplus.data.dataset import DataSet, listing
 from liftplus.metrics import FEW_UNDER, MANY_OVER
 from liftplus.model import Classifier
 from liftplus.tuners.base import Tuner
+from liftplus.words import counted
 
 ROWS, FAULTS = 40, 5  # classes and faults that are shown of very many
 CLASSES = 1000  # to plan for where neither num_classes nor data are given
@@ -62,7 +63,7 @@ def model(
 def _show_model(about: dict[str, Any]) -> None:
     counts = about["parameters"]
     console.out.print(
-        f"{about['backbone']} at {about['image_size']} px: {about['blocks']} blocks, features of width "
+        f"{about['backbone']} at {about['image_size']} px: {counted(about['blocks'], 'block')}, features of width "
         f"{about['feature_width']}. Method {about['method']}, {about['classes']:,} classes.",
     )
     console.table(
@@ -128,8 +129,8 @@ def _show_memory(need: dict[str, Any] | None) -> None:
     console.out.print(f"Testing with evaluation.batch_size={test['images']}: {size(test['bytes']):.1f} GB.")
     if most is not None:
         console.out.print(
-            f"At most {most['plain']:,} images at a time fit into this GPU's free memory, "
-            f"{most['grad_checkpointing']:,} with grad_checkpointing=true."
+            f"At most {counted(most['plain'], 'image at a time fits', 'images at a time fit')} into this GPU's free "
+            f"memory, {most['grad_checkpointing']:,} with grad_checkpointing=true."
         )
 
 
@@ -190,7 +191,7 @@ def _show_faults(found: inspection.Inspection) -> None:
     """Doubles and files that cannot be read, the first of each kind."""
     if found.duplicates:
         console.out.print(
-            f"equal files: {len(found.duplicates):,} groups, {len(found.leaks):,} across splits, "
+            f"equal files: {counted(len(found.duplicates), 'group')}, {len(found.leaks):,} across splits, "
             f"{len(found.conflicts):,} with different labels"
         )
     shown = {id(twin): twin for twin in (*found.conflicts, *found.leaks, *found.duplicates)}

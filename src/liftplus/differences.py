@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from liftplus import noise
+from liftplus import noise, words
 from liftplus.errors import UserError
 from liftplus.noise import KEYS, LEVEL, Difference
 
@@ -215,7 +215,7 @@ def counted(tested: Tested) -> str:
     """On how many test images the accuracies rest: 66 test images: many 30, medium 20, few 16."""
     groups = [f"{key} {n:,}" for key in ("many", "medium", "few") if (n := tested.pictures(key))]
     n = tested.pictures("overall")
-    return f"{n:,} test image{'s' if n != 1 else ''}: {', '.join(groups)}"
+    return f"{words.counted(n, 'test image')}: {', '.join(groups)}"
 
 
 def caveat(seeds: int) -> str:

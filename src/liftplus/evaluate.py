@@ -15,6 +15,7 @@ from liftplus.data.transforms import CentreCrop, Crops, Evaluation, FiveCrops
 from liftplus.errors import DivergedError
 from liftplus.metrics import Metrics, accuracies, ranked
 from liftplus.runtime import Progress, Runtime, Silent
+from liftplus.words import counted
 
 
 class Normalise(nn.Module):
@@ -171,9 +172,9 @@ def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -
     if most := max(runtime.job.greatest(strange)):
         precise = "" if runtime.precision == "fp32" else "Try precision=fp32. "
         raise DivergedError(
-            f"The model gives numbers that are not finite for {most:,} of {count:,} pictures, so it has no answer. "
-            f"{precise}Its weights diverged in training, or the backbone's file is damaged: train again with a lower "
-            "train.lr, or restore the file."
+            f"The model gives numbers that are not finite for {most:,} of {counted(count, 'picture')}, so it has no "
+            f"answer. {precise}Its weights diverged in training, or the backbone's file is damaged: train again with a "
+            "lower train.lr, or restore the file."
         )
     found: list[tuple[Tensor, Tensor]] = []
     # Among thousands of classes the CPU would rank for as long as a GPU takes to give the logits.

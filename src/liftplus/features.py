@@ -35,6 +35,7 @@ from liftplus.model import Classifier
 from liftplus.parallel import ALONE, Job
 from liftplus.paths import cache_folder
 from liftplus.runtime import Runtime, describe
+from liftplus.words import counted
 
 PAYS = 2.0
 """Seconds that features must have taken to be worth a file."""
@@ -247,7 +248,7 @@ def image_features(
     def make() -> Tensor:
         return collect(backbone, reading, view, backbone.facts, runtime, batch_size, each=True).clone()
 
-    return cache.tensor(key, make, f"Features of {len(reading.split):,} images")
+    return cache.tensor(key, make, f"Features of {counted(len(reading.split), 'image')}")
 
 
 def text_features(cache: Cache, encoder: TextEncoder, origin: str, runtime: Runtime, texts: ClassTexts) -> Tensor:
@@ -270,7 +271,9 @@ def text_features(cache: Cache, encoder: TextEncoder, origin: str, runtime: Runt
             "machine": _machine(runtime),
         }
 
-    found = cache.tensor(key, lambda: encoder.encode(texts), f"Text features of {len(prompts):,} classes")
+    found = cache.tensor(
+        key, lambda: encoder.encode(texts), f"Text features of {counted(len(prompts), 'class', 'classes')}"
+    )
     return found.to(encoder.tower.positional_embedding.device)
 
 

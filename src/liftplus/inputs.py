@@ -15,6 +15,7 @@ from liftplus.data.dataset import Store
 from liftplus.data.images import IMAGE_SUFFIXES
 from liftplus.data.stores import ByteStore, FileStore, FolderStore, is_tar, open_store
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 STDIN = "-"
 _FORMS = "Give image files, folders, glob patterns, .zip or .tar archives, or a .txt list of paths"
@@ -68,7 +69,8 @@ class Rows:
     def complete(self) -> Rows:
         """The rows themselves; where a list names files that are not there, that is refused."""
         if self.missing:
-            more = f" {len(self.missing) - 1:,} more lines are like that." if len(self.missing) > 1 else ""
+            others = len(self.missing) - 1
+            more = f" {counted(others, 'more line is', 'more lines are')} like that." if others else ""
             raise UserError(f"{self.missing[0]}{more} Mend the list, or leave such lines out.")
         return self
 
@@ -207,7 +209,10 @@ class _Found:
         if names:
             kinds = Counter(Path(name).suffix.lower() or "no ending" for name in names).most_common(4)
             told = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
-            self.notes.append(f"{len(names):,} files in {origin} do not end like an image and were left out: {told}.")
+            count, does, was = len(names), agreeing(len(names), "does", "do"), agreeing(len(names), "was", "were")
+            self.notes.append(
+                f"{counted(count, 'file')} in {origin} {does} not end like an image and {was} left out: {told}."
+            )
 
 
 def _ends_like_a_picture(name: str) -> bool:

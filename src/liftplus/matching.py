@@ -14,6 +14,7 @@ from liftplus import results
 from liftplus.checkpoint import Trained
 from liftplus.data.dataset import DataSet, Split, listing
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 SPLITS = "splits.json"
 
@@ -51,13 +52,14 @@ def as_in_run(dataset: DataSet, folder: Path, needed: str) -> DataSet:
     splits = {name: [key for key in keys if key in labels] for name, keys in kept.items()}
     if kept.get(needed) and not splits[needed]:
         raise UserError(
-            f"None of the {len(kept[needed]):,} pictures of the run's {needed} split, first {kept[needed][0]!r}, is in "
+            f"None of the {counted(len(kept[needed]), 'picture')} of the run's {needed} split, first "
+            f"{kept[needed][0]!r}, is in "
             f"{dataset.name!r} any more. Put them back, or test other pictures with --data."
         )
     return replace(
         dataset,
         splits={name: Split(keys, [labels[key] for key in keys]) for name, keys in splits.items() if keys},
-        notes=(*(note for note in dataset.notes if "were set aside" not in note), *_differences(labels, kept, splits)),
+        notes=(*(note for note in dataset.notes if "set aside" not in note), *_differences(labels, kept, splits)),
         made=(),
     )
 
@@ -69,12 +71,17 @@ def _differences(
     notes = ["Splits are those that the run drew; pictures keep the one they had."]
     if added := len(present.keys() - {key for keys in found.values() for key in keys}):
         notes.append(
-            f"{added:,} pictures were not there when the run was trained and are left out; to test them, put them in a "
-            "folder of their own and give it with --data."
+            f"{counted(added, 'picture was', 'pictures were')} not there when the run was trained and "
+            f"{agreeing(added, 'is', 'are')} left out; to test new pictures, put them in a folder of their own and "
+            "give it with --data."
         )
     for name, keys in kept.items():
         if gone := len(keys) - len(found[name]):
-            notes.append(f"{gone:,} of the {len(keys):,} pictures of the run's {name} split are gone or unreadable.")
+            notes.append(
+                f"{gone:,} of the {counted(len(keys), 'picture')} of the run's {name} split "
+                f"{agreeing(gone, 'is', 'are')} gone "
+                "or unreadable."
+            )
     return notes
 
 
@@ -130,7 +137,7 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
     if strange:
         raise UserError(
             f"Split {split!r} of {dataset.name!r} has classes that the run was not trained on: "
-            f"{listing(strange)}. The run knows {len(trained.class_names)} classes"
+            f"{listing(strange)}. The run knows {counted(len(trained.class_names), 'class', 'classes')}"
             + (
                 f": {listing(trained.class_names)}. Give labels that are among them."
                 if in_memory

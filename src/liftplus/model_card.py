@@ -7,6 +7,7 @@ from typing import Any
 
 from liftplus import names
 from liftplus.metrics import group_of
+from liftplus.words import counted
 
 GROUPS = ("overall", "mean", "many", "medium", "few")
 SHOWN = 20
@@ -98,9 +99,9 @@ def _tail(about: dict[str, Any]) -> str:
     groups = [group_of(count) for count in counts]
     sizes = ", ".join(f"{groups.count(group)} {group}" for group in ("many", "medium", "few"))
     return (
-        f"## The data's long tail\n\n{sum(counts):,} training images of {len(counts)} classes, {max(counts):,} to "
-        f"{min(counts):,} a class ({sizes}). Expect more errors on rare classes than the overall figure says. "
-        "The logits suit classes that come equally often where the loss adjusts for the training prior; "
+        f"## The data's long tail\n\n{counted(sum(counts), 'training image')} of {len(counts)} classes, "
+        f"{max(counts):,} to {min(counts):,} a class ({sizes}). Expect more errors on rare classes than the overall "
+        "figure says. The logits suit classes that come equally often where the loss adjusts for the training prior; "
         "`--prior` sets another.\n"
     )
 
@@ -112,7 +113,8 @@ def _training(config: dict[str, Any], record: dict[str, Any]) -> str:
     train = config["train"]
     tuners = ", ".join(f"`{name}`" for name in config["tuner"]) or "none"
     return (
-        f"## Training\n\n{train['epochs']} epochs, learning rate {train['lr']}, batches of {train['batch_size']}, loss "
+        f"## Training\n\n{counted(train['epochs'], 'epoch')}, learning rate {train['lr']}, batches of "
+        f"{train['batch_size']}, loss "
         f"`{config['loss']['name']}`, tuners {tuners}. All settings "
         f"and versions are in `config.json`.{said}\n"
     )

@@ -22,6 +22,7 @@ from liftplus.head_init import (
     random_rows,
 )
 from liftplus.registry import register
+from liftplus.words import counted
 
 JUDGED, LEAST = 10_000, 1000
 """Most pictures that are left out in turn to choose gamma, and how many in spite of many classes."""
@@ -182,7 +183,7 @@ class Auto(HeadInit):
         others = ", ".join(f"{init.name} {100 * found[init]:.1f}" for init in found if init is not best)
         context.notes.append(
             f"head_init=auto took {best.name}: {100 * found[best]:.1f} % right on training images that its rows have "
-            f"not seen, mean over classes, against {others} ({len(contest.labels):,} images)."
+            f"not seen, mean over classes, against {others} ({counted(len(contest.labels), 'image')})."
         )
         return ridge.solved(context, statistics, sample) if best is ridge else best.rows(context)
 

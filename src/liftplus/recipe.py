@@ -20,6 +20,7 @@ from liftplus.model import Classifier
 from liftplus.runtime import Progress, Runtime
 from liftplus.safeguard import Probe
 from liftplus.tuners.branch import Branch
+from liftplus.words import counted
 
 LARGE = 100_000
 """Training pictures from which on the published batch and rate stand."""
@@ -191,7 +192,7 @@ def sentences(config: RunConfig, dataset: DataSet, seconds: float | None = None)
     train = config.train
     parts = {
         "train.batch_size": f"batch {train.batch_size}",
-        "train.epochs": f"{train.epochs} epoch{'s' if train.epochs != 1 else ''}",
+        "train.epochs": counted(train.epochs, "epoch"),
         "train.lr": f"lr {train.lr:.2g}",
         "head_init": f"head_init {config.head_init.name}",
     }
@@ -201,7 +202,7 @@ def sentences(config: RunConfig, dataset: DataSet, seconds: float | None = None)
     chosen += "" if seconds is None else f", about {_minutes(seconds)}"
     pictures = len(dataset.splits["train"])
     said = [
-        f"{pictures:,} training pictures, {dataset.num_classes} classes: {chosen}. "
+        f"{counted(pictures, 'training picture')}, {dataset.num_classes} classes: {chosen}. "
         "recipe=paper takes the published values."
     ]
     if "head_init" in config.automatic and not dataset.named:

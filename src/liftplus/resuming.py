@@ -31,4 +31,4 @@ def mended(folder: Path, config: RunConfig) -> list[str]:
         at = Keeper(folder, {}, 1.0).position()
         past = [*about.get("changed", ()), {"epoch": at.epoch, "step": at.step, "settings": changed}]
         results.write_json(folder / runs.CONFIG, about | {"config": config.to_dict(), "changed": past})
-    return [f"{change}, after {at.epoch} epochs and {at.step} steps." for change in found]
+    return [f"{change}, after {at}." for change in found]

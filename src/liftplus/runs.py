@@ -415,7 +415,7 @@ def _way_on(folder: Path, keeper: Keeper) -> Iterator[None]:
         yield
     except DivergedError as error:
         at = keeper.position()
-        kept = f"The state after {at.epoch} epochs and {at.step} steps is in {folder}. " if at != Position() else ""
+        kept = f"The state after {at} is in {folder}. " if at != Position() else ""
         raise DivergedError(error.what, f"{kept}Go on with: liftplus train --resume {folder} train.lr=RATE") from error
 
 

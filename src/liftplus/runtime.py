@@ -25,6 +25,7 @@ from torch import nn
 
 from liftplus.errors import UserError
 from liftplus.parallel import ALONE, Job
+from liftplus.words import counted
 from liftplus.words import duration as duration
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -135,8 +136,8 @@ def _own_device(device: str, job: Job) -> str:
         return device
     if job.local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"This machine has {torch.cuda.device_count()} GPUs, but process {job.local_rank + 1} was started on it. "
-            "Give torchrun --nproc-per-node that number, or use device=cpu."
+            f"This machine has {counted(torch.cuda.device_count(), 'GPU')}, but process {job.local_rank + 1} was "
+            "started on it. Give torchrun --nproc-per-node that number, or use device=cpu."
         )
     torch.cuda.set_device(job.local_rank)
     return f"cuda:{job.local_rank}"

@@ -18,6 +18,7 @@ from liftplus.model import Classifier
 from liftplus.runtime import Runtime
 from liftplus.safeguard import Probe
 from liftplus.tuners.bottleneck import Bottleneck
+from liftplus.words import agreeing, counted
 
 PICTURES = 512
 FALLING = 0.1
@@ -61,7 +62,7 @@ def below_start(before: Look, after: Look) -> str | None:
         return None
     return (
         f"This run ended below its own start: {after.held_out:.1f} % against {before.held_out:.1f} % before training, "
-        f"on {after.pictures} {after.split} pictures with one crop."
+        f"on {counted(after.pictures, f'{after.split} picture')} with one crop."
     )
 
 
@@ -77,7 +78,7 @@ def of_training(config: RunConfig, losses: Sequence[float], before: Look, after:
         if before.held_out < 100 and after.held_out - before.held_out <= noise:
             said.append(
                 f"Training gained little: {before.held_out:.1f} % before it, {after.held_out:.1f} % after, on "
-                f"{after.pictures} {after.split} pictures. Try another --backbone."
+                f"{counted(after.pictures, f'{after.split} picture')}. Try another --backbone."
             )
     if len(losses) > 1 and losses[-2] - losses[-1] > FALLING * losses[-1]:
         said.append(f"The loss was still falling ({losses[-2]:.3g} to {losses[-1]:.3g} in the last epoch). {more}")
@@ -123,4 +124,7 @@ def of_units(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Ru
         return []
     wider = 2 * max(layer.out_features for layer in layers)
     name = next(iter(config.tuner))
-    return [f"{dead} of {units} units of the light modules answer to no picture. Try tuner.{name}.width={wider}."]
+    return [
+        f"{dead} of {units} units of the light modules {agreeing(dead, 'answers', 'answer')} to no picture. Try "
+        f"tuner.{name}.width={wider}."
+    ]

@@ -22,6 +22,7 @@ from liftplus.evaluate import Normalise
 from liftplus.losses import LossModule
 from liftplus.model import Classifier
 from liftplus.runtime import Runtime
+from liftplus.words import counted
 
 READ_EVERY = 20
 LOOKED_AT = 16
@@ -103,7 +104,7 @@ class Step:
         with suppress(Exception):  # a forecast that fails must not hide what happened
             advice = self.advice()
         return RunFailedError(
-            f"The device ran out of memory with {min(self.micro, images)} images at a time. "
+            f"The device ran out of memory with {counted(min(self.micro, images), 'image')} at a time. "
             + (
                 advice
                 or f"Try train.micro_batch={max(1, self.micro // 2)}, which gives the same result, or "

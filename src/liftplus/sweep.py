@@ -23,6 +23,7 @@ from liftplus.runs import Session
 from liftplus.runtime import duration
 from liftplus.space import SEED, Choices, Point, Range, Space
 from liftplus.tickets import Tickets
+from liftplus.words import agreeing, counted
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -70,8 +71,8 @@ class Plan:
             grid = self.space.grid()
             if self.trials not in (None, len(grid)):
                 raise UserError(
-                    f"The grid has {len(grid)} points and --trials is {self.trials}. Leave --trials out, or take "
-                    "--sampler random or tpe."
+                    f"The grid has {counted(len(grid), 'point')} and --trials is {self.trials}. Leave --trials out, or "
+                    "take --sampler random or tpe."
                 )
             return grid
         if SEED in self.space.varied:
@@ -81,7 +82,10 @@ class Plan:
             )
         count = self.trials or min(DEFAULT_TRIALS, size or DEFAULT_TRIALS)
         if size is not None and count > size:
-            raise UserError(f"There are only {size} settings to try, and --trials is {count}. Take --sampler grid.")
+            raise UserError(
+                f"There {agreeing(size, 'is', 'are')} only {counted(size, 'setting')} to try, and --trials is {count}. "
+                "Take --sampler grid."
+            )
         settled = count if self.kind == "random" else min(count, STARTUP)
         return [*itertools.islice(self.space.draws(base.seed), settled), *({} for _ in range(count - settled))]
 

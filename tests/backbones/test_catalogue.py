@@ -355,6 +355,16 @@ def test_what_is_not_drawn_is_weights_alone(name: str) -> None:
         assert all(torch.equal(buffer, held[key]) for key, buffer in one.named_buffers())
 
 
+@pytest.mark.parametrize(("mean", "std", "bounds"), [(0.0, 0.02, (-2.0, 2.0)), (0.5, 10.0, (-1.0, 1.0))])
+def test_draws_that_are_repeated_until_they_fit_end(mean: float, std: float, bounds: tuple[float, float]) -> None:
+    """PyTorch draws truncated normals so, by rejection; the memory may hold anything before."""
+    waiting = torch.full((64, 64), 99.0)
+    with Unfilled():
+        assert float(waiting.normal_(mean, std, generator=None).max()) == mean  # or the next line would never end
+        nn.init.trunc_normal_(waiting.fill_(99.0), mean, std, *bounds)
+    assert bounds[0] <= float(waiting.min()) <= float(waiting.max()) <= bounds[1]
+
+
 def test_a_library_that_reads_values_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """As timm does up to 1.0.29 for RegNets."""
     config, real, asked = BackboneConfig(name="mini_clip"), catalogue.load, []

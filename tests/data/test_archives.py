@@ -100,7 +100,9 @@ def test_duplicates_count_once_and_are_said(guarded: Path, write: Callable[..., 
     content = [("a/1.png", b"old"), ("a/1.png", png("blue")), ("b/1.png", png())]
     store = open_store(write(guarded / f"x{'.zip' if write is write_zip else '.tar'}", content))
     assert store.members().files == ("a/1.png", "b/1.png")
-    assert any(note.startswith("1 archive members") and "same names" in note for note in store.members().notes)
+    assert any(
+        note.startswith("1 archive member was left out") and "same name" in note for note in store.members().notes
+    )
     assert store.image("a/1.png").getpixel((0, 0)) == (0, 0, 255)
 
 

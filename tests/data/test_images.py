@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from liftplus.data.images import UnreadableImage, decode, original
+from liftplus.data.images import UnreadableImage, decode, original, upright_rgb
 
 
 def save(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -193,6 +193,61 @@ def test_values_that_are_no_numbers_change_no_scale(value: float) -> None:
     decoded = np.asarray(decode(save(Image.fromarray(values), "TIFF"), "x"))
     assert decoded[1, 1].tolist() == [128] * 3
     assert decoded[0, 0, 0] == (255 if value == np.inf else 0)
+
+
+LOWEST, HIGHEST = -3.4028234663852886e38, 3.4028234663852886e38  # what floats of 32 bits hold
+NO_DATA = 42113  # GDAL's tag
+
+
+@pytest.mark.parametrize(
+    ("kind", "no_data", "declared", "brightest", "expected"),
+    [
+        (np.float32, LOWEST, "-3.4028234663852886e+38", 0.5, 128),
+        (np.float32, HIGHEST, "3.4028234663852886e+38", 0.5, 128),
+        (np.float32, HIGHEST, "3.40282e+38\0", 0.5, 128),  # written with fewer digits
+        (np.float32, np.inf, "1.7976931348623157e+308", 0.5, 128),  # a no-data value of 64 bits
+        (np.float32, 9999.9, "9999.9", 200, 200),
+        (np.float32, np.nan, "nan", 0.5, 128),
+        (np.uint16, 65535, "65535", 32768, 128),
+        (np.int32, 2**31 - 1, "2147483647", 32768, 128),
+        (np.int32, -32768, " -32768 ", 32768, 128),
+    ],
+)
+def test_declared_no_data_is_missing(
+    kind: type, no_data: float, declared: str, brightest: float, expected: int
+) -> None:
+    values = ramp(0, brightest, kind)
+    pixels = np.asarray(values).copy()
+    pixels[0, 0] = no_data
+    data = save(Image.fromarray(pixels), "TIFF", tiffinfo={NO_DATA: declared})
+    decoded = np.asarray(decode(data, "x"))[..., 0]
+    assert decoded[0, 0] == 0
+    assert decoded.max() == expected
+    assert np.array_equal(np.asarray(upright_rgb(Image.open(io.BytesIO(data))))[..., 0], decoded)
+
+
+@pytest.mark.parametrize("declared", ["", "none", "1 2"])
+def test_text_that_is_no_number_declares_no_missing_values(declared: str) -> None:
+    data = save(ramp(0, 65535, np.uint16), "TIFF", tiffinfo={NO_DATA: declared})
+    assert shades(data) == (0, 255)
+
+
+def test_huge_values_change_no_scale_undeclared_either() -> None:
+    pixels = np.full((70, 3), 0.5, np.float32)
+    pixels[69, :2] = HIGHEST, LOWEST
+    decoded = np.asarray(decode(save(Image.fromarray(pixels), "TIFF"), "x"))[..., 0]
+    assert decoded[69].tolist() == [255, 0, 128]
+    assert decoded[:69].tolist() == [[128] * 3] * 69
+
+
+def test_32_bits_without_sign() -> None:
+    """Pillow reads values from 2**31 up as negative ones."""
+    pixels = struct.pack("<4I", 0, 2**30, 2**31, 2**32 - 1)
+    tags = [(256, 3, 4), (257, 3, 1), (258, 3, 32), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 1)]
+    tags.append((279, 4, len(pixels)))
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    data = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + table + bytes(4)
+    assert np.asarray(decode(data, "x"))[0, :, 0].tolist() == [0, 64, 128, 255]
 
 
 def test_declared_12_bits_fill_the_range() -> None:

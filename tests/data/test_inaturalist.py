@@ -103,6 +103,6 @@ def test_pictures_and_categories_without_annotation_are_told(tmp_path: Path) -> 
     content["images"].append({"id": 99, "file_name": "bare.jpg"})
     train.write_text(json.dumps(content))
     assert inaturalist.read({"train": train}).notes == (
-        "1 pictures of a.json have no annotation: 'bare.jpg'.",
-        "1 of 3 categories have no annotation and are no classes: 'Rosa canina'.",
+        "1 picture of a.json has no annotation: 'bare.jpg'.",
+        "1 of 3 categories has no annotation and is no class: 'Rosa canina'.",
     )

@@ -160,7 +160,18 @@ def test_pictures_that_come_out_black_or_white_are_told(tmp_path: Path) -> None:
     notes = inspect(load(DataConfig(source=str(tmp_path)))).notes
     assert [note.split(". ")[0] for note in notes[1:]] == [
         "2 pictures come out nearly black: no value above 64 of 255, first 'a/0.tif' of mode I;16",
-        "1 pictures come out nearly white: no value under 191 of 255, first 'b/0.png' of mode RGB",
-        "1 pictures have values under 0, which come out black, first 'b/2.tif'.",
+        "1 picture comes out nearly white: no value under 191 of 255, first 'b/0.png' of mode RGB",
+        "1 picture has values under 0, which come out black, first 'b/2.tif'.",
         "Pictures of fractions are on different scales: 1 with white at 1, 1 with white at 255",
+    ]
+
+
+def test_missing_values_are_told_and_are_none_under_0(tmp_path: Path) -> None:
+    for name, values in {"a/0.tif": [0.5, -9999, 1], "a/1.tif": [0, np.nan, 1], "b/0.tif": [0, 0.5, 1]}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture = Image.fromarray(np.array([values], np.float32))
+        picture.save(tmp_path / name, tiffinfo={42113: "-9999"})
+    notes = inspect(load(DataConfig(source=str(tmp_path)))).notes
+    assert [note for note in notes if "set aside" not in note] == [
+        "2 pictures have missing values (declared as no data, or NaN), which come out black, first 'a/0.tif'."
     ]

@@ -67,7 +67,7 @@ def test_class_folders_win_over_a_few_such_files(shard: Shard) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"1.png": None, "1.cls": b"0", "2.png": None}, r"1 of 2 images have no \.cls file .*'2\.png'"),
+        ({"1.png": None, "1.cls": b"0", "2.png": None}, r"1 of 2 images has no \.cls file .*'2\.png'"),
         ({"1.png": None, "1.cls": b" "}, r"1\.cls holds no label"),
         ({"1.png": None, "1.cls": b"\xff\xfe"}, r"1\.cls holds no label"),
         ({"1.png": None, "1.cls": b"a\nb"}, r"1\.cls holds no label"),

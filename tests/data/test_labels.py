@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,27 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (12, 20, 20, 3), dtype=np.uin
 
 
 class Column:
-    """What pandas' columns have: no list, but an array on request."""
+    """What pandas' Series, Categorical and DataFrame have: no list, but an array on request.
 
-    def __init__(self, values: object) -> None:
-        self.values = values
+    A stand-in, as pandas is no dependency of the tests. `kind` is the type of the array that pandas 2.2 gives: int64
+    for whole numbers, object where a value is missing or for words. A frame is iterated over its headings.
+    """
+
+    def __init__(self, values: Sequence[object], kind: type = object, headings: Sequence[str] = ()) -> None:
+        self.array, self.headings = np.array(values, dtype=kind), headings
 
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
-        return np.array(self.values, dtype=object)
+        return self.array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(self.headings or self.array.tolist())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
 
 
 @pytest.mark.parametrize(
@@ -99,7 +114,7 @@ class Missing:
     ],
 )
 def test_missing(labels: object) -> None:
-    with pytest.raises(UserError, match="labels are missing: the first is that of picture"):
+    with pytest.raises(UserError, match=r"labels? (is|are) missing: the first is that of picture"):
         from_images(IMAGES, labels)
 
 
@@ -174,17 +189,14 @@ def test_one_file_given_several_times(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"several labels to 1 of 6 pictures: first .*0\.png', which has '0', '1'"):
         from_images([*paths, paths[0]], [*labels, 1])
     both = from_images(paths, labels, test=(paths[:1], [0]))
-    assert both.notes[0].startswith("1 pictures are in train and test alike")
+    assert both.notes[0].startswith("1 picture is in train and test alike")
 
 
-def test_pandas() -> None:
-    pd = pytest.importorskip("pandas")
-    for labels in (pd.Series(TWELVE, dtype="Int64"), pd.DataFrame({"y": TWELVE}), pd.Series(TWELVE).astype("category")):
+def test_columns_of_pandas() -> None:
+    """By the stand-in `Column`: a Series of Int64, a DataFrame of one column, and Categoricals."""
+    for labels in (Column(TWELVE, np.int64), Column([[label] for label in TWELVE], np.int64, headings=["y"])):
         assert from_images(IMAGES, labels).counts() == (6, 6)
-    assert from_images(IMAGES, pd.Categorical(["b"] * 6 + ["a"] * 6, categories=["b", "c", "a"])).class_ids == (
-        "a",
-        "b",
-    )
-    for labels in (pd.Series([0] * 11 + [None], dtype="Int64"), pd.Categorical(["a"] * 11 + [None])):
-        with pytest.raises(UserError, match="labels are missing"):
-            from_images(IMAGES, labels)
+    assert from_images(IMAGES, Column(["b"] * 6 + ["a"] * 6)).class_ids == ("a", "b")
+    for missing in (Missing(), np.nan):
+        with pytest.raises(UserError, match="1 label is missing: the first is that of picture 11"):
+            from_images(IMAGES, Column([*TWELVE[:11], missing]))

@@ -44,7 +44,7 @@ def test_linked_class_folders_are_read(tmp_path: Path, pool: Path) -> None:
 def test_links_to_what_is_read_or_above_are_left_out_and_told(pool: Path, target: str) -> None:
     members = linked(pool, {"again": target}).members()
     assert members.files == ("cat/0.png", "cat/1.png", "dog/0.png")
-    assert members.notes[0].startswith("1 links to folders that are read already or lie above were left out: 'again'")
+    assert members.notes[0].startswith("1 link to folders that are read already or lie above was left out: 'again'")
 
 
 def test_a_loop_behind_a_link_ends(tmp_path: Path, pool: Path) -> None:
@@ -78,7 +78,7 @@ def test_pictures_that_links_show_twice_are_told(tmp_path: Path, pool: Path) -> 
     members = linked(tmp_path / "d", {"train/cat/a.png": picture, "test/cat/b.png": picture}).members()
     assert members.files == ("test/cat/b.png", "train/cat/a.png")
     assert members.notes == (
-        "1 linked files are pictures that are here under another name too, such as 'train/cat/a.png' and "
+        "1 linked file is a picture under another name too, such as 'train/cat/a.png' and "
         "'test/cat/b.png'; they count as two.",
     )
     assert "'new/1.png' and 'cat/0.png'" in linked(pool, {"new/1.png": "../cat/0.png"}).members().notes[0]

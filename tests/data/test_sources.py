@@ -164,11 +164,11 @@ def test_a_class_written_otherwise_in_another_split(tmp_path: Path, grow: Grow) 
 
 def test_class_without_training_images(tmp_path: Path, grow: Grow) -> None:
     grow(tmp_path, {"train/a": 2, "train/b": 2, "test/a": 1, "test/c": 1})
-    refused("test split has 1 classes that training does not know, 'c'", tmp_path)
+    refused("test split has 1 class that training does not know, 'c'", tmp_path)
     (tmp_path / "classnames.txt").write_text("c\nb\na\n")
     dataset = loaded(tmp_path)
     assert dataset.counts() == (0, 2, 2)
-    assert any(note.startswith("1 of 3 classes have no training images: 'c'") for note in dataset.notes)
+    assert any(note.startswith("1 of 3 classes has no training images: 'c'") for note in dataset.notes)
 
 
 def test_mapping_declares_classes_of_other_splits(tmp_path: Path, grow: Grow) -> None:

@@ -94,7 +94,7 @@ def test_names_without_ending(ten: Path) -> None:
     path = csv(ten, "id_code,diagnosis", *(f"{k},{LABELS[k]}" for k in range(10)))
     dataset = loaded(path)
     assert totals(dataset) == {"cat": 6, "dog": 4} and dataset.splits["train"].keys[0].endswith(".png")
-    assert dataset.notes[0].startswith("10 names in t.csv lack the ending of their file")
+    assert dataset.notes[0].startswith("10 names in t.csv have no ending, or another than the file that is there")
     (ten / "3.jpg").write_bytes((ten / "3.png").read_bytes())
     with pytest.raises(UserError, match=r"names '3', and both '3\.jpg', '3\.png' are there; write the ending"):
         loaded(path)
@@ -150,6 +150,75 @@ def test_json_lines_and_records(ten: Path) -> None:
         (ten / "t.jsonl").write_text(json.dumps({"file_name": "0.png", "label": value}))
         with pytest.raises(UserError, match=message):
             loaded(ten / "t.jsonl")
+
+
+LABEL_OF = {f"{j}.png": "cat" if j < 6 else "dog" for j in range(10)}
+ROWS = [{"file_name": path, "class": label} for path, label in LABEL_OF.items()]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LABEL_OF,
+        {path.removesuffix(".png"): label for path, label in LABEL_OF.items()},  # names without ending
+        {f"./{path}": [label] for path, label in LABEL_OF.items()},
+        {"labels": LABEL_OF},
+        {"data": ROWS},
+        {"labels": [[path, label] for path, label in LABEL_OF.items()]},  # as StyleGAN's dataset.json
+        [[path, label] for path, label in LABEL_OF.items()],
+        {name: [f"{k}" for k in range(10) if LABELS[k] == name] for name in ("cat", "dog")},  # as Food-101's train.json
+        {path: {"class": label, "width": 24} for path, label in LABEL_OF.items()},
+        {str(number): row for number, row in enumerate(ROWS)},  # pandas, orient="index"
+        {head: {str(k): row[head] for k, row in enumerate(ROWS)} for head in ROWS[0]},  # pandas by default
+        {head: [row[head] for row in ROWS] for head in ROWS[0]},
+        {"columns": list(ROWS[0]), "index": list(range(10)), "data": [list(row.values()) for row in ROWS]},
+        {name: [path for path, label in LABEL_OF.items() if label == name] for name in ("cat", "dog")},
+    ],
+)
+def test_json_that_maps(ten: Path, content: object) -> None:
+    for indent in (None, 1):
+        (ten / "labels.json").write_text(json.dumps(content, indent=indent))
+        dataset = loaded(ten / "labels.json")
+        assert dataset.class_names == ("cat", "dog")
+        assert [sum(dataset.counts(split)[k] for split in dataset.splits) for k in (0, 1)] == [6, 4]
+    dataset.store.image(dataset.splits["train"].keys[0])
+
+
+def test_json_maps_of_splits(ten: Path) -> None:
+    parts = {"train": [0, 1, 6, 7], "val": [2, 8], "test": [3, 9]}
+    maps = {split: {f"{j}.png": LABEL_OF[f"{j}.png"] for j in numbers} for split, numbers in parts.items()}
+    lists = {split: [{"path": f"{j}.png", "label": LABEL_OF[f"{j}.png"]} for j in parts[split]] for split in parts}
+    for content in (maps, lists):
+        (ten / "x.json").write_text(json.dumps(content))
+        dataset = loaded(ten / "x.json")
+        assert {split: dataset.counts(split) for split in parts} == {"train": (2, 2), "val": (1, 1), "test": (1, 1)}
+    for split, content in maps.items():
+        (ten / f"{split}.json").write_text(json.dumps(content))
+    assert {split: loaded(ten / "train.json").counts(split) for split in parts} == {
+        "train": (2, 2),
+        "val": (1, 1),
+        "test": (1, 1),
+    }
+
+
+def test_json_maps_are_checked_as_tables_are(ten: Path) -> None:
+    pairs = [f'"{path}": "{label}"' for path, label in LABEL_OF.items()]
+    refused = {
+        "{" + ", ".join([*pairs, '"0.png": "dog"']) + "}": "several labels to 1 of 10 pictures: first '0.png'",
+        "{" + ", ".join([*pairs, '"gone.png": "dog"']) + "}": "1 of the 11 images that x.json names does not exist",
+        "{" + ", ".join([*pairs, '"10.png": null']) + "}": "has no label",
+        "{" + ", ".join([*pairs, '"10.png": ["cat", "dog"]']) + "}": "a picture has one class here",
+        "{}": "is not in iNaturalist's form",
+    }
+    for text, said in refused.items():
+        (ten / "x.json").write_text(text)
+        with pytest.raises(UserError) as caught:
+            loaded(ten / "x.json")
+        assert said in str(caught.value), caught.value
+    (ten / "x.json").write_text("{" + ", ".join([*pairs, pairs[0]]) + "}")
+    assert loaded(ten / "x.json").notes[0].startswith("1 row that repeats a picture was left out")
+    with pytest.raises(UserError, match="only iNaturalist's annotations"):
+        load(DataConfig(source=str(ten / "x.json"), level="genus"))
 
 
 def test_metadata_in_a_folder(tmp_path: Path, grow: Grow) -> None:
@@ -255,3 +324,19 @@ def test_published_names_with_twins(tmp_path: Path, grow: Grow) -> None:
         dataset = loaded(source, class_names=str(tmp_path / "names.txt"))
         assert dataset.class_names == ("tench", "missile", "missile")
         assert any(note.startswith("Several classes have one name: 'missile' (") for note in dataset.notes)
+
+
+def test_headings_in_camel_case_and_excels_unicode_text(ten: Path) -> None:
+    """ClassId and Path are GTSRB's headings."""
+    text = "Width\tClassId\tPath\n" + "".join(f"24\t{LABELS[k]}\t{k}.png\n" for k in range(10))
+    for encoding in ("utf-8", "utf-16"):
+        (ten / "t.csv").write_text(text, encoding=encoding)
+        assert totals(loaded(ten / "t.csv")) == {"cat": 6, "dog": 4}
+
+
+@pytest.mark.parametrize("heading", ["is_valid", "fold", "Usage", "test", "isTrain"])
+def test_a_column_that_may_say_a_split_is_told(ten: Path, heading: str) -> None:
+    rows = [f"{k}.png,{LABELS[k]},{k % 2}" for k in range(10)]
+    note = f"The column {heading!r} of t.csv may say a split and was not read; to be read, it must be called 'split' "
+    assert loaded(csv(ten, f"path,label,{heading}", *rows)).notes[0].startswith(note)
+    assert not any("may say a split" in text for text in loaded(csv(ten, "path,label,train_station", *rows)).notes)

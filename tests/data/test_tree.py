@@ -69,7 +69,10 @@ def test_stray_images_are_left_out_and_said() -> None:
     held = ["test/cat/1.jpg", "train/cat/1.jpg", "train/dog/1.jpg"]
     found = tree.layout(["extra/cat/1.jpg", "loose.jpg", *held, "train/x.jpg"])
     assert [key for key, _ in found.rows["train"]] == ["train/cat/1.jpg", "train/dog/1.jpg"]
-    assert found.notes[0].startswith("3 images outside")
+    assert found.notes == (
+        "2 images outside any class folder were left out: 'loose.jpg', 'train/x.jpg' (in the folder 'train').",
+        "1 image in 'extra', which is no split, was left out: 'extra/cat/1.jpg'.",
+    )
 
 
 def test_empty_class_folder_is_a_class() -> None:
@@ -110,7 +113,7 @@ def test_files_of_other_kinds_are_counted(tmp_path: Path, grow: Grow) -> None:
     (tmp_path / "cat" / "a.heic").write_bytes(b"x")
     (tmp_path / "LICENSE").write_text("x")
     assert tree.read(FolderStore(tmp_path)).notes == (
-        "1 files whose names do not end like an image were left out: 1 .heic.",
+        "1 file whose name does not end like an image was left out: 1 .heic.",
     )
 
 
@@ -262,11 +265,60 @@ def test_pictures_without_labels_are_no_class(folders: list[str], left_out: list
     found = tree.layout(grown(*folders))
     assert found.folders == ("cat", "dog")
     assert list(found.left_out) == left_out
-    assert any(note.startswith("2 images outside any class folder were left out") for note in found.notes)
+    beside = left_out[0].startswith("seg_pred")
+    wanted = "2 images in 'seg_pred', which is no split, were" if beside else "2 images outside any class folder were"
+    assert any(note.startswith(f"{wanted} left out") for note in found.notes)
+
+
+UNLABELLED = "pictures in 'unlabeled' have no class, or that is a class like"
+
+
+@pytest.mark.parametrize(
+    ("folders", "said", "way_out"),
+    [
+        (["labeled", "unlabeled"], f"{UNLABELLED} 'labeled'", "take 'unlabeled' out;"),
+        (
+            [*below("labeled"), "unlabeled"],
+            f"{UNLABELLED} 'labeled'",
+            "give 'labeled' alone, with the classes 'cat', 'dog'",
+        ),
+        (["up/labeled/cat", "up/labeled/dog", "up/unlabeled"], UNLABELLED, "give 'labeled' alone"),
+        (["cat", "dog", "unlabeled"], f"{UNLABELLED} 'cat', 'dog'", "take 'unlabeled' out;"),
+        (["train/cat", "train/dog", "train/unlabeled"], f"{UNLABELLED} 'cat', 'dog'", "take 'unlabeled' out;"),
+        (
+            ["Labelled_Images", "Unlabelled_Images"],
+            "'Unlabelled_Images' have no class",
+            "take 'Unlabelled_Images' out;",
+        ),
+        (below("fold1", "fold2", "fold3"), "each with the classes 'cat', 'dog', or are classes", "give one of them"),
+        (below("color", "grayscale", "segmented"), "'color', 'grayscale', 'segmented' are parts or copies", "give one"),
+        (below("images", "masks"), "'images', 'masks' are parts or copies of the data", "give one of them"),
+    ],
+)
+def test_folders_that_say_how_the_data_are_parted(folders: list[str], said: str, way_out: str) -> None:
+    with pytest.raises(UserError, match="The data can be read in two ways") as caught:
+        tree.layout(grown(*folders))
+    assert said in str(caught.value) and way_out in str(caught.value) and ".csv" in str(caught.value)
+
+
+def test_pictures_without_labels_beside_splits_are_left_out() -> None:
+    found = tree.layout(grown(*below("train", "test"), "unlabeled"))
+    assert tally(found) == {"train": BOTH, "test": BOTH}
+    assert found.notes == (
+        "2 images in 'unlabeled', which is no split, were left out: 'unlabeled/0.png', 'unlabeled/1.png'.",
+    )
+    found = tree.layout(grown(*below("train"), "test/unlabeled"))
+    assert tally(found) == {"train": BOTH} and found.left_out == ("test/unlabeled/0.png", "test/unlabeled/1.png")
+
+
+def test_classes_by_labels_of_goods() -> None:
+    """Names that say more than that there is a label are classes."""
+    assert tree.layout(grown("labeled bottle", "unlabeled bottle")).folders == ("labeled bottle", "unlabeled bottle")
+    assert tree.layout(grown("original", "forged")).folders == ("forged", "original")
 
 
 def test_the_same_sub_folders_everywhere_are_told() -> None:
-    for tops in (("fold1", "fold2", "fold3"), ("images", "masks"), ("训练集", "测试集")):
+    for tops in (("north", "south"), ("class1", "class2"), ("1", "2"), ("训练集", "测试集")):
         notes = tree.layout(grown(*below(*tops))).notes
         assert any("holds the same sub-folders, 'cat', 'dog'" in note for note in notes)
     other = tree.layout(grown("Aves/owl", "Aves/wren", "Plantae/oak")).notes

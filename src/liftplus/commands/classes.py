@@ -13,6 +13,7 @@ import typer
 from liftplus.commands import options
 from liftplus.commands.options import AsJson, Run
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 if TYPE_CHECKING:
     from liftplus.data.dataset import DataSet
@@ -74,7 +75,7 @@ def add(
     for one in added:
         own = "" if one.own is None else f" {one.own:.0f} % of them are right when left out in turn."
         console.out.print(
-            f"{one.name}: {one.pictures} picture{'s' if one.pictures != 1 else ''}"
+            f"{one.name}: {counted(one.pictures, 'picture')}"
             f"{' and its name' if one.text else ''}.{own} Older classes lose {one.harm:.1f} points, by training "
             "pictures that the run keeps features of."
         )
@@ -83,7 +84,7 @@ def add(
 
 def _told(names: list[str]) -> str:
     """The added classes by name, so that a misspelt path is seen to have become a class."""
-    return f"{len(names)} more class{'es' if len(names) > 1 else ''}: {', '.join(map(repr, names))}"
+    return f"{counted(len(names), 'more class', 'more classes')}: {', '.join(map(repr, names))}"
 
 
 def _by_name(given: list[str]) -> dict[str, Rows | None]:
@@ -172,4 +173,4 @@ def rename(
     if as_json:
         print(json.dumps({"folder": str(out), "renamed": pairs}))
         return
-    console.out.print(f"{out} is {run} with {len(pairs)} class names changed.")
+    console.out.print(f"{out} is {run} with {counted(len(pairs), 'class name')} changed.")

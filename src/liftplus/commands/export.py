@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import AsJson, FiveCrops, Overrides, Run
+from liftplus.commands.options import AsJson, FiveCrops, Run
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +25,6 @@ CHECKED = 100
 
 def export(
     run: Run,
-    overrides: Overrides = None,
-    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="A file .onnx or .pt2, or with --format peft a folder.")],
     form: Annotated[str | None, typer.Option("--format", "-f", help="onnx, pt2 or peft; by default by --out.")] = None,
     prior: Annotated[
@@ -45,14 +44,13 @@ def export(
     from liftplus import checkpoint, console, priors
     from liftplus import export as exporting
 
-    change = [*(change or []), *(overrides or [])]
     if form == "peft":
         _export_peft(run, out, change, as_json)
         return
     chosen = _format(out, form)
     expected = [] if prior is None else [f"evaluation.prior={prior}"]
     fixed = ("device=cpu", "precision=fp32", "grad_checkpointing=false")
-    settings = options.run_settings(run, None, [*change, *options.crops(five_crops, change), *expected, *fixed])
+    settings = options.run_settings(run, None, [*(change or []), *options.crops(five_crops, change), *expected, *fixed])
     if note := priors.note(settings, settings.evaluation.prior):
         console.err.print(f"Note: {note}")
     session = options.session(settings)
@@ -65,7 +63,8 @@ def export(
         return
     console.out.print(
         f"{out} and {exporting.beside(out).name}: logits differ from PyTorch's by at most {parity.difference:.1e} "
-        f"(their deviation is {parity.deviation:.1f}) on {parity.images} pictures of {source}. The graph takes "
+        f"(their deviation is {parity.deviation:.1f}) on {counted(parity.images, 'picture')} of {source}. The graph "
+        "takes "
         + ("five crops of each picture, as predict --five-crops." if count > 1 else "one crop, as predict --one-crop.")
     )
 
@@ -105,13 +104,13 @@ def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tu
     return export.views(dataset.store, dataset.splits[name], evaluation, trained, CHECKED), dataset.name
 
 
-def _export_peft(run: Path, out: Path, change: list[str], as_json: bool) -> None:
+def _export_peft(run: Path, out: Path, change: list[str] | None, as_json: bool) -> None:
     from liftplus import checkpoint, console, lora_exchange
 
-    settings = options.run_settings(run, None, [*change, "device=cpu", "precision=fp32"])
+    settings = options.run_settings(run, None, [*(change or []), "device=cpu", "precision=fp32"])
     trained = checkpoint.load_model(run, options.session(settings).runtime, settings.backbone)
     written = lora_exchange.write_folder(trained, out)
     if as_json:
         print(json.dumps({"folder": str(out), "linears": written}))
         return
-    console.out.print(f"LoRA weights of {written} linears and the head are in {out}, for peft.")
+    console.out.print(f"LoRA weights of {counted(written, 'linear')} and the head are in {out}, for peft.")

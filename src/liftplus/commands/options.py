@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,12 +54,6 @@ FiveCrops = Annotated[
         help="Average five crops of each picture, or take one; by default as in training.",
     ),
 ]
-
-
-def apart(words: list[str]) -> tuple[list[str], list[str]]:
-    """Words that name files, and those of the form key=value that name none, which are settings."""
-    settings = [word for word in words if re.match(r"[a-z_][a-z0-9_.]*=", word) and not Path(word).exists()]
-    return [word for word in words if word not in settings], settings
 
 
 def crops(five: bool | None, overrides: list[str] | None) -> list[str]:

@@ -14,6 +14,7 @@ import typer
 from liftplus.commands import options
 from liftplus.commands.options import AsJson, FiveCrops, Run
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 if TYPE_CHECKING:
     from liftplus.predicting import Guess
@@ -24,8 +25,7 @@ def predict(
     pictures: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders, glob patterns, archives (.zip, .tar), lists of paths (.txt), or - for stdin; "
-            "and key=value, e.g. device=cpu."
+            help="Image files, folders, glob patterns, archives (.zip, .tar), lists of paths (.txt), or - for stdin."
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help=".csv or .json; stdout as CSV if not given.")] = None,
@@ -47,10 +47,6 @@ def predict(
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
     _check_target(out)
-    pictures, settled = options.apart(pictures)
-    change = [*(change or []), *settled]
-    if not pictures:
-        raise UserError(f"{settled[0]!r} is a setting. Give pictures too: files, folders, archives, or - for stdin.")
     rows = parallel.job().from_leader(lambda: inputs.read(pictures, _stdin))
     skips = unreadable == "skip"
     rows = rows if skips else rows.complete()
@@ -58,7 +54,7 @@ def predict(
         console.err.print(f"Note: {note}", highlight=False)
     expected = [] if prior is None else [f"evaluation.prior={prior}"]
     settings = options.run_settings(
-        run, None, [f"evaluation.top_k={top_k}", *options.crops(five_crops, change), *expected, *change]
+        run, None, [f"evaluation.top_k={top_k}", *options.crops(five_crops, change), *expected, *(change or [])]
     )
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
@@ -93,7 +89,7 @@ def _write_guesses(guesses: list[Guess], out: Path | None, as_json: bool) -> Non
 
     broken = [os.path.basename(guess.path) for guess in guesses if guess.error]
     named = ", ".join(broken[:3]) + (f" and {len(broken) - 3:,} more" if len(broken) > 3 else "")
-    told = f"{len(guesses) - len(broken):,} predictions" + (
+    told = counted(len(guesses) - len(broken), "prediction") + (
         f" and {len(broken):,} unreadable ({named})" if broken else ""
     )
     if out is None and broken:

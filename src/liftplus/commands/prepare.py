@@ -10,6 +10,7 @@ import typer
 
 from liftplus.commands.options import AsJson, Data, Overrides
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 
 def prepare(
@@ -45,4 +46,7 @@ def prepare(
     if as_json:
         print(json.dumps({"folder": str(out), "images": total, "bytes": used}))
         return
-    console.out.print(f"{total:,} pictures, {used / 1e6:,.1f} MB, are in {out}; train on them with --data {out}")
+    console.out.print(
+        f"{counted(total, 'picture')}, {used / 1e6:,.1f} MB, {agreeing(total, 'is', 'are')} in {out}; train with "
+        f"--data {out}"
+    )

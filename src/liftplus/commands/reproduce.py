@@ -12,6 +12,7 @@ import typer
 from liftplus.commands import completion, options
 from liftplus.commands.options import AsJson
 from liftplus.errors import Interrupted, UserError
+from liftplus.words import agreeing, counted
 
 if TYPE_CHECKING:
     from liftplus.reproduce.catalogue import Experiment
@@ -132,10 +133,12 @@ def listing(
         for line in lines:
             if (line["group"], line["table"], line["about"]) == title:
                 figures = f"; expected {_figures(line['expected'])}" if line["expected"] else ""
-                console.out.print(f"  {line['name']}: {line['seeds']} runs, {line['needs']['time']}{figures}")
+                console.out.print(
+                    f"  {line['name']}: {counted(line['seeds'], 'run')}, {line['needs']['time']}{figures}"
+                )
     console.out.print(
-        f"{len(lines)} experiments. Name up to {IN_FULL} of them for their commands, data, weights and memory; --json "
-        "has everything of all."
+        f"{counted(len(lines), 'experiment')}. Name up to {IN_FULL} of them for their commands, data, weights and "
+        "memory; --json has everything of all."
     )
 
 
@@ -214,7 +217,7 @@ def _show(found: Status, plan: Plan) -> None:
     for one in shown:
         console.out.print(_row(one))
     if rest := len(found.results) - len(shown):
-        console.out.print(f"{rest} more have neither runs nor expected figures.")
+        console.out.print(f"{rest} more {agreeing(rest, 'has', 'have')} neither runs nor expected figures.")
     if changed := changed_settings(plan.out):
         console.out.print(f"All runs here were made with {' '.join(changed)}, which no experiment says.")
     for one in found.results:
@@ -237,7 +240,7 @@ def _row(one: Result) -> str:
     if told and one.differs:
         told += " (other settings or data)"
     cells = [text for key in ("overall", "many", "medium", "few") if (text := _cell(one.figure(key)))]
-    return f"  {one.name}, {len(one.seeds)} of {one.wanted} seeds: {', '.join(cells) or 'no figures'}" + (
+    return f"  {one.name}, {len(one.seeds)} of {counted(one.wanted, 'seed')}: {', '.join(cells) or 'no figures'}" + (
         f". {told[:1].upper()}{told[1:]}" if told else ""
     )
 

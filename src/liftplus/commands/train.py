@@ -13,6 +13,7 @@ import typer
 from liftplus.commands import options
 from liftplus.commands.options import AsJson, BackboneName, Data, Method, Out, Overrides
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
@@ -216,7 +217,8 @@ def _describe_data(dataset: DataSet) -> None:
 
     counts = dataset.counts()
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    span = f"{max(counts):,} to " if max(counts) > min(counts) else ""
     console.err.print(
         f"{dataset.name}: {dataset.num_classes} classes, {sizes} images, "
-        f"{max(counts)} to {min(counts)} training images a class."
+        f"{span}{counted(min(counts), 'training image')} a class."
     )

@@ -18,6 +18,7 @@ from liftplus.data.dataset import Table
 from liftplus.data.long_tail import long_tailed_sizes as long_tailed_sizes
 from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def _batch(path: Path, key: str, classes: int) -> tuple[NDArray[np.uint8], list[
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path} does not hold CIFAR images and {key}; fetch it again.") from error
     if len(labels) != len(pixels):
-        raise UserError(f"{path} holds {len(pixels)} images but {len(labels)} labels; fetch it again.")
+        raise UserError(
+            f"{path} holds {counted(len(pixels), 'image')} but {counted(len(labels), 'label')}; fetch it again."
+        )
     if not all(0 <= label < classes for label in labels):
         raise UserError(f"{path} holds labels outside 0 to {classes - 1}; fetch it again.")
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels

@@ -12,6 +12,7 @@ from liftplus.data.dataset import are_numbers, listing
 from liftplus.data.names_file import counts_up, heading_note, is_heading
 from liftplus.data.names_values import HEADINGS, Names, plain
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 _WORDNET = re.compile(r"n\d{8}\s+\S", re.ASCII)
 _CODE = re.compile(r"\d+|n\d{8}", re.ASCII)
@@ -74,7 +75,8 @@ def from_lines(ids: Sequence[str], lines: Sequence[str], origin: str) -> Named:
         if found is not None:
             return Named(found.names, notes + found.notes)
     raise UserError(
-        f"{origin} has {len(lines)} class names, but the data have {len(ids)} classes ({listing(ids, 3)}); give one "
+        f"{origin} has {counted(len(lines), 'class name')}, but the data have {counted(len(ids), 'class', 'classes')} "
+        f"({listing(ids, 3)}); give one "
         "line a class in label order, or a .csv, .json or .toml file that maps class ids to names."
     )
 

@@ -15,7 +15,7 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
     source: str = ""
-    """Folder, .zip, .tar, .csv, .jsonl, .parquet, .txt list, iNaturalist .json, or a known name (openmoji_lt)."""
+    """Folder, .zip, .tar, .csv, .json, .jsonl, .parquet, .txt list, or a known name (openmoji_lt)."""
     root: str | None = None
     """Folder (or .zip/.tar) that relative paths of a manifest, list or named data set start from."""
     train_list: str | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,10 @@ def content(path: Path, what: str) -> bytes:
 
 
 def decoded(data: bytes, origin: object) -> str:
-    """UTF-8 text, with or without a byte order mark."""
+    """UTF-8 text, with or without a byte order mark; UTF-16 with one, as Excel's "Unicode text" has it."""
     try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data.decode("utf-16")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{origin} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
@@ -38,6 +42,15 @@ def decoded(data: bytes, origin: object) -> str:
 def text(path: Path, what: str) -> str:
     """The text of a file, its line ends as they are."""
     return decoded(content(path, what), path)
+
+
+class Pairs(tuple[tuple[str, Any], ...]):
+    """An object of a JSON text with all its keys, those that stand twice included."""
+
+
+def json_pairs(source: str, origin: object) -> Any:
+    """The value of a JSON text, its objects as `Pairs`."""
+    return _parsed(source, origin, Pairs)
 
 
 def json_value(source: str, origin: object, *, distinct: bool = False) -> Any:
@@ -50,8 +63,12 @@ def json_value(source: str, origin: object, *, distinct: bool = False) -> Any:
             raise UserError(f"{origin} has the key {twice!r} twice; keep one of them.")
         return table
 
+    return _parsed(source, origin, as_dict)
+
+
+def _parsed(source: str, origin: object, made: Callable[[list[tuple[str, Any]]], Any]) -> Any:
     try:
-        return json.loads(source, object_pairs_hook=as_dict)
+        return json.loads(source, object_pairs_hook=made)
     except (ValueError, RecursionError) as error:  # numbers of over 4300 digits are a ValueError
         raise UserError(f"{origin} is not valid JSON: {error}.") from error
 

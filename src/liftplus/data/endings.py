@@ -11,6 +11,7 @@ from liftplus.data.dataset import Table, listing
 from liftplus.data.images import IMAGE_SUFFIXES
 from liftplus.data.stores import FileStore, FolderStore
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 
 def completed(table: Table, store: FileStore, missing: Sequence[str], origin: str) -> Table:
@@ -38,8 +39,8 @@ def completed(table: Table, store: FileStore, missing: Sequence[str], origin: st
     rows = {split: [(found.get(key, key), label) for key, label in pairs] for split, pairs in table.rows.items()}
     first = next(iter(found))
     note = (
-        f"{len(found):,} names in {origin} lack the ending of their file or write it otherwise; the file that is there "
-        f"was taken: {found[first]!r} for {first!r}."
+        f"{counted(len(found), 'name')} in {origin} {agreeing(len(found), 'has', 'have')} no ending, or another than "
+        f"the file that is there and was taken: {found[first]!r} for {first!r}."
     )
     return replace(table, rows=rows, notes=(*table.notes, note))
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import os
 import threading
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from liftplus.errors import UserError
@@ -36,8 +41,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_BITS_PER_SAMPLE = 258  # TIFF's tag
-_BITS = "liftplus_bits"
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _NO_DATA = 258, 339, 42113  # TIFF's and GDAL's tags
+_BITS, _UNSIGNED, _MISSING = "liftplus_bits", "liftplus_unsigned", "liftplus_missing"
+_HUGE = 1e37  # No picture measures such values; some stand for missing ones, as float's largest does.
+_BLOCK = 64  # rows that are turned into wider numbers at a time
 
 
 class _Silence:
@@ -103,13 +110,25 @@ def original(data: bytes, name: str) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=_formats())
             if 0 in image.size:
                 raise ValueError("it has no pixels")
-            bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE)
+            declared = _declared(image)
             image.load()
-            if bits == (12,) and image.mode.startswith("I"):
-                image.info[_BITS] = 12
+            image.info.update(declared)
             return _turned(image)
     except Exception as error:  # damaged files make Pillow's readers raise nearly every built-in exception
         raise _unreadable(name, error) from error
+
+
+def _declared(image: Image.Image) -> dict[str, float]:
+    """What a TIFF file says of its values: their bits, whether they have a sign, and which stands for missing ones."""
+    tags = getattr(image, "tag_v2", {})
+    found: dict[str, float] = {}
+    if tags.get(_BITS_PER_SAMPLE) == (12,):
+        found[_BITS] = 12
+    if tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+        found[_UNSIGNED] = 1
+    with contextlib.suppress(ValueError):  # text that is no number declares nothing
+        found[_MISSING] = float(str(tags.get(_NO_DATA, "")).strip("\0 ,"))
+    return found
 
 
 def is_upright(data: bytes) -> bool:
@@ -128,7 +147,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+    if is_wide(image):
         image = _eight_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -148,7 +167,12 @@ def extremes(image: Image.Image) -> tuple[int, int]:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An open picture as `decode` would have it."""
-    return to_rgb(_turned(image))
+    declared = _declared(image)
+    turned = _turned(image)
+    if declared and is_wide(turned):
+        turned = turned.copy()  # the caller's picture stays as it is
+        turned.info.update(declared)
+    return to_rgb(turned)
 
 
 @cache
@@ -171,35 +195,71 @@ def _turned(image: Image.Image) -> Image.Image:
     return image
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Wide greyscale scaled to 8 bit; Pillow's own conversion would clip everything above 255 to white.
+def is_wide(image: Image.Image) -> bool:
+    """Whether a picture is grey with more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
 
-    Row by row, since a file that declares many pixels would take dozens of bytes for each.
+
+@dataclass(frozen=True)
+class Scale:
+    """How the values of a grey picture of more than 8 bits become 8.
+
+    Attributes:
+        white: the value that becomes 255; 0 and less become 0. Whole numbers: 65,535, or 4,095 where the file declares
+            12 bits. Fractions: 1, 255 or 65,535, the smallest that no value exceeds. Larger values have no agreed
+            white, so the largest serves.
+        lowest: the smallest value; 0 without any.
+        missing: how many values are missing. They become 0 and count neither for `white` nor for `lowest`; infinite
+            and huge ones do not count either.
     """
-    rows = np.asarray(image)
-    full = white(image)
-    scaled = np.empty(rows.shape, dtype=np.uint8)
-    for place, row in zip(scaled, rows, strict=True):
-        values = np.nan_to_num(row.astype(np.float64), nan=0.0, posinf=full, neginf=0.0)
-        place[:] = np.clip(np.rint(values * (255.0 / full)), 0, 255)
-    return Image.fromarray(scaled)
+
+    white: float
+    lowest: float
+    missing: int
 
 
-def white(image: Image.Image) -> float:
-    """The value of a grey picture of more than 8 bits that becomes 255; 0 and less become 0.
-
-    Whole numbers: 65,535, or 4,095 where the file declares 12 bits. Fractions: 1, 255 or 65,535, the smallest that no
-    value exceeds. Larger values have no agreed white, so the largest serves.
-    """
+def scale(image: Image.Image) -> Scale:
+    """The scale of a grey picture of more than 8 bits."""
+    lowest, largest, missing = math.inf, 0.0, 0
+    for values, absent in _blocks(image):
+        counted = ~absent & (np.abs(values) < _HUGE)
+        largest = max(largest, float(values.max(initial=0.0, where=counted)))
+        lowest = min(lowest, float(values.min(initial=math.inf, where=counted)))
+        missing += int(np.count_nonzero(absent))
     bits = image.info.get(_BITS)
-    if bits is not None:
-        return float(2**bits - 1)
-    largest = 0.0
-    for row in np.asarray(image):
-        values = row.astype(np.float64)
-        largest = max(largest, float(values.max(initial=0.0, where=np.isfinite(values))))
     levels = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
-    return next((level for level in levels if largest <= level), largest)
+    white = next((level for level in levels if largest <= level), largest)
+    if bits is not None and image.mode != "F":
+        white = float(2**bits - 1)
+    return Scale(white, lowest if math.isfinite(lowest) else 0.0, missing)
+
+
+def _blocks(image: Image.Image) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Values and which of them are missing, some rows at a time: wider numbers for a whole picture take much memory."""
+    rows = np.asarray(image)
+    declared = image.info.get(_MISSING)
+    unsigned = image.mode == "I" and _UNSIGNED in image.info
+    for start in range(0, len(rows), _BLOCK):
+        values = rows[start : start + _BLOCK].astype(np.float64)
+        if unsigned:  # which Pillow reads as if they had a sign
+            values[values < 0] += 2.0**32
+        absent = np.isnan(values)
+        if declared is not None and abs(declared) >= _HUGE:  # written with few digits, or beyond what floats hold
+            absent |= values * math.copysign(1.0, declared) >= _HUGE
+        elif declared is not None:
+            absent |= (values == declared) | (values == float(np.float32(declared)))
+        yield values, absent
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Wide greyscale scaled to 8 bit; Pillow's own conversion would clip everything above 255 to white."""
+    full = scale(image).white
+    scaled = np.empty(image.size[::-1], dtype=np.uint8)
+    for number, (values, absent) in enumerate(_blocks(image)):
+        values[absent] = 0.0
+        part = scaled[number * _BLOCK : (number + 1) * _BLOCK]
+        part[:] = np.clip(np.rint(np.clip(values, 0.0, full) * (255.0 / full)), 0, 255)
+    return Image.fromarray(scaled)
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImage:

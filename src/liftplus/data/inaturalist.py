@@ -12,6 +12,7 @@ from liftplus.data import documents
 from liftplus.data.dataset import Table, listing, sorted_ids
 from liftplus.data.lists import normal
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 LEVELS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 """Of the taxonomy, the highest first."""
@@ -55,7 +56,10 @@ def _without_class(documents: Mapping[str, dict[str, Any]], paths: Mapping[str, 
         named = {note["image_id"] for note in document["annotations"]}
         bare = [str(image["file_name"]) for image in document["images"] if image["id"] not in named]
         if bare:
-            notes += (f"{len(bare):,} pictures of {paths[split].name} have no annotation: {listing(bare, 3)}.",)
+            notes += (
+                f"{counted(len(bare), 'picture')} of {paths[split].name} {agreeing(len(bare), 'has', 'have')} no "
+                f"annotation: {listing(bare, 3)}.",
+            )
     return notes
 
 
@@ -69,7 +73,8 @@ def _without_pictures(documents: Mapping[str, dict[str, Any]], used: set[str]) -
     idle = [described[label] for label in sorted_ids(described.keys() - used)]
     if not idle:
         return ()
-    return (f"{len(idle):,} of {len(described):,} categories have no annotation and are no classes: {listing(idle)}.",)
+    has, classes = agreeing(len(idle), "has", "have"), agreeing(len(idle), "is no class", "are no classes")
+    return (f"{len(idle):,} of {len(described):,} categories {has} no annotation and {classes}: {listing(idle)}.",)
 
 
 def _at_level(
@@ -128,7 +133,8 @@ def _rows(document: dict[str, Any], path: Path) -> list[tuple[str, str]]:
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not in iNaturalist's form: {type(error).__name__} at {error}; it needs images (id, file_name) "
-            "and annotations (image_id, category_id) that refer to them."
+            "and annotations (image_id, category_id) that refer to them. Other forms are a list of rows with path and "
+            "label, and a map of path to label."
         ) from error
 
 

@@ -7,15 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
-import numpy as np
-
 from liftplus.data.dataset import DataSet, Store
-from liftplus.data.images import UnreadableImage, extremes, original, white
+from liftplus.data.images import UnreadableImage, extremes, is_wide, original, scale
 from liftplus.data.stores import ByteStore
+from liftplus.words import counted
 
 _Found = TypeVar("_Found")
 
@@ -129,6 +128,7 @@ class _File:
     shades: tuple[int, int] = (0, 255)
     white: float | None = None
     below: bool = False
+    missing: bool = False
 
 
 def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | None = None) -> Inspection:
@@ -174,11 +174,17 @@ def _range_notes(places: list[Place], files: list[_File]) -> tuple[str, ...]:
         if found:
             key, mode = found[0]
             notes += (
-                f"{len(found):,} pictures come out nearly {what} of 255, first {key!r} of mode {mode}. Check that "
-                "their values fill the range of their format.",
+                f"{counted(len(found), 'picture comes', 'pictures come')} out nearly {what} of 255, first {key!r} of "
+                f"mode {mode}. Check that values fill the range of their format.",
             )
     if under := [key for key, file in good if file.below]:
-        notes += (f"{len(under):,} pictures have values under 0, which come out black, first {under[0]!r}.",)
+        have = counted(len(under), "picture has", "pictures have")
+        notes += (f"{have} values under 0, which come out black, first {under[0]!r}.",)
+    if absent := [key for key, file in good if file.missing]:
+        notes += (
+            f"{counted(len(absent), 'picture has', 'pictures have')} missing values (declared as no data, or NaN), "
+            f"which come out black, first {absent[0]!r}.",
+        )
     if len(scales) > 1:
         shown = ", ".join(f"{count:,} with white at {value:g}" for value, count in sorted(scales.items()))
         notes += (f"Pictures of fractions are on different scales: {shown}. Save them on one.",)
@@ -211,9 +217,12 @@ def _examine(store: Store, key: str) -> _File:
         return _File(reason=str(error))
     try:
         image = original(data, store.where(key))
-        full = white(image) if image.mode == "F" else None
-        below = image.mode in ("I", "F") and float(np.asarray(image).min(initial=0)) < 0
-        return _File(_digest(data), image.mode, image.size, shades=extremes(image), white=full, below=below)
+        found = _File(_digest(data), image.mode, image.size, shades=extremes(image))
+        if not is_wide(image):
+            return found
+        own = scale(image)
+        full = own.white if image.mode == "F" else None
+        return replace(found, white=full, below=own.lowest < 0, missing=own.missing > 0)
     except UnreadableImage as error:
         return _File(_digest(data) if data else None, reason=str(error))
 

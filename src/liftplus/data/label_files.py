@@ -10,6 +10,7 @@ from liftplus.data.dataset import listing
 from liftplus.data.images import UnreadableImage
 from liftplus.data.stores import FileStore
 from liftplus.errors import UserError
+from liftplus.words import agreeing
 
 _ENDING = ".cls"
 _LONGEST = 200
@@ -33,7 +34,8 @@ def rows_beside(store: FileStore, images: Sequence[str], others: Sequence[str]) 
             return None  # class folders say more; the other files are told as left out
         absent = [name for name in images if name not in beside]
         raise UserError(
-            f"{store.path}: {len(absent):,} of {len(images):,} images have no {_ENDING} file with the label beside "
+            f"{store.path}: {len(absent):,} of {len(images):,} images {agreeing(len(absent), 'has', 'have')} no "
+            f"{_ENDING} file with the label beside "
             f"them: {listing(absent, 3)}; add it, or take them out."
         )
     rows: Rows = {}

@@ -22,6 +22,7 @@ from liftplus.data.labels import read as read_labels
 from liftplus.data.stores import ArrayStore, FolderStore
 from liftplus.errors import UserError
 from liftplus.paths import expanded
+from liftplus.words import agreeing, counted
 
 Labelled = tuple[Iterable[Any], Sequence[Hashable] | ArrayLike]
 """Images and their labels, as `from_images` takes them."""
@@ -171,7 +172,10 @@ def _names(classes: list[Hashable], given: Mapping[Any, str] | Sequence[str] | N
         return tuple(str(given[label]) for label in classes), True
     if given is not None:
         if len(given) != len(classes):
-            raise UserError(f"There are {len(classes)} classes and {len(given)} class_names; give one for each.")
+            raise UserError(
+                f"There {agreeing(len(classes), 'is', 'are')} {counted(len(classes), 'class', 'classes')} and "
+                f"{counted(len(given), 'name')} in class_names; give one for each."
+            )
         return tuple(map(str, given)), True
     words = tuple(map(str, classes))
     return words, all(isinstance(label, str) for label in classes) and not are_numbers(words)

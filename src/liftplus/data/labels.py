@@ -14,6 +14,7 @@ from torch import Tensor
 
 from liftplus.data.dataset import listing
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ def read(labels: Any, count: int) -> Labels:
     """
     given, notes = _flat(_listed(labels), count)
     if len(given) != count:
-        raise UserError(f"There are {count} pictures and {len(given)} labels; give one label for each picture.")
+        raise UserError(
+            f"There {agreeing(count, 'is', 'are')} {counted(count, 'picture')} and {counted(len(given), 'label')}; "
+            "give one label for each picture."
+        )
     _refuse_missing(given)
     values = [_one(place, value) for place, value in enumerate(given)]
     return Labels(values, (*notes, *_checked(values)))
@@ -126,8 +130,8 @@ def _refuse_missing(given: Iterable[Any]) -> None:
     if missing:
         place, value = missing[0]
         raise UserError(
-            f"{len(missing)} labels are missing: the first is that of picture {place}, {value!r}. Leave these pictures "
-            "out, or give them a label."
+            f"{counted(len(missing), 'label is', 'labels are')} missing: the first is that of picture {place}, "
+            f"{value!r}. Leave pictures without a label out, or give them one."
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from liftplus.data.dataset import Table
 from liftplus.data.stores import FileStore
+from liftplus.words import agreeing, counted
 
 
 def respelled(table: Table, store: FileStore, origin: Path) -> Table:
@@ -25,6 +26,9 @@ def respelled(table: Table, store: FileStore, origin: Path) -> Table:
     if not names:
         return table
     key, name = next(iter(names.items()))
-    note = f"{len(names):,} paths in {origin.name} were found under another spelling: {key!a} as {name!a}."
+    note = (
+        f"{counted(len(names), 'path')} in {origin.name} {agreeing(len(names), 'was', 'were')} found under another "
+        f"spelling: {key!a} as {name!a}."
+    )
     rows = {split: [(names.get(key, key), label) for key, label in pairs] for split, pairs in table.rows.items()}
     return dataclasses.replace(table, rows=rows, notes=(*table.notes, note))

@@ -1,4 +1,4 @@
-"""Tables of path, label and perhaps split: CSV, JSON lines, a JSON list of records, and Parquet."""
+"""Tables of path, label and perhaps split: CSV, JSON lines, JSON lists and maps, and Parquet."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from liftplus.data import documents, labels
+from liftplus.data import documents, json_maps, labels, split_names
 from liftplus.data.class_names import words
 from liftplus.data.dataset import SPLIT_OF, Table, listing
 from liftplus.data.images import IMAGE_SUFFIXES
 from liftplus.data.lists import normal
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 COLUMNS = {
     "path": "path file filename file_name filepath file_path image image_path img image_id image_name img_path id_code",
@@ -30,6 +31,8 @@ COLUMNS = {
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 """Text files that are tables by their name."""
+
+_SPLITS = frozenset({"fold", "phase", "usage"})  # further headings of columns that may say a split
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,19 @@ def read(path: Path, default_split: str = "train") -> Table:
 
 
 def has_records(path: Path) -> bool:
-    """Whether a .json file holds a list of rows, or one row a line, and not annotations."""
+    """Whether a .json file holds a list of rows, one row a line or a map, and not annotations."""
     text = documents.text(path, "file").lstrip()
+    return text.startswith("[") or _are_lines(text) or _mapped(text, path) is not None
+
+
+def _are_lines(text: str) -> bool:
     first, _, rest = text.partition("\n")
-    return text.startswith("[") or (rest.lstrip().startswith("{") and first.rstrip().endswith("}"))
+    return rest.lstrip().startswith("{") and first.rstrip().endswith("}")
+
+
+def _mapped(text: str, path: Path) -> list[Mapping[str, Any]] | None:
+    paths, classes = set(headings("path")), set(headings("label", "name"))
+    return json_maps.rows(text, path, lambda name: plain(name) in paths, lambda name: plain(name) in classes)
 
 
 def metadata(folder: Path) -> dict[str, Path]:
@@ -81,7 +93,7 @@ def _metadata_in(folder: Path) -> Path | None:
         if os.path.isfile(path):
             header = (_csv(path) if ending == ".csv" else _records(path)).header
             known = {plain(cell) for cell in header}
-            if "file_name" in known and known & {*COLUMNS["label"].split(), *COLUMNS["name"].split()}:
+            if plain("file_name") in known and known & {*headings("label", "name")}:
                 return path
     return None
 
@@ -184,16 +196,21 @@ def _merged(names: dict[str, str], whole: dict[str, str], path: Path) -> dict[st
 
 
 def plain(heading: str) -> str:
-    """A heading in small letters, blanks and hyphens as underscores."""
-    return re.sub(r"[\s-]+", "_", heading.strip().lower())
+    """A heading in small letters, without blanks, hyphens and underscores: ClassId is class_id."""
+    return re.sub(r"[\s_-]+", "", heading.lower())
+
+
+def headings(*meanings: str) -> list[str]:
+    """The plain headings that a column of one of these meanings may have."""
+    return [plain(word) for meaning in meanings for word in COLUMNS[meaning].split()]
 
 
 def find_columns(header: Sequence[str], path: Path, shown: Sequence[str] = ()) -> dict[str, int]:
     """The column of each meaning; path and label must be there. An error lists `shown` where that is given."""
     known = [plain(name) for name in header]
     columns: dict[str, int] = {}
-    for meaning, synonyms in COLUMNS.items():
-        place = next((known.index(word) for word in synonyms.split() if word in known), None)
+    for meaning in COLUMNS:
+        place = next((known.index(word) for word in headings(meaning) if word in known), None)
         if place is not None:
             columns[meaning] = place
     if "label" not in columns and "name" in columns:
@@ -202,7 +219,7 @@ def find_columns(header: Sequence[str], path: Path, shown: Sequence[str] = ()) -
         if meaning not in columns:
             seems = any(os.path.splitext(cell.strip())[1].lower() in IMAGE_SUFFIXES for cell in header)
             hint = " The first line seems to be a row; write a line of headings above it." if seems else ""
-            there = ", ".join(map(repr, shown or header))
+            there = listing(shown or header, 12)
             raise UserError(
                 f"{path} has the columns {there}, but none for the {meaning}; name one of them {meaning!r} (also "
                 f"allowed: {', '.join(COLUMNS[meaning].split()[1:])}).{hint}"
@@ -214,24 +231,32 @@ def _choices(header: Sequence[str], columns: Mapping[str, int], path: Path) -> t
     """A note for each meaning that several columns could have."""
     taken = set(columns.values())
     notes: tuple[str, ...] = ()
-    if plain(header[columns["label"]]) in COLUMNS["name"].split():
+    if plain(header[columns["label"]]) in headings("name"):
         notes += (f"The class is in column {header[columns['label']]!r} of {path.name}.",)
     for meaning in ("path", "label", "split"):
-        words_of = COLUMNS[meaning].split()
+        words_of = headings(meaning)
         others = [name for place, name in enumerate(header) if place not in taken and plain(name) in words_of]
         if others and meaning in columns:
             notes += (
                 f"The {meaning} is in column {header[columns[meaning]]!r} of {path.name}, not in {listing(others)}.",
             )
+    if "split" not in columns:
+        read = {name: split_names.read(name) for name in header}
+        alike = [k for k, v in read.items() if plain(k) in _SPLITS or (v is not None and v.rest in ((), ("is",)))]
+        notes += tuple(
+            f"The column {name!r} of {path.name} may say a split and was not read; to be read, it must be called "
+            "'split' and say train, val or test."
+            for name in alike
+        )
     return notes
 
 
 def _with_label(cells: Cells, path: Path) -> tuple[Cells, tuple[str, ...]]:
     """The table with a column of labels, where it has one column of 0 and 1 a class instead."""
     known = [plain(name) for name in cells.header]
-    if set(known) & {*COLUMNS["label"].split(), *COLUMNS["name"].split()}:
+    if set(known) & {*headings("label", "name")}:
         return cells, ()
-    other = {*COLUMNS["path"].split(), *COLUMNS["split"].split(), ""}
+    other = {*headings("path"), *headings("split"), ""}
     places = [k for k, name in enumerate(known) if name not in other]
     hot = [[k for k in places if _is_one(row[k])] for _, row in cells.rows]
     binary = all(re.fullmatch(r"[01](\.0+)?", row[k].strip()) for _, row in cells.rows for k in places)
@@ -284,16 +309,19 @@ def _csv(path: Path) -> Cells:
     for number, row in rows:
         if len(row) != len(header):
             raise UserError(
-                f"{path}, line {number} has {len(row)} fields, but the header {len(header)}; put values that hold "
-                f"a {delimiter!r} in double quotes."
+                f"{path}, line {number} has {counted(len(row), 'field')}, but the header {len(header)}; put values "
+                f"that hold a {delimiter!r} in double quotes."
             )
     return Cells(header, rows)
 
 
 def _records(path: Path) -> Cells:
-    """Rows that are JSON objects: in one list, or one a line."""
+    """Rows that are JSON objects: in one list, one a line, or in one object that maps."""
     text = documents.text(path, "table")
-    if text.lstrip().startswith("["):
+    records: list[tuple[int, Any]]
+    if path.suffix.lower() == ".json" and not _are_lines(text.lstrip()) and (mapped := _mapped(text, path)) is not None:
+        records = list(enumerate(mapped, 1))
+    elif text.lstrip().startswith("["):
         content = documents.json_value(text, path)
         records = [(number, record) for number, record in enumerate(content, 1)]
     else:
@@ -303,7 +331,7 @@ def _records(path: Path) -> Cells:
         records = [(number, documents.json_value(line, f"{path}, line {number}")) for number, line in lines]
     if not records:
         raise UserError(f"{path} is empty; write one object with path and label an image.")
-    strange = next((number for number, record in records if not isinstance(record, dict)), None)
+    strange = next((number for number, record in records if not isinstance(record, Mapping)), None)
     if strange is not None:
         raise UserError(f"{path}, entry {strange} is no object; write one with path and label an image.")
     header = list(dict.fromkeys(key for _, record in records for key in record))
@@ -314,6 +342,6 @@ def as_text(value: Any) -> str:
     """A cell as text; missing values are empty, and lists and objects stay recognisable as no label."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, list | dict):
+    if isinstance(value, list | tuple | dict):
         return json.dumps(value, default=str)
     return str(value)

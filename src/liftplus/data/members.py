@@ -13,6 +13,7 @@ from unicodedata import normalize
 from liftplus.data import archives
 from liftplus.data.dataset import listing
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ def of_archive(
         if name != "." and not any(map(archives.is_litter, name.split("/"))) and not _holds_any(name + "/", inhabited)
     )
     if len(files) < len(found):
-        notes += (f"{len(found) - len(files):,} archive members were left out, as later ones have the same names.",)
+        notes += (
+            f"{counted(len(found) - len(files), 'archive member was', 'archive members were')} left out, as others of "
+            "the same name follow.",
+        )
     if refused:
         notes += (f"Archive members with unsafe names, links or encryption were left out: {listing(refused, 3)}.",)
     notes += _litter_note({part for name, part in litter.items() if parts_of(name)[-1] != part})
@@ -208,13 +212,14 @@ class _Walk:
         if self.again:
             pairs = ", ".join(f"{name!r} to {first!r}" for name, first in sorted(self.again)[:3])
             notes += (
-                f"{len(self.again):,} links to folders that are read already or lie above were left out: {pairs}.",
+                f"{counted(len(self.again), 'link')} to folders that are read already or lie above "
+                f"{agreeing(len(self.again), 'was', 'were')} left out: {pairs}.",
             )
         twins = self._twins()
         if twins:
             notes += (
-                f"{len(twins):,} linked files are pictures that are here under another name too, such as "
-                f"{twins[0][0]!r} and {twins[0][1]!r}; they count as two.",
+                f"{counted(len(twins), 'linked file is a picture', 'linked files are pictures')} under another name "
+                f"too, such as {twins[0][0]!r} and {twins[0][1]!r}; they count as two.",
             )
         return notes
 

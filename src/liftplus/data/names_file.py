@@ -24,6 +24,7 @@ from liftplus.data.names_values import (
     roles_of,
 )
 from liftplus.errors import UserError
+from liftplus.words import counted
 
 _KEYED = re.compile(
     r"""(?:(?:class|label|id)[ _]?|\#)?  # class 0: owl
@@ -205,8 +206,8 @@ def _columns(rows: list[list[str]], roles: tuple[int, int], width: int, origin: 
     for number, row in enumerate(rows, 1):
         if len(row) != max(2, width):
             raise UserError(
-                f"{origin}, entry {number} has {len(row)} fields instead of class id and name; put a name with commas "
-                "in double quotes."
+                f"{origin}, entry {number} has {counted(len(row), 'field')} instead of class id and name; put a name "
+                "with commas in double quotes."
             )
         pairs.append((row[roles[0]], row[roles[1]]))
     if is_index([name for _, name in pairs]) and not are_ids([label for label, _ in pairs]):

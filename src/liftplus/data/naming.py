@@ -7,6 +7,7 @@ from liftplus.data.class_names import Named
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Table, are_numbers, listing, sorted_ids
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 _NAMELESS = (
     "Class names are only numbers or codes, so starting the classifier from text would mean nothing; "
@@ -38,8 +39,8 @@ def refuse_unknown(table: Table, known: set[str], name: str) -> None:
             if twin is not None:
                 way = f"{twin!r} is {alike[class_names.fold(twin)]!r} in training: write both in one way"
             raise UserError(
-                f"{name}: the {split} split has {len(unknown)} classes that training does not know, "
-                f"{listing(unknown)}; {way}."
+                f"{name}: the {split} split has {counted(len(unknown), 'class', 'classes')} that training does not "
+                f"know, {listing(unknown)}; {way}."
             )
 
 
@@ -58,4 +59,5 @@ def untrained(dataset: DataSet) -> tuple[str, ...]:
     empty = [dataset.class_names[k] for k, count in enumerate(dataset.counts("train")) if count == 0]
     if not empty:
         return ()
-    return (f"{len(empty):,} of {dataset.num_classes:,} classes have no training images: {listing(empty)}.",)
+    have = agreeing(len(empty), "has", "have")
+    return (f"{len(empty):,} of {dataset.num_classes:,} classes {have} no training images: {listing(empty)}.",)

@@ -18,7 +18,7 @@ from liftplus.data import manifest
 from liftplus.data.dataset import SPLIT_OF, Table, listing
 from liftplus.data.identity import Trace
 from liftplus.data.images import UnreadableImage
-from liftplus.data.manifest import COLUMNS, Cells
+from liftplus.data.manifest import COLUMNS, Cells, headings
 from liftplus.data.stores import ByteStore, part_of
 from liftplus.errors import UserError
 
@@ -232,7 +232,7 @@ def _read(path: Path, start: str) -> _Part:
         # Says what is missing before anything is read.
         manifest.find_columns(["path" if name == pictures else name for name in heading], path, header)
         wanted = [k for k, name in enumerate(heading) if manifest.plain(name) in _MEANT and header[k] != pictures]
-        if pictures is None and not any(manifest.plain(heading[k]) in COLUMNS["label"].split() for k in wanted):
+        if pictures is None and not any(manifest.plain(heading[k]) in headings("label") for k in wanted):
             wanted = list(range(len(header)))
         columns = [_column(file, schema, header[k]) for k in wanted]
         count = file.metadata.num_rows
@@ -247,7 +247,7 @@ def _read(path: Path, start: str) -> _Part:
     return _Part(cells, pictures, classes.get(label or ""), notes)
 
 
-_MEANT = {word for words in COLUMNS.values() for word in words.split()}
+_MEANT = set(headings(*COLUMNS))
 
 
 def _label_place(names: Sequence[str], path: Path) -> int:
@@ -258,9 +258,9 @@ def _renamed(
     header: list[str], pictures: str | None, classes: Mapping[str, Any], path: Path
 ) -> tuple[list[str], tuple[str, ...]]:
     """The headings, with the only column of declared classes as the label where none is called so."""
-    paths = COLUMNS["path"].split()
+    paths = headings("path")
     heading = ["" if pictures and name != pictures and manifest.plain(name) in paths else name for name in header]
-    if {manifest.plain(name) for name in header} & set(COLUMNS["label"].split()) or not classes:
+    if {manifest.plain(name) for name in header} & set(headings("label")) or not classes:
         return heading, ()
     if len(classes) > 1:
         raise UserError(
@@ -278,9 +278,9 @@ def _pictures(schema: Any, file: Any) -> str | None:
     for field in schema:
         inner = {field.type.field(k).name for k in range(field.type.num_fields)} if types.is_struct(field.type) else ()
         plain = types.is_binary(field.type) or types.is_large_binary(field.type)
-        if "bytes" in inner or (plain and manifest.plain(field.name) in COLUMNS["path"].split()):
+        if "bytes" in inner or (plain and manifest.plain(field.name) in headings("path")):
             found.append(field.name)
-    order = COLUMNS["path"].split()
+    order = headings("path")
     found.sort(key=lambda name: order.index(manifest.plain(name)) if manifest.plain(name) in order else len(order))
     if not found:
         return None

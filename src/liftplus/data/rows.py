@@ -11,6 +11,7 @@ from liftplus.data import labels
 from liftplus.data.dataset import Store, Table, listing
 from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 Rows = Mapping[str, Sequence[tuple[str, str]]]
 
@@ -83,7 +84,7 @@ def _once(rows: Rows, same: Callable[[str], str], name: str) -> tuple[Rows, tupl
 def _two_labels(several: Mapping[str, Sequence[str]], count: int, name: str) -> UserError:
     key, found = next(iter(several.items()))
     return UserError(
-        f"{name} gives several labels to {len(several):,} of {count:,} pictures: first {key!r}, which has "
+        f"{name} gives several labels to {len(several):,} of {counted(count, 'picture')}: first {key!r}, which has "
         f"{listing(list(dict.fromkeys(found)))}. A picture has one class here. Keep one label of each such picture, or "
         "leave it out."
     )
@@ -93,14 +94,15 @@ def _repeated(keys: Sequence[str]) -> tuple[str, ...]:
     if not keys:
         return ()
     some = listing(list(dict.fromkeys(keys)), 3)
-    return (f"{len(keys):,} rows that repeat a picture were left out, so that each picture counts once: {some}.",)
+    what = counted(len(keys), "row that repeats a picture was", "rows that repeat a picture were")
+    return (f"{what} left out, so that each picture counts once: {some}.",)
 
 
 def _shared(pictures: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     tally = Counter(" and ".join(splits) for splits in pictures.values())
     return tuple(
-        f"{count:,} pictures are in {splits} alike, first "
-        f"{next(key for key, where in pictures.items() if ' and '.join(where) == splits)!r}; a test on them says "
-        "little about unseen pictures."
+        f"{counted(count, 'picture is', 'pictures are')} in {splits} alike, first "
+        f"{next(key for key, where in pictures.items() if ' and '.join(where) == splits)!r}; a test on "
+        f"{agreeing(count, 'it', 'them')} says little about unseen pictures."
         for splits, count in tally.items()
     )

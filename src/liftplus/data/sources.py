@@ -30,6 +30,7 @@ from liftplus.data.inspection import unreadable
 from liftplus.data.located import respelled
 from liftplus.data.stores import FileStore, FolderStore, is_tar, open_store
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 _LISTS = {
     "imagenet_lt": (
@@ -52,7 +53,7 @@ KNOWN: tuple[str, ...] = ("openmoji_lt", *_CIFAR, *_LISTS)
 """Names that `data.source` may have instead of a path."""
 
 _LISTED = (".txt", ".json", *tables.ENDINGS)
-_KINDS = "a folder, .zip, .tar, .csv, .jsonl, .parquet, .txt list or iNaturalist .json"
+_KINDS = "a folder, .zip, .tar, .csv, .json, .jsonl, .parquet or .txt list"
 
 
 def load(
@@ -154,7 +155,8 @@ def without_unreadable(dataset: DataSet, progress: Callable[[int, int], None] | 
         what = "training" if needed == "train" else "test"
         raise UserError(f"{dataset.name} has no {what} images that can be read; {next(iter(broken.values()))}")
     left_out = dataclasses.replace(dataset, splits=parts)
-    note = f"{len(broken):,} images that cannot be read were left out: {listing(list(broken), 3)}."
+    what = counted(len(broken), "image that cannot be read was", "images that cannot be read were")
+    note = f"{what} left out: {listing(list(broken), 3)}."
     outdated = naming.untrained(dataset)
     kept_notes = tuple(text for text in dataset.notes if text not in outdated)
     return dataclasses.replace(left_out, notes=(*kept_notes, note, *naming.untrained(left_out)))
@@ -297,6 +299,8 @@ def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> 
         raise _no_levels(config)
     inside: Store | None = None
     if all(map(tables.is_one, paths.values())):
+        if config.level is not None:
+            raise _no_levels(config)
         table, inside = tables.read(paths, alone=len(paths) == 1)
     elif kinds == {".json"}:
         table = inaturalist.read(paths, config.level, ["train", *_given_lists(config)])
@@ -335,6 +339,6 @@ def _refuse_missing(table: Table, store: FileStore, origin: Path) -> None:
             else "set data.root to the folder or archive that the paths start from."
         )
         raise UserError(
-            f"{len(missing):,} of the {total:,} images that {origin.name} names do not exist, first "
-            f"{store.where(missing[0])}; {way_out}"
+            f"{len(missing):,} of the {counted(total, 'image')} that {origin.name} names "
+            f"{agreeing(len(missing), 'does', 'do')} not exist, first {store.where(missing[0])}; {way_out}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from liftplus.data import split_names
@@ -63,6 +63,15 @@ def read(tops: Mapping[str, Folder], deepest: int, origin: str) -> Reading:
     Raises:
         UserError: both readings are plausible, or splits hold pictures without class folders.
     """
+    reading = _read(tops, deepest, origin)
+    classes = {name for top in reading.splits for name in tops[top].inside} if reading.splits else set(tops)
+    _refuse_unlabelled(classes, tops, origin)
+    if not reading.splits and not reading.swapped:
+        _refuse_copies(tops, origin)
+    return reading
+
+
+def _read(tops: Mapping[str, Folder], deepest: int, origin: str) -> Reading:
     splits = _candidates(tops)
     if not splits:
         return _inside_out(tops, deepest, origin)
@@ -134,6 +143,32 @@ def _two_readings(
         f"{origin} can be read in two ways: {listing(nested)} {first} like {listing(list(others), 3)}. For the first, "
         "leave the other folders out, or move them into their split; for the second, give a .csv of path and label."
     )
+
+
+def _refuse_unlabelled(classes: Collection[str], tops: Mapping[str, Folder], origin: str) -> None:
+    """Refuse a class whose name says that its pictures have none."""
+    without = sorted(name for name in classes if split_names.is_unlabelled(name))
+    others = sorted(set(classes) - set(without))
+    if not without or not others:
+        return
+    first = f"take {listing(without)} out"
+    if len(others) == 1 and split_names.is_part(others[0]) and others[0] in tops and tops[others[0]].inside:
+        first = f"give {others[0]!r} alone, with the classes {listing(sorted(tops[others[0]].inside), 3)}"
+    raise UserError(
+        f"{origin} can be read in two ways: pictures in {listing(without)} have no class, or that is a class like "
+        f"{listing(others, 3)}. For the first, {first}; for the second, give a .csv of path and label."
+    )
+
+
+def _refuse_copies(tops: Mapping[str, Folder], origin: str) -> None:
+    """Refuse folders such as fold1 and fold2, or color and grayscale, that hold the same sub-folders."""
+    shared = frozenset.intersection(*(folder.inside for folder in tops.values())) if tops else frozenset()
+    if len(tops) > 1 and len(shared) > 1 and all(map(split_names.is_part, tops)):
+        raise UserError(
+            f"{origin} can be read in two ways: {listing(list(tops), 3)} are parts or copies of the data, each with "
+            f"the classes {listing(sorted(shared), 3)}, or are classes. For the first, give one of them, or join them; "
+            "for the second, give a .csv of path and label."
+        )
 
 
 def _refuse_twins(splits: Mapping[str, SplitName], nested: Sequence[str], origin: str) -> None:

@@ -15,9 +15,18 @@ _PLAIN = _SIZES | {
     *("set", "sets", "data", "dataset", "split", "splits", "folder", "dir", "class", "classes", "cls", "seg"),
     *("image", "images", "img", "imgs", "pics", "pictures", "photos", "samples", "jpg", "jpeg", "png"),
     *("new", "final", "raw", "original", "orig", "resized", "cropped", "clean", "public", "private"),
-    *("labelled", "labeled"),
+    *("labelled", "labeled", "unlabelled", "unlabeled", "unannotated"),
 }
 """Words beside the split's own that say nothing of what is in the pictures."""
+_UNLABELLED = frozenset(["unlabelled", "unlabeled", "unannotated"])
+_COPIES = frozenset(
+    [
+        *("fold", "folds", "batch", "chunk", "shard", "partition", "rgb", "color", "colour", "gray", "grey"),
+        *("grayscale", "greyscale", "segmented", "masked", "augmented", "aug", "processed", "preprocessed"),
+        *("mask", "masks", "labels", "annotations"),
+    ]
+)
+"""Further words of folders that may each hold a part of the data, or a copy of it, with all classes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,20 @@ def says_nothing(name: str) -> bool:
     """
     words = [word.lower() for word in _WORD.findall(name)]
     return _say_nothing(words) and any(word in _PLAIN for word in words)
+
+
+def is_unlabelled(name: str) -> bool:
+    """Whether a name says that pictures have no label, and nothing of what is in them: no "unlabeled bottle"."""
+    words = [word for part in _WORD.findall(name) if (word := part.lower()) not in SPLIT_OF]
+    return any(word in _UNLABELLED for word in words) and _say_nothing(words)
+
+
+def is_part(name: str) -> bool:
+    """Whether a name may be that of a part or a copy of the data: "fold1", "labeled", "grayscale"; no "class1"."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    rest = [word for word in words if word not in _COPIES]
+    told = len(rest) < len(words) or any(word in _PLAIN for word in rest)
+    return told and _say_nothing(rest) and not {"class", "classes", "cls"} & set(rest)
 
 
 def _say_nothing(words: Sequence[str]) -> bool:

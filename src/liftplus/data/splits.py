@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from liftplus.words import agreeing
+
 Rows = Sequence[tuple[str, str]]
 
 
@@ -66,4 +68,5 @@ def _set_aside(rows: dict[str, Rows], split: str, share: float, seed: int) -> st
     away = set(held.tolist())
     rows[split] = [train[i] for i in held]
     rows["train"] = [row for i, row in enumerate(train) if i not in away]
-    return f"{len(held):,} of {len(train):,} training images were set aside as the {split} split (seed {seed})."
+    were = agreeing(len(held), "was", "were")
+    return f"{len(held):,} of {len(train):,} training images {were} set aside as the {split} split (seed {seed})."

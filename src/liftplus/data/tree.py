@@ -16,6 +16,7 @@ from liftplus.data.label_files import rows_beside
 from liftplus.data.members import Members, parts_of
 from liftplus.data.stores import FileStore
 from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
 
 NAMES_FILE = "classnames.txt"
 """File at the root that gives the label order and the names, one class a line."""
@@ -67,7 +68,10 @@ def read(store: FileStore, worded: bool = False) -> Table:
             named = class_names.match(_all_folders(found), names_file.parse(store.read(name), origin), origin)
             folders, names, notes = tuple(named.names), named.names, notes + named.notes
             worded = True
-            notes += (f"{NAMES_FILE} in the data gives the label order and the names of {len(names)} classes.",)
+            notes += (
+                f"{NAMES_FILE} in the data gives the label order and the names of "
+                f"{counted(len(names), 'class', 'classes')}.",
+            )
             break
     return Table(found.rows, folders, names, notes + _undeclared(members, folders, worded))
 
@@ -158,7 +162,8 @@ def _rows(
 ) -> tuple[dict[str, list[tuple[str, str]]], tuple[str, ...], tuple[str, ...]]:
     """Rows of each split, classes in label order, and the images without a class."""
     rows: dict[str, list[tuple[str, str]]] = {}
-    left_out: list[str] = []
+    loose: list[str] = []
+    apart: list[str] = []
     below: dict[str, set[str]] = {}
     spelled: dict[str, set[str]] = {}
     level = 1 if reading.splits else 0
@@ -166,7 +171,7 @@ def _rows(
         folders = parts[:-1]
         split = reading.splits.get(parts[0]) if reading.splits else "train"
         if split is None or len(folders) <= level:
-            left_out.append(name)
+            (apart if split is None and folders else loose).append(name)
             continue
         if reading.swapped:
             split = _split(folders.pop(1)) or "train"
@@ -175,8 +180,8 @@ def _rows(
         below.setdefault(label, set()).update(folders[level + 1 : level + 2])
         rows.setdefault(split, []).append((name, label))
     classes = {label for _, label in rows.get("train", [])} | _bare_classes(bare, reading, notes)
-    notes += [*_left_out(left_out, placed), *_forms(spelled), *_below(below)]
-    return rows, sorted_ids(classes), tuple(left_out)
+    notes += [*_left_out(loose, apart, placed), *_forms(spelled), *_below(below)]
+    return rows, sorted_ids(classes), (*loose, *apart)
 
 
 def _bare_classes(bare: Sequence[_Parts], reading: split_folders.Reading, notes: list[str]) -> set[str]:
@@ -190,12 +195,20 @@ def _bare_classes(bare: Sequence[_Parts], reading: split_folders.Reading, notes:
     return {normalize("NFC", top) for top in tops if top not in splits}
 
 
-def _left_out(names: Sequence[str], placed: Mapping[str, _Parts]) -> list[str]:
-    if not names:
-        return []
-    tops = sorted({placed[name][0] for name in names if len(placed[name]) > 1})
-    where = f" (in the folders {listing(tops, 3)})" if tops else ""
-    return [f"{len(names):,} images outside any class folder were left out: {listing(names, 3)}{where}."]
+def _left_out(loose: Sequence[str], apart: Sequence[str], placed: Mapping[str, _Parts]) -> list[str]:
+    """Notes on images that lie in no class folder, and on those in folders beside the splits."""
+    notes = []
+    if loose:
+        tops = sorted({placed[name][0] for name in loose if len(placed[name]) > 1})
+        where = f" (in {agreeing(len(tops), 'the folder')} {listing(tops, 3)})" if tops else ""
+        were = f"outside any class folder {agreeing(len(loose), 'was', 'were')}"
+        notes.append(f"{counted(len(loose), 'image')} {were} left out: {listing(loose, 3)}{where}.")
+    if apart:
+        tops = sorted({placed[name][0] for name in apart})
+        of = f"{listing(tops, 3)}, which {agreeing(len(tops), 'is no split', 'are no splits')}"
+        was = agreeing(len(apart), "was", "were")
+        notes.append(f"{counted(len(apart), 'image')} in {of}, {was} left out: {listing(apart, 3)}.")
+    return notes
 
 
 def _forms(spelled: Mapping[str, set[str]]) -> list[str]:
@@ -247,7 +260,8 @@ def _ignored(others: Sequence[str], prefix: str) -> tuple[str, ...]:
     if not inside:
         return ()
     kinds = Counter(_suffix(name) or "no ending" for name in inside)
-    return (f"{len(inside):,} files whose names do not end like an image were left out: {_kinds(kinds)}.",)
+    what = counted(len(inside), "file whose name does", "files whose names do")
+    return (f"{what} not end like an image {agreeing(len(inside), 'was', 'were')} left out: {_kinds(kinds)}.",)
 
 
 def _undeclared(members: Members, folders: Sequence[str], worded: bool) -> tuple[str, ...]:
@@ -275,15 +289,20 @@ def _no_images(store: FileStore, others: Sequence[str]) -> str:
 def _no_folders(store: FileStore, found: Layout, others: Sequence[str]) -> str:
     count = len(found.left_out)
     return (
-        f"{store.path} has {count:,} images, first {found.left_out[0]!r}, but no class folders: no folder says what "
-        "they show. Use one folder a class (cat/1.jpg), a .csv of path and label, or a .cls file with the label "
-        f"beside each picture.{_instead(store, others)}"
+        f"{store.path} has {counted(count, 'image')}, first {found.left_out[0]!r}, but no class folders: no folder "
+        "says what they show. Use one folder a class (cat/1.jpg), a .csv of path and label, or a .cls file with the "
+        f"label beside each picture.{_instead(store, others)}"
     )
 
 
 def _instead(store: FileStore, others: Sequence[str]) -> str:
     """What among the other files may be meant."""
-    tables = [name for name in others if _suffix(name) in (".csv", ".parquet", ".json", ".jsonl")]
+    if any(_suffix(name) == ".arrow" for name in others):
+        return " Hugging Face's .arrow files are not read; load them with its library and save them with to_parquet."
+    endings = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
+    tables = sorted(
+        (name for name in others if _suffix(name) in endings), key=lambda name: endings.index(_suffix(name))
+    )
     packed = [name for name in others if _suffix(name) in (".zip", ".tar", ".tgz", ".gz")]
     if tables and os.path.isfile(store.where(tables[0])):
         return f" There are also tables; to read one of them, give it instead: {store.where(tables[0])}."

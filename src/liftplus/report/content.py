@@ -20,6 +20,7 @@ from liftplus.report.chart import SERIES
 from liftplus.report.judgement import Judgement
 from liftplus.report.read import Run
 from liftplus.report.series import MEASURES, Series, Spread, flat
+from liftplus.words import counted
 
 COST_HEADER = (
     "run",
@@ -113,8 +114,12 @@ def groups(run: Run) -> tuple[list[list[str]], str]:
         for name in ("many", "medium", "few")
     ]
     least = min((n for n in counts if n), default=0)
-    ratio = f", an imbalance ratio of {max(counts) / least:,.4g}" if least else ""
-    text = f"{len(counts):,} classes with {max(counts):,} to {min(counts):,} of {total:,} training pictures{ratio}."
+    ratio = max(counts) / least if least else 0.0
+    told = f", an imbalance ratio of {f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.2g}'}" if least else ""
+    text = (
+        f"{counted(len(counts), 'class', 'classes')} with {max(counts):,} to {min(counts):,} of "
+        f"{counted(total, 'training picture')}{told}."
+    )
     return rows, text
 
 

@@ -16,6 +16,7 @@ from liftplus.metrics import FEW_UNDER, MANY_OVER, group_of
 from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, dots, inner_legend, legend
 from liftplus.report.judgement import Judgement
 from liftplus.report.series import MEASURES, Series, Spread, calibrations, tte_effect
+from liftplus.words import agreeing, counted
 
 _POINTS = 1500  # more points than these are a cloud that says nothing, and slow pages
 
@@ -63,7 +64,7 @@ def _with_count(key: str, counts: Sequence[int]) -> str:
     if not counts or not counts[-1]:
         return key
     shown = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    return f"{key}\n{shown} picture{'s' if counts[-1] != 1 else ''}"
+    return f"{key}\n{shown} {agreeing(counts[-1], 'picture')}"
 
 
 def _spread(spread: Spread | None) -> list[Any]:
@@ -116,7 +117,8 @@ def tail(series: Sequence[Series]) -> Chart | None:
     for group, colour in GROUPS.items():
         inside = np.array([group_of(n) == group for n in counts])
         if inside.any():
-            label = f"{group}: {inside.sum():,} classes, {counts[inside].sum():,} pictures"
+            classes = counted(int(inside.sum()), "class", "classes")
+            label = f"{group}: {classes}, {counted(int(counts[inside].sum()), 'picture')}"
             edges = [ranks[inside][0] - 0.5, *(ranks[inside] + 0.5)]
             heights = [*counts[inside], counts[inside][-1]]
             axes.fill_between(edges, heights, step="post", color=colour, label=label, linewidth=0)

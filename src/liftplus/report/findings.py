@@ -11,6 +11,7 @@ from liftplus.report.features import Distances
 from liftplus.report.judgement import Judgement
 from liftplus.report.read import table
 from liftplus.report.series import Series, Spread, calibrations
+from liftplus.words import counted
 
 POINTS = 2.0  # by so many points a heavy run may be better on many classes and still have damaged its tail
 NO_GAIN = 0.2
@@ -51,7 +52,7 @@ def value(spread: Spread | None) -> str:
 
 def pictures(number: int) -> str:
     """A number of test pictures in words."""
-    return f"{number:,} test picture{'s' if number != 1 else ''}"
+    return counted(number, "test picture")
 
 
 def _best(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
@@ -154,7 +155,11 @@ def _convergence(series: Sequence[Series]) -> list[Finding]:
         start = f"its classifier starts from {_part(one, 'head_init')}"
         if faster and mine[0] > 1.5 * faster[0][0] and mine[0] - faster[0][0] > 0.2:
             reached = next((k for k, loss in enumerate(mine, 1) if loss <= faster[0][0]), None)
-            when = f"reaches that in epoch {reached}" if reached else f"never reaches that in {len(mine)} epochs"
+            when = (
+                f"reaches that in epoch {reached}"
+                if reached
+                else f"never reaches that in {counted(len(mine), 'epoch')}"
+            )
             text = (
                 f"{one.label} has a loss of {mine[0]:.2f} in its first epoch, {faster[1].label} {faster[0][0]:.2f}; it "
                 f"{when}. Look at the initialisation: {start}; head_init=semantic or class_mean starts closer."

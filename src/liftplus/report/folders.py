@@ -8,6 +8,7 @@ from pathlib import Path
 
 from liftplus.errors import UserError
 from liftplus.report.read import FILES
+from liftplus.words import counted
 
 DEPTH = 3  # levels below a folder at which its runs lie: reproduce has DATA/BACKBONE/METHOD-seedN
 SWEEP = "sweep.json"
@@ -58,7 +59,7 @@ def _inside(folder: Path, notes: list[str]) -> list[Path]:
     tested = [run for run in runs if (run / "metrics.json").is_file()]
     if not tested:
         raise UserError(
-            f"{str(folder)!r} holds {len(runs)} run{'s' if len(runs) != 1 else ''}, of which none has been tested. Go "
+            f"{str(folder)!r} holds {counted(len(runs), 'run')}, of which none has been tested. Go "
             "on with the command that began them, or name one run."
         )
     if left := [run.name for run in runs if run not in tested]:

@@ -25,6 +25,7 @@ from liftplus.report.folders import Given
 from liftplus.report.judgement import Judgement, judge
 from liftplus.report.series import MEASURES, Series, grouped
 from liftplus.runtime import Progress, Silent
+from liftplus.words import counted
 
 PAGE, MARKER = "report.html", ".liftplus-report"
 CHARTS = (
@@ -216,7 +217,7 @@ def _verdict(found: Sequence[findings.Finding]) -> list[findings.Finding]:
 def _runs(seeds: Sequence[int]) -> str:
     """How many runs there are, and of what, from the number of seeds of each series."""
     if len(seeds) == sum(seeds):
-        return f"{len(seeds)} run{'' if len(seeds) == 1 else 's'}"
+        return counted(len(seeds), "run")
     each = str(max(seeds)) if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)}"
     return f"{sum(seeds)} runs, {each} seeds each"
 

@@ -13,6 +13,7 @@ from PIL import Image
 from liftplus.data.dataset import DataSet, Store
 from liftplus.errors import UserError
 from liftplus.report.series import Series
+from liftplus.words import counted
 
 PAIRS, PICTURES, SIDE = 10, 3, 88
 
@@ -57,10 +58,10 @@ class Pair:
     def count(self) -> str:
         """How often, in words."""
         if self.seeds == 1:
-            of = f"of its {self.tests:,} test picture{'s' if self.tests != 1 else ''}"
+            of = f"of its {counted(self.tests, 'test picture')}"
         else:
             each = self.tests // self.seeds
-            of = f"of {self.tests:,} ({self.seeds} seeds, {each:,} test picture{'s' if each != 1 else ''} each)"
+            of = f"of {self.tests:,} ({self.seeds} seeds, {counted(each, 'test picture')} each)"
         return f"{self.images:,} {of}, {self.share:.0f} %"
 
     @property

@@ -19,6 +19,7 @@ from liftplus.reproduce.catalogue import Experiment
 from liftplus.reproduce.plan import Plan
 from liftplus.runs import Session
 from liftplus.runtime import duration
+from liftplus.words import agreeing
 
 PAUSE = 2.0  # seconds between looks at runs that other processes are making
 TIMES = "times.jsonl"
@@ -174,7 +175,7 @@ class Outlook:
             also = " further" if self.measured else ""
             text += f" By an estimate (see `liftplus reproduce list`), training takes{also} {duration(self.estimated)}."
         if self.unknown:
-            text += f" How long {self.unknown} {'of them ' if self.unknown > 1 else ''}take is not known."
+            text += f" How long {self.unknown} {agreeing(self.unknown, 'takes', 'of them take')} is not known."
         return text
 
 

@@ -15,6 +15,7 @@ from liftplus.reproduce import needs
 from liftplus.reproduce.carry_out import finished_test
 from liftplus.reproduce.catalogue import Claim, Comparison, Experiment
 from liftplus.reproduce.plan import Plan, changed_settings
+from liftplus.words import agreeing
 
 NOT_RUN, NOT_CONTRADICTED = "not run", "not contradicted"
 STATUS = "status.json"
@@ -86,7 +87,7 @@ class Tested:
         """What was found."""
         if self.difference is None:
             return f"{self.better} against {self.worse}, {self.metric}: {self.verdict}. {self.why}".rstrip()
-        points = f"{self.margin:g} point{'' if self.margin == 1 else 's'}"
+        points = f"{self.margin:g} {agreeing(self.margin or 0, 'point')}"
         margin = "" if self.margin is None else f" with a margin of {points}"
         return f"{self.difference.sentence()} {self.verdict[:1].upper()}{self.verdict[1:]}{margin}."
 

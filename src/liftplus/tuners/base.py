@@ -14,6 +14,7 @@ from liftplus.backbones.base import Backbone
 from liftplus.backbones.sites import Site, Tower
 from liftplus.errors import UserError
 from liftplus.registry import Component
+from liftplus.words import counted
 
 TEXT_WIDTH, TEXT_PROMPTS = 4, 2
 
@@ -131,7 +132,7 @@ class Tuner(Component):
         chosen = range(depth - self.layers, depth) if isinstance(self.layers, int) else self.layers
         if not chosen or min(chosen) < 0 or max(chosen) >= depth:
             raise UserError(
-                f"{self.name}.layers is {self.layers}; {depth} blocks can be chosen, 0 to {depth - 1}: "
+                f"{self.name}.layers is {self.layers}; {counted(depth, 'block')} can be chosen, 0 to {depth - 1}: "
                 f'give "all", a number from 1 to {depth} for the last blocks, or a list.'
             )
         return frozenset(chosen)
