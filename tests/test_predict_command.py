@@ -135,15 +135,9 @@ def test_a_folder_called_like_a_picture_is_read_as_a_folder(place: Path, command
     assert [row["path"] for row in table(ended.out)] == ["new/a.png", "new/photo.jpg/photo.jpg"]
 
 
-def test_settings_stand_beside_pictures(place: Path, command: Command, tmp_path: Path) -> None:
+def test_a_setting_among_the_pictures_is_told_apart(place: Path, command: Command, tmp_path: Path) -> None:
     given = ("predict", place / "run", place / "photos" / "test")
-    ended, meant = command(*given, "tte=false"), command(*given, "--one-crop")
-    assert ended.code == 0, ended.err
-    assert ended.out == meant.out
-    alone = command(*given[:2], "tte=false")
-    assert alone.code == 2 and "'tte=false' is a setting. Give pictures too" in alone.err
-    wrong = command(*given, "presicion=fp32")
-    assert wrong.code == 2 and "Did you mean 'precision'" in wrong.err
-    shutil.copy(next((place / "photos" / "test").glob("*/*.png")), tmp_path / "a=b.png")
+    ended = command(*given, "tte=false")
+    assert ended.code == 2 and "for a setting write --set tte=false" in ended.err
+    shutil.copy(next((place / "photos" / "test").rglob("*.png")), tmp_path / "a=b.png")
     assert [row["path"] for row in table(command(*given[:2], "a=b.png").out)] == ["a=b.png"]
-    assert "contradict" in command(*given, "tte=true", "--one-crop").err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,6 +48,9 @@ def predict(
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
     _check_target(out)
+    for word in pictures:
+        if re.match(r"[a-z_][a-z0-9_.]*=", word) and not os.path.exists(word):
+            raise UserError(f"{word!r} names no image; for a setting write --set {word}.")
     rows = parallel.job().from_leader(lambda: inputs.read(pictures, _stdin))
     skips = unreadable == "skip"
     rows = rows if skips else rows.complete()
