@@ -10,7 +10,7 @@
 `test` trains both recipes with three seeds and measures the test split once, with one crop. `search` trains the
 settings of `GRID` (and of `NAMES_ALONE`) and both recipes with a seed of its own, and measures a fifth of the training
 pictures that is kept aside. `best` tests each pair's best setting of that search as `test` does. `left-out` chooses the
-constants of the rule for learning rates on all pairs but one, by the search, and says what they lose on that one.
+factor of the published rate at batch 16 on all pairs but one, by the search, and says what it loses on that one.
 
 The first three append one line a run to benchmarks/results/recipe.jsonl and leave out runs whose line is there, so that
 they go on where they were stopped; several may run side by side (--part 0/2, 1/2). The pairs are subsets of the data in
@@ -20,7 +20,6 @@ they go on where they were stopped; several may run side by side (--part 0/2, 1/
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import random
@@ -37,7 +36,7 @@ from typing import Any
 
 import numpy
 
-from liftplus import config, recipe, runs, runtime, train
+from liftplus import config, runs, runtime, train
 from liftplus.evaluate import Reading, predict, score
 
 ROWS = Path("benchmarks/results/recipe.jsonl")
@@ -258,51 +257,42 @@ def table(rows: Path) -> Iterator[str]:
         )
 
 
-NEAR = tuple(0.1 * 2 ** (k / 2) for k in range(9))
-FAR = tuple(0.25 * 2 ** (k / 2) for k in range(11))
-"""Factors of the published rate at batch 16 to try, for a good first classifier and for one that knows nothing."""
+FACTORS = tuple(0.25 * 2 ** (k / 2) for k in range(8))
+"""Of the published rate at batch 16: the constant of the rule, 1 as it is."""
 
 
 def left_out(rows: Path) -> Iterator[str]:
-    """What the rule's two constants lose on a pair when the other pairs choose them, in points on pictures kept aside.
+    """What the rule's factor loses on a pair when the other pairs choose it, in points on pictures kept aside.
 
     Loss is against the best rate of the search at batch 16 with measured rates; between two rates that were tried,
     accuracy is interpolated on their logarithm.
     """
-    found = [row for row in read(rows) if row["stage"] == "search" and "end" in row]
-    curves, starts, rates = {}, {}, {}
+    curves, published = {}, {}
     for pair, about in PAIRS.items():
-        mine = [row for row in found if row["pair"] == pair]
-        scaled = [row for row in mine if row["settings"].startswith("scaled, batch 16,")]
-        auto = [row for row in mine if row["settings"] == "recipe=auto"]
-        if len(scaled) == 4 and auto:
+        scaled = [
+            row
+            for row in read(rows)
+            if (row["stage"], row["pair"]) == ("search", pair)
+            and row["settings"].startswith("scaled, batch 16,")
+            and "end" in row
+        ]
+        if len(scaled) == len([name for name in GRID if name.startswith("scaled, batch 16,")]):
             curves[pair] = {row["chosen"]["lr"]: row["end"]["mean_class"] for row in scaled}
-            rates[pair] = config.resolve(data=about.source or "openmoji_lt", backbone=about.backbone).train.lr
-            starts[pair] = _start(auto[0]["chosen"]["batch_size"], auto[0]["chosen"]["lr"] / rates[pair])
-    yield "| pair left out | near, far | loss there | loss with the rule's own constants |"
+            published[pair] = config.resolve(data=about.source or "openmoji_lt", backbone=about.backbone).train.lr
+    yield "| pair left out | factor by the others | loss there | loss at 1 |"
     yield "|---|---|---|---|"
-    own = (recipe.factor(16, 1.0), recipe.factor(16, 0.0))
-    for pair, curve in curves.items():
-        others = [name for name in curves if name != pair]
-        chosen = min(
-            itertools.product(NEAR, FAR),
-            key=lambda both: sum(_lost(curves[name], rates[name], starts[name], *both) for name in others),
-        )
-        yield (
-            f"| {pair} | {chosen[0]:.2g}, {chosen[1]:.2g} | {_lost(curve, rates[pair], starts[pair], *chosen):.1f} "
-            f"| {_lost(curve, rates[pair], starts[pair], *own):.1f} |"
-        )
+    for pair in curves:
+        lost = {
+            factor: [_lost(curves[name], factor * published[name]) for name in curves if name != pair]
+            for factor in FACTORS
+        }
+        chosen = min(FACTORS, key=lambda factor: sum(lost[factor]))
+        here = [_lost(curves[pair], factor * published[pair]) for factor in (chosen, 1.0)]
+        yield f"| {pair} | {chosen:.2g} | {here[0]:.1f} | {here[1]:.1f} |"
 
 
-def _start(batch: int, factor: float) -> float:
-    """Share of training pictures that the start had right, at most GOOD_START, by the factor that followed from it."""
-    near, far = recipe.factor(batch, 1.0), recipe.factor(batch, 0.0)
-    return recipe.GOOD_START * math.log(factor / far) / math.log(near / far)
-
-
-def _lost(curve: dict[float, float], published: float, start: float, near: float, far: float) -> float:
-    """Points below the curve's best at the rate that the rule gives."""
-    rate = published * far * (near / far) ** min(1.0, start / recipe.GOOD_START)
+def _lost(curve: dict[float, float], rate: float) -> float:
+    """Points below the curve's best at a rate; outside of what was tried, as at the nearest."""
     tried = sorted(curve)
     value = float(numpy.interp(math.log(rate), [math.log(lr) for lr in tried], [curve[lr] for lr in tried]))
     return max(curve.values()) - value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -46,29 +45,20 @@ def test_the_batch_grows_with_the_square_root_of_the_pictures(pictures: int, bat
     assert recipe.batch_size(pictures) == batch
 
 
-def test_the_rate_is_the_published_one_at_batch_128_and_follows_the_start_below() -> None:
-    assert [recipe.factor(128, start) for start in (0.0, 0.5, 1.0)] == [1, 1, 1]
-    assert recipe.factor(16, 0.0) == 2.5
-    assert recipe.factor(16, 0.8) == recipe.factor(16, 1.0) == pytest.approx(math.sqrt(16 / 128), abs=0.01)
-    falling = [recipe.factor(16, start / 10) for start in range(9)]
-    assert falling == sorted(falling, reverse=True)
-
-
 def test_at_the_size_of_imagenet_lt_every_published_value_stands(photos: Path) -> None:
     dataset = sources.load(config.resolve(data=str(photos)).data)
     settings = auto(str(photos))
     large = of_size(dataset, 115_846)
     chosen = recipe.settled(settings, large)
     assert (chosen.train.batch_size, chosen.train.epochs, chosen.train.schedule) == (128, 5, "epoch")
-    model = train.build(chosen, dataset, CPU)
-    assert recipe.rated(chosen, dataset, model, CPU).train.lr == 0.02
+    assert chosen.train.lr == 0.02
     assert chosen.tuner == config.resolve(data=str(photos)).tuner
 
 
 def test_small_data_get_more_updates_and_a_floor_for_the_width(photos: Path) -> None:
     dataset = sources.load(config.resolve(data=str(photos)).data)
     chosen = recipe.settled(auto(str(photos)), dataset)
-    assert (chosen.train.batch_size, chosen.train.schedule) == (16, "step")
+    assert (chosen.train.batch_size, chosen.train.schedule, chosen.train.lr) == (16, "step", 0.02)
     model = train.build(chosen, dataset, CPU)
     assert {part.down.out_features for part in model.modules() if isinstance(part, Parallel)} == {recipe.WIDTH}
 

@@ -1,8 +1,8 @@
 """recipe=auto: settings for data of any size, chosen from the number of training pictures and from the start.
 
 The papers' presets were made for 100,000 pictures in batches of 128. Fewer pictures give too few updates, so the batch
-shrinks with the square root of their number, and the rate with it only as far as the start asks for it.
-docs/recipe.md says how the rule came about and on which data it was checked.
+shrinks with the square root of their number. The published rate stays: what it does to a backbone is measured
+(`safeguard`). docs/recipe.md says how the rule came about and on which data it was checked.
 """
 
 from __future__ import annotations
@@ -12,24 +12,17 @@ import time
 from typing import Any
 
 from liftplus import rate_search, time_limit, train
-from liftplus.config import RunConfig, from_dict, resolve
+from liftplus.config import RunConfig, from_dict
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
 from liftplus.model import Classifier
 from liftplus.runtime import Progress, Runtime
-from liftplus.safeguard import Probe
-from liftplus.tuners.branch import Branch
 from liftplus.words import counted
 
 LARGE = 100_000
 """Training pictures from which on the published batch and rate stand."""
 BATCHES = (16, 128)
-GOOD_START = 0.8
-"""Share of training pictures that a good first classifier gets right; its rate is the published one, scaled with the
-square root of the batch."""
-FARTHER = 2.5
-"""Factor of the published rate at batch 16 where the first classifier knows nothing."""
 MOST_EPOCHS = 30
 ESTIMATED = 100
 """Optimiser steps from which on a run is worth the few that are needed to say how long it will take."""
@@ -63,15 +56,6 @@ def _start(config: RunConfig, dataset: DataSet, small: bool) -> dict[str, Any]:
     if config.head_init.name in ("class_mean", "auto") or not dataset.named:
         return {"name": "auto"}
     return {"name": "mix"} if small else {"name": "semantic"}
-
-
-def rated(config: RunConfig, dataset: DataSet, model: Classifier, runtime: Runtime) -> RunConfig:
-    """The configuration with the learning rate, which follows from the batch and from how good the start is."""
-    if "train.lr" not in config.automatic or not _is_light(model):
-        return config
-    start = runtime.job.from_leader(lambda: Probe(model, config, dataset, runtime).accuracy())
-    published = resolve(data=config.data.source, backbone=config.backbone.name, method=config.method).train.lr
-    return _with(config, {"train.lr": published * factor(config.train.batch_size, start)})
 
 
 def timed(
@@ -147,28 +131,6 @@ def batch_size(pictures: int) -> int:
     least, most = BATCHES
     wanted = most * math.sqrt(max(pictures, 1) / LARGE)
     return min(most, max(least, 2 ** round(math.log2(wanted))))
-
-
-def factor(batch: int, start: float) -> float:
-    """Factor of the published rate, which is for batches of 128, to two digits.
-
-    Args:
-        batch: images an optimiser step.
-        start: share of training pictures that the first classifier gets right, from 0 to 1.
-
-    A good start keeps what it has with small steps; one that knows nothing has far to go. Between the two the factor is
-    interpolated on a logarithmic scale.
-    """
-    least, most = BATCHES
-    smaller = min(1.0, max(0.0, math.log(most / batch) / math.log(most / least)))  # 0 at 128, 1 at 16
-    near, far = math.sqrt(least / most) ** smaller, FARTHER**smaller
-    return float(f"{far * (near / far) ** min(1.0, start / GOOD_START):.2g}")
-
-
-def _is_light(model: Classifier) -> bool:
-    """Whether every tuned weight belongs to a branch beside the backbone, or to the head."""
-    own = {id(p) for part in model.modules() if isinstance(part, Branch) for p in part.parameters()}
-    return all(id(p) in own for p in model.partition()["tuned"].values())
 
 
 def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:

@@ -104,7 +104,6 @@ class Session:
         with deterministic(config.deterministic):
             model = build(config, dataset, self.runtime, self.progress, self.cache)
             if begun is None:
-                config = recipe.rated(config, dataset, model, self.runtime)
                 config, seconds = recipe.timed(config, dataset, model, self.runtime, self.began, self.progress)
         session = replace(self, config=config, seconds=seconds)
         session.cache.notes.extend(self.cache.notes)
