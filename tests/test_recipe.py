@@ -226,7 +226,7 @@ def test_thirty_pictures_train_to_more_than_their_start(
     assert ended.code == 0
     found = json.loads(ended.out)
     start = json.loads(Path("run/config.json").read_text())["start"]["held_out"]
-    assert found["overall"] > start or found["signs"]
+    assert found["overall"] > start or found["signs"] or start == 100
 
 
 def test_a_run_without_a_backbone_says_what_it_takes_and_what_is_at_hand(

@@ -111,8 +111,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
     """A safetensors file with a description and checksums of both, whole or not at all; never of broken weights."""
     if broken := [name for name, value in tensors.items() if not sound(value)]:
         raise DivergedError(
-            f"{counted(len(broken), 'weight is', 'weights are')} not finite, first {broken[0]}, so {str(path)!r} was "
-            "not written and what was there before stays. Lower train.lr, or give a sound file of backbone weights."
+            f"{counted(len(broken), 'weight is', 'weights are')} not finite or beyond all use, first {broken[0]}, so "
+            f"{str(path)!r} was not written and what was there before stays. Lower train.lr, or give a sound file of "
+            "backbone weights."
         )
     about = json.loads(json.dumps(about | {"sha256": checksum(tensors)}))
     described = json.dumps(about | {"sha256_description": _seal(about, tensors)})

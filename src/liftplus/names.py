@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from liftplus.errors import unknown
+from liftplus.errors import UserError, unknown
 
 DATA_SETS = {
     "openmoji_lt": "120 classes of OpenMoji drawings, 200 to 2 a class; drawn on the fly, needs the extra 'demo'",
@@ -44,7 +44,9 @@ def full_backbone(name: str) -> str:
     if name.startswith(("timm/", "open_clip/")) or name == "mini_clip":
         return name
     if name not in table:
-        raise unknown("backbone", name, [*table, "timm/ARCH.TAG", "open_clip/ARCH/TAG"])
+        raise UserError(
+            f"{unknown('backbone', name, table)} timm/ARCH.TAG and open_clip/ARCH/TAG work; `liftplus info` has all."
+        )
     full: str = table[name]["weights"]
     return full
 

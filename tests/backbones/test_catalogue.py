@@ -202,7 +202,7 @@ def test_find_lists_every_name_that_can_be_given() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("clip_vit_b61", ["Did you mean 'clip_vit_b16'?", "timm/ARCH.TAG", "open_clip/ARCH/TAG", "dinov2_s14"]),
+        ("clip_vit_b61", ["Did you mean 'clip_vit_b16'?", "timm/ARCH.TAG", "open_clip/ARCH/TAG", "liftplus info"]),
         ("mini_clip/x", ["Did you mean 'mini_clip'?"]),
         ("timm/vit_base_patch16_242.mae", ["Did you mean 'vit_base_patch16_224'", "info --find"]),
         ("timm/Resnet50.a1_in1k", ["Did you mean 'resnet50'"]),
