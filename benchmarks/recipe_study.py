@@ -279,8 +279,9 @@ def left_out(rows: Path) -> Iterator[str]:
         if len(scaled) == len([name for name in GRID if name.startswith("scaled, batch 16,")]):
             curves[pair] = {row["chosen"]["lr"]: row["end"]["mean_class"] for row in scaled}
             published[pair] = config.resolve(data=about.source or "openmoji_lt", backbone=about.backbone).train.lr
-    yield "| pair left out | factor by the others | loss there | loss at 1 |"
-    yield "|---|---|---|---|"
+    tried = sorted({lr for curve in curves.values() for lr in curve})
+    yield "| pair | " + " | ".join(f"{lr:g}" for lr in tried) + " | factor by the others | loss there | loss at 1 |"
+    yield "|---" * (len(tried) + 4) + "|"
     for pair in curves:
         lost = {
             factor: [_lost(curves[name], factor * published[name]) for name in curves if name != pair]
@@ -288,7 +289,8 @@ def left_out(rows: Path) -> Iterator[str]:
         }
         chosen = min(FACTORS, key=lambda factor: sum(lost[factor]))
         here = [_lost(curves[pair], factor * published[pair]) for factor in (chosen, 1.0)]
-        yield f"| {pair} | {chosen:.2g} | {here[0]:.1f} | {here[1]:.1f} |"
+        accuracies = " | ".join(f"{curves[pair][lr]:.1f}" for lr in tried)
+        yield f"| {pair} | {accuracies} | {chosen:.2g} | {here[0]:.1f} | {here[1]:.1f} |"
 
 
 def _lost(curve: dict[float, float], rate: float) -> float:

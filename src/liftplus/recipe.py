@@ -1,4 +1,4 @@
-"""recipe=auto: settings for data of any size, chosen from the number of training pictures and from the start.
+"""recipe=auto: settings for data of any size, chosen from the number of training pictures.
 
 The papers' presets were made for 100,000 pictures in batches of 128. Fewer pictures give too few updates, so the batch
 shrinks with the square root of their number. The published rate stays: what it does to a backbone is measured

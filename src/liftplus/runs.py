@@ -172,11 +172,11 @@ def unfinished(folder: Path) -> RunConfig | None:
 
     A finished run, or a folder that holds something else, is refused.
     """
-    about = results.read_json(folder / CONFIG, "config") if (folder / CONFIG).is_file() else None
-    if about is None or ((folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()):
+    begun = _begun(folder)
+    if begun is None or ((folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()):
         results.refuse_existing(folder)
         return None
-    return from_dict(saved(about["config"]))
+    return begun
 
 
 def changes(begun: RunConfig, config: RunConfig) -> list[str]:
