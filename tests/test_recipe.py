@@ -58,7 +58,7 @@ def test_at_the_size_of_imagenet_lt_every_published_value_stands(photos: Path) -
 def test_small_data_get_more_updates_and_a_floor_for_the_width(photos: Path) -> None:
     dataset = sources.load(config.resolve(data=str(photos)).data)
     chosen = recipe.settled(auto(str(photos)), dataset)
-    assert (chosen.train.batch_size, chosen.train.schedule, chosen.train.lr) == (16, "step", 0.02)
+    assert (chosen.train.batch_size, chosen.train.schedule, chosen.train.lr) == (16, "step", 0.01)
     model = train.build(chosen, dataset, CPU)
     assert {part.down.out_features for part in model.modules() if isinstance(part, Parallel)} == {recipe.WIDTH}
 
@@ -81,10 +81,12 @@ def test_what_is_given_is_never_touched(photos: Path) -> None:
         auto(str(photos), "automatic=[]")
 
 
-def test_full_fine_tuning_keeps_its_published_rate(photos: Path) -> None:
-    settings = auto(str(photos), method="full")
-    session, _ = runs.Session(settings, CPU).start(sources.load(settings.data))
-    assert (session.config.train.lr, session.config.train.batch_size) == (0.001, 16)
+def test_the_rate_falls_with_the_cube_root_of_the_batch(photos: Path) -> None:
+    """Of the method's own published rate, also where the user gives the batch."""
+    assert [recipe.factor(batch) for batch in (16, 32, 64, 128, 512)] == [0.5, 0.63, 0.79, 1, 1]
+    dataset = sources.load(config.resolve(data=str(photos)).data)
+    assert recipe.settled(auto(str(photos), method="full"), dataset).train.lr == 0.0005
+    assert recipe.settled(auto(str(photos), "train.batch_size=64"), dataset).train.lr == pytest.approx(0.0158)
 
 
 def test_benchmarks_and_old_runs_keep_the_published_recipe(photos: Path) -> None:

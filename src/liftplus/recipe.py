@@ -1,8 +1,8 @@
 """recipe=auto: settings for data of any size, chosen from the number of training pictures.
 
 The papers' presets were made for 100,000 pictures in batches of 128. Fewer pictures give too few updates, so the batch
-shrinks with the square root of their number. The published rate stays: what it does to a backbone is measured
-(`safeguard`). docs/recipe.md says how the rule came about and on which data it was checked.
+shrinks with the square root of their number, and the rate with the cube root of the batch. What a rate does to a
+backbone is measured (`safeguard`). docs/recipe.md says how the rule came about and on which data it was checked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from liftplus import rate_search, time_limit, train
-from liftplus.config import RunConfig, from_dict
+from liftplus.config import RunConfig, from_dict, resolve
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
@@ -39,8 +39,11 @@ def settled(config: RunConfig, dataset: DataSet) -> RunConfig:
     """The configuration with everything that follows from the size of the data; what was given stays."""
     count = len(dataset.splits["train"]) if "train" in dataset.splits else 0
     small = count < LARGE
+    batch = batch_size(count) if "train.batch_size" in config.automatic else config.train.batch_size
+    published = resolve(data=config.data.source, backbone=config.backbone.name, method=config.method).train.lr
     chosen: dict[str, Any] = {
-        "train.batch_size": batch_size(count),
+        "train.batch_size": batch,
+        "train.lr": published * factor(batch),
         "train.schedule": "step" if small else "epoch",
         "train.scale_rates": True,
         "train.go_back": True,
@@ -131,6 +134,11 @@ def batch_size(pictures: int) -> int:
     least, most = BATCHES
     wanted = most * math.sqrt(max(pictures, 1) / LARGE)
     return min(most, max(least, 2 ** round(math.log2(wanted))))
+
+
+def factor(batch: int) -> float:
+    """Factor of the published rate, which is for batches of 128: the cube root of batch / 128, at most 1; two digits."""
+    return float(f"{min(1.0, (batch / BATCHES[1]) ** (1 / 3)):.2g}")
 
 
 def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
