@@ -137,7 +137,7 @@ def batch_size(pictures: int) -> int:
 
 
 def factor(batch: int) -> float:
-    """Factor of the published rate, which is for batches of 128: the cube root of batch / 128, at most 1; two digits."""
+    """Factor of the published rate, that of batch 128: the cube root of batch / 128, at most 1, two digits."""
     return float(f"{min(1.0, (batch / BATCHES[1]) ** (1 / 3)):.2g}")
 
 
