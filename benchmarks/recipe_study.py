@@ -6,11 +6,14 @@
     python benchmarks/recipe_study.py best --shared ../shared/data --vit vits14.safetensors
     python benchmarks/recipe_study.py table
     python benchmarks/recipe_study.py left-out
+    python benchmarks/recipe_study.py write
 
 `test` trains both recipes with three seeds and measures the test split once, with one crop. `search` trains the
 settings of `GRID` (and of `NAMES_ALONE`) and both recipes with a seed of its own, and measures a fifth of the training
 pictures that is kept aside. `best` tests each pair's best setting of that search as `test` does. `left-out` chooses the
 factor of the published rate at batch 16 on all pairs but one, by the search, and says what it loses on that one.
+
+`write` puts both tables into docs/recipe.md.
 
 The first three append one line a run to benchmarks/results/recipe.jsonl and leave out runs whose line is there, so that
 they go on where they were stopped; several may run side by side (--part 0/2, 1/2). The pairs are subsets of the data in
@@ -23,6 +26,7 @@ import argparse
 import json
 import math
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -36,10 +40,11 @@ from typing import Any
 
 import numpy
 
-from liftplus import config, runs, runtime, train
+from liftplus import config, recipe, runs, runtime, train
 from liftplus.evaluate import Reading, predict, score
 
 ROWS = Path("benchmarks/results/recipe.jsonl")
+PAGE = Path("docs/recipe.md")
 SEEDS, SEARCH_SEED = (0, 1, 2), 1000
 GROUPS = ("overall", "mean_class", "many", "medium", "few")
 
@@ -258,7 +263,7 @@ def table(rows: Path) -> Iterator[str]:
 
 
 FACTORS = tuple(0.25 * 2 ** (k / 2) for k in range(8))
-"""Of the published rate at batch 16: the constant of the rule, 1 as it is."""
+"""Of the published rate at batch 16, to choose from."""
 
 
 def left_out(rows: Path) -> Iterator[str]:
@@ -280,7 +285,11 @@ def left_out(rows: Path) -> Iterator[str]:
             curves[pair] = {row["chosen"]["lr"]: row["end"]["mean_class"] for row in scaled}
             published[pair] = config.resolve(data=about.source or "openmoji_lt", backbone=about.backbone).train.lr
     tried = sorted({lr for curve in curves.values() for lr in curve})
-    yield "| pair | " + " | ".join(f"{lr:g}" for lr in tried) + " | factor by the others | loss there | loss at 1 |"
+    yield (
+        "| pair | "
+        + " | ".join(f"{lr:g}" for lr in tried)
+        + " | factor by the others | loss there | loss by the rule |"
+    )
     yield "|---" * (len(tried) + 4) + "|"
     for pair in curves:
         lost = {
@@ -288,7 +297,7 @@ def left_out(rows: Path) -> Iterator[str]:
             for factor in FACTORS
         }
         chosen = min(FACTORS, key=lambda factor: sum(lost[factor]))
-        here = [_lost(curves[pair], factor * published[pair]) for factor in (chosen, 1.0)]
+        here = [_lost(curves[pair], factor * published[pair]) for factor in (chosen, recipe.factor(16))]
         accuracies = " | ".join(f"{curves[pair][lr]:.1f}" for lr in tried)
         yield f"| {pair} | {accuracies} | {chosen:.2g} | {here[0]:.1f} | {here[1]:.1f} |"
 
@@ -307,9 +316,19 @@ def _spread(rows: list[dict[str, Any]], group: str = "mean_class", at: str = "en
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
+def filled(page: str, rows: Path) -> str:
+    """docs/recipe.md with both tables anew."""
+    for name, lines in (("table", table(rows)), ("left-out", left_out(rows))):
+        block = f"<!-- recipe: {name} -->\n" + "\n".join(lines) + "\n<!-- recipe: end -->"
+        page = re.sub(
+            rf"<!-- recipe: {name} -->.*?<!-- recipe: end -->", lambda _, block=block: block, page, flags=re.S
+        )
+    return page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("search", "test", "best", "table", "left-out"))
+    parser.add_argument("stage", choices=("search", "test", "best", "table", "left-out", "write"))
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
     parser.add_argument("--rows", type=Path, default=ROWS)
@@ -321,6 +340,9 @@ def main() -> None:
         return
     if given.stage == "left-out":
         print("\n".join(left_out(given.rows)))
+        return
+    if given.stage == "write":
+        PAGE.write_text(filled(PAGE.read_text(), given.rows))
         return
     part = tuple(int(number) for number in given.part.split("/"))
     run(given.stage, given.shared, given.vit, given.rows, (part[0], part[1]), given.only)

@@ -286,3 +286,9 @@ def test_start_times_are_told(script: Callable[[str], Any], tmp_path: Path) -> N
     assert [name for name, _ in stages] == list(script("startup").STAGES)
     assert 0 < stages[0][1] < stages[1][1] < stages[2][1] < stages[3][1] < stages[4][1]
     assert "the first step is done" in script("tables").of_kind(out.name, record)
+
+
+def test_the_page_on_settings_has_the_tables_of_its_study(script: Callable[[str], Any]) -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text()
+    assert script("recipe_study").filled(page, BENCHMARKS / "results" / "recipe.jsonl") == page
+    assert page.count("| 17 clothes, ViT-S/14 |") == 2
