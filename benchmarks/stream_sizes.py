@@ -5,6 +5,8 @@
         --weights dinov2_s14=vits14.safetensors --precision fp32 \\
         --out benchmarks/results/stream-sizes.json
 
+    python benchmarks/stream_sizes.py --random --backbone timm/test_resnet.r160_in1k --out random.json
+
 A row is a backbone: the mean square of the activation at each branch, from the input on. It is the number by which
 `train.scale_rates` multiplies a branch's rate where it is below 1, measured before the first step on as many training
 pictures as a run would take. The tuner is AdaptFormer, or what stands in for it where a backbone has no transformer
@@ -32,6 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backbone", nargs="+", default=["mini_clip"])
     parser.add_argument("--weights", nargs="*", default=(), metavar="BACKBONE=FILE", help="of backbones that need one")
     parser.add_argument("--size", nargs="*", default=(), metavar="BACKBONE=N", help="pixels, if not the backbone's own")
+    parser.add_argument("--random", action="store_true", help="first weights as the library draws them, no file")
     parser.add_argument("--data", default="openmoji_lt")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", default="auto")
@@ -71,7 +74,8 @@ def main() -> None:
     own = {option: dict(item.split("=", 1) for item in getattr(args, option)) for option in KEYS}
     record = harness.about(args, chosen) | {"rows": []}
     for backbone in args.backbone:
-        given = [f"{key}={own[option][backbone]}" for option, key in KEYS.items() if backbone in own[option]]
+        given = ["pretrained=false"] if args.random else []
+        given += [f"{key}={own[option][backbone]}" for option, key in KEYS.items() if backbone in own[option]]
         record["rows"].append(measure(backbone, args.data, chosen, given))
     if args.out is None:
         print(json.dumps(record, indent=2))
