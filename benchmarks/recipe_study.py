@@ -240,8 +240,8 @@ def table(rows: Path) -> Iterator[str]:
     """Mean-class accuracy on the test split; mean and standard deviation where there are several seeds."""
     found = [row for row in read(rows) if row["stage"] in ("test", "best") and "end" in row]
     head = "| pair | pictures | most, least | seeds | start | paper | auto | best of 12 | few: paper, auto, best "
-    yield head + "| batch, lr of auto | time |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield head + "| batch, lr of auto |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for pair in PAIRS:
         mine = {name: [row for row in found if (row["pair"], row["settings"]) == (pair, name)] for name in RECIPES}
         if not all(mine.values()):
@@ -250,15 +250,11 @@ def table(rows: Path) -> Iterator[str]:
         best = [row for row in found if (row["stage"], row["pair"]) == ("best", pair)]
         first = auto[0]
         few = ", ".join(_spread(one, "few") for one in (paper, auto, best) if one)
-        seconds = [
-            statistics.median(row["start_seconds"] + row["train_seconds"] for row in own) for own in mine.values()
-        ]
         yield (
             f"| {pair} | {first['pictures']:,} | {first['counts'][0]}, {first['counts'][1]} "
             f"| {min(len(paper), len(auto))} | {_spread(auto, at='start')} | {_spread(paper)} | {_spread(auto)} "
             f"| {_spread(best) if best else '–'} "
-            f"| {few} | {first['chosen']['batch_size']}, {first['chosen']['lr']:.2g} "
-            f"| {seconds[1] / seconds[0]:.2f} |"
+            f"| {few} | {first['chosen']['batch_size']}, {first['chosen']['lr']:.2g} |"
         )
 
 
