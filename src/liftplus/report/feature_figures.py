@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, dots, legend
 from liftplus.report.features import BARE, BINS, FARTHEST, Distances
@@ -40,9 +41,7 @@ def _within(found: Sequence[Distances], counts: Sequence[int]) -> Chart | None:
             axes.plot(middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, label=split)
         rows += [[one.label, n, a, b] for n, a, b in zip(counts, one.train, one.test, strict=True)]
         count_axis(axes, [n for values in (one.train, one.test) for n in _pairs(values, counts)[:, 0]], fine=False)
-        axes.set_xlabel("training pictures")
-        axes.set_title(_broken(one.label), fontsize=9.5, color=INK, pad=16)
-        axes.set_ylim(bottom=0)
+        _frame(axes, one.label, "training pictures")
     panels[0].set_ylabel("distance within the class")
     legend(figure, panels[0])
     reading = (
@@ -51,6 +50,13 @@ def _within(found: Sequence[Distances], counts: Sequence[int]) -> Chart | None:
     )
     header = ("model", "train_images", "train_distance", "test_distance")
     return Chart("intra_class_distance", "Distances within classes", reading, header, rows, figure)
+
+
+def _frame(axes: Axes, label: str, along: str) -> None:
+    """A panel of one model: its label above, what the horizontal axis is, and 0 at the foot."""
+    axes.set_xlabel(along)
+    axes.set_title(_broken(label), fontsize=9.5, color=INK, pad=16)
+    axes.set_ylim(bottom=0)
 
 
 def _broken(label: str) -> str:
@@ -128,9 +134,7 @@ def _histograms(found: Sequence[Distances]) -> Chart | None:
                 if shares is not None:
                     axes.plot(middles, shares, color=GROUPS[group], linestyle=dash, label=f"{group}, {split}")
                     rows += [[one.label, group, split, float(x), y] for x, y in zip(middles, shares, strict=True)]
-        axes.set_xlabel("distance of a pair")
-        axes.set_title(_broken(one.label), fontsize=9.5, color=INK, pad=16)
-        axes.set_ylim(bottom=0)
+        _frame(axes, one.label, "distance of a pair")
     panels[0].set_ylabel("share of pairs")
     legend(figure, panels[0])
     reading = (
