@@ -125,8 +125,12 @@ class Mix(Semantic):
     kappa: float | None = Field(default=None, ge=0)
     """Number of images at which they have half of their weight; null: by leave-one-out."""
 
+    def of_names(self, context: InitContext) -> Tensor:
+        """The unit rows [C, D] that class names alone give."""
+        return super().rows(context)
+
     def rows(self, context: InitContext) -> Tensor:
-        texts = super().rows(context)
+        texts = self.of_names(context)
         statistics, sample = observed(context, context.images(self.shots))
         ridge = closed_form.Ridge(statistics)
         gamma = Ridge().best(ridge, sample, context)

