@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import liftplus
-from liftplus import checkpoint, new_classes, runtime
 from liftplus.data.dataset import DataSet, Split
-from liftplus.evaluate import Reading, predict, score
-from liftplus.inputs import Rows
+from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.machine import runtime
+from liftplus.runs import new_classes
+from liftplus.runs.inputs import Rows
+from liftplus.training import checkpoint
 
 CLASSES, SEEDS, PICTURES = 10, (0, 1, 2), 5
 HARMS = (0.4, 2.0)

@@ -27,7 +27,7 @@ from typing import Any
 
 import harness
 from harness import FP16, FP32, GRAPHS, OURS, PEFT
-from liftplus import runtime
+from liftplus.machine import runtime
 
 HERE = Path(__file__).resolve().parent
 Found = dict[str, dict[str, Any]]

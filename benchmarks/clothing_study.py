@@ -21,8 +21,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from liftplus import config, runs, runtime, train
-from liftplus.evaluate import Reading, predict, score
+from liftplus import config
+from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.machine import runtime
+from liftplus.runs import execution
+from liftplus.training import loop
 
 SHARED = ["image_size=96", "precision=fp32", "val_share=0.2", "head_init=class_mean", "workers=0", "tte=false"]
 SEARCH_SEED, SEEDS = 1000, (0, 1, 2)
@@ -76,10 +79,10 @@ def run(stage: str, data: str, path: Path, part: int, parts: int) -> None:
         if done or index % parts != part:
             continue
         chosen = settings(data, method, lr, seed)
-        session = runs.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+        session = execution.Session(chosen, runtime.choose(chosen.device, chosen.precision))
         dataset = session.data()
         model = session.start(dataset)[1]
-        seconds = train.fit(model, chosen, dataset, session.runtime).seconds if chosen.train.epochs else 0.0
+        seconds = loop.fit(model, chosen, dataset, session.runtime).seconds if chosen.train.epochs else 0.0
         split = dataset.splits["val" if stage == "search" else "test"]
         line = {"stage": stage, "method": method, "lr": lr, "seed": seed, "seconds": round(seconds, 1)}
         line |= {"parameters": model.count(), "date": date.today().isoformat()}

@@ -15,15 +15,17 @@ import torch.nn.functional as F
 from timm.layers import QuickGELU
 from torch import Tensor, nn
 
-from liftplus import config, runtime, train
+from liftplus import config
 from liftplus.backbones import catalogue, clip
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import Batch
 from liftplus.data.stores import ArrayStore
-from liftplus.evaluate import Normalise
-from liftplus.model import Classifier
+from liftplus.evaluation.inference import Normalise
+from liftplus.machine import runtime
+from liftplus.model.classifier import Classifier
+from liftplus.training import loop
 from liftplus.tuners.base import auto_width
 
 # Our name, timm's of the same architecture.
@@ -98,13 +100,13 @@ def batch_of(work: Work, device: torch.device) -> Batch:
 def our_model(work: Work, chosen: runtime.Runtime, data: DataSet) -> Classifier:
     """liftplus's classifier as `train` builds and places it."""
     with mock.patch.object(catalogue, "load", partial(catalogue.load, weights=False)):
-        return train.build(work.settings(chosen), data, chosen)
+        return loop.build(work.settings(chosen), data, chosen)
 
 
 def ours(work: Work, chosen: runtime.Runtime, batch: Batch) -> Step:
     """liftplus as `train` runs it: its own placement and its own step."""
     data = dataset(work.classes)
-    step = train.Step(our_model(work, chosen, data), work.settings(chosen), data, chosen)
+    step = loop.Step(our_model(work, chosen, data), work.settings(chosen), data, chosen)
     return lambda: step(batch)
 
 

@@ -23,7 +23,6 @@ import torch
 from torchvision.transforms.functional import normalize
 
 import harness
-from liftplus import results, runtime
 from liftplus.data.config import DataConfig
 from liftplus.data.images import decode
 from liftplus.data.loader import FixedView, TrainView
@@ -31,6 +30,8 @@ from liftplus.data.pictures import Decode, picture
 from liftplus.data.sources import load
 from liftplus.data.stores import ByteStore
 from liftplus.data.transforms import MDA, CentreCrop, FiveCrops, LiftAugment
+from liftplus.evaluation import results
+from liftplus.machine import runtime
 
 SIZE, EPOCHS = 224, 5
 HALF = (0.5, 0.5, 0.5)

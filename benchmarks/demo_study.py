@@ -18,8 +18,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from liftplus import compare, config, demo, results, runs, runtime, train
-from liftplus.evaluate import Reading, predict, score
+from liftplus import config
+from liftplus.evaluation import results
+from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.machine import runtime
+from liftplus.runs import execution
+from liftplus.studies import compare, demo
+from liftplus.training import loop
 
 RATES = {
     "linear_probe": (0.1, 0.3, 1.0, 3.0),
@@ -37,14 +42,14 @@ def about() -> dict[str, Any]:
 def search(out: Path) -> None:
     """Every method at every learning rate, one seed that `test` does not use, accuracies on validation."""
     chosen = runtime.choose()
-    dataset = runs.Session(config.resolve(data=demo.DATA, backbone=demo.BACKBONE), chosen).data()
+    dataset = execution.Session(config.resolve(data=demo.DATA, backbone=demo.BACKBONE), chosen).data()
     rows: list[dict[str, Any]] = []
     for method, rates in RATES.items():
         for lr in rates:
             given = [f"seed={SEARCH_SEED}", f"lr={lr}", "tte=false"]
             settings = config.resolve(data=demo.DATA, backbone=demo.BACKBONE, method=method, overrides=given)
-            model = train.build(settings, dataset, chosen)
-            fitted = train.fit(model, settings, dataset, chosen)
+            model = loop.build(settings, dataset, chosen)
+            fitted = loop.fit(model, settings, dataset, chosen)
             split = dataset.splits["val"]
             found = predict(model, Reading(dataset.store, split), settings.evaluation, model.backbone.facts, chosen)
             metrics = score(found, split, dataset.counts())
@@ -64,7 +69,9 @@ def test(out: Path, seeds: int) -> None:
         results.write_json(out, about() | {"seeds": done, "summary": summary(rows), "rows": rows})
 
     with tempfile.TemporaryDirectory() as folder:
-        made = compare.run(demo.plan(seeds), Path(folder), lambda config: runs.Session(config, chosen), print, write)
+        made = compare.run(
+            demo.plan(seeds), Path(folder), lambda config: execution.Session(config, chosen), print, write
+        )
         made.refuse_failures()
 
 

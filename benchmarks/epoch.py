@@ -27,10 +27,11 @@ from PIL import Image
 import contenders
 import harness
 from contenders import MODELS, Work
-from liftplus import runtime, train
 from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.loader import Batch, Loader
+from liftplus.machine import runtime
+from liftplus.training import loop
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -107,8 +108,8 @@ def epochs(args: argparse.Namespace, chosen: runtime.Runtime, source: str) -> di
     work = Work(args.model, args.batch, data.num_classes, args.width, extra=tuple(extra))
     model = contenders.our_model(work, chosen, data)
     loader, notes = watched(chosen.device)
-    with mock.patch.object(train, "Loader", loader):
-        train.fit(model, work.settings(chosen), data, chosen)
+    with mock.patch.object(loop, "Loader", loader):
+        loop.fit(model, work.settings(chosen), data, chosen)
     images, plain, waiting = len(data.splits["train"]), notes[1], notes[2]
     later = waiting["seconds"] - waiting["first"]
     return {

@@ -24,11 +24,12 @@ import flops
 import harness
 from contenders import MODELS, Work
 from harness import FP16, FP32, OURS
-from liftplus import evaluate, runtime
 from liftplus.data.dataset import DataSet, Split, Store
 from liftplus.data.loader import Batch, FixedView, Loader
 from liftplus.data.transforms import Evaluation
-from liftplus.evaluate import Normalise, Reading
+from liftplus.evaluation import inference
+from liftplus.evaluation.inference import Normalise, Reading
+from liftplus.machine import runtime
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -73,8 +74,8 @@ def ours(work: Work, chosen: runtime.Runtime, data: DataSet, evaluation: Evaluat
     reading = Reading(data.store, data.splits["test"], workers=0)
 
     def work_once() -> object:
-        with mock.patch.object(evaluate, "Loader", loader):
-            return evaluate.predict(model, reading, evaluation, model.backbone.facts, chosen)
+        with mock.patch.object(inference, "Loader", loader):
+            return inference.predict(model, reading, evaluation, model.backbone.facts, chosen)
 
     return work_once
 
@@ -85,7 +86,7 @@ def plain(
     """No gradients, mean logits over the crops, the best five classes: the loop that one writes first."""
     model = contenders.plain_classifier(work, device)
     normalise = Normalise(model.backbone.facts).to(device)
-    view = FixedView(evaluate.crops(evaluation, model.backbone.facts))
+    view = FixedView(inference.crops(evaluation, model.backbone.facts))
     images = first_batch(data.store, data.splits["test"], view, work.batch, device).images
     batches = [images] * (len(data.splits["test"]) // work.batch)
 

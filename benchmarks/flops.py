@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from contenders import Work, catalogue_size, plain_classifier
-from liftplus import runtime
+from liftplus.machine import runtime
 
 
 def _counted(work: Work, *, training: bool) -> int:

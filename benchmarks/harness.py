@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from liftplus import results, runtime
+from liftplus.evaluation import results
+from liftplus.machine import runtime
 
 # Names of the contenders, in every table.
 OURS, GRAPHS = "liftplus", "liftplus, compile=graphs"

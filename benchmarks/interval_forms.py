@@ -1,4 +1,4 @@
-"""How often forms of the interval in liftplus.noise and of the seeds' variance find a difference where there is none.
+"""How often forms of the interval, and of the seeds' variance, find a difference where there is none.
 
     python benchmarks/interval_forms.py
 
@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from liftplus import noise, seed_variance
-from liftplus.noise import ImagePart
-from liftplus.seed_variance import Runs, seed_parts
+from liftplus.evaluation import noise, seed_variance
+from liftplus.evaluation.noise import ImagePart
+from liftplus.evaluation.seed_variance import Runs, seed_parts
 
 Floats = NDArray[np.float64]
 SHARES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
@@ -49,7 +49,7 @@ def excess(images: float, chance: float, seeds: Floats, freedom: int) -> Floats:
 
 
 def weighted(images: float, chance: float, seeds: Floats, freedom: int) -> Floats:
-    """The form of liftplus.noise."""
+    """The form of liftplus.evaluation.noise."""
     return (stats.norm.ppf(0.975) * images + stats.t.ppf(0.975, freedom) * seeds) / np.sqrt(images + seeds)
 
 
@@ -59,7 +59,7 @@ FORMS: dict[str, Form] = {
     "excess": excess,
     "weighted": weighted,
 }
-# Levels of the F tests of liftplus.seed_variance: OUTLIER, LARGER, SMALLER.
+# Levels of the F tests of liftplus.evaluation.seed_variance: OUTLIER, LARGER, SMALLER.
 SHARING = {
     "each pair its own": (0, 1.1, 1.1),
     "all": (0, 0, 0),

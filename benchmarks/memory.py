@@ -21,7 +21,8 @@ import torch
 import contenders
 import harness
 from contenders import MODELS, Work
-from liftplus import runtime, train
+from liftplus.machine import runtime
+from liftplus.training import loop
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +41,7 @@ def one(work: Work, chosen: runtime.Runtime) -> dict[str, Any]:
     """Bytes at the peak of a step after the first, which makes the optimiser's state."""
     data = contenders.dataset(work.classes)
     model = contenders.our_model(work, chosen, data)
-    step = train.Step(model, work.settings(chosen), data, chosen)
+    step = loop.Step(model, work.settings(chosen), data, chosen)
     batch = contenders.batch_of(work, chosen.device)
     step(batch)
     peak = harness.peak_memory(lambda: step(batch), chosen.device)
@@ -78,9 +79,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def predicted(work: Work, chosen: runtime.Runtime) -> int | None:
     """What liftplus foretells for this step; None where it does not."""
-    if find_spec("liftplus.memory") is None:
+    if find_spec("liftplus.training.memory") is None:
         return None
-    need = import_module("liftplus.memory").training(
+    need = import_module("liftplus.training.memory").training(
         work.settings(chosen), work.classes, chosen.device.type, chosen.precision
     )
     return int(need.tensors(work.batch))

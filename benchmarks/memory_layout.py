@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 import harness
-from liftplus import runtime
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone, BackboneConfig
+from liftplus.machine import runtime
 
 BASELINE = "contiguous fp32"
 

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from liftplus.backbones.from_timm import PACKAGED
 from liftplus.backbones.text import centred
-from liftplus.head_init import HeadInit, InitContext, spoken
-from liftplus.picture_init import Mix
+from liftplus.model.head_init import HeadInit, InitContext, spoken
+from liftplus.model.picture_init import Mix
 from liftplus.registry import register
 
 KERNEL, RIDGE = 3.0, 0.1

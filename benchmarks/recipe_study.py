@@ -40,8 +40,11 @@ from typing import Any
 
 import numpy
 
-from liftplus import config, recipe, runs, runtime, train
-from liftplus.evaluate import Reading, predict, score
+from liftplus import config
+from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.machine import runtime
+from liftplus.runs import execution
+from liftplus.training import loop, recipe
 
 ROWS = Path("benchmarks/results/recipe.jsonl")
 PAGE = Path("docs/recipe.md")
@@ -175,7 +178,7 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
     if not any(item.startswith(("recipe", "head_init")) for item in given):
         settings.append(f"head_init={'mix' if pair.backbone == 'mini_clip' else 'auto'}")
     chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
-    session = runs.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+    session = execution.Session(chosen, runtime.choose(chosen.device, chosen.precision))
     dataset = session.data()
     clock = time.perf_counter()
     session, model = session.start(dataset)
@@ -191,7 +194,7 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
     start = measured()
     trained = time.perf_counter()
     try:
-        fitted = train.fit(model, session.config, dataset, session.runtime)
+        fitted = loop.fit(model, session.config, dataset, session.runtime)
     except Exception as error:
         return {"failed": str(error)[:200]}
     return {

@@ -31,12 +31,15 @@ from typing import Any
 import torch
 
 import harness
-from liftplus import config, results, runtime, train
+from liftplus import config
 from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
-from liftplus.evaluate import Reading, predict, score
+from liftplus.evaluation import results
+from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.machine import runtime
+from liftplus.training import loop
 from rounded import RoundedProducts
 
 ARMS = {
@@ -98,8 +101,8 @@ def one(args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> d
     data = smaller(loaded(settings.data.model_dump_json()), args)
     split, rounds = data.splits["test"], emulates(chosen)
     with RoundedProducts() if rounds else nullcontext():
-        model = train.build(settings, data, chosen)
-        fitted = train.fit(model, settings, data, chosen)
+        model = loop.build(settings, data, chosen)
+        fitted = loop.fit(model, settings, data, chosen)
         found = predict(model, Reading(data.store, split), settings.evaluation, model.backbone.facts, chosen)
     metrics = score(found, split, data.counts())
     sizes = {"train_images": len(data.splits["train"]), "test_images": len(split)}

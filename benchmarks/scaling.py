@@ -21,7 +21,7 @@ import contenders
 import flops
 import harness
 from contenders import MODELS, Work
-from liftplus import runtime
+from liftplus.machine import runtime
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

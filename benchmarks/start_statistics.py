@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftplus.head_init import InitContext, Stream
-from liftplus.heads import Cosine
-from liftplus.picture_init import Ridge
+from liftplus.model.head_init import InitContext, Stream
+from liftplus.model.heads import Cosine
+from liftplus.model.picture_init import Ridge
 
 
 def peak() -> int:

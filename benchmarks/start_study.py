@@ -28,8 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import name_bridge
-from liftplus import config, runs, runtime, train
-from liftplus.evaluate import Reading, predict, score
+from liftplus import config
+from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.machine import runtime
+from liftplus.runs import execution
+from liftplus.training import loop
 from recipe_study import GROUPS, Pair, cut
 
 ROWS = Path("benchmarks/results/starts.jsonl")
@@ -86,7 +89,7 @@ def one(pair: Pair, data: str, stage: str, start: str, rate: float, seed: int, v
     settings += [f"weights={vit}"] if pair.backbone == "dinov2_s14" else []
     settings += ["val_share=0.2"] if stage == "search" else []
     chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
-    session = runs.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+    session = execution.Session(chosen, runtime.choose(chosen.device, chosen.precision))
     dataset = session.data()
     clock = time.perf_counter()
     session, model = session.start(dataset)
@@ -103,7 +106,7 @@ def one(pair: Pair, data: str, stage: str, start: str, rate: float, seed: int, v
     if not rate:
         return line
     rated = session.config.train.model_copy(update={"lr": session.config.train.lr * rate})
-    fitted = train.fit(model, session.config.model_copy(update={"train": rated}), dataset, session.runtime)
+    fitted = loop.fit(model, session.config.model_copy(update={"train": rated}), dataset, session.runtime)
     return line | {"lr": rated.lr, "after": measured(), "losses": fitted.losses, "notes": fitted.notes}
 
 

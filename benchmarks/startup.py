@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import harness
-from liftplus import runtime
+from liftplus.machine import runtime
 
 STAGES = ("torch and timm", "imports", "data", "model", "first step")
 CHILD = """

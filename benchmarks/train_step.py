@@ -23,7 +23,7 @@ import flops
 import harness
 from contenders import MODELS, Step, Work
 from harness import FP16, FP32, GRAPHS, OURS, PEFT
-from liftplus import runtime
+from liftplus.machine import runtime
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from liftplus import noise
-from liftplus.noise import Difference, ImagePart
+from liftplus.evaluation import noise
+from liftplus.evaluation.noise import Difference, ImagePart
+from liftplus.evaluation.seed_variance import Runs, SeedPart, seed_parts
 from liftplus.reproduce import catalogue, verdicts
-from liftplus.seed_variance import Runs, SeedPart, seed_parts
 
 Record = dict[str, Any]
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from liftplus import names, results
+from liftplus import names
 from liftplus.backbones import catalogue
+from liftplus.evaluation import results
 
 LIBRARIES = {"timm": "timm/", "open_clip_torch": "open_clip/"}
 PATH = Path(names.__file__).parent / "presets" / names.PRETRAINED

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from liftplus import config, results
-from liftplus.metrics import accuracies, group_of
+from liftplus import config
+from liftplus.evaluation import results
+from liftplus.evaluation.metrics import accuracies, group_of
 
 
 @dataclass(frozen=True)

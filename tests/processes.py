@@ -11,7 +11,13 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-MODULES = ("liftplus.cli", "liftplus.console", "liftplus.runs", "liftplus.config", "liftplus.backbones.mini_clip")
+MODULES = (
+    "liftplus.cli",
+    "liftplus.console",
+    "liftplus.runs.execution",
+    "liftplus.config",
+    "liftplus.backbones.mini_clip",
+)
 
 
 class Running:

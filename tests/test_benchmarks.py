@@ -74,7 +74,7 @@ def test_useful_flops_are_the_closed_form(script: Callable[[str], Any]) -> None:
 
 
 def test_both_train_the_same_weights(script: Callable[[str], Any]) -> None:
-    contenders, runtime = script("contenders"), import_module("liftplus.runtime")
+    contenders, runtime = script("contenders"), import_module("liftplus.machine.runtime")
     work, chosen = contenders.Work("mini", 2, 7, 2), runtime.choose("cpu", "fp32")
     pair = (
         contenders.our_model(work, chosen, contenders.dataset(7)),
@@ -204,7 +204,7 @@ def test_stream_sizes_are_those_of_every_branch(
     script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The unrounded mean squares, also above 1, where a rate would stay as it is."""
-    stream, safeguard = script("stream_sizes"), import_module("liftplus.safeguard")
+    stream, safeguard = script("stream_sizes"), import_module("liftplus.training.safeguard")
     monkeypatch.setattr(safeguard, "PICTURES", 4)
     options = ["--backbone", "mini_clip", "--size", "mini_clip=32", "--device", "cpu", "--precision", "fp32"]
     monkeypatch.setattr(sys, "argv", ["stream_sizes.py", *options, "--out", str(tmp_path / "stream-sizes.json")])

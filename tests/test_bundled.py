@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from liftplus import config, runs, runtime, train
+from liftplus import config
 from liftplus.backbones import mini_clip
 from liftplus.data import openmoji
 from liftplus.data.compose import Composition
@@ -23,7 +23,10 @@ from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import auto_workers
 from liftplus.data.stores import ArrayStore
-from liftplus.evaluate import Reading, predict, score
+from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.machine import runtime
+from liftplus.runs import execution
+from liftplus.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +124,10 @@ def test_the_card_states_the_zero_shot_accuracy_that_the_weights_have(drawn: Dat
     assert stated is not None
     chosen = runtime.choose("cpu", "fp32")
     settings = config.resolve(data="openmoji_lt", method="zeroshot")
-    model = train.build(settings, drawn, chosen)
+    model = loop.build(settings, drawn, chosen)
     split = drawn.splits["test"]
     found = predict(model, Reading(drawn.store, split), settings.evaluation, model.backbone.facts, chosen)
     overall = score(found, split, drawn.counts()).overall
     assert overall == pytest.approx(float(stated.group(1)), abs=0.3)
     assert overall > 10 * 100 / drawn.num_classes
-    assert runs.notes(settings, drawn, model) == list(drawn.notes)
+    assert execution.notes(settings, drawn, model) == list(drawn.notes)

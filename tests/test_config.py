@@ -8,8 +8,8 @@ import pytest
 
 from liftplus import config
 from liftplus.errors import UserError
-from liftplus.heads import Cosine
-from liftplus.losses import LogitAdjusted
+from liftplus.model.heads import Cosine
+from liftplus.model.losses import LogitAdjusted
 from liftplus.names import presets
 
 

@@ -19,14 +19,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from liftplus import checkpoint, results, train
 from liftplus.backbones import mini_clip
-from liftplus.checkpoint import Keeper
 from liftplus.errors import UserError
+from liftplus.evaluation import results
+from liftplus.training import checkpoint, loop
+from liftplus.training.checkpoint import Keeper
 from processes import Running, below, liftplus, until
 
 from .conftest import Command, Ended, write_folder
-from .test_resume import arguments, begun, check_files, outcome
+from .runs.test_resume import arguments, begun, check_files, outcome
 
 PAGE = 4096
 
@@ -396,7 +397,7 @@ def test_interrupted_while_testing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("liftplus.runs.predict_once", lambda *_args: signal.raise_signal(number))
+        patch.setattr("liftplus.runs.execution.predict_once", lambda *_args: signal.raise_signal(number))
         stopped = command(*arguments(photos, tmp_path / "run"))
     assert stopped.code == 128 + number and "Traceback" not in stopped.err
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
@@ -404,7 +405,7 @@ def test_interrupted_while_testing(
     before = contents(tmp_path / "run")
     assert checkpoint.STATE in before and checkpoint.FILE in before and "metrics.json" not in before
     with monkeypatch.context() as patch:
-        patch.setattr(train.Step, "__call__", interrupt)
+        patch.setattr(loop.Step, "__call__", interrupt)
         assert command("train", "--resume", "run").code == 0
     after = contents(tmp_path / "run")
     assert all(after[name] == before[name] for name in ("config.json", "log.jsonl", checkpoint.FILE))

@@ -21,7 +21,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from liftplus import config, results
+from liftplus import config
 from liftplus.data import class_names, documents, inaturalist, lists, manifest, names_file, tables, tree
 from liftplus.data.class_names import words
 from liftplus.data.config import DataConfig
@@ -29,9 +29,10 @@ from liftplus.data.dataset import DataSet, Split, natural_key
 from liftplus.data.sources import load
 from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
-from liftplus.evaluate import Predictions
-from liftplus.head_init import class_prompts, described
-from liftplus.metrics import accuracies
+from liftplus.evaluation import results
+from liftplus.evaluation.inference import Predictions
+from liftplus.evaluation.metrics import accuracies
+from liftplus.model.head_init import class_prompts, described
 
 T = TypeVar("T")
 MISSING = ("nan", "none", "null", "na", "n/a", "<na>")

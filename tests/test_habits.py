@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import typer
 
-from liftplus import cli, config, console, names, tracking
+from liftplus import cli, config, console, names
 from liftplus.commands import completion
 from liftplus.commands.examples import EXAMPLES
 from liftplus.data import sources
+from liftplus.training import tracking
 
 from .conftest import Command
 

@@ -65,7 +65,7 @@ def test_parts_are_those_that_are_registered(kind: str) -> None:
 
 def test_a_users_own_parts_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "own_head_of_mine.py").write_text(
-        "from liftplus.heads import Cosine\nfrom liftplus.registry import register\n\n\n"
+        "from liftplus.model.heads import Cosine\nfrom liftplus.registry import register\n\n\n"
         "@register('head', 'mine_alone')\nclass Mine(Cosine):\n    'A head of my own.'\n"
     )
     monkeypatch.setenv(registry.VARIABLE, str(tmp_path / "own_head_of_mine.py"))

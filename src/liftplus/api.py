@@ -19,20 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from liftplus import (
-    checkpoint,
-    config,
-    inputs,
-    matching,
-    parallel,
-    predicting,
-    recipe,
-    results,
-    runs,
-    runtime,
-    train,
-)
-from liftplus.checkpoint import Chosen, Trained
+from liftplus import config
 from liftplus.config import RunConfig
 from liftplus.data import labels as labelling
 from liftplus.data import sources
@@ -41,12 +28,17 @@ from liftplus.data.dataset import DataSet
 from liftplus.data.labelled import Labelled, from_images, is_column, pictures_of, store_of
 from liftplus.data.loader import leave_unguarded
 from liftplus.errors import UserError
-from liftplus.inputs import Rows
-from liftplus.metrics import Metrics
-from liftplus.model import Classifier
-from liftplus.paths import expanded
-from liftplus.runs import Session
-from liftplus.runtime import Progress, Silent
+from liftplus.evaluation import results
+from liftplus.evaluation.metrics import Metrics
+from liftplus.machine import parallel, runtime
+from liftplus.machine.paths import expanded
+from liftplus.machine.runtime import Progress, Silent
+from liftplus.model.classifier import Classifier
+from liftplus.runs import execution, inputs, matching, predicting
+from liftplus.runs.execution import Session
+from liftplus.runs.inputs import Rows
+from liftplus.training import checkpoint, loop, recipe
+from liftplus.training.checkpoint import Chosen, Trained
 
 __all__ = ["Model", "Predictions", "fit", "from_images", "load", "load_data"]
 
@@ -119,18 +111,18 @@ def fit(
         raise UserError("track follows a run folder; give one with out.")
     session = _session(chosen, progress)
     dataset = session.data() if dataset is None else dataset
-    if place is not None and runs.unfinished(place) is None:
+    if place is not None and execution.unfinished(place) is None:
         results.new_folder(place)
     session, classifier = session.start(dataset, place)
     chosen = session.config
-    notes += [*recipe.sentences(chosen, dataset, session.seconds), *runs.notes(chosen, dataset, classifier)]
+    notes += [*recipe.sentences(chosen, dataset, session.seconds), *execution.notes(chosen, dataset, classifier)]
     weights: Chosen | None = None
     if place is not None:
-        outcome = runs.train_run(session, dataset, classifier, place)
+        outcome = execution.train_run(session, dataset, classifier, place)
         weights = outcome.chosen
         notes += (*outcome.notes, *outcome.signs)
     elif chosen.train.epochs:
-        fitted = train.fit(
+        fitted = loop.fit(
             classifier,
             chosen,
             dataset,
@@ -272,7 +264,7 @@ class Model:
         """
         session = self._with(tte)
         dataset = matching.aligned(self._to_test(data, split, session), split, self.trained)
-        return runs.measure(session, self.network, dataset, split, self.trained.train_counts)[1]
+        return execution.measure(session, self.network, dataset, split, self.trained.train_counts)[1]
 
     def _to_test(self, data: Data | None, split: str, session: Session) -> DataSet:
         source = self.config.data.source

@@ -18,13 +18,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor
 
-from liftplus import api, inputs
+from liftplus import api
 from liftplus.data import labels as labelling
 from liftplus.data.dataset import listing
 from liftplus.data.labelled import is_column, pictures_of, store_of
 from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
-from liftplus.inputs import Rows
+from liftplus.runs import inputs
+from liftplus.runs.inputs import Rows
 
 
 class LiftPlusClassifier(ClassifierMixin, BaseEstimator):

@@ -30,7 +30,7 @@ from liftplus.commands import (
 )
 from liftplus.commands.examples import epilog
 from liftplus.errors import UserError, told
-from liftplus.paths import expanded_word
+from liftplus.machine.paths import expanded_word
 
 GARBAGE_THRESHOLD = 50_000
 """New objects until Python looks for garbage: imports make very many that stay."""
@@ -170,7 +170,8 @@ def _run() -> None:
 
 def _main_of_several() -> NoReturn:
     """`main` in one of torchrun's processes: the leader speaks; where one fails, it does, and all end at once."""
-    from liftplus import console, parallel
+    from liftplus import console
+    from liftplus.machine import parallel
 
     job = parallel.ALONE
     # torchrun ends all processes when one has ended: one that is failing itself is left the time to say why.

@@ -17,9 +17,9 @@ from liftplus.data.config import DataConfig
 from liftplus.data.samplers import Instance, Sampler
 from liftplus.data.transforms import MDA, Augment, Evaluation
 from liftplus.errors import UserError, unknown
-from liftplus.head_init import HeadInit, Semantic
-from liftplus.heads import Cosine, Head
-from liftplus.losses import LogitAdjusted, Loss
+from liftplus.model.head_init import HeadInit, Semantic
+from liftplus.model.heads import Cosine, Head
+from liftplus.model.losses import LogitAdjusted, Loss
 from liftplus.names import presets
 from liftplus.tuners.base import Tuner
 

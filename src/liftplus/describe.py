@@ -7,13 +7,14 @@ import shlex
 from typing import Any
 
 from liftplus import config as configs
-from liftplus import console, memory, registry
+from liftplus import console, registry
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.data import inspection, sources
 from liftplus.data.dataset import DataSet, listing
-from liftplus.metrics import FEW_UNDER, MANY_OVER
-from liftplus.model import Classifier
+from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER
+from liftplus.model.classifier import Classifier
+from liftplus.training import memory
 from liftplus.tuners.base import Tuner
 from liftplus.words import counted
 

@@ -23,9 +23,9 @@ from liftplus.errors import UserError, unknown
 # Where the members of each kind live: a module, or a folder whose modules are all imported.
 HOMES = {
     "tuner": ("liftplus.tuners",),
-    "head": ("liftplus.heads",),
-    "head_init": ("liftplus.head_init", "liftplus.picture_init"),
-    "loss": ("liftplus.losses",),
+    "head": ("liftplus.model.heads",),
+    "head_init": ("liftplus.model.head_init", "liftplus.model.picture_init"),
+    "loss": ("liftplus.model.losses",),
     "sampler": ("liftplus.data.samplers",),
     "augment": ("liftplus.data.transforms",),
 }

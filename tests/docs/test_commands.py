@@ -12,11 +12,13 @@ from click import ClickException
 
 import docs_reference
 from doc_pages import LANGUAGES, PAGES, PARTS, ROOT, Line, blocks, lines, named, page, parse
-from liftplus import compare, config, registry, runs, space
+from liftplus import config, registry
 from liftplus.backbones import catalogue
 from liftplus.errors import UserError
 from liftplus.reproduce import catalogue as catalogue_of_experiments
 from liftplus.reproduce.plan import Plan
+from liftplus.runs import execution
+from liftplus.studies import compare, space
 
 OF_A_RUN = ("eval", "predict", "export")  # their key=value pairs change a finished run's settings
 VARIABLES = {registry.VARIABLE, "LIFTPLUS_WEIGHTS", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES"}
@@ -69,7 +71,7 @@ def resolved(line: Line) -> None:
             plan.check()
             plan.config(chosen[0], 0)
     elif line.command == "sweep":
-        space.read(values["data"], values["backbone"], method, overrides, fixed=(*runs.FREE, "method"))
+        space.read(values["data"], values["backbone"], method, overrides, fixed=(*execution.FREE, "method"))
     elif line.command == "compare":
         entries = tuple(compare.entries(values["methods"]))
         compare.Plan(values["data"], values["backbone"], entries, values["seeds"], tuple(overrides)).check()

@@ -11,7 +11,7 @@ import pytest
 from doc_pages import page
 from liftplus import config, describe, registry
 from liftplus.data.transforms import MDA
-from liftplus.train import rate
+from liftplus.training.loop import rate
 
 METHOD = page("method.md")
 

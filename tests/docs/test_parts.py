@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from doc_pages import PARTS, ROOT, page
-from liftplus import checkpoint, config, describe, registry, runtime
-from liftplus.heads import Cosine
-from liftplus.losses import LogitAdjusted, Loss
-from liftplus.model import Classifier
+from liftplus import config, describe, registry
+from liftplus.machine import runtime
+from liftplus.model.classifier import Classifier
+from liftplus.model.heads import Cosine
+from liftplus.model.losses import LogitAdjusted, Loss
+from liftplus.training import checkpoint
 from liftplus.tuners.base import Tuner
 from zoo import ZOO, backbone_of
 
@@ -76,7 +78,7 @@ def test_the_tuner_holds_the_contract(written: list[Path]) -> None:
 def test_loss_and_sampler_hold_their_contracts(written: list[Path]) -> None:
     loss = "(vector_scaling and (finite or twice or pieces))"
     sampler = "(repeat_factor and (within or follows or one_image or workers or moment))"
-    contract(written, "tests/test_losses.py tests/test_samplers.py", f"{loss} or {sampler}")
+    contract(written, "tests/model/test_losses.py tests/data/test_samplers.py", f"{loss} or {sampler}")
 
 
 @pytest.mark.usefixtures("written")

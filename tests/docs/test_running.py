@@ -16,13 +16,13 @@ from ..conftest import COLOURS, Command, picture
 
 # What cannot be run here, and why; test_commands.py checks its words and settings all the same.
 NOT_RUN = {
-    r"torchrun ": "starts several processes; tests/test_parallel.py does that",
+    r"torchrun ": "starts several processes; tests/machine/test_parallel.py does that",
     r"liftplus demo": "takes minutes; tests/test_slow.py runs it",
     r"(--data|source=)\s*(imagenet_lt|places_lt|inat2018|cifar\w*_lt)": "the data are not here",
     r"reproduce (run|status)": "takes hours and the papers' data; tests/reproduce runs them on tiny pictures",
-    r"--resume ": "needs a run that was stopped; tests/test_resume.py stops some",
+    r"--resume ": "needs a run that was stopped; tests/runs/test_resume.py stops some",
     r"eval runs/ia3": "needs the run above it on the page; test_parts.py makes and tests one",
-    r"--storage postgresql": "needs a database server; tests/test_sweep.py shares a file",
+    r"--storage postgresql": "needs a database server; tests/studies/test_sweep.py shares a file",
 }
 TRAINING = ("train", "zeroshot", "sweep", "compare")
 NAMES = ("fox", "lynx", "rare moth")
@@ -35,7 +35,7 @@ def reason(line: str) -> str | None:
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
 
 
-ELSEWHERE = {"export.md", "python.md"}  # run from top to bottom by tests/test_docs_export.py and test_api.py
+ELSEWHERE = {"export.md", "python.md"}  # run from top to bottom by tests/docs/test_export.py and test_api.py
 HERE = [name for name in PAGES if name not in ELSEWHERE]
 EVERY = list(dict.fromkeys(line for name in HERE for line in lines(name) if "liftplus" in line.split()))
 RUN = [line for line in EVERY if reason(line) is None]
@@ -81,7 +81,9 @@ def test_a_newcomers_path(newcomer: Path, command: Command) -> None:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pages take for granted: pictures in several forms and two finished runs."""
-    from liftplus import config, runs, runtime
+    from liftplus import config
+    from liftplus.machine import runtime
+    from liftplus.runs import execution
 
     root = tmp_path_factory.mktemp("world")
     for name in ("archive", "new_pictures", "pictures", "small", "photos/train", "photos/test"):
@@ -97,10 +99,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).write_text(text, encoding="utf-8")
     for method, name in (("lift+", "photos"), ("full", "full")):
         settings = config.resolve(data=str(root / "photos.zip"), method=method, overrides=QUICK)
-        session = runs.Session(settings, runtime.choose("cpu", "fp32"), runtime.Silent(), None)
+        session = execution.Session(settings, runtime.choose("cpu", "fp32"), runtime.Silent(), None)
         dataset = session.data()
         (root / "runs" / name).mkdir(parents=True)
-        runs.train_run(session, dataset, session.start(dataset)[1], root / "runs" / name)
+        execution.train_run(session, dataset, session.start(dataset)[1], root / "runs" / name)
     for name, like in (("zeroshot-seed0", "photos"), ("full-seed0", "full"), ("lift+-seed0", "photos")):
         for study in ("demo", "compare"):
             shutil.copytree(root / "runs" / like, root / "runs" / study / name)

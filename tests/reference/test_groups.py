@@ -16,9 +16,9 @@ from liftplus import registry
 from liftplus.backbones.base import Backbone, Facts
 from liftplus.data.cifar import long_tailed_indices
 from liftplus.data.transforms import MDA, MIN_AREA, progress_of
-from liftplus.heads import Head
-from liftplus.losses import Loss
-from liftplus.metrics import accuracies
+from liftplus.evaluation.metrics import accuracies
+from liftplus.model.heads import Head
+from liftplus.model.losses import Loss
 from liftplus.tuners.base import Tuner
 
 LOSS_NAMES = {"ce": "cross_entropy", "generalized_reweight": "reweight"}

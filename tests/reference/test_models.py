@@ -18,11 +18,11 @@ from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.text import text_features
 from liftplus.data.transforms import CentreCrop, FiveCrops
-from liftplus.evaluate import Normalise
-from liftplus.head_init import InitContext, Semantic, text_rows
-from liftplus.heads import Cosine, Joint
-from liftplus.losses import LogitAdjusted
-from liftplus.model import Classifier
+from liftplus.evaluation.inference import Normalise
+from liftplus.model.classifier import Classifier
+from liftplus.model.head_init import InitContext, Semantic, text_rows
+from liftplus.model.heads import Cosine, Joint
+from liftplus.model.losses import LogitAdjusted
 from liftplus.registry import get
 from liftplus.tuners.aft import draw
 from liftplus.tuners.base import Tuner

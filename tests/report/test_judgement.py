@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from liftplus import compare, differences, report
+from liftplus import report
 from liftplus.data.dataset import DataSet, Split
+from liftplus.evaluation import differences
 from liftplus.report import content, figures, findings, judgement, read, series, thumbnails
 from liftplus.report.chart import save
 from liftplus.report.findings import Finding
 from liftplus.report.judgement import judge
+from liftplus.studies import compare
 from made_runs import Made
 
 NAMES = tuple(f"class {k}" for k in range(24))

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from liftplus import checkpoint, results, reuse, runs, runtime
 from liftplus.commands import reproduce as script
 from liftplus.errors import RunFailedError
+from liftplus.evaluation import results
+from liftplus.machine import runtime
 from liftplus.reproduce import carry_out, verdicts
 from liftplus.reproduce.plan import Plan, changed_settings
+from liftplus.runs import execution, reuse
+from liftplus.training import checkpoint
 
 from ..conftest import Command
 
@@ -102,7 +105,7 @@ def test_what_was_stopped_goes_on(command: Command, tmp_path: Path, monkeypatch:
     assert ended.code == 0, ended.err
     assert (folder / "predictions.csv").read_bytes() == whole
     with monkeypatch.context() as asked:
-        asked.setattr(runs, "test", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        asked.setattr(execution, "test", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         ended = command("reproduce", "run", "photos/mini_clip/one_crop", *HERE, "--seeds", 1, *QUICK)
     assert ended.code == 130 and ended.err.strip().endswith("Stopped. The same command goes on.")
     assert command("reproduce", "run", "photos/mini_clip/one_crop", *HERE, "--seeds", 1, *QUICK).code == 0
@@ -193,14 +196,14 @@ def test_a_run_that_another_process_begins_for_another_test(
 def test_a_failing_run_does_not_end_the_others(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = runs.train_run
+    real = execution.train_run
 
     def train_run(session: Any, *rest: Any) -> Any:
         if session.config.loss.name == "cross_entropy":
             raise RunFailedError("The loss diverged.")
         return real(session, *rest)
 
-    monkeypatch.setattr(runs, "train_run", train_run)
+    monkeypatch.setattr(execution, "train_run", train_run)
     ended = command("reproduce", "run", "losses", *HERE, *QUICK)
     assert ended.code == 2 and "1 of the runs failed" in ended.err and "The loss diverged" in ended.err
     states = {one["name"]: one["seeds"] for one in standing(command)["results"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from liftplus.errors import UserError
-from liftplus.noise import MARGIN, Difference
+from liftplus.evaluation.noise import MARGIN, Difference
 from liftplus.reproduce import catalogue, verdicts
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from liftplus import registry
 from liftplus.errors import UserError
-from liftplus.heads import Cosine, Head, Joint
-from liftplus.losses import LogitAdjusted
-from liftplus.model import Classifier
+from liftplus.model.classifier import Classifier
+from liftplus.model.heads import Cosine, Head, Joint
+from liftplus.model.losses import LogitAdjusted
 from liftplus.tuners.base import Tuner
 from zoo import KINDS, ZOO, backbone_of
 

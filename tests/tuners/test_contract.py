@@ -14,9 +14,9 @@ from safetensors.torch import load, save
 from liftplus import registry
 from liftplus.backbones.base import in_precision
 from liftplus.errors import UserError
-from liftplus.heads import Cosine, Joint
-from liftplus.losses import LogitAdjusted
-from liftplus.model import Classifier
+from liftplus.model.classifier import Classifier
+from liftplus.model.heads import Cosine, Joint
+from liftplus.model.losses import LogitAdjusted
 from liftplus.tuners.base import Tuner
 
 

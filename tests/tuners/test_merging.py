@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from liftplus.backbones.base import in_precision
-from liftplus.model import Classifier
+from liftplus.model.classifier import Classifier
 from liftplus.tuners.merging import merge_hooks
 
 # What leaves nothing behind wherever it fits: weights of the tower itself, or additions to linear maps.

@@ -15,8 +15,8 @@ from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.backbones.sites import Site
 from liftplus.errors import UserError
-from liftplus.heads import Cosine
-from liftplus.model import Classifier
+from liftplus.model.classifier import Classifier
+from liftplus.model.heads import Cosine
 from zoo import JOINT, ZOO
 
 # The trained weights of each tuner of width R by the sites of a backbone, whatever its family: see docs/method.md.

@@ -16,8 +16,8 @@ from liftplus.backbones import from_open_clip, from_timm, mini_clip
 from liftplus.backbones import weights as weight_files
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.backbones.unfilled import Unfilled
-from liftplus.determinism import own_stream
 from liftplus.errors import UserError
+from liftplus.machine.determinism import own_stream
 from liftplus.names import full_backbone as full_name
 from liftplus.names import presets
 

@@ -18,7 +18,7 @@ from liftplus.backbones.base import Backbone, BackboneConfig, Facts
 from liftplus.backbones.text import TextEncoder
 from liftplus.backbones.weights import UnfitError, identity_of, load_strict, read_tensors, single_precision
 from liftplus.errors import UserError
-from liftplus.paths import expanded
+from liftplus.machine.paths import expanded
 
 IMAGE_SIZE, PATCH = 64, 8
 HALF = (0.5, 0.5, 0.5)

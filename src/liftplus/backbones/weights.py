@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from liftplus.errors import UserError
-from liftplus.paths import cache_folder, expanded
+from liftplus.machine.paths import cache_folder, expanded
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 

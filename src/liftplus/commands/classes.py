@@ -17,8 +17,8 @@ from liftplus.words import counted
 
 if TYPE_CHECKING:
     from liftplus.data.dataset import DataSet
-    from liftplus.inputs import Rows
-    from liftplus.new_classes import Added
+    from liftplus.runs.inputs import Rows
+    from liftplus.runs.new_classes import Added
 
 ADDED = "NAME [PICTURES/]..."
 
@@ -51,7 +51,8 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add classes without training, by name or from 1 to 20 pictures each: folders or files that follow the name."""
-    from liftplus import console, edit_classes
+    from liftplus import console
+    from liftplus.runs import edit_classes
 
     pictures = _by_name(given)
     names = list(pictures)
@@ -89,7 +90,7 @@ def _told(names: list[str]) -> str:
 
 def _by_name(given: list[str]) -> dict[str, Rows | None]:
     """Pictures by class name, None for a name alone: whatever is a path belongs to the name before it."""
-    from liftplus import inputs
+    from liftplus.runs import inputs
 
     paths: dict[str, list[str]] = {}
     slashed = [_is_path(word) for word in given]
@@ -130,7 +131,9 @@ def _from_pictures(
     data: str | None,
     harm: float,
 ) -> list[Added]:
-    from liftplus import checkpoint, matching, new_classes, results
+    from liftplus.evaluation import results
+    from liftplus.runs import matching, new_classes
+    from liftplus.training import checkpoint
 
     results.refuse_existing(out)
     settings = options.run_settings(run, data, [] if weights is None else [f"backbone.weights={weights}"])
@@ -161,7 +164,8 @@ def rename(
     as_json: AsJson = False,
 ) -> None:
     """Give classes other names. What the model computes stays the same, but for --new-rows."""
-    from liftplus import console, edit_classes
+    from liftplus import console
+    from liftplus.runs import edit_classes
 
     pairs: dict[str, str] = {}
     for given in names:

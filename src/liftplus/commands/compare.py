@@ -15,7 +15,7 @@ from liftplus.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from liftplus.compare import Made, Plan, Row
+    from liftplus.studies.compare import Made, Plan, Row
 
 
 def compare(
@@ -36,7 +36,7 @@ def compare(
     overrides: Overrides = None,
 ) -> None:
     """Train and test methods with the same seeds, and say which differences are more than noise."""
-    from liftplus import compare as script
+    from liftplus.studies import compare as script
 
     plan = script.Plan(data, backbone, tuple(script.entries(methods)), seeds, tuple(overrides or ()))
     made = carry_out(plan, out)
@@ -50,9 +50,11 @@ def compare(
 
 def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda rows: None) -> Made:
     """Make the runs and write the tables; `note` gets the rows as they come."""
-    from liftplus import checkpoint, console, parallel, runtime
-    from liftplus import compare as script
-    from liftplus.differences import judged
+    from liftplus import console
+    from liftplus.evaluation.differences import judged
+    from liftplus.machine import parallel, runtime
+    from liftplus.studies import compare as script
+    from liftplus.training import checkpoint
 
     if parallel.job().size > 1:
         raise UserError("Methods are compared in one process. Start it without torchrun.")
@@ -83,9 +85,9 @@ def report(plan: Plan, made: Made, out: Path, features: int) -> Path:
 
 def show(plan: Plan, made: Made, out: Path, page: Path) -> None:
     """The table and what it proves, for a person."""
-    from liftplus import compare as script
     from liftplus import console
-    from liftplus.differences import caveat, counted, headlines, judged
+    from liftplus.evaluation.differences import caveat, counted, headlines, judged
+    from liftplus.studies import compare as script
 
     methods = script.contenders(made.rows)
     title = f"{plan.data} with {plan.backbone}: accuracy in percent on {counted(methods[0].tested)}"

@@ -20,9 +20,11 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Zero-shot, closed form, linear probe, full fine-tuning and LIFT+ on the bundled model and drawn data."""
-    from liftplus import console, parallel, results
-    from liftplus import demo as preset
+    from liftplus import console
     from liftplus.commands import compare
+    from liftplus.evaluation import results
+    from liftplus.machine import parallel
+    from liftplus.studies import demo as preset
 
     if parallel.job().size > 1:
         raise UserError("The demo runs in one process. Start it without torchrun.")

@@ -24,7 +24,11 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Test a finished run again: on its own data or other data, with other test options."""
-    from liftplus import checkpoint, console, matching, parallel, results, runs
+    from liftplus import console
+    from liftplus.evaluation import results
+    from liftplus.machine import parallel
+    from liftplus.runs import execution, matching
+    from liftplus.training import checkpoint
 
     settings = options.run_settings(run, data, [*options.crops(five_crops, overrides), *(overrides or ())])
     session = options.session(settings)
@@ -33,8 +37,8 @@ def evaluate(
         results.refuse_existing(folder)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     other = data is not None and not matching.same_data(data, trained.config.data.source)
-    dataset, metrics = runs.evaluate_run(session, trained, split, folder, other_data=other)
-    for note in [*runs.notes(settings, dataset, trained.model), *session.cache.notes]:
+    dataset, metrics = execution.evaluate_run(session, trained, split, folder, other_data=other)
+    for note in [*execution.notes(settings, dataset, trained.model), *session.cache.notes]:
         console.err.print(f"Note: {note}")
     if as_json:
         print(json.dumps({"folder": str(folder)} | metrics.summary()))

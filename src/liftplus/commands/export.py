@@ -16,9 +16,9 @@ from liftplus.words import counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from liftplus.checkpoint import Trained
-    from liftplus.export import Format
-    from liftplus.runs import Session
+    from liftplus.publishing.export import Format
+    from liftplus.runs.execution import Session
+    from liftplus.training.checkpoint import Trained
 
 CHECKED = 100
 
@@ -41,8 +41,10 @@ def export(
     ] = None,
 ) -> None:
     """Write image tower and head as ONNX or torch.export's .pt2, compared with PyTorch; or LoRA weights for peft."""
-    from liftplus import checkpoint, console, priors
-    from liftplus import export as exporting
+    from liftplus import console
+    from liftplus.evaluation import priors
+    from liftplus.publishing import export as exporting
+    from liftplus.training import checkpoint
 
     if form == "peft":
         _export_peft(run, out, change, as_json)
@@ -71,8 +73,8 @@ def export(
 
 def _format(out: Path, form: str | None) -> Format:
     """The format by its name or the file's; refuses what cannot be written before any work."""
-    from liftplus import export as exporting
-    from liftplus import results
+    from liftplus.evaluation import results
+    from liftplus.publishing import export as exporting
 
     by_name = next((known for known, suffix in exporting.SUFFIXES.items() if out.suffix == suffix), None)
     if by_name is None or form not in (None, by_name):
@@ -87,8 +89,10 @@ def _format(out: Path, form: str | None) -> Format:
 
 def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tuple[Tensor, str]:
     """What to compare on, and where it is from."""
-    from liftplus import console, export, inputs
+    from liftplus import console
     from liftplus.data.dataset import Split
+    from liftplus.publishing import export
+    from liftplus.runs import inputs
 
     evaluation = session.config.evaluation
     if check:
@@ -105,7 +109,9 @@ def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tu
 
 
 def _export_peft(run: Path, out: Path, change: list[str] | None, as_json: bool) -> None:
-    from liftplus import checkpoint, console, lora_exchange
+    from liftplus import console
+    from liftplus.publishing import lora_exchange
+    from liftplus.training import checkpoint
 
     settings = options.run_settings(run, None, [*(change or []), "device=cpu", "precision=fp32"])
     trained = checkpoint.load_model(run, options.session(settings).runtime, settings.backbone)

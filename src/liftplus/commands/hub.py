@@ -22,7 +22,8 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Upload a finished run with a generated model card to the Hugging Face hub."""
-    from liftplus import console, hub
+    from liftplus import console
+    from liftplus.publishing import hub
 
     address, files = hub.push(run, repo_id, private=private, revision=revision, licence=licence)
     if as_json:
@@ -38,7 +39,8 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Download a run from the Hugging Face hub, for eval, predict and export."""
-    from liftplus import console, hub
+    from liftplus import console
+    from liftplus.publishing import hub
 
     commit = hub.pull(repo_id, out, revision=revision)
     if as_json:

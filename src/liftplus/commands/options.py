@@ -12,8 +12,8 @@ from liftplus.errors import UserError
 
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
-    from liftplus.runs import Session
-    from liftplus.runtime import StopRequest
+    from liftplus.machine.runtime import StopRequest
+    from liftplus.runs.execution import Session
 
 Data = typer.Option(
     "--data",
@@ -71,8 +71,10 @@ def crops(five: bool | None, overrides: list[str] | None) -> list[str]:
 
 def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     """The run on this machine; of several processes the leader alone shows its progress."""
-    from liftplus import console, parallel, runs, runtime
+    from liftplus import console
     from liftplus.config import flat
+    from liftplus.machine import parallel, runtime
+    from liftplus.runs import execution
 
     job = parallel.job()
     place = runtime.choose(config.device, config.precision, job, config.compile)
@@ -80,12 +82,14 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
         facts = " ".join(f"{name}={value}" for name, value in runtime.describe(place).items())
         console.detail.print(f"Machine: {facts}")
         console.detail.print(f"Settings: {' '.join(f'{key}={value}' for key, value in flat(config).items())}")
-    return runs.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
+    return execution.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
 
 
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
     """A run's settings with what may change after training changed."""
-    from liftplus import checkpoint, config, matching
+    from liftplus import config
+    from liftplus.runs import matching
+    from liftplus.training import checkpoint
 
     values = config.saved(checkpoint.read_about(run)["config"])
     before = config.from_dict(values).to_dict()

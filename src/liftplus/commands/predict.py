@@ -18,7 +18,7 @@ from liftplus.errors import UserError
 from liftplus.words import counted
 
 if TYPE_CHECKING:
-    from liftplus.predicting import Guess
+    from liftplus.runs.predicting import Guess
 
 
 def predict(
@@ -42,8 +42,11 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures with a finished run, a row for each in the order given."""
-    from liftplus import checkpoint, console, inputs, parallel, predicting
+    from liftplus import console
     from liftplus.data.images import UnreadableImage
+    from liftplus.machine import parallel
+    from liftplus.runs import inputs, predicting
+    from liftplus.training import checkpoint
 
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
@@ -79,7 +82,7 @@ def _stdin() -> bytes:
 
 def _check_target(out: Path | None) -> None:
     """Refuse a file that could not be written before the work is done."""
-    from liftplus import results
+    from liftplus.evaluation import results
 
     if out is None:
         return
@@ -89,7 +92,8 @@ def _check_target(out: Path | None) -> None:
 
 
 def _write_guesses(guesses: list[Guess], out: Path | None, as_json: bool) -> None:
-    from liftplus import console, results
+    from liftplus import console
+    from liftplus.evaluation import results
 
     broken = [os.path.basename(guess.path) for guess in guesses if guess.error]
     named = ", ".join(broken[:3]) + (f" and {len(broken) - 3:,} more" if len(broken) > 3 else "")

@@ -27,8 +27,9 @@ def prepare(
 
     The same command goes on with a copy that was interrupted.
     """
-    from liftplus import config, console, parallel
+    from liftplus import config, console
     from liftplus.data import shards, sources
+    from liftplus.machine import parallel
 
     if parallel.job().size > 1:
         raise UserError("A copy is made by one process. Start it without torchrun.")

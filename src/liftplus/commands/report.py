@@ -38,7 +38,8 @@ def report(
     The folder holds report.html, which needs no network, and figures/ with each figure as PNG and its numbers as CSV.
     An earlier report there is replaced.
     """
-    from liftplus import console, parallel
+    from liftplus import console
+    from liftplus.machine import parallel
     from liftplus.report import write
     from liftplus.report.folders import beside
 

@@ -45,7 +45,8 @@ def run(
     ] = None,
 ) -> None:
     """Make the runs of experiments, or go on with them; several processes given the same command share them."""
-    from liftplus import console, parallel
+    from liftplus import console
+    from liftplus.machine import parallel
     from liftplus.reproduce import catalogue, verdicts
     from liftplus.reproduce.plan import Plan
 
@@ -70,8 +71,10 @@ def run(
 
 def _carry_out(plan: Plan) -> list[str]:
     """Make the runs; sentences about those that failed."""
-    from liftplus import checkpoint, console, runtime
+    from liftplus import console
+    from liftplus.machine import runtime
     from liftplus.reproduce import carry_out
+    from liftplus.training import checkpoint
 
     asked = runtime.StopRequest()
     work = carry_out.Work(plan, lambda config: options.session(config, asked), console.err.print)

@@ -13,8 +13,8 @@ from liftplus.errors import UserError
 
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
-    from liftplus.runs import Session
-    from liftplus.sweep import Sweep
+    from liftplus.runs.execution import Session
+    from liftplus.studies.sweep import Sweep
 
 SHOWN = 15
 
@@ -49,8 +49,12 @@ def sweep(
     ] = None,
 ) -> None:
     """Search settings on the validation split, or repeat seeds; start it several times to share the work."""
-    from liftplus import checkpoint, console, parallel, runs, runtime, space
-    from liftplus import sweep as sweeps
+    from liftplus import console
+    from liftplus.machine import parallel, runtime
+    from liftplus.runs import execution
+    from liftplus.studies import space
+    from liftplus.studies import sweep as sweeps
+    from liftplus.training import checkpoint
 
     for name, given, allowed in (("sampler", sampler, sweeps.SAMPLERS), ("metric", metric, sweeps.METRICS)):
         if given not in allowed:
@@ -59,7 +63,7 @@ def sweep(
         raise UserError(
             "A sweep shares its trials between processes by itself. Start it several times, not by torchrun."
         )
-    varied = space.read(data, backbone, method, overrides or [], fixed=(*runs.FREE, "method"))
+    varied = space.read(data, backbone, method, overrides or [], fixed=(*execution.FREE, "method"))
     asked = runtime.StopRequest()
 
     def session(config: RunConfig) -> Session:
@@ -79,8 +83,9 @@ def sweep(
 def _show(made: Sweep, as_json: bool) -> None:
     import json
 
-    from liftplus import console, results
-    from liftplus import sweep as sweeps
+    from liftplus import console
+    from liftplus.evaluation import results
+    from liftplus.studies import sweep as sweeps
 
     found = results.read_json(made.folder / sweeps.RESULTS, "trials", "best")
     if as_json:

@@ -40,7 +40,10 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune on a data set, test the result, and write a run folder. The same command again goes on."""
-    from liftplus import config, console, parallel, recipe, resuming
+    from liftplus import config, console
+    from liftplus.machine import parallel
+    from liftplus.runs import resuming
+    from liftplus.training import recipe
 
     if resume is not None:
         begun = _begun(resume)
@@ -96,7 +99,7 @@ def _other_backbones() -> str:
 
 def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> None:
     """Refuse options that contradict the run in the folder; equal ones are no contradiction."""
-    from liftplus import matching
+    from liftplus.runs import matching
 
     same: dict[str, tuple[Any, Callable[[Any], bool]]] = {
         "data": (begun.data.source, lambda given: matching.same_data(given, begun.data.source)),
@@ -116,7 +119,9 @@ def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> No
 
 def _begun(folder: Path) -> RunConfig:
     """The settings of the unfinished run in a folder, which the leader alone has to see."""
-    from liftplus import checkpoint, parallel, runs
+    from liftplus.machine import parallel
+    from liftplus.runs import execution
+    from liftplus.training import checkpoint
 
     def read() -> RunConfig:
         if (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file():
@@ -124,7 +129,7 @@ def _begun(folder: Path) -> RunConfig:
                 f"The run in {str(folder)!r} is finished, so nothing is left to go on with. `liftplus eval {folder}` "
                 "tests it again; for a longer one give --data, epochs=N and another --out."
             )
-        begun = runs.unfinished(folder) if (folder / runs.CONFIG).is_file() else None
+        begun = execution.unfinished(folder) if (folder / execution.CONFIG).is_file() else None
         if begun is None:
             raise UserError(
                 f"{str(folder)!r} holds no unfinished run. Give the folder of one, or --data for a new run."
@@ -148,7 +153,11 @@ def zeroshot(
 
 
 def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
-    from liftplus import checkpoint, console, parallel, recipe, results, runs, runtime
+    from liftplus import console
+    from liftplus.evaluation import results
+    from liftplus.machine import parallel, runtime
+    from liftplus.runs import execution
+    from liftplus.training import checkpoint, recipe
 
     folder = out or Path("runs") / _run_name(config)
     goes_on = parallel.job().from_leader(lambda: _goes_on(folder, config))
@@ -157,13 +166,13 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     dataset = session.data()
     session, model = session.start(dataset, folder)
     config = session.config
-    for note in (*recipe.sentences(config, dataset, session.seconds), *runs.notes(config, dataset, model)):
+    for note in (*recipe.sentences(config, dataset, session.seconds), *execution.notes(config, dataset, model)):
         console.err.print(f"Note: {note}")
     _describe_data(dataset)
     try:
         if session.runtime.job.leads and not goes_on:
             results.new_folder(folder)
-        outcome = runs.train_run(session, dataset, model, folder)
+        outcome = execution.train_run(session, dataset, model, folder)
     except checkpoint.Stopped as stopped:
         console.err.print(f"{stopped} Go on with: liftplus train --resume {folder}")
         session.runtime.job.meet()  # torchrun ends all when one has ended
@@ -198,11 +207,12 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
 
 def _goes_on(folder: Path, config: RunConfig) -> bool:
     """Whether the folder holds an unfinished run of these settings; one of others is refused."""
-    from liftplus import console, runs
+    from liftplus import console
+    from liftplus.runs import execution
 
-    begun = runs.unfinished(folder)
+    begun = execution.unfinished(folder)
     if begun is not None:
-        runs.refuse_changes(begun, config, folder)
+        execution.refuse_changes(begun, config, folder)
         console.err.print(f"Going on with the unfinished run in {folder}.")
     return begun is not None
 

@@ -21,7 +21,7 @@ from liftplus.data.labels import one_form
 from liftplus.data.labels import read as read_labels
 from liftplus.data.stores import ArrayStore, FolderStore
 from liftplus.errors import UserError
-from liftplus.paths import expanded
+from liftplus.machine.paths import expanded
 from liftplus.words import agreeing, counted
 
 Labelled = tuple[Iterable[Any], Sequence[Hashable] | ArrayLike]

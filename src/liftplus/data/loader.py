@@ -29,7 +29,7 @@ from liftplus.data.pictures import Picture
 from liftplus.data.stores import ArrayStore
 from liftplus.data.transforms import Augment, progress_of
 from liftplus.errors import UserError
-from liftplus.parallel import ALONE, Job
+from liftplus.machine.parallel import ALONE, Job
 
 
 @dataclass(frozen=True)

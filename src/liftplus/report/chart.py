@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from liftplus import results
+from liftplus.evaluation import results
 
 INK, MUTED, GRID = "#1c2126", "#5f6973", "#dfe3e7"
 # Okabe & Ito's colours, some darkened for contrast on white; each series has its own marker and dash besides.

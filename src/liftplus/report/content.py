@@ -10,16 +10,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from liftplus import config, recipe
-from liftplus.differences import Tested as Answers
-from liftplus.differences import caveat, named
+from liftplus import config
 from liftplus.errors import UserError
-from liftplus.metrics import group_of
+from liftplus.evaluation.differences import Tested as Answers
+from liftplus.evaluation.differences import caveat, named
+from liftplus.evaluation.metrics import group_of
 from liftplus.report import read
 from liftplus.report.chart import SERIES
 from liftplus.report.judgement import Judgement
 from liftplus.report.read import Run
 from liftplus.report.series import MEASURES, Series, Spread, flat
+from liftplus.training import recipe
 from liftplus.words import counted
 
 COST_HEADER = (

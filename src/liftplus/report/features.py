@@ -16,18 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liftplus import checkpoint, config, results, runtime
+from liftplus import config
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
-from liftplus.evaluate import Reading, collect
-from liftplus.metrics import group_of
+from liftplus.evaluation import results
+from liftplus.evaluation.inference import Reading, collect
+from liftplus.evaluation.metrics import group_of
+from liftplus.machine import runtime
+from liftplus.machine.runtime import Progress, Runtime
 from liftplus.report.series import Series, Spread
-from liftplus.runtime import Progress, Runtime
-from liftplus.train import first_of_each
+from liftplus.training import checkpoint
+from liftplus.training.loop import first_of_each
 
 BARE = "bare backbone"
 BINS, FARTHEST = 40, 1.2

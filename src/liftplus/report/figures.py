@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from liftplus.differences import Tested as Answers
-from liftplus.differences import named
-from liftplus.metrics import FEW_UNDER, MANY_OVER, group_of
+from liftplus.evaluation.differences import Tested as Answers
+from liftplus.evaluation.differences import named
+from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER, group_of
 from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, dots, inner_legend, legend
 from liftplus.report.judgement import Judgement
 from liftplus.report.series import MEASURES, Series, Spread, calibrations, tte_effect

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from liftplus.differences import named
+from liftplus.evaluation.differences import named
 from liftplus.report.features import Distances
 from liftplus.report.judgement import Judgement
 from liftplus.report.read import table

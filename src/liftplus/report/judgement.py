@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from liftplus.differences import Contender, judged, named
-from liftplus.differences import Tested as Answers
-from liftplus.noise import Difference
+from liftplus.evaluation.differences import Contender, judged, named
+from liftplus.evaluation.differences import Tested as Answers
+from liftplus.evaluation.noise import Difference
 from liftplus.report.read import Tested
 from liftplus.report.series import Series
 

@@ -14,17 +14,18 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from liftplus import config, results
+from liftplus import config
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
+from liftplus.evaluation import results
+from liftplus.machine.runtime import Progress, Silent
 from liftplus.report import chart, content, feature_figures, features, figures, findings, folders, read, thumbnails
 from liftplus.report.chart import Chart, Look
 from liftplus.report.features import Distances
 from liftplus.report.folders import Given
 from liftplus.report.judgement import Judgement, judge
 from liftplus.report.series import MEASURES, Series, grouped
-from liftplus.runtime import Progress, Silent
 from liftplus.words import counted
 
 PAGE, MARKER = "report.html", ".liftplus-report"

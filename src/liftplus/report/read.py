@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from liftplus.reuse import TESTS
+from liftplus.runs.reuse import TESTS
 
 T = TypeVar("T")
 FILES = ("config.json", "metrics.json", "per_class.csv", "log.jsonl")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from liftplus.errors import UserError
-from liftplus.noise import MARGIN, ONE_SEED
+from liftplus.evaluation.noise import MARGIN, ONE_SEED
 
 FOLDER = Path(__file__).with_name("catalogue")
 CLAIMS = "claims.toml"

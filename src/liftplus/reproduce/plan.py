@@ -143,7 +143,7 @@ class Plan:
 
     def note(self) -> None:
         """Write down in the folder what the user set for all of its runs."""
-        from liftplus import results
+        from liftplus.evaluation import results
 
         self.out.mkdir(parents=True, exist_ok=True)
         with results.locked(self.out, results.PATIENCE):
@@ -152,7 +152,7 @@ class Plan:
 
 def changed_settings(out: Path) -> list[str] | None:
     """The key=value pairs that all runs of a folder were made with; None where there are no runs."""
-    from liftplus import results
+    from liftplus.evaluation import results
 
     path = out / ABOUT
     return list(results.read_json(path, "settings")["settings"]) if path.is_file() else None
@@ -161,7 +161,7 @@ def changed_settings(out: Path) -> list[str] | None:
 def _counting(overrides: Sequence[str]) -> list[str]:
     """The settings that change results."""
     from liftplus.config import full_key
-    from liftplus.runs import FREE
+    from liftplus.runs.execution import FREE
 
     places = (*FREE, *PLACES)
     return sorted(pair for pair in overrides if full_key(pair.partition("=")[0]) not in places)

@@ -1,0 +1,1 @@
+"""Evaluation: predictions, kept features, priors, accuracies and what chance makes of them."""

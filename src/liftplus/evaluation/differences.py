@@ -1,0 +1,234 @@
+"""What tests got right, told apart from chance: each accuracy with its interval and each two methods.
+
+`compare` prints these and the report shows them, so that both give one judgement.
+
+The 95 % interval of one accuracy is Korn and Graubard's (1998, Survey Methodology 24:193): Clopper and Pearson's
+interval of a share, for the number of independent images whose share would vary as the accuracy does over seeds and
+test images. So it keeps its width where all images are right.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from liftplus import words
+from liftplus.errors import UserError
+from liftplus.evaluation import noise
+from liftplus.evaluation.noise import KEYS, LEVEL, Difference
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Which images S runs of a method got right, [S, N], in the order of the test split, and the images' classes [N].
+
+    Attributes:
+        images: the images' names and true classes, which two methods must share to be compared.
+        train_counts: of each class.
+        seeds: of the S runs.
+    """
+
+    right: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    images: tuple[tuple[str, str], ...]
+    train_counts: tuple[int, ...]
+    seeds: tuple[int, ...] = ()
+
+    def accuracy(self, key: str) -> float | None:
+        """The mean over seeds in percent; None where no image belongs to the group."""
+        weight, _ = noise.weights(key, self.labels, self.train_counts)
+        return 100 * float((self.right @ weight).mean()) if weight.any() else None
+
+    def pictures(self, key: str) -> int:
+        """How many test images an accuracy rests on."""
+        return int((noise.weights(key, self.labels, self.train_counts)[0] > 0).sum())
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """The accuracy's 95 % interval over seeds and test images, in percent; None without an image."""
+        from scipy import stats
+
+        weight, strata = noise.weights(key, self.labels, self.train_counts)
+        if not weight.any():
+            return None
+        by_seed, images = self.right @ weight, int((weight > 0).sum())
+        share = float(np.clip(by_seed.mean(), 0, 1))
+        parts = [noise.image_variance(self.right.mean(0), weight, strata) or (0.0, 1.0)]
+        if len(by_seed) > 1:
+            parts.append((float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1.0))
+        variance = sum(part for part, _ in parts)
+        alike = 1 / float((weight**2).sum())  # images of equal weight that say as much (Kish 1965)
+        if 1e-9 < share < 1 - 1e-9 and variance > 1e-12:
+            freedom = variance**2 / sum(part**2 / df for part, df in parts)
+            t = [float(stats.t.ppf(1 - LEVEL / 2, df)) for df in (max(images - 1, 1), freedom)]
+            alike = min(share * (1 - share) / variance * (t[0] / t[1]) ** 2, alike * len(by_seed))
+        low = stats.beta.ppf(LEVEL / 2, share * alike, (1 - share) * alike + 1) if share > 1e-9 else 0.0
+        high = stats.beta.ppf(1 - LEVEL / 2, share * alike + 1, (1 - share) * alike) if share < 1 - 1e-9 else 1.0
+        return 100 * float(low), 100 * float(high)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method tested with one crop, or with five."""
+
+    method: str
+    tte: bool
+    tested: Tested
+
+    @property
+    def name(self) -> str:
+        """The method, and five crops where they were averaged."""
+        return named(self.method, self.tte)
+
+
+def named(method: str, tte: bool) -> str:
+    """How a table calls a method tested with one crop, or with five."""
+    return f"{method} (five crops)" if tte else method
+
+
+def read_tests(folders: Sequence[Path], seeds: Sequence[int] = ()) -> Tested:
+    """Runs that differ by seed, from the folders of their tests; without `seeds` they count from 0."""
+    classes = _table(folders[0] / "per_class.csv", "name", "train_images")
+    index = {line["name"]: k for k, line in enumerate(classes)}
+    shown = [_table(folder / "predictions.csv", "path", "true", "correct") for folder in folders]
+    for folder, lines in zip(folders, shown, strict=True):
+        if [(line["path"], line["true"]) for line in lines] != [(line["path"], line["true"]) for line in shown[0]]:
+            raise UserError(f"{str(folder)!r} and {str(folders[0])!r} were tested on different images.")
+    labels = np.array([index[line["true"]] for line in shown[0]], dtype=np.int64)
+    right = np.array([[float(line["correct"]) for line in lines] for lines in shown])
+    images = tuple((line["path"], line["true"]) for line in shown[0])
+    counts = tuple(int(line["train_images"]) for line in classes)
+    return Tested(right, labels, images, counts, tuple(seeds) or tuple(range(len(folders))))
+
+
+def _table(path: Path, *columns: str) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            lines = list(csv.DictReader(stream))
+        if not lines or not set(columns) <= lines[0].keys():
+            raise ValueError("columns are missing")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error}). Remove its run's folder to make it anew.") from error
+    return lines
+
+
+def _ordered(one: Tested, images: tuple[tuple[str, str], ...]) -> NDArray[np.float64]:
+    """Right or wrong [S, N] in the order of the same images elsewhere."""
+    if one.images == images:
+        return one.right
+    place = {image: k for k, image in enumerate(one.images)}
+    return one.right[:, [place[image] for image in images]]
+
+
+def _same_seeds(a: Contender, b: Contender) -> tuple[Contender, Contender] | None:
+    """Two tests of one training with the seeds that both have; None without one."""
+    both = tuple(sorted(set(a.tested.seeds) & set(b.tested.seeds)))
+    if not both:
+        return None
+    kept = [replace(one.tested, seeds=both, right=_of(one.tested, both)) for one in (a, b)]
+    return replace(a, tested=kept[0]), replace(b, tested=kept[1])
+
+
+def _of(one: Tested, seeds: Sequence[int]) -> NDArray[np.float64]:
+    return one.right[[one.seeds.index(seed) for seed in seeds]]
+
+
+Pair = tuple[Contender, Contender]
+
+
+def _families(contenders: Sequence[Contender]) -> list[list[Pair]]:
+    """Pairs on the same images that share the seeds' variance.
+
+    They are those with one crop, those with five, five crops against one, and methods that share no number of crops.
+    """
+    crops: dict[str, set[bool]] = {}
+    for one in contenders:
+        crops.setdefault(one.method, set()).add(one.tte)
+    found: dict[tuple[str, frozenset[tuple[str, str]]], list[Pair]] = {}
+    for a, b in combinations(contenders, 2):
+        images = frozenset(a.tested.images)
+        distinct = len(a.tested.images) == len(b.tested.images) == len(images)
+        if a.tested.images != b.tested.images and not (distinct and images == frozenset(b.tested.images)):
+            continue
+        if a.method == b.method:
+            if (pair := _same_seeds(a, b)) is not None:
+                found.setdefault(("crops", images), []).append(pair)
+        elif a.tte == b.tte:
+            found.setdefault(("five" if a.tte else "one", images), []).append((a, b))
+        elif not crops[a.method] & crops[b.method]:
+            found.setdefault(("other", images), []).append((a, b))
+    order = ("one", "five", "crops", "other")
+    return [pairs for kind in order for (key, _), pairs in found.items() if key == kind]
+
+
+def judged(contenders: Sequence[Contender]) -> list[Difference]:
+    """The differences of methods that were tested on the same images, by accuracy; p-values adjusted for each."""
+    families, found = _families(contenders), []
+    for key in KEYS:
+        told = [one for family in families for one in _compared(family, key)]
+        adjusted = noise.holm([one.p for one in told])
+        found += [replace(one, adjusted=p) for one, p in zip(told, adjusted, strict=True)]
+    return found
+
+
+def _compared(family: Sequence[Pair], key: str) -> list[Difference]:
+    """The pairs of a family in one accuracy, p not adjusted; nothing where no image belongs to it."""
+    members = list({one.name: one for pair in family for one in pair}.values())
+    first = members[0].tested
+    weight, strata = noise.weights(key, first.labels, first.train_counts)
+    if not weight.any():
+        return []
+    names = [one.name for one in members]
+    places = [(names.index(a.name), names.index(b.name)) for a, b in family]
+    right = [_ordered(one.tested, first.images) for one in members]
+    found = noise.compare_all(right, places, weight, strata, [one.method for one in members])
+    images = int((weight > 0).sum())
+    return [
+        Difference(
+            *(a.name, b.name, key, one.points, one.half, one.p, one.p),
+            min(len(a.tested.right), len(b.tested.right)),
+            images,
+            one.part,
+        )
+        for (a, b), one in zip(family, found, strict=True)
+    ]
+
+
+def headlines(contenders: Sequence[Contender], found: Sequence[Difference]) -> list[str]:
+    """The sentences to read first: the best method against each other one, overall and on rare classes."""
+    out = []
+    for key in ("overall", "few"):
+        for tte in (False, True):
+            scored = [(one.tested.accuracy(key), one.name) for one in contenders if one.tte == tte]
+            values = [(value, name) for value, name in scored if value is not None]
+            if values:
+                _, best = max(values, key=lambda pair: pair[0])
+                out += [one.sentence() for one in found if one.key == key and best in (one.a, one.b)]
+    return list(dict.fromkeys(out))
+
+
+def counted(tested: Tested) -> str:
+    """On how many test images the accuracies rest: 66 test images: many 30, medium 20, few 16."""
+    groups = [f"{key} {n:,}" for key in ("many", "medium", "few") if (n := tested.pictures(key))]
+    n = tested.pictures("overall")
+    return f"{words.counted(n, 'test image')}: {', '.join(groups)}"
+
+
+def caveat(seeds: int) -> str:
+    """What the intervals are, and what they do not show."""
+    if seeds == 1:
+        return (
+            "One seed proves nothing: other seeds give other accuracies, and how much they differ is not known. ± of a "
+            "difference is a 95 % interval over test images alone. Give --seeds 3 to see which differences are more "
+            "than noise."
+        )
+    return (
+        f'± of a difference is a 95 % interval over {seeds} seeds and the test images together. "More than noise" '
+        "holds for all comparisons of one accuracy at once: at most one set of comparisons in twenty has a false one "
+        "(Holm, 5 %)."
+    )

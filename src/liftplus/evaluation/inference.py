@@ -1,0 +1,191 @@
+"""Run a classifier over a split: one crop or five, probabilities, metrics."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from liftplus.backbones.base import Facts
+from liftplus.data.dataset import Split, Store
+from liftplus.data.loader import FixedView, Loader
+from liftplus.data.transforms import CentreCrop, Crops, Evaluation, FiveCrops
+from liftplus.errors import DivergedError
+from liftplus.evaluation.metrics import Metrics, accuracies, ranked
+from liftplus.machine.runtime import Progress, Runtime, Silent
+from liftplus.words import counted
+
+
+class Normalise(nn.Module):
+    """uint8 pictures [B, 3, R, R] to the backbone's input: (x / 255 - mean) / std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(facts.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(facts.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim == 2:  # features that were computed before
+            return images
+        return (images.float() - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Results for N images, in the split's order.
+
+    Attributes:
+        classes: the top-k class indices, best first, int64 [N, k].
+        probabilities: their softmax probabilities, fp32 [N, k].
+    """
+
+    classes: Tensor
+    probabilities: Tensor
+
+
+def crops(evaluation: Evaluation, facts: Facts) -> CentreCrop | FiveCrops:
+    """The test-time cut that the options ask for."""
+    if evaluation.tte:
+        return FiveCrops(facts.image_size, evaluation.expand, facts.interpolation)
+    return CentreCrop(facts.image_size, facts.interpolation, evaluation.one_crop_expand)
+
+
+def coinciding_grids(evaluation: Evaluation, facts: Facts) -> str | None:
+    """A warning where the five crops would share one patch grid, which takes most of the gain away."""
+    patch = facts.patch_size
+    if not evaluation.tte or patch is None or evaluation.expand % patch:
+        return None
+    return (
+        f"evaluation.expand={evaluation.expand} is a multiple of the patch size {patch}: the patch grids of the five "
+        f"crops coincide and test-time ensembling gains little. Try expand={evaluation.expand + patch // 2}."
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is run over, and how it is read.
+
+    Attributes:
+        store, split: the pictures.
+        workers: loader processes; by default by the number of cores.
+        progress: told of every batch.
+        label: what the progress is called.
+        unreadable: where given, pictures that cannot be decoded are noted here, key and reason, and do not stop.
+    """
+
+    store: Store
+    split: Split
+    workers: int | None = None
+    progress: Progress | None = None
+    label: str = "Testing"
+    unreadable: dict[str, str] | None = None
+
+
+@torch.inference_mode()
+def collect(
+    model: nn.Module,
+    reading: Reading,
+    view: Crops,
+    facts: Facts,
+    runtime: Runtime,
+    batch_size: int = 128,
+    *,
+    each: bool = False,
+) -> Tensor:
+    """The model's outputs averaged over the crops, fp32 [N, ...], on the CPU, in the split's order.
+
+    With `each`, every crop's own [N, crops, ...]. Several processes each run over their part, and each gets all rows.
+    """
+    part = replace(reading, split=_part(reading.split, runtime))
+    return runtime.job.whole(_outputs(model, part, view, facts, runtime, batch_size, each=each), len(reading.split))
+
+
+def _part(split: Split, runtime: Runtime) -> Split:
+    if runtime.job.size == 1:
+        return split
+    chosen = runtime.job.part(len(split))
+    return Split([split.keys[i] for i in chosen], [split.labels[i] for i in chosen])
+
+
+def _outputs(
+    model: nn.Module,
+    reading: Reading,
+    view: Crops,
+    facts: Facts,
+    runtime: Runtime,
+    batch_size: int,
+    *,
+    each: bool = False,
+) -> Tensor:
+    """`collect` in this process alone."""
+    loader = Loader(
+        reading.store,
+        reading.split,
+        FixedView(view.picture, skips=reading.unreadable is not None),
+        batch_size=batch_size,
+        workers=reading.workers,
+        pin=runtime.device.type == "cuda",
+    )
+    normalise, forward = Normalise(facts).to(runtime.device), runtime.compiled(model)
+    # A classifier with a trained text side would encode its class prompts for every batch.
+    keeping = getattr(model, "class_features_kept", nullcontext)
+    parts: list[Tensor] = []
+    with keeping(), (reading.progress or Silent()).task(reading.label, len(loader)) as advance:
+        for batch in loader.epoch():
+            if reading.unreadable is not None:
+                reading.unreadable.update((reading.split.keys[k], reason) for k, reason in batch.unreadable.items())
+            pictures = batch.images.to(runtime.device, non_blocking=True)
+            images = view.cut(pictures, batch.sizes.to(runtime.device, non_blocking=True))
+            with runtime.autocast():
+                out = forward(normalise(images.flatten(0, 1)))
+            out = out.float().unflatten(0, images.shape[:2])
+            parts.append(out if each else out.mean(1))
+            if len(parts) > 1:  # of the batch before, so that the device has the next one while this waits
+                parts[-2] = parts[-2].cpu()
+            advance()
+    return torch.cat([*parts[:-1], *(part.cpu() for part in parts[-1:])])
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: Facts, runtime: Runtime) -> Predictions:
+    """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
+    part = replace(reading, split=_part(reading.split, runtime))
+    logits = _outputs(model, part, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
+    if reading.unreadable is not None:
+        for noted in runtime.job.from_all(dict(reading.unreadable)):
+            reading.unreadable.update(noted)
+    return best(logits, evaluation, runtime, len(reading.split))
+
+
+def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -> Predictions:
+    """Top-k classes and probabilities of all `count` images, from the logits of this process's part [n, C].
+
+    Raises:
+        DivergedError: a logit of any process is not finite.
+    """
+    strange = int((~logits.isfinite()).any(1).sum())
+    if most := max(runtime.job.greatest(strange)):
+        precise = "" if runtime.precision == "fp32" else "Try precision=fp32. "
+        raise DivergedError(
+            f"The model gives numbers that are not finite for {most:,} of {counted(count, 'picture')}, so it has no "
+            f"answer. {precise}Its weights diverged in training, or the backbone's file is damaged: train again with a "
+            "lower train.lr, or restore the file."
+        )
+    found: list[tuple[Tensor, Tensor]] = []
+    # Among thousands of classes the CPU would rank for as long as a GPU takes to give the logits.
+    for rows in logits.split(1024):
+        chances = rows.to(runtime.device).softmax(-1)
+        top = ranked(chances, min(evaluation.top_k, logits.shape[1]))
+        found.append((top.cpu(), chances.gather(1, top).cpu()))
+    classes, values = (runtime.job.whole(torch.cat(part), count) for part in zip(*found, strict=True))
+    return Predictions(classes, values)
+
+
+def score(predictions: Predictions, split: Split, train_counts: tuple[int, ...]) -> Metrics:
+    """Metrics of the best class of each image."""
+    return accuracies(predictions.classes[:, 0].numpy(), list(split.labels), train_counts)

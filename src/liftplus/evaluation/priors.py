@@ -1,0 +1,112 @@
+"""Class priors in use: what to add to a trained model's logits where classes come as often as given.
+
+Training teaches softmax(z + a) = p(k | x) with classes as often as they counted in training, e: a is what the loss adds
+to the logits, e_k is how often the sampler showed class k times the loss's weight of it. By Bayes' rule the posterior
+under another prior p is softmax(z + a - log e + log p), Menon et al. 2021, section 3. For logit_adjusted with tau = 1
+that is z + log p, so its logits are those of the uniform prior already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftplus.config import RunConfig
+from liftplus.data import documents
+from liftplus.data.samplers import Resampler
+from liftplus.data.transforms import progress_of
+from liftplus.errors import UserError, unknown
+from liftplus.model.losses import class_prior
+
+RULED_OUT = -1e4
+"""Logarithm of a prior of 0: no probability is left in fp32, and sums stay finite."""
+
+FORM = 'a JSON file {"class name": count or share, ...} with every class, 0 for those that never come'
+
+
+def shift(config: RunConfig, class_names: Sequence[str], train_counts: Sequence[int], given: str) -> Tensor | None:
+    """What to add to the logits [C], fp32, for a prior: "as_trained" (None), "training", "uniform", or a JSON file."""
+    if given == "as_trained":
+        return None
+    counts = torch.tensor(train_counts)
+    if given == "training":
+        wanted = class_prior(counts).log()
+    elif given == "uniform":
+        wanted = torch.full((len(counts),), -math.log(len(counts)), dtype=torch.float64)
+    else:
+        wanted = _given(given, class_names)
+    return (wanted + _likelihood(config, class_names, counts)).float()
+
+
+def note(config: RunConfig, given: str) -> str | None:
+    """A warning where the loss has no closed form between its logits and the posterior."""
+    if given == "as_trained" or not config.train.epochs or config.loss.gives_posterior:
+        return None
+    return (
+        f"The logits of loss={config.loss.name} are no exact log posterior, so the prior {given!r} is applied to them "
+        "as to those of cross_entropy. Check the result on data that has this prior."
+    )
+
+
+def _likelihood(config: RunConfig, class_names: Sequence[str], counts: Tensor) -> Tensor:
+    """a - log e [C], fp64: added to the logits it leaves log p(x | k). Untrained, text logits are taken for that."""
+    if not config.train.epochs:
+        return torch.zeros(len(counts), dtype=torch.float64)
+    loss = config.loss.build(counts, class_names)
+    weights = loss.weights(torch.arange(len(counts)), torch.float64)
+    seen = _shown(config, counts) * weights
+    return loss.added(len(counts)) - (seen / seen.sum()).log()
+
+
+def _shown(config: RunConfig, counts: Tensor) -> Tensor:
+    """How often training showed each class [C], as a share; a class without images counts as one image."""
+    prior, sampler, epochs = class_prior(counts), config.sampler, config.train.epochs
+    if not isinstance(sampler, Resampler):
+        return prior
+    present = counts.double().clamp_min(1)
+    shares = [sampler.probabilities(present, progress_of(epoch, epochs)) for epoch in range(epochs)]
+    return torch.stack([share / share.sum() for share in shares]).mean(0)
+
+
+def _given(path: str, class_names: Sequence[str]) -> Tensor:
+    """log p [C] from a file of counts by class name; refuses names that several classes bear."""
+    try:
+        table = documents.json_value(documents.text(documents.place(path), "file"), path, distinct=True)
+    except UserError as error:
+        raise UserError(
+            f"The prior is {path!r}, which cannot be read ({error}) Allowed are as_trained, training, uniform, or "
+            f"{FORM}."
+        ) from error
+    if not isinstance(table, dict):
+        raise UserError(f"The prior in {path!r} is a {type(table).__name__}. Give {FORM}.")
+    for name in table:
+        if name not in class_names:
+            raise unknown(f"class in the prior {path!r}:", name, set(class_names))
+    if twice := [name for name, times in Counter(class_names).items() if times > 1]:
+        raise UserError(
+            f"Several classes are called {twice[0]!r}, so counts by name, as in {path!r}, do not tell them apart. "
+            "Give them own names with data.class_names, or take as_trained, training or uniform."
+        )
+    missing = [name for name in class_names if name not in table]
+    if missing:
+        raise UserError(
+            f"The prior in {path!r} lacks {len(missing)} of {len(class_names)} classes: {', '.join(missing[:5])}"
+            f"{', …' if len(missing) > 5 else ''}. Give {FORM}."
+        )
+    for name, value in table.items():
+        if not _is_count(value):
+            raise UserError(f"The prior of {name!r} in {path!r} is {value!r}; allowed are numbers from 0.")
+    values = torch.tensor([float(table[name]) for name in class_names], dtype=torch.float64)
+    if not values.sum() > 0:
+        raise UserError(f"The prior in {path!r} is 0 for every class. Give at least one class a count.")
+    logs = (values / values.sum()).log()
+    return logs.masked_fill(values == 0, RULED_OUT)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300

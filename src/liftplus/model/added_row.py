@@ -1,0 +1,196 @@
+"""A row for a class that comes after training: ridge regression in the tuned feature space, fitted to the old rows.
+
+Trained rows have other cosines with their pictures than rows in closed form. So the new row is what the old rows share,
+and the ridge's row on top of it. How much of that is chosen by the new class's own pictures, left out in turn, among
+rows that take little from the old classes. With one picture none can be left out; then old classes are taken out in
+turn and come back from one picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liftplus.model.closed_form import Gathering, Ridge, Sample, Statistics
+
+EPISODES = 20
+"""Most old classes that are taken out and come back."""
+LEFT_OUT = 20
+"""Most pictures of a new class that are left out in turn."""
+HARM = 0.004
+"""Most that the mean accuracy of the old classes may lose on features that are kept, 0 to 1, where nothing is asked."""
+SCALE = 25.0
+"""What cosines are multiplied with when a margin becomes a probability; that of LIFT's head."""
+GAMMAS = tuple(10 ** (power / 4) for power in range(-8, 5))
+WEIGHTS = tuple(2 ** (power / 4) for power in range(-10, 11))
+"""What is tried as gamma, and as the weight of the ridge's unit row on top of what the old rows share."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a row is made.
+
+    Attributes:
+        ridge: gamma in units of the mean eigenvalue.
+        weight: of the ridge's unit row on top of what the old rows share.
+        text: whether the name's text counts too.
+    """
+
+    ridge: float = 0.1
+    weight: float = 1.0
+    text: bool = False
+
+
+@dataclass(frozen=True)
+class Old:
+    """What is known of the old classes: unit rows [C, D], some of their features [N, D] with labels [N], fp64.
+
+    Attributes:
+        texts: unit rows of their names [C, D], where names are read.
+    """
+
+    rows: Tensor
+    sample: Sample
+    texts: Tensor | None = None
+
+    def base(self, text: Tensor | None, without: int | None = None) -> Tensor:
+        """What a new row shares with the old ones [D]: their mean, moved as its text lies to the mean text."""
+        keep = torch.arange(len(self.rows)) != (-1 if without is None else without)
+        mean = self.rows[keep].double().mean(0)
+        if text is None or self.texts is None:
+            return mean
+        return mean + text.double() - self.texts[keep].double().mean(0)
+
+
+def gathered(features: Tensor, labels: Tensor | None = None, classes: int = 1) -> Statistics:
+    """Statistics of features that are all here; of one class where there are no labels."""
+    labels = torch.zeros(len(features), dtype=torch.long) if labels is None else labels
+    gathering = Gathering(torch.bincount(labels, minlength=classes), features.shape[1])
+    gathering.add(features, labels)
+    return gathering.statistics()
+
+
+def rows(
+    background: Statistics, features: Tensor, bases: tuple[Tensor, Tensor | None], choices: Sequence[Choice]
+) -> Tensor:
+    """Unit rows [choices, D] of a class with these features [n, D] beside the background's classes.
+
+    Args:
+        bases: `Old.base` without the class's text, and with it where there is one.
+    """
+    ridge = Ridge(background + gathered(features))
+    by_gamma = {gamma: ridge.rows(gamma)[-1] for gamma in {choice.ridge for choice in choices}}
+    out = []
+    for choice in choices:
+        base = bases[1] if choice.text and bases[1] is not None else bases[0]
+        out.append(base + choice.weight * by_gamma[choice.ridge])
+    return F.normalize(torch.stack(out), dim=-1)
+
+
+def bases(old: Old, text: Tensor | None, without: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """What `rows` starts from."""
+    return old.base(None, without), None if text is None else old.base(text, without)
+
+
+def choices(with_text: bool) -> list[Choice]:
+    """What is tried."""
+    texts = (False, True) if with_text else (False,)
+    return [Choice(ridge, weight, text) for text in texts for ridge in GAMMAS for weight in WEIGHTS]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A new row.
+
+    Attributes:
+        row: unit row [1, D].
+        choice: how it is made.
+        own: share of its pictures that are right by rows made without them, 0 to 1; None for a single picture.
+    """
+
+    row: Tensor
+    choice: Choice
+    own: float | None
+
+
+def fit(old: Old, background: Statistics, features: Tensor, text: Tensor | None, most: float = HARM) -> Fitted:
+    """The row of a class with these features [n, D] which its own pictures like best of those that harm little.
+
+    Args:
+        most: what the mean accuracy of the old classes may lose on features that are kept, 0 to 1.
+    """
+    tried, start = choices(text is not None), bases(old, text)
+    made = rows(background, features, start, tried)
+    cost = harm(old, made)
+    few = len(features) < 2
+    margins = _single(old, tried) if few else _left_out(old, background, features, start, tried)
+    liked = F.logsigmoid(SCALE * margins).mean(0)
+    best = int(torch.where(cost <= max(most, float(cost.min())), liked, -torch.inf).argmax())
+    return Fitted(made[best : best + 1], tried[best], None if few else float((margins[:, best] > 0).double().mean()))
+
+
+def _left_out(
+    old: Old, background: Statistics, x: Tensor, start: tuple[Tensor, Tensor | None], tried: Sequence[Choice]
+) -> Tensor:
+    """By how much each picture scores higher with rows made without it than with any old row [n, choices]."""
+    found = []
+    for k in range(min(len(x), LEFT_OUT)):
+        made = rows(background, torch.cat([x[:k], x[k + 1 :]]), start, tried)
+        found.append(margin(x[k : k + 1], made, old.rows))
+    return torch.cat(found)
+
+
+def _single(old: Old, tried: Sequence[Choice]) -> Tensor:
+    """The same for other pictures of old classes that come back from one picture [n, choices]."""
+    found = [torch.zeros(1, len(tried), dtype=torch.float64)]
+    for c, mine, rest in _episodes(old.sample.labels, 1):
+        others = old.sample.labels != c
+        x, y = old.sample.features.double(), old.sample.labels
+        text = None if old.texts is None else old.texts[c]
+        made = rows(gathered(x[others], y[others], len(old.rows)), x[mine], bases(old, text, c), tried)
+        found.append(margin(x[rest], made, old.rows, c).mean(0, keepdim=True))
+    return torch.cat(found)
+
+
+def _episodes(labels: Tensor, pictures: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Old classes, the positions of the pictures that they come back from, and of their others."""
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.bincount(labels)
+    order = torch.randperm(len(counts), generator=generator)
+    order = order[counts[order] > 1]
+    # Classes that have enough first, in random order.
+    for c in order[(counts[order] <= pictures).int().argsort(stable=True)][:EPISODES].tolist():
+        own = (labels == c).nonzero()[:, 0]
+        own = own[torch.randperm(len(own), generator=generator)]
+        few = min(pictures, len(own) - 1)
+        yield c, own[:few], own[few:]
+
+
+def margin(features: Tensor, new: Tensor, old_rows: Tensor, without: int | None = None) -> Tensor:
+    """By how much features [n, D] score higher with each new row [k, D] than with any old one [n, k]."""
+    return features.double() @ new.T - _best(features, old_rows, without)[0][:, None]
+
+
+def harm(old: Old, new: Tensor, without: int | None = None) -> Tensor:
+    """What the mean accuracy of the old classes in the sample loses to each new row [k, D], 0 to 1, [k]."""
+    x, y = old.sample.features.double(), old.sample.labels
+    keep = torch.ones_like(y, dtype=torch.bool) if without is None else y != without
+    x, y = x[keep], y[keep]
+    best, where = _best(x, old.rows, without)
+    lost = ((where == y)[:, None] & (x @ new.T > best[:, None])).double()
+    counts = torch.bincount(y, minlength=len(old.rows)).double()
+    per_class = torch.zeros(len(counts), lost.shape[1], dtype=torch.float64).index_add_(0, y, lost)
+    there = counts > 0
+    return (per_class[there] / counts[there, None]).mean(0)
+
+
+def _best(features: Tensor, old_rows: Tensor, without: int | None) -> tuple[Tensor, Tensor]:
+    scores = features.double() @ old_rows.double().T
+    if without is not None:
+        scores[:, without] = -torch.inf
+    best, where = scores.max(1)
+    return best, where

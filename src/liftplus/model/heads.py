@@ -1,0 +1,160 @@
+"""Classifier heads: features [B, D] -> logits [B, C], always computed in fp32."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from liftplus.backbones.base import Backbone
+from liftplus.model.head_init import HeadInit, InitContext, Start, class_features
+from liftplus.registry import Component, register
+
+
+class HeadModule(nn.Module):
+    """A head with one row of `weight` [C, D] for each class."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        # bf16 would round logits of a scale of 25 to steps of 1/8, more than many priors differ by.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.logits(features.float())
+
+    @abstractmethod
+    def logits(self, features: Tensor) -> Tensor:
+        """fp32 features to fp32 logits."""
+
+
+class Head(Component):
+    """Configuration of a head."""
+
+    has_bias: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
+        """The module, its rows still to be initialised."""
+
+    def rows(self, context: InitContext, init: HeadInit) -> Tensor:
+        """First rows [C, D] by the chosen initialisation."""
+        return self.start(context, init).rows
+
+    def start(self, context: InitContext, init: HeadInit) -> Start:
+        """First rows [C, D] by the chosen initialisation, with biases [C] where both have them."""
+        return init.start(replace(context, view=self.view))
+
+    def view(self, features: Tensor) -> Tensor:
+        """Features [n, D] as the head compares them with its rows."""
+        return features
+
+
+class _Linear(HeadModule):
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__(dim, num_classes)
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def logits(self, features: Tensor) -> Tensor:
+        return F.linear(features, self.weight, self.bias)
+
+
+class _Cosine(HeadModule):
+    def __init__(self, dim: int, num_classes: int, scale: float) -> None:
+        super().__init__(dim, num_classes)
+        self.scale = scale
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
+
+
+class _L2Norm(HeadModule):
+    def logits(self, features: Tensor) -> Tensor:
+        return F.linear(features, F.normalize(self.weight, dim=-1))
+
+
+class _LayerNorm(HeadModule):
+    def logits(self, features: Tensor) -> Tensor:
+        features = F.layer_norm(features, features.shape[-1:], eps=1e-12)
+        return F.linear(features, F.normalize(self.weight, dim=-1))
+
+
+@register("head", "linear")
+class Linear(Head):
+    """W f + b; the bias starts at 0, but for head_init=lda."""
+
+    has_bias: ClassVar[bool] = True
+
+    def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
+        return _Linear(backbone.dim, num_classes)
+
+
+@register("head", "cosine")
+class Cosine(Head):
+    """s * cos(f, w_k), the default of LIFT and LIFT+."""
+
+    scale: float = Field(default=25.0, gt=0)
+    """Cosine scale s."""
+
+    def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
+        return _Cosine(backbone.dim, num_classes, self.scale)
+
+    def view(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=-1)
+
+
+@register("head", "l2norm")
+class L2Norm(Head):
+    """f . w_k / |w_k|: rows of unit length, features as they are."""
+
+    def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
+        return _L2Norm(backbone.dim, num_classes)
+
+
+@register("head", "layernorm")
+class LayerNorm(Head):
+    """LN(f) . w_k / |w_k|, the LayerNorm without learned scale (eps 1e-12)."""
+
+    def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
+        return _LayerNorm(backbone.dim, num_classes)
+
+    def view(self, features: Tensor) -> Tensor:
+        return F.layer_norm(features, features.shape[-1:], eps=1e-12)
+
+
+class JointModule(HeadModule):
+    """CLIP's logits. Its features are unit vectors in the joint space [B, joint], from `Backbone.joint`."""
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(backbone.text_encoder("head=joint").joint_dim, num_classes)
+        self.scale = math.exp(backbone.text_encoder("head=joint").logit_scale)
+        self.weight.requires_grad_(False)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.compare(features, self.weight)
+
+    def compare(self, image: Tensor, text: Tensor) -> Tensor:
+        """Unit vectors of images [B, joint] and of class prompts [C, joint] to logits [B, C], fp32."""
+        with torch.autocast(image.device.type, enabled=False):
+            return self.scale * F.linear(image.float(), text.float())
+
+
+@register("head", "joint")
+class Joint(Head):
+    """CLIP's own logits exp(logit_scale) * cos(image, text) in the joint space.
+
+    Rows are text features: frozen, or encoded afresh in every step where a tuner acts on the text side.
+    """
+
+    def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
+        return JointModule(backbone, num_classes)
+
+    def start(self, context: InitContext, init: HeadInit) -> Start:
+        context.backbone.text_encoder("head=joint")
+        return Start(class_features(context, init))

@@ -1,0 +1,1 @@
+"""What leaves liftplus: graphs, the model hub, peft's LoRA files."""

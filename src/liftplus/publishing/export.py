@@ -1,0 +1,283 @@
+"""A trained model as one graph for other programs: ONNX, or torch.export's .pt2, compared with PyTorch on pictures.
+
+The graph takes RGB pictures with values from 0 to 255 at the backbone's input size and does the rest itself:
+normalisation, image tower, tuners (folded into the weights where that is exact), head, prior.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from liftplus.data.dataset import Split, Store
+from liftplus.data.images import UnreadableImage
+from liftplus.data.transforms import Evaluation
+from liftplus.errors import UserError
+from liftplus.evaluation import priors
+from liftplus.evaluation.inference import Normalise, crops
+from liftplus.evaluation.results import folder_of, write_json
+from liftplus.machine.runtime import Progress
+from liftplus.model.classifier import Classifier
+from liftplus.training.checkpoint import Trained
+
+Format = Literal["onnx", "pt2"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2"}
+TOLERANCE = 1e-4
+"""Most by which logits may differ from PyTorch's in fp32, in units of the logits' deviation where that is above 1."""
+INPUT, OUTPUTS = "images", ("logits", "probabilities")
+BATCH = 4
+
+
+class Deployed(nn.Module):
+    """Pictures fp32 [B, 3, R, R], or five crops of each [B, 5, 3, R, R], RGB 0 to 255 -> logits, probabilities [B, C].
+
+    The prior is in the model's logits already (`Classifier.shift`).
+    """
+
+    def __init__(self, model: Classifier, *, five_crops: bool) -> None:
+        super().__init__()
+        self.model, self.five_crops = model, five_crops
+        self.normalise = Normalise(model.backbone.facts)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        flat = images.flatten(0, 1) if self.five_crops else images
+        logits = self.model(self.normalise(flat))
+        if self.five_crops:
+            logits = logits.unflatten(0, (-1, 5)).mean(1)
+        return logits, logits.softmax(-1)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How the written file compares with PyTorch in fp32.
+
+    Attributes:
+        images: pictures compared.
+        difference: largest absolute difference of a logit.
+        deviation: standard deviation of PyTorch's logits.
+        merging: largest absolute difference of a logit that folding the tuners in made, in PyTorch.
+        agree: share of pictures with the same best class.
+    """
+
+    images: int
+    difference: float
+    deviation: float
+    merging: float
+    agree: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether both differences are within the tolerance."""
+        return max(self.difference, self.merging) <= TOLERANCE * max(1.0, self.deviation)
+
+
+def required(form: Format) -> None:
+    """Refuse a format whose packages are missing, before any work."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" and find_spec(name) is None]
+    if missing:
+        raise UserError(f"Exporting to ONNX needs {', '.join(missing)}. Install: pip install 'liftplus[onnx]'.")
+
+
+def views(store: Store, split: Split, evaluation: Evaluation, trained: Trained, most: int) -> Tensor:
+    """Pictures as the graph takes them, fp32 [n, 3, R, R] or [n, 5, 3, R, R]: at most so many of the split."""
+    cut = crops(evaluation, trained.model.backbone.facts)
+    chosen = range(0, len(split), max(1, len(split) // most))
+    found = []
+    for index in list(chosen)[:most]:
+        try:
+            found.append(cut(store.image(split.keys[index])).float())
+        except UnreadableImage:
+            continue
+    if not found:
+        raise UserError("None of the pictures to compare on can be read. Give others with --check.")
+    stacked = torch.stack(found)
+    return stacked if evaluation.tte else stacked[:, 0]
+
+
+@torch.no_grad()
+def export(
+    trained: Trained, out: Path, form: Format, images: Tensor, progress: Progress, evaluation: Evaluation
+) -> Parity:
+    """Write the graph and, beside it, FILE.json with class names and input; what fails the comparison is not kept.
+
+    Args:
+        trained: on the CPU in fp32; its model is merged in place.
+        images: what to compare on, see `views`.
+        evaluation: how pictures are cut, and the prior.
+    """
+    model = trained.model
+    model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
+    deployed = Deployed(model, five_crops=evaluation.tte).eval()
+    expected = _run(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch")
+    kept = model.merge()
+    merged = _run(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch, tuners folded in")
+    about = description(trained, evaluation, kept)
+    folder_of(out)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+        file = Path(folder) / out.name
+        graph = _write(deployed, images[:2].expand(2, *images.shape[1:]).clone(), file, form, about)
+        with _told(form):
+            found = _run(graph, images, progress, f"Running {form}")
+        parity = Parity(
+            images=len(images),
+            difference=_largest(found, expected),
+            deviation=float(expected.std(unbiased=False)),
+            merging=_largest(merged, expected),
+            agree=float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        )
+        if not parity.holds:
+            raise UserError(
+                f"Logits of the exported file differ from PyTorch's by up to {parity.difference:.1e} "
+                f"({parity.merging:.1e} of it by folding tuners in), more than {TOLERANCE:g} of their deviation "
+                f"{parity.deviation:.2f} allows, so it was not kept. Try the other format, and report it."
+            )
+        for piece in sorted(Path(folder).iterdir()):  # beside a graph of over 2 GB stands a file of its weights
+            piece.replace(out.parent / piece.name)
+    write_json(beside(out), about | {"parity": vars(parity)})
+    return parity
+
+
+def description(trained: Trained, evaluation: Evaluation, kept: list[str]) -> dict[str, Any]:
+    """What a program has to know to use the graph."""
+    facts = trained.model.backbone.facts
+    cut = crops(evaluation, facts)
+    shape: list[str | int] = ["batch", *([cut.count] if cut.count > 1 else []), 3, cut.size, cut.size]
+    where = "at the four corners and the centre" if cut.count > 1 else "at the centre"
+    same = "five crops, as `liftplus predict --five-crops`" if cut.count > 1 else "one crop, as `predict --one-crop`"
+    return {
+        "classes": list(trained.class_names),
+        "class_ids": list(trained.class_ids),
+        "input": {
+            "name": INPUT,
+            "shape": shape,
+            "type": "float32",
+            "values": "RGB, 0 to 255, not normalised",
+            "crops": cut.count,
+            "crop": cut.size,
+            "resize": cut.short,
+            "interpolation": cut.kernel,
+            "recipe": f"turn the picture upright and lay it on white, resize its short side to {cut.short} and the "
+            f"other in proportion, rounded down ({cut.kernel}, antialiased), crop {cut.size} x {cut.size} {where}",
+            "answers": same,
+        },
+        "normalised_inside": {"mean": list(facts.mean), "std": list(facts.std)},
+        "outputs": {
+            "logits": ["batch", len(trained.class_names)],
+            "probabilities": ["batch", len(trained.class_names)],
+        },
+        "prior": evaluation.prior,
+        "backbone": trained.config.backbone.name,
+        "backbone_identity": trained.model.backbone.identity,
+        "method": trained.config.method,
+        "tuners_kept": kept,
+    }
+
+
+def beside(out: Path) -> Path:
+    """The file that describes a graph."""
+    return out.with_name(f"{out.name}.json")
+
+
+def _largest(found: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference; infinite where either is not a number."""
+    difference = (found - expected).abs().max()
+    return float(difference) if difference.isfinite() else float("inf")
+
+
+def _run(graph: Callable[[Tensor], Tensor], images: Tensor, progress: Progress, label: str) -> Tensor:
+    """Logits [n, C] of all pictures."""
+    batches = images.split(BATCH)
+    parts = []
+    with progress.task(label, len(batches)) as advance:
+        for batch in batches:
+            parts.append(graph(batch))
+            advance()
+    return torch.cat(parts)
+
+
+def _write(
+    deployed: Deployed, example: Tensor, file: Path, form: Format, about: dict[str, Any]
+) -> Callable[[Tensor], Tensor]:
+    """Write the graph, and give the function that runs what was written."""
+    with _silence(), _told(form):
+        shapes = ({0: torch.export.Dim("batch", min=1)},)
+        program = torch.export.export(deployed, (example,), dynamic_shapes=shapes, strict=False)
+        if form == "pt2":
+            torch.export.save(program, file, extra_files={"liftplus.json": json.dumps(about)})
+            loaded = torch.export.load(file).module()
+            return lambda batch: loaded(batch)[0]
+        return _write_onnx(program, example, file, about)
+
+
+def _write_onnx(
+    program: torch.export.ExportedProgram, example: Tensor, file: Path, about: dict[str, Any]
+) -> Callable[[Tensor], Tensor]:
+    import onnx
+    import onnxruntime
+
+    written = torch.onnx.export(
+        program, (example,), dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False
+    )
+    assert written is not None
+    written.model.metadata_props["liftplus"] = json.dumps(about, ensure_ascii=False)
+    written.save(file)
+    onnx.checker.check_model(str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda batch: torch.from_numpy(session.run([OUTPUTS[0]], {INPUT: batch.numpy()})[0])
+
+
+@contextmanager
+def _told(form: Format) -> Iterator[None]:
+    """What an exporter cannot write, in a sentence: its operators follow from the backbone that the user chose."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # the exporters have many of their own
+        what = _operator(error)
+        instead = "Try --out with .pt2, torch.export's own format" if form == "onnx" else "Use the run itself: predict"
+        raise UserError(
+            f"This model cannot be written as {form}: {what}. {instead}, or choose another backbone or tuner."
+        ) from error
+
+
+def _operator(error: BaseException) -> str:
+    """The operator that stopped an exporter, else the first line of what it said."""
+    chain: list[BaseException] = []
+    while error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__ or error
+    for one in reversed(chain):
+        found = re.search(r"\b((?:aten|prims|torchvision|quantized|higher_order|torch_ops)(?:::|\.)[\w.]+)", str(one))
+        if found:
+            return f"the exporter has no way to write its operator {found[1].rstrip('.')}"
+    first = (str(chain[0]).strip().splitlines() or [""])[0][:200]
+    return f"the exporter stopped ({type(chain[0]).__name__}: {first})"
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporters' remarks about their own workings from the user."""
+    noisy = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    before = [logger.level for logger in noisy]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in noisy:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(noisy, before, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,230 @@
+"""LoRA weights to and from the files of the peft library (adapter_config.json, adapter_model.safetensors).
+
+peft adds B A alpha/r to the weight [out, in] of a whole linear. Ours adds W_d W_u scale/r to a part of one: on a joint
+query-key-value linear of width w, parts of rank r stack to A [parts r, in] and, block by block, B [3w, parts r]. That
+is exact both ways. peft knows the model as its library made it, so attention that liftplus had to open
+(nn.MultiheadAttention, BEiT's biases) cannot be named there and is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from liftplus.backbones.sites import SplitAttention
+from liftplus.errors import UserError
+from liftplus.evaluation.results import new_folder, read_json, write_bytes, write_json
+from liftplus.model.classifier import Classifier
+from liftplus.training.checkpoint import Trained
+from liftplus.tuners.lora import LoRA, LowRank
+
+CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
+PREFIX = "base_model.model."
+# Settings under which peft's forward pass is another one than W x + B A x alpha / r.
+STRANGE = (
+    *("use_dora", "fan_in_fan_out", "megatron_config", "layer_replication", "modules_to_save", "lora_bias"),
+    *("target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("arrow_config", "kasa_config", "monteclora_config", "velora_config"),
+)
+# Initialisations that subtract from the base weights what they put into A and B, or replace them.
+MOVES_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
+
+
+@dataclass(frozen=True)
+class Hooked:
+    """A linear or convolution of the image tower with our branches on it, by its path there."""
+
+    path: str
+    layer: nn.Linear | nn.Conv2d
+    branches: tuple[LowRank, ...]
+
+
+def write_folder(trained: Trained, folder: Path) -> int:
+    """Write a run's LoRA as peft's adapter for its image tower, and the head beside it; the number of linears."""
+    _only_lora(trained)
+    found = list(hooked(trained.model))
+    new_folder(folder)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for place in found:
+        down = torch.cat([branch.down.T for branch in place.branches])
+        up = torch.zeros(_rows(place.layer), len(down))
+        column = 0
+        for branch in place.branches:
+            rank, width = branch.up.shape
+            up[branch.start : branch.start + width, column : column + rank] = branch.up.T * branch.factor
+            column += rank
+        shape = (1, 1) if isinstance(place.layer, nn.Conv2d) else ()
+        tensors[f"{PREFIX}{place.path}.lora_A.weight"] = down.detach().reshape(*down.shape, *shape).contiguous()
+        tensors[f"{PREFIX}{place.path}.lora_B.weight"] = up.detach().reshape(*up.shape, *shape).contiguous()
+        ranks[place.path] = len(down)
+    write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))
+    write_json(folder / CONFIG, _config(ranks, trained.config.backbone.name))
+    head = {name: value.detach().contiguous() for name, value in trained.model.head.state_dict().items()}
+    write_bytes(folder / HEAD, save(head, {"classes": json.dumps(trained.class_names)}))
+    return len(found)
+
+
+def _config(ranks: dict[str, int], backbone: str) -> dict[str, Any]:
+    """alpha = r everywhere, as the factor is in B already."""
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {path: rank for path, rank in ranks.items() if rank != usual}
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": backbone,
+        "bias": "none",
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "task_type": None,
+    }
+
+
+def read_folder(model: Classifier, folder: Path) -> int:
+    """Put peft's adapter into a classifier tuned with LoRA, whose rank and targets must hold it; the number of linears.
+
+    Columns that are not needed stay zero, so a higher rank than the adapter's is no matter.
+    """
+    config = read_json(folder / CONFIG, "r", "lora_alpha", "target_modules")
+    _refuse_strange(config, folder)
+    pairs = _pairs(folder / WEIGHTS)
+    places = {place.path: place for place in hooked(model)}
+    strange = sorted(pairs.keys() - places.keys())
+    if strange:
+        raise UserError(
+            f"The adapter tunes {strange[0]!r}, which the model's LoRA does not. Choose its targets with "
+            f"tuner.lora.targets; the model has {', '.join(sorted(places)[:4])}, …"
+        )
+    # All is checked before anything is changed.
+    parts = [part for path, (a, b) in pairs.items() for part in _parts(places[path], a, b * _factor(config, path, a))]
+    with torch.no_grad():
+        for place in places.values():
+            for branch in place.branches:
+                branch.up.zero_()
+        for branch, down, up in parts:
+            branch.down[:, : down.shape[1]] = down
+            branch.up[: len(up)] = up / branch.factor
+    return len(pairs)
+
+
+def _refuse_strange(config: dict[str, Any], folder: Path) -> None:
+    """Refuse an adapter that is more, or other, than B A alpha / r added to the base weights as they were published."""
+    strange = [f"{key}={config[key]!r:.60}" for key in STRANGE if config.get(key)]
+    if config.get("peft_type") != "LORA":
+        strange.append(f"peft_type={config.get('peft_type')}")
+    if config.get("bias", "none") != "none":
+        strange.append(f"bias={config['bias']}")
+    if strange:
+        raise UserError(
+            f"{str(folder / CONFIG)!r} is no plain LoRA ({', '.join(strange)}), which is all that can be taken over. "
+            "Merge it into the backbone with peft's merge_and_unload instead."
+        )
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(MOVES_BASE):
+        raise UserError(
+            f"{str(folder / CONFIG)!r} has init_lora_weights={start!r}, which changed the base weights too, and the "
+            "adapter belongs to the changed ones. Save it with path_initial_model_for_weight_conversion of peft's "
+            "save_pretrained, or merge it into the backbone with merge_and_unload."
+        )
+
+
+def _parts(place: Hooked, a: Tensor, b: Tensor) -> Iterator[tuple[LowRank, Tensor, Tensor]]:
+    """Each branch with its down [in, k] and up [k, width] from A [r, in], B [out, r]: columns of B that reach it."""
+    if a.shape[1] != place.layer.weight.shape[1] or len(b) != _rows(place.layer):
+        raise UserError(
+            f"The adapter's weights of {place.path!r} do not fit the model: {tuple(b.shape)} x {tuple(a.shape)}."
+        )
+    covered = torch.zeros(len(b), dtype=torch.bool)
+    for branch in place.branches:
+        rows = slice(branch.start, branch.start + branch.up.shape[1])
+        covered[rows] = True
+        used = b[rows].any(0)
+        if int(used.sum()) > branch.up.shape[0]:
+            raise UserError(
+                f"The adapter has rank {int(used.sum())} on {place.path!r}, the model's LoRA {branch.up.shape[0]}. Set "
+                f"tuner.lora.rank={int(used.sum())}."
+            )
+        yield branch, a[used].T, b[rows][:, used].T
+    if b[~covered].any():
+        raise UserError(
+            f"The adapter tunes all of {place.path!r}, the model's LoRA parts of it. Set "
+            'tuner.lora.targets=["q","k","v"].'
+        )
+
+
+def _factor(config: dict[str, Any], path: str, a: Tensor) -> float:
+    """alpha / r, or alpha / sqrt(r), with alpha by peft's patterns."""
+    try:
+        matches = [
+            value for key, value in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", path)
+        ]
+    except re.error as error:
+        raise UserError(f"The adapter's alpha_pattern holds {error.pattern!r}, no regular expression.") from error
+    alpha = matches[0] if matches else config["lora_alpha"]
+    return float(alpha) / (len(a) ** 0.5 if config.get("use_rslora") else len(a))
+
+
+def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """A [r, in] and B [out, r] by the path of their linear."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{str(path)!r} cannot be read ({error}). Give the folder that peft's save_pretrained made."
+        ) from error
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        layer, mark, rest = name.removeprefix(PREFIX).rpartition(".lora_")
+        if not mark or rest not in ("A.weight", "B.weight"):
+            raise UserError(f"{str(path)!r} holds {name!r}, which is no LoRA of a linear, so it cannot be taken over.")
+        found.setdefault(layer, {})[rest[0]] = value.float().flatten(1) if value[0, 0].numel() == 1 else value
+    if any(pair.keys() != {"A", "B"} or any(v.ndim != 2 for v in pair.values()) for pair in found.values()):
+        raise UserError(f"{str(path)!r} is incomplete, or tunes convolutions of more than one pixel.")
+    return {layer: (pair["A"], pair["B"]) for layer, pair in found.items()}
+
+
+def hooked(model: Classifier) -> Iterator[Hooked]:
+    """The image tower's linears with LoRA on them; attention that peft cannot name is refused."""
+    for path, layer in model.backbone.image.named_modules():
+        owners = [getattr(hook, "__self__", None) for hook in layer._forward_hooks.values()]
+        branches = tuple(owner for owner in owners if isinstance(owner, LowRank))
+        if not branches:
+            continue
+        above, _, name = path.rpartition(".")
+        parent = model.backbone.image.get_submodule(above)
+        past = name == "qkv" and getattr(parent, "qkv_bias_separate", False)  # as made, it would not be called
+        if isinstance(parent, SplitAttention) or past:
+            raise UserError(
+                f"LoRA acts on {path!r}, a part of attention that {model.backbone.name!r} hides inside one module in "
+                "its own library, so peft has no name for it. Export the merged model to ONNX or .pt2 instead."
+            )
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        yield Hooked(path, layer, branches)
+
+
+def _rows(layer: nn.Linear | nn.Conv2d) -> int:
+    return int(layer.weight.shape[0])
+
+
+def _only_lora(trained: Trained) -> None:
+    tuners = trained.config.tuner
+    text = " on the text side" if any(tuner.side != "image" for tuner in tuners.values()) else ""
+    if list(tuners) != ["lora"] or not isinstance(tuners["lora"], LoRA) or tuners["lora"].side != "image":
+        raise UserError(
+            f"peft's LoRA holds low-rank additions to the image tower alone; this run tunes "
+            f"{'+'.join(tuners) or 'nothing'}{text}. Export to ONNX or .pt2."
+        )

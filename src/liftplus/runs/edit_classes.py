@@ -1,0 +1,166 @@
+"""Classes of a trained run after training: further ones with their rows, other names. The result is a new folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftplus.backbones import catalogue
+from liftplus.backbones.base import Backbone
+from liftplus.backbones.text import centred
+from liftplus.training.checkpoint import FILE, FORMAT, read_model, write_tensors
+from liftplus.config import RunConfig, from_dict, saved
+from liftplus.errors import UserError, unknown
+from liftplus.model.head_init import HeadInit, Semantic, centres, class_prompts, text_rows
+from liftplus.evaluation.results import new_folder, read_json, write_json
+
+HEADS = ("cosine", "l2norm", "layernorm", "joint")
+"""Heads that compare with rows of unit length, whatever length training gave them."""
+CONFIG = "config.json"
+
+
+def add(run: Path, names: Sequence[str], out: Path, weights: str | None = None) -> None:
+    """A copy of a run that knows further classes, whose rows come from the text tower.
+
+    Args:
+        weights: a local file of the backbone's weights, where they are not found by themselves.
+    """
+    about = refuse_names(run, names)
+    append(run, names, text_rows_of(about, names, weights), [0] * len(names), out, {"added": list(names)})
+
+
+def refuse_names(run: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The run's description, if it can take these names for further classes."""
+    about = read_model(run)[0]
+    for name in names:
+        _refuse_bad_name(name)
+    _refuse_twice([*about["class_names"], *names], set(names))
+    if taken := set(names) & set(about["class_ids"]):
+        raise UserError(f"A class of the run has the id {min(taken)!r} already. Give the new class another name.")
+    return about
+
+
+def text_rows_of(about: dict[str, Any], names: Sequence[str], weights: str | None) -> Tensor:
+    """Unit rows [C + n, D] from the text tower as it came, of the run's classes and of these names."""
+    config = from_dict(saved(about["config"]))
+    return _rows(_backbone(config, about, weights), config, [*about["class_names"], *names])
+
+
+def append(
+    run: Path, names: Sequence[str], rows: Tensor, counts: Sequence[int], out: Path, edit: dict[str, Any]
+) -> None:
+    """A copy of a run with further classes.
+
+    Args:
+        rows: of the further classes, or of all, the further ones last.
+        counts: pictures behind each of the rows.
+        edit: what was done, for the record.
+    """
+    about, state = read_model(run)
+    old, config = list(about["class_names"]), from_dict(saved(about["config"]))
+    state["head.weight"] = torch.cat([state["head.weight"], rows[len(rows) - len(names) :].to(state["head.weight"])])
+    if about.get("class_prompts") is not None:
+        about["class_prompts"] += class_prompts(_init(config), [*old, *names])[len(old) :]
+    about |= {
+        "class_names": [*old, *names],
+        "class_ids": [*about["class_ids"], *names],
+        "train_counts": [*about["train_counts"], *counts],
+        "former_names": [*about.get("former_names", old), *names],
+        # Widths that a tuner chose by the number of classes stay what they are.
+        "sized_for": about.get("sized_for", len(old)),
+    }
+    _write(run, out, about, state, edit)
+
+
+def rename(
+    run: Path, names: Mapping[str, str], out: Path, *, new_rows: bool = False, weights: str | None = None
+) -> None:
+    """A copy of a run whose classes are called otherwise.
+
+    Args:
+        names: the new name by the old one.
+        new_rows: also take the rows of these classes from the text tower anew, which discards what was learned there.
+        weights: as for `add`.
+    """
+    about, state = read_model(run)
+    old = list(about["class_names"])
+    for before, after in names.items():
+        if before not in old:
+            raise unknown("class", before, old)
+        if old.count(before) > 1:
+            raise UserError(f"Two classes of the run are called {before!r}, so it is not clear which one is meant.")
+        _refuse_bad_name(after)
+    new = [names.get(name, name) for name in old]
+    _refuse_twice(new, set(names.values()))
+    about |= {"class_names": new, "former_names": about.get("former_names", old)}
+    _rename_weights(about["config"], names)
+    if new_rows:
+        config, chosen = from_dict(saved(about["config"])), [new.index(name) for name in names.values()]
+        encoded = _rows(_backbone(config, about, weights), config, new)
+        state["head.weight"][chosen] = encoded[chosen].to(state["head.weight"])
+        if about.get("class_prompts") is not None:
+            for k in chosen:
+                about["class_prompts"][k] = class_prompts(_init(config), new)[k]
+    _write(run, out, about, state, {"renamed": dict(names), "new_rows": new_rows})
+
+
+def _rename_weights(config: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Class weights of the loss go by names too."""
+    given = config["loss"].get("class_weights")
+    if given:
+        config["loss"]["class_weights"] = {names.get(name, name): weight for name, weight in given.items()}
+
+
+def _refuse_bad_name(name: str) -> None:
+    if not name.strip() or not name.isprintable():
+        raise UserError(f"The class name {name!r} is empty or holds characters that cannot be shown. Give another.")
+
+
+def _refuse_twice(names: Sequence[str], new: set[str]) -> None:
+    """Refuse a new name that another class bears; case does not tell classes apart."""
+    folded = [name.casefold() for name in names]
+    for name in sorted(new):
+        if folded.count(name.casefold()) > 1:
+            raise UserError(f"Two classes would be called {name!r}. Give each its own name.")
+
+
+def _backbone(config: RunConfig, about: dict[str, Any], weights: str | None) -> Backbone:
+    if config.head.name not in HEADS:
+        raise UserError(
+            f"The run's head is {config.head.name!r}: rows of any length, with a bias, to which a row from a name "
+            f"alone does not compare. Rows from names work with head={', '.join(HEADS)}."
+        )
+    settings = config.backbone if weights is None else config.backbone.model_copy(update={"weights": weights})
+    backbone = catalogue.load(settings)
+    if backbone.identity != about["backbone_identity"]:
+        raise UserError(
+            f"The run was trained on other weights of {config.backbone.name!r}. Give the original file: --weights PATH."
+        )
+    backbone.text_encoder("a class without images")
+    return backbone
+
+
+def _init(config: RunConfig) -> HeadInit:
+    """Where the prompts are from: the run's own where its rows came from names, else the default ones."""
+    return config.head_init if isinstance(config.head_init, Semantic) else Semantic()
+
+
+def _rows(backbone: Backbone, config: RunConfig, names: Sequence[str]) -> Tensor:
+    """Unit rows of all classes [C, D] from the text tower as it came, before any training."""
+    init = _init(config)
+    joint = backbone.text_encoder("a class without images").encode(class_prompts(init, names))
+    joint = centred(joint) if centres(init) else joint
+    return joint if config.head.name == "joint" else text_rows(backbone, joint)
+
+
+def _write(run: Path, out: Path, about: dict[str, Any], state: dict[str, Tensor], edit: dict[str, Any]) -> None:
+    """A new run folder: the model, and the record of where it came from. Results of the old one are left behind."""
+    new_folder(out)
+    about |= {"format": FORMAT, "edits": [*about.get("edits", []), edit]}
+    write_tensors(out / FILE, state, about)
+    record = read_json(run / CONFIG, "config") if (run / CONFIG).is_file() else {}
+    write_json(out / CONFIG, record | {"config": about["config"], "edits": about["edits"]})

@@ -1,0 +1,194 @@
+"""Further classes for a trained run from a few pictures each, without training; statistics of the features are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liftplus.model import added_row
+from liftplus.runs import edit_classes
+from liftplus.model.added_row import Old
+from liftplus.backbones import catalogue
+from liftplus.training.checkpoint import FORMAT, Trained, checksum, read_model, read_tensors, write_tensors
+from liftplus.model.closed_form import Sample, Statistics
+from liftplus.data.dataset import DataSet, Split, Store
+from liftplus.data.transforms import CentreCrop
+from liftplus.machine.determinism import deterministic
+from liftplus.errors import UserError
+from liftplus.evaluation.inference import Reading, collect
+from liftplus.runs.inputs import Rows
+from liftplus.model.picture_init import sampled
+from liftplus.runs.execution import Session
+
+FILE = "statistics.safetensors"
+PICTURES, KEPT = 20_000, 4_000
+"""Most training pictures behind the statistics, and most of whose features are kept."""
+HEADS = ("cosine", "l2norm", "layernorm")
+"""Heads that compare features with rows of unit length."""
+_TENSORS = ("counts", "sums", "balanced", "pooled")
+
+
+@dataclass(frozen=True)
+class Added:
+    """A class that was added.
+
+    Attributes:
+        pictures: how many it came from.
+        text: whether its name counts too.
+        own: share of these pictures that are right by a row made without them, in percent; None for one picture.
+        harm: points that the mean accuracy of the older classes loses on training pictures kept in the statistics.
+    """
+
+    name: str
+    pictures: int
+    text: bool
+    own: float | None
+    harm: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """Statistics of the tuned features of all classes so far, and some of the features, as the head sees them."""
+
+    statistics: Statistics
+    sample: Sample
+
+    def write(self, folder: Path, belongs_to: Mapping[str, Any]) -> None:
+        """Into a run's folder, with what tells that the file belongs to it."""
+        tensors = {key: getattr(self.statistics, key) for key in _TENSORS}
+        tensors |= {"features": self.sample.features, "labels": self.sample.labels}
+        write_tensors(folder / FILE, tensors, {"format": FORMAT, **belongs_to})
+
+    @classmethod
+    def read(cls, folder: Path, belongs_to: Mapping[str, Any]) -> Known | None:
+        """What was kept with a run; None where nothing was, or it is of other weights or classes."""
+        if not (folder / FILE).is_file():
+            return None
+        about, tensors = read_tensors(folder / FILE)
+        if any(about.get(key) != value for key, value in belongs_to.items()):
+            return None
+        statistics = Statistics(*(tensors[key] for key in _TENSORS))
+        return cls(statistics, Sample(tensors["features"], tensors["labels"]))
+
+    def and_class(self, x: Tensor) -> Known:
+        """With one more class of these features [n, D]."""
+        labels = torch.full((len(x),), len(self.statistics.counts))
+        sample = Sample(torch.cat([self.sample.features, x]), torch.cat([self.sample.labels, labels]))
+        return Known(self.statistics + added_row.gathered(x), sample)
+
+
+def features(session: Session, trained: Trained, store: Store, split: Split, label: str) -> Tensor:
+    """Tuned features of pictures as the head sees them, fp32 [N, D]."""
+    facts = trained.model.backbone.facts
+    view = CentreCrop(facts.image_size, facts.interpolation, margin=0)
+    reading = Reading(store, split, session.config.train.workers, session.progress, label)
+    with deterministic(session.config.deterministic):
+        size = session.config.evaluation.batch_size
+        out = collect(trained.model.backbone, reading, view, facts, session.runtime, size, each=True)
+    return session.config.head.view(out[:, 0].float())
+
+
+def known(session: Session, trained: Trained, dataset: DataSet) -> Known:
+    """Statistics of a run from some of its training pictures, evenly from its classes as far as they have any."""
+    train = dataset.splits["train"]
+    labels, generator = torch.tensor(train.labels), torch.Generator().manual_seed(0)
+    chosen = sampled(labels, PICTURES, generator)
+    split = Split([train.keys[i] for i in chosen.tolist()], labels[chosen].tolist())
+    found = features(session, trained, dataset.store, split, "Features of the training images")
+    statistics = added_row.gathered(found, labels[chosen], len(trained.class_names))
+    kept = sampled(labels[chosen], KEPT, generator)
+    return Known(statistics, Sample(found[kept], labels[chosen][kept]))
+
+
+def add(
+    session: Session,
+    trained: Trained,
+    run: Path,
+    pictures: Mapping[str, Rows | None],
+    out: Path,
+    data: Callable[[], DataSet],
+    *,
+    text: bool | None = None,
+    weights: str | None = None,
+    harm: float = 100 * added_row.HARM,
+) -> list[Added]:
+    """A copy of a run that knows further classes from pictures, or from their name alone where there are none.
+
+    Args:
+        pictures: by class name; None where there are none.
+        data: the run's own data, read only where no statistics were kept with the run.
+        text: whether names count beside pictures; None: where the backbone reads text.
+        weights: a local file of the backbone's weights.
+        harm: points that the mean accuracy of the older classes may lose to each new one, where there is a choice.
+    """
+    about, state = read_model(run)
+    _refuse(trained, pictures, text)
+    edit_classes.refuse_names(run, list(pictures))
+    reads = reads_text(trained) if text is None else text
+    found = [_features_of(session, trained, name, given) for name, given in pictures.items()]
+    texts = edit_classes.text_rows_of(about, list(pictures), weights) if reads else None
+    belongs = {"weights": _digest(about, state), "class_ids": about["class_ids"]}
+    have = Known.read(run if run.is_dir() else run.parent, belongs) or known(session, trained, data())
+    rows, added = F.normalize(trained.model.head.weight.detach().cpu().double(), dim=-1), []
+    for name, x in zip(pictures, found, strict=True):
+        old = Old(rows, have.sample, None if texts is None else texts[: len(rows)])
+        row, one = _added(name, old, have.statistics, x, None if texts is None else texts[len(rows)], harm)
+        added.append(one)
+        rows, have = torch.cat([rows, row]), have.and_class(x)
+    counts = [len(x) for x in found]
+    edit = {"added": list(pictures), "pictures": counts, "measured": [asdict(one) for one in added]}
+    edit_classes.append(run, list(pictures), rows.float(), counts, out, edit)
+    have.write(out, belongs | {"class_ids": [*about["class_ids"], *pictures]})
+    return added
+
+
+def _features_of(session: Session, trained: Trained, name: str, given: Rows | None) -> Tensor:
+    if given is None:
+        return torch.empty(0, trained.model.backbone.dim)
+    given.store.decode = session.config.data.decode
+    return features(session, trained, given.store, Split(given.keys, [0] * len(given)), f"Features of {name}")
+
+
+def reads_text(trained: Trained) -> bool:
+    """Whether the run's backbone has a text tower."""
+    return catalogue.traits(trained.config.backbone.name).reads_text
+
+
+def _refuse(trained: Trained, pictures: Mapping[str, Rows | None], text: bool | None) -> None:
+    head, backbone = trained.config.head.name, trained.config.backbone.name
+    if head not in HEADS:
+        raise UserError(
+            f"The run's head is {head!r}; a row from pictures compares with rows of unit length only. Pictures "
+            f"work with head={', '.join(HEADS)}."
+        )
+    if text and not reads_text(trained):
+        raise UserError(f"Backbone {backbone!r} has no text tower that could read the names. Leave --text out.")
+    nameless = [name for name, given in pictures.items() if given is None]
+    if nameless and (text is False or not reads_text(trained)):
+        reason = "--no-text was given" if reads_text(trained) else f"backbone {backbone!r} has no text tower"
+        raise UserError(f"Class {nameless[0]!r} has no pictures, and {reason}. Give pictures of it.")
+
+
+def _digest(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """What tuned features follow from: the backbone's weights and those that were tuned."""
+    tuned = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    return f"{about['backbone_identity']} {checksum(tuned)}"
+
+
+def _added(
+    name: str, old: Old, statistics: Statistics, x: Tensor, text: Tensor | None, harm: float
+) -> tuple[Tensor, Added]:
+    """The new class's row [1, D], and what it is worth."""
+    if not len(x):
+        assert text is not None
+        row = F.normalize(text.double(), dim=-1)[None]
+        return row, Added(name, 0, True, None, 100 * float(added_row.harm(old, row)))
+    made = added_row.fit(old, statistics, x, text, harm / 100)
+    own = None if made.own is None else 100 * made.own
+    return made.row, Added(name, len(x), made.choice.text, own, 100 * float(added_row.harm(old, made.row)))

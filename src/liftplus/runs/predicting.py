@@ -1,0 +1,62 @@
+"""Predict with a trained run: the best classes of each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from liftplus.runs import inputs
+from liftplus.training.checkpoint import Trained
+from liftplus.data.dataset import Split
+from liftplus.machine.determinism import deterministic
+from liftplus.evaluation.inference import Predictions, Reading, predict
+from liftplus.runs.inputs import Rows
+from liftplus.runs.execution import Session, expect
+
+
+def image_files(given: Iterable[str]) -> list[str]:
+    """The picture of each row that paths name; see `inputs.read`."""
+    return list(inputs.read(given).names)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The best classes of one file, or why it could not be read."""
+
+    path: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    error: str | None = None
+
+
+def predict_files(session: Session, trained: Trained, rows: Rows, *, skip_unreadable: bool) -> list[Guess]:
+    """Top-k classes of image files, one for each row."""
+    unreadable: dict[str, str] | None = {} if skip_unreadable else None
+    found = predict_rows(session, trained, rows, unreadable)
+    guesses = []
+    for key, name, classes, chances in zip(
+        rows.keys, rows.names, found.classes.tolist(), found.probabilities.tolist(), strict=True
+    ):
+        reason = (unreadable or {}).get(key)
+        best = () if reason else tuple(trained.class_names[k] for k in classes)
+        guesses.append(Guess(name, best, () if reason else tuple(chances), reason))
+    return guesses
+
+
+def predict_rows(
+    session: Session, trained: Trained, rows: Rows, unreadable: dict[str, str] | None = None
+) -> Predictions:
+    """Top-k classes of pictures, in the order of the rows.
+
+    Args:
+        unreadable: where given, pictures that cannot be decoded are noted here, key and reason, and do not stop; what
+            is predicted for them means nothing.
+    """
+    expect(session, trained.model, trained.class_names, trained.train_counts)
+    rows.store.decode = session.config.data.decode
+    split, evaluation = Split(rows.keys, [0] * len(rows)), session.config.evaluation
+    reading = Reading(
+        rows.store, split, session.config.train.workers, session.progress, label="Predicting", unreadable=unreadable
+    )
+    with deterministic(session.config.deterministic):
+        return predict(trained.model, reading, evaluation, trained.model.backbone.facts, session.runtime)

@@ -1,0 +1,35 @@
+"""Go on with a run that diverged: from the last sound state, with a lower rate or more precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from liftplus.evaluation import results
+from liftplus.runs import execution
+from liftplus.training.checkpoint import Keeper
+from liftplus.config import RunConfig, flat, from_dict, saved
+
+MENDING = ("train.lr", "precision")
+"""Settings that a run may be given anew when it is resumed by name."""
+
+
+def mended(folder: Path, config: RunConfig) -> list[str]:
+    """Write down the settings that an unfinished run goes on with; a sentence on each that is new.
+
+    Raises:
+        UserError: settings differ that would make it another run.
+    """
+    about = results.read_json(folder / execution.CONFIG, "config")
+    begun = from_dict(saved(about["config"]))
+    old, new = flat(begun), flat(config)
+    changed = {key: [old[key], new[key]] for key in MENDING if old[key] != new[key]}
+    found = execution.changes(begun, config)
+    if len(found) > len(changed):
+        execution.refuse_changes(begun, config, folder)
+    if not changed:
+        return []
+    with results.locked(folder):
+        at = Keeper(folder, {}, 1.0).position()
+        past = [*about.get("changed", ()), {"epoch": at.epoch, "step": at.step, "settings": changed}]
+        results.write_json(folder / execution.CONFIG, about | {"config": config.to_dict(), "changed": past})
+    return [f"{change}, after {at}." for change in found]

@@ -1,0 +1,119 @@
+"""A run that is made once: in its folder it is begun, gone on with, or found finished."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from liftplus.training import checkpoint
+from liftplus.evaluation import results
+from liftplus.runs import execution
+from liftplus.config import RunConfig, from_dict, saved
+from liftplus.data.dataset import DataSet
+from liftplus.data.transforms import Evaluation
+from liftplus.errors import InUseError, UserError
+from liftplus.runs.execution import Session
+
+METRICS, LAST = "metrics.json", "predictions.csv"  # the latter is the last file that a test writes
+TESTS = "tests"
+
+
+def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
+    """Whether the folder holds a finished run of these settings on this data.
+
+    Raises:
+        UserError: it holds a run of others, or something that is no run.
+    """
+    if _is_new(folder):
+        return False
+    about = results.read_json(folder / execution.CONFIG, "config", "data")
+    differing = execution.changes(from_dict(saved(about["config"])), config)
+    if about.get("changed"):
+        differing.append("some were changed while it ran")
+    found = about["data"].get("fingerprints", {})
+    for split in dataset.splits.keys() & found.keys():
+        if found[split] != dataset.fingerprint(split):
+            differing.append(f"the {split} split has other images")
+    if differing:
+        raise UserError(
+            f"{str(folder)!r} holds a run with other settings: {'; '.join(differing[:4])}. Give the same ones, or "
+            "another folder with --out."
+        )
+    ended = (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()
+    return ended and (folder / LAST).is_file()
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether no run was begun in the folder yet; one that holds something else is refused."""
+    if (folder / execution.CONFIG).is_file():
+        return False
+    try:
+        results.refuse_existing(folder)
+    except UserError:
+        if not (folder / execution.CONFIG).is_file():  # which another process may have written since
+            raise
+        return False
+    return True
+
+
+def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -> dict[str, Any]:
+    """Train and test in the folder what is not done yet; what its metrics.json says.
+
+    Raises:
+        InUseError: another process is at it.
+    """
+    if finished(folder, session.config, dataset):
+        return metrics(folder)
+    if _is_new(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with results.locked(folder):  # told here, before a model is built for nothing
+        pass
+    session, model = session.start(dataset, folder)
+    try:
+        execution.train_run(session, dataset, model, folder, split)
+    except InUseError:
+        raise
+    except UserError:
+        if not finished(folder, session.config, dataset):  # which another process may have done since
+            raise
+    return metrics(folder)
+
+
+def test_folder(folder: Path, evaluation: Evaluation) -> Path:
+    """Where a run's test of these settings lies: in its folder if they are the run's own, else in a folder inside."""
+    own = results.read_json(folder / execution.CONFIG, "config")["config"]["evaluation"]
+    wanted = evaluation.model_dump(mode="json")
+    other = [
+        f"{key}={json.dumps(wanted[key])}" for key in wanted if own.get(key) != wanted[key] and key != "batch_size"
+    ]
+    return folder / TESTS / re.sub(r"[^\w.=+-]+", "_", "+".join(other)) if other else folder
+
+
+def tested(session: Session, dataset: DataSet, folder: Path) -> Path:
+    """Test a finished run with the session's `evaluation.*`, unless it has been; the folder of that test's files."""
+    inside = test_folder(folder, session.config.evaluation)
+    if (inside / LAST).is_file():
+        return inside
+    inside.mkdir(parents=True, exist_ok=True)
+    with results.locked(inside):
+        if not (inside / LAST).is_file():
+            trained = checkpoint.load_model(folder, session.runtime, session.config.backbone)
+            execution.test(session, trained.model, dataset, "test", dataset.counts(), inside, {})
+    return inside
+
+
+def one_crop(session: Session, dataset: DataSet, folder: Path) -> Path:
+    """The folder of the test of a finished run with one crop in place of five."""
+    evaluation = session.config.evaluation.model_copy(update={"tte": False})
+    return tested(
+        replace(session, config=session.config.model_copy(update={"evaluation": evaluation})), dataset, folder
+    )
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    """Figures of a tested run."""
+    found: dict[str, Any] = results.read_json(folder / METRICS, "overall", "split", "evaluation")
+    return found

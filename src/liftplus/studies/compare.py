@@ -1,0 +1,318 @@
+"""Several methods on the same data with the same seeds: run or found, tabled, and told apart from noise."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from liftplus import config as configs
+from liftplus.config import RunConfig
+from liftplus.data.dataset import DataSet
+from liftplus.errors import DivergedError, UserError
+from liftplus.evaluation import results
+from liftplus.evaluation.differences import Contender, caveat, counted, named
+from liftplus.evaluation.differences import Tested as Tested
+from liftplus.evaluation.differences import read_tests as read_tests
+from liftplus.evaluation.noise import KEYS, Difference
+from liftplus.runs import reuse
+from liftplus.runs.execution import Session
+from liftplus.studies.space import split
+from liftplus.training import recipe
+
+COSTS = ("seconds", "tuned_parameters", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with settings of its own.
+
+    Attributes:
+        label: as the user wrote it.
+        method: a preset's name.
+        overrides: key=value pairs.
+    """
+
+    label: str
+    method: str
+    overrides: tuple[str, ...] = ()
+
+    def folder(self, seed: int) -> str:
+        """The name of a run's folder: METHOD-seedN."""
+        return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', self.label)}-seed{seed}"
+
+
+def entries(text: str) -> list[Entry]:
+    """Methods from "lift+,full:lr=0.003,lift+:tuner=lora:epochs=10"."""
+    found = []
+    for part in split(text, ","):
+        name, *settings = re.split(r":(?=[\w.]+=)", part)
+        if not name:
+            raise UserError(
+                f"--methods {text!r} has an empty name. Write methods between commas, each with settings of its own "
+                "after colons: lift+,full:lr=0.003."
+            )
+        found.append(Entry(part, name, tuple(settings)))
+    folders = [entry.folder(0).casefold() for entry in found]
+    if twice := [entry.label for entry, name in zip(found, folders, strict=True) if folders.count(name) > 1]:
+        raise UserError(f"--methods names {twice[0]!r} twice, or another that its folder cannot be told from.")
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared on what; seeds 0 to N-1."""
+
+    data: str
+    backbone: str
+    entries: tuple[Entry, ...]
+    seeds: int = 3
+    overrides: tuple[str, ...] = ()
+
+    def config(self, entry: Entry, seed: int) -> RunConfig:
+        """The settings of one run; a method that trains nothing heeds no number of epochs given for all."""
+        preset = configs.resolve(data=self.data, backbone=self.backbone, method=entry.method)
+        still = () if preset.train.epochs else ("train.epochs=0",)
+        given = [*self.overrides, *still, *entry.overrides, f"seed={seed}"]
+        return configs.resolve(
+            data=self.data,
+            backbone=self.backbone,
+            method=entry.method,
+            overrides=given,
+            recipe=recipe.usual(self.data),
+        )
+
+    def check(self) -> None:
+        """Refuse settings that would make the runs incomparable."""
+        for given in (*self.overrides, *(o for entry in self.entries for o in entry.overrides)):
+            if given.partition("=")[0].strip() in ("seed", "method"):
+                raise UserError(f"{given!r} cannot be set here; --seeds and --methods say it.")
+        made = {entry.label: self.config(entry, 0) for entry in self.entries}
+        first = next(iter(made.values()))
+        for label, config in made.items():
+            if config.data != first.data:
+                raise UserError(f"{label!r} has data settings of its own; give them for all, outside of --methods.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tested run; accuracies in percent, `seconds` of training, memory of the device (or process) at its peak."""
+
+    method: str
+    tte: bool
+    seed: int
+    overall: float
+    mean_class: float
+    many: float | None
+    medium: float | None
+    few: float | None
+    seconds: float
+    tuned_parameters: int
+    peak_memory_bytes: int | None
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """The method, and five crops where they were averaged."""
+        return named(self.method, self.tte)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended with an error."""
+
+    method: str
+    seed: int
+    error: str
+
+    def sentence(self) -> str:
+        """Which run failed, and why."""
+        return f"{self.method} with seed {self.seed} failed: {self.error}"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a plan: the rows of the runs that there are, and the runs that failed."""
+
+    rows: tuple[Row, ...]
+    failures: tuple[Failure, ...] = ()
+
+    def refuse_failures(self) -> None:
+        """Raise UserError where a run failed."""
+        if self.failures:
+            told = [f"* {one.sentence()}" for one in self.failures]
+            raise UserError("\n".join([f"{_runs(len(told))} failed. The same command tries again.", *told]))
+
+
+def _runs(number: int) -> str:
+    return "One run" if number == 1 else f"{number} runs"
+
+
+def run(
+    plan: Plan,
+    out: Path,
+    session: Callable[[RunConfig], Session],
+    told: Callable[[str], None],
+    note: Callable[[list[Row]], None] = lambda rows: None,
+) -> Made:
+    """Make the runs that are missing below `out`, and read all of them; `note` gets the rows as they come.
+
+    A finished run of the same settings and data is taken as it is, an unfinished one goes on. A method that averages
+    five crops is tested with one as well, so that it can be compared with methods that do not. A run that ends with an
+    error is noted, and the others go on.
+
+    Raises:
+        UserError: the runs could not be compared, a folder holds another run, or no run went well.
+    """
+    plan.check()
+    dataset = session(plan.config(plan.entries[0], 0)).data()
+    if "test" not in dataset.splits:
+        raise UserError(f"{dataset.name!r} has no test split, so nothing could be compared.")
+    for text in dataset.notes:
+        told(f"Note: {text}")
+    jobs = [(seed, entry) for seed in range(plan.seeds) for entry in plan.entries]
+    have = [reuse.finished(out / entry.folder(seed), plan.config(entry, seed), dataset) for seed, entry in jobs]
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    failures: list[Failure] = []
+    for number, ((seed, entry), made) in enumerate(zip(jobs, have, strict=True), 1):
+        told(f"{entry.label} with seed {seed} ({number} of {len(jobs)}){': found finished' if made else ' …'}")
+        try:
+            rows += _rows(entry, seed, session(plan.config(entry, seed)), dataset, out / entry.folder(seed))
+        except UserError as error:
+            failures.append(Failure(entry.label, seed, _reason(error, entry)))
+            told(f"{failures[-1].sentence()}{' The others go on.' if number < len(jobs) else ''}")
+            continue
+        note(rows)
+    found = Made(tuple(rows), tuple(failures))
+    if not rows:
+        found.refuse_failures()
+    return found
+
+
+def _reason(error: UserError, entry: Entry) -> str:
+    """Why a run failed; one that diverged needs a method with another rate, as its folder keeps to its settings."""
+    if isinstance(error, DivergedError):
+        return f"{error.what} Give the method a rate in --methods: {entry.method}:lr=RATE."
+    return str(error)
+
+
+def _rows(entry: Entry, seed: int, session: Session, dataset: DataSet, folder: Path) -> list[Row]:
+    """One run, made or found, tested with one crop, and with five where the method says so."""
+    found = reuse.run(session, dataset, folder)
+    five = session.config.evaluation.tte
+    single = reuse.one_crop(session, dataset, folder) if five else folder
+    one = reuse.metrics(single) if five else found
+    row = Row(
+        method=entry.label,
+        tte=False,
+        seed=seed,
+        **{key: one[key] for key in KEYS},
+        seconds=round(found.get("seconds", 0.0), 1),
+        tuned_parameters=found.get("trained_parameters", 0),
+        peak_memory_bytes=found.get("peak_memory_bytes"),
+        folder=str(single),
+    )
+    if not five:
+        return [row]
+    return [row, replace(row, tte=True, folder=str(folder), **{key: found[key] for key in KEYS})]
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each method and number of crops mean and standard deviation over seeds; None where there is no value."""
+    out = []
+    for method, tte in dict.fromkeys((row.method, row.tte) for row in rows):
+        same = [row for row in rows if (row.method, row.tte) == (method, tte)]
+        line: dict[str, Any] = {"method": method, "tte": tte, "runs": len(same)}
+        for key in (*KEYS, *COSTS):
+            values = [value for row in same if (value := getattr(row, key)) is not None]
+            line[key] = {
+                "mean": statistics.mean(values) if values else None,
+                "sd": statistics.stdev(values) if len(values) > 1 else None,
+            }
+        out.append(line)
+    return out
+
+
+def contenders(rows: Sequence[Row]) -> list[Contender]:
+    """Each method and number of crops with what its runs got right, read from their predictions."""
+    same: dict[tuple[str, bool], list[Row]] = {}
+    for row in rows:
+        same.setdefault((row.method, row.tte), []).append(row)
+    return [
+        Contender(method, tte, read_tests([Path(row.folder) for row in found], [row.seed for row in found]))
+        for (method, tte), found in same.items()
+    ]
+
+
+def write(out: Path, plan: Plan, made: Made, methods: Sequence[Contender], found: Sequence[Difference]) -> None:
+    """compare.json, compare.csv (the table) and compare.md."""
+    lines, tested = summary(made.rows), methods[0].tested
+    about = {"data": plan.data, "backbone": plan.backbone, "overrides": plan.overrides, "seeds": plan.seeds}
+    results.write_json(
+        out / "compare.json",
+        about
+        | {
+            "test_images": {key: tested.pictures(key) for key in KEYS},
+            "summary": lines,
+            "differences": [asdict(one) | {"exceeds_noise": one.exceeds} for one in found],
+            "rows": [asdict(row) for row in made.rows],
+            "failed": [asdict(one) for one in made.failures],
+        },
+    )
+    figures = [(key, what) for key in (*KEYS, *COSTS) for what in ("mean", "sd")]
+    values = [["" if line[key][what] is None else line[key][what] for key, what in figures] for line in lines]
+    results.write_csv(
+        out / "compare.csv",
+        ["method", "crops", "runs", *(f"{key}_{what}" for key, what in figures)],
+        ([line["method"], 5 if line["tte"] else 1, line["runs"], *v] for line, v in zip(lines, values, strict=True)),
+    )
+    columns, cells = table(made.rows)
+    text = [f"# {plan.data} with {plan.backbone}", ""]
+    text += [f"Accuracy in percent on {counted(tested)}. Mean ± standard deviation over seeds.", ""]
+    text += [_line(columns), _line(["---"] * len(columns)), *map(_line, cells), ""]
+    text += [*(f"* {one.sentence()}" for one in found), "", caveat(plan.seeds), ""]
+    text += [f"* {one.sentence()}" for one in made.failures] + [""] * bool(made.failures)
+    results.write_bytes(out / "compare.md", "\n".join(text).encode(errors="backslashreplace"))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Columns and lines of the table for people; without the groups that the data lacks."""
+    lines = summary(rows)
+    uneven = len({line["runs"] for line in lines}) > 1  # where a run failed
+    shown = [key for key in KEYS if any(line[key]["mean"] is not None for line in lines)]
+    columns = [
+        "method",
+        *["seeds"] * uneven,
+        *(key.replace("_", " ") for key in shown),
+        "seconds",
+        "trained weights",
+        "memory GiB",
+    ]
+    cells = []
+    for line in lines:
+        memory = line["peak_memory_bytes"]["mean"]
+        cells.append(
+            [
+                named(line["method"], line["tte"]),
+                *[str(line["runs"])] * uneven,
+                *(_spread(line[key]) for key in shown),
+                f"{line['seconds']['mean']:.1f}",
+                f"{line['tuned_parameters']['mean']:,.0f}",
+                "–" if memory is None else f"{memory / 2**30:.1f}",
+            ]
+        )
+    return columns, cells
+
+
+def _spread(value: dict[str, float | None]) -> str:
+    if value["mean"] is None:
+        return "–"
+    return f"{value['mean']:.1f}" + ("" if value["sd"] is None else f" ± {value['sd']:.1f}")

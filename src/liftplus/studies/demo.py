@@ -1,0 +1,46 @@
+"""The demo: five methods side by side on the bundled model and a drawn long-tailed data set; a preset of `compare`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from liftplus.errors import UserError
+from liftplus.evaluation import results
+from liftplus.studies.compare import Entry, Plan, Row
+
+METHODS = ("zeroshot", "closed_form", "linear_probe", "full", "lift+")
+DATA, BACKBONE = "openmoji_lt", "mini_clip"
+FEATURES = 20  # pictures of a class and split; the report takes half a minute with them
+MARKER, ROWS = ".liftplus-demo", "results.json"
+FIELDS = ("method", "tte", "seed", "overall", "many", "medium", "few", "seconds", "tuned_parameters")
+
+
+def plan(seeds: int) -> Plan:
+    """What the demo compares."""
+    return Plan(DATA, BACKBONE, tuple(Entry(method, method) for method in METHODS), seeds)
+
+
+def lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The lines of results.json; accuracies in percent, `seconds` of training."""
+    return [{key: getattr(row, key) for key in FIELDS} for row in rows]
+
+
+def clear(out: Path) -> None:
+    """Make room for a new demo: remove an earlier one's runs and tables, and leave alone what is not a demo's."""
+    if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{str(out)!r} holds something other than a demo's results. Choose another folder with --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    for name in (ROWS, "compare.json", "compare.csv", "compare.md"):
+        (out / name).unlink(missing_ok=True)
+    for method in METHODS:
+        for folder in out.glob(f"{method}-seed*"):
+            shutil.rmtree(folder)
+
+
+def write(out: Path, rows: Sequence[Row]) -> None:
+    """results.json with the rows so far."""
+    results.write_json(out / ROWS, lines(rows))

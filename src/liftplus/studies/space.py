@@ -1,0 +1,226 @@
+"""What a sweep varies: `key=value` as in training, with a range or a list in place of a value."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from liftplus import config as configs
+from liftplus.config import RunConfig
+from liftplus.errors import UserError
+from liftplus.training import recipe
+
+NUMBER = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})((?::\w*)*)")
+FORMS = (
+    "Write a list as lr=0.01,0.03 or a range as lr=0.001..0.1:log, epochs=5..20 or, with five points, lr=0.01..0.1:5."
+)
+SEED = "seed"
+
+Point = dict[str, str]
+"""A value, as text, for each key that is varied."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Values, as text, of which a trial takes one."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """All numbers from `low` to `high`, both included; only whole ones with `whole`."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def text(self, value: float) -> str:
+        """A number of this range as a setting's value."""
+        return str(round(value)) if self.whole else repr(float(value))
+
+    def between(self, share: float) -> str:
+        """The number at a share from 0 to 1 of the way, evenly spaced, or on a logarithmic scale."""
+        if self.log:
+            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + share * (self.high - self.low)
+        return self.text(min(max(value, self.low), self.high))
+
+    def draw(self, rng: random.Random) -> str:
+        """A random number, uniform or log-uniform."""
+        if self.whole and not self.log:
+            return str(rng.randint(round(self.low), round(self.high)))
+        return self.between(rng.random())
+
+
+@dataclass(frozen=True)
+class Space:
+    """Settings in the order given: each fixed, a list or a range. Its runs differ in the latter two alone."""
+
+    data: str
+    backbone: str
+    method: str
+    terms: tuple[tuple[str, str | Choices | Range], ...]
+
+    @property
+    def varied(self) -> dict[str, Choices | Range]:
+        """The keys that are varied."""
+        return {key: given for key, given in self.terms if not isinstance(given, str)}
+
+    def config(self, point: Point) -> RunConfig:
+        """The run at one point."""
+        known = {key for key, _ in self.terms}
+        given = [f"{key}={value if isinstance(value, str) else point[key]}" for key, value in self.terms]
+        given += [f"{key}={value}" for key, value in point.items() if key not in known]
+        return configs.resolve(
+            data=self.data,
+            backbone=self.backbone,
+            method=self.method,
+            overrides=given,
+            recipe=recipe.usual(self.data),
+        )
+
+    def first(self) -> Point:
+        """A point inside: each list's first value and each range's low end."""
+        return {key: _first(given) for key, given in self.varied.items()}
+
+    def size(self) -> int | None:
+        """Number of points; None where a range has no end of them."""
+        counts = [len(v.values) if isinstance(v, Choices) else _whole(v) for v in self.varied.values()]
+        return None if None in counts else math.prod(count for count in counts if count is not None)
+
+    def grid(self) -> list[Point]:
+        """Every point; a range of fractions has to name how many."""
+        axes = []
+        for key, given in self.varied.items():
+            if isinstance(given, Range) and not given.whole:
+                raise UserError(
+                    f"A grid needs the values of {key!r}: list them, or add how many, as in "
+                    f"{key}={given.low:g}..{given.high:g}:5. Or take --sampler tpe."
+                )
+            axes.append(given.values if isinstance(given, Choices) else _numbers(given))
+        return [dict(zip(self.varied, values, strict=True)) for values in itertools.product(*axes)]
+
+    def draws(self, seed: int) -> Iterator[Point]:
+        """Random points without end, no two alike; the same ones for the same seed."""
+        seen: set[tuple[str, ...]] = set()
+        for number in itertools.count():
+            rng = random.Random(f"{seed}/{number}")
+            point = {
+                key: rng.choice(given.values) if isinstance(given, Choices) else given.draw(rng)
+                for key, given in self.varied.items()
+            }
+            if tuple(point.values()) not in seen:
+                seen.add(tuple(point.values()))
+                yield point
+
+    def check(self) -> None:
+        """Refuse a value that no run could have, before any has begun."""
+        start = self.first()
+        for key, given in self.varied.items():
+            values = given.values if isinstance(given, Choices) else (given.text(given.low), given.text(given.high))
+            for value in values:
+                self.config(start | {key: value})
+
+
+def _first(given: Choices | Range) -> str:
+    return given.values[0] if isinstance(given, Choices) else given.text(given.low)
+
+
+def _whole(given: Range) -> int | None:
+    return round(given.high) - round(given.low) + 1 if given.whole else None
+
+
+def _numbers(given: Range) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(round(given.low), round(given.high) + 1))
+
+
+def read(data: str, backbone: str, method: str, given: Sequence[str], *, fixed: Sequence[str] = ()) -> Space:
+    """The space that `key=value` pairs describe; every value in it is one that a run may have.
+
+    Args:
+        data, backbone, method: as in training.
+        given: pairs in the order in which they apply.
+        fixed: keys that must not be varied.
+    """
+    terms: list[tuple[str, str | Choices | Range]] = []
+    for pair in given:
+        key, equals, text = pair.partition("=")
+        start = Space(data, backbone, method, tuple(terms))
+        base = start.config(start.first())
+        if not equals or not key:
+            configs.changed(base.to_dict(), [pair])  # says what is wrong with it
+        full, is_text = configs.locate(base, key.strip())
+        value = text.strip() if is_text else parse(key, text.strip())
+        if not isinstance(value, str) and (full in fixed or full.startswith("data.")):
+            raise UserError(
+                f"{key!r} must be the same in all trials, or they could not be compared; give it one value."
+            )
+        if any(full == other for other, _ in terms):
+            raise UserError(f"{key!r} is given twice. Give each key once.")
+        terms.append((full, value))
+    space = Space(data, backbone, method, tuple(terms))
+    space.check()
+    return space
+
+
+def parse(key: str, text: str) -> str | Choices | Range:
+    """A value of `key`: a range, a list, or the text itself.
+
+    `LOW..HIGH` is a range, of whole numbers where both ends are; `:log` spaces it logarithmically, and `:N` takes N
+    points of it. Commas part a list, but not inside brackets or quotes.
+    """
+    found = RANGE.fullmatch(text)
+    if found:
+        return _range(key, text, *found.groups())
+    values = split(text, ",")
+    if ".." in text and not text.startswith(('"', "'", "[", "{")):
+        raise UserError(f"{key}={text} is no range of numbers. {FORMS}")
+    if len(values) == 1:
+        return text
+    if any(not value for value in values):
+        raise UserError(f"{key}={text} has an empty value between its commas. {FORMS}")
+    if len(set(values)) < len(values):
+        raise UserError(f"{key}={text} names a value twice. Give each once.")
+    return Choices(tuple(values))
+
+
+def _range(key: str, text: str, low: str, high: str, options: str) -> Choices | Range:
+    words = options.split(":")[1:]
+    log, rest = "log" in words, [word for word in words if word != "log"]
+    if len(rest) > 1 or any(not word.isdecimal() or int(word) < 2 for word in rest) or words.count("log") > 1:
+        raise UserError(f"{key}={text}: after a range come :log, a number of points from 2, or both. {FORMS}")
+    whole = all(re.fullmatch(r"[+-]?\d+", end) for end in (low, high))
+    span = Range(float(low), float(high), log, whole)
+    if not span.low < span.high:
+        raise UserError(f"{key}={text}: the first number of a range is the smaller one. {FORMS}")
+    if log and span.low <= 0:
+        raise UserError(f"{key}={text}: a logarithmic range starts above 0. {FORMS}")
+    if not rest:
+        return span
+    steps = int(rest[0]) - 1
+    return Choices(tuple(dict.fromkeys(span.between(step / steps) for step in range(steps + 1))))
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Parts of a text between separators that stand outside brackets and quotes, blanks around them dropped."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        else:
+            depth += (letter in "[{(") - (letter in ")}]")
+        if letter == separator and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]

@@ -1,0 +1,392 @@
+"""Many runs of one method over ranges of settings and seeds, shared by any number of processes.
+
+Settings are compared on the validation split. The test split is not even read before the last trial has ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from liftplus.config import RunConfig, flat
+from liftplus.data.dataset import DataSet
+from liftplus.errors import InUseError, UserError
+from liftplus.evaluation import results
+from liftplus.evaluation.metrics import group_of
+from liftplus.machine.runtime import duration
+from liftplus.runs import execution, reuse
+from liftplus.runs.execution import Session
+from liftplus.studies import tickets
+from liftplus.studies.space import SEED, Choices, Point, Range, Space
+from liftplus.studies.tickets import Tickets
+from liftplus.words import agreeing, counted
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+SAMPLERS = ("auto", "grid", "random", "tpe")
+METRICS = ("mean_class", "overall", "many", "medium", "few")
+STARTUP = 10
+"""Trials of `tpe` that are drawn at random before it goes by what it has seen (Optuna's own default)."""
+DEFAULT_TRIALS = 20
+Outcome = tuple[float, dict[str, Any]]
+ABOUT, RESULTS, TABLE = "sweep.json", "results.json", "trials.csv"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep tries, and by which figure it chooses.
+
+    Attributes:
+        space: the settings.
+        sampler: grid, random or tpe; auto takes the grid where it has an end and no number of trials is given.
+        trials: how many; None for all of a grid, or 20.
+        metric: the validation accuracy that is maximised.
+        test_seeds: runs of the best setting that are tested on the test split at the end.
+    """
+
+    space: Space
+    sampler: str = "auto"
+    trials: int | None = None
+    metric: str = "mean_class"
+    test_seeds: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The sampler, decided."""
+        if self.sampler != "auto":
+            return self.sampler
+        size = self.space.size()
+        return "grid" if size is not None and self.trials in (None, size) else "tpe"
+
+    def points(self) -> list[Point]:
+        """For each trial the values that are settled before it begins; `tpe` finds the rest."""
+        size, base = self.space.size(), self.space.config(self.space.first())
+        if self.kind == "grid":
+            grid = self.space.grid()
+            if self.trials not in (None, len(grid)):
+                raise UserError(
+                    f"The grid has {counted(len(grid), 'point')} and --trials is {self.trials}. Leave --trials out, or "
+                    "take --sampler random or tpe."
+                )
+            return grid
+        if SEED in self.space.varied:
+            raise UserError(
+                f"--sampler {self.kind} would choose the luckiest seed. List every value for a grid, which is judged "
+                "by the mean over its seeds, or give one seed and --test-seeds."
+            )
+        count = self.trials or min(DEFAULT_TRIALS, size or DEFAULT_TRIALS)
+        if size is not None and count > size:
+            raise UserError(
+                f"There {agreeing(size, 'is', 'are')} only {counted(size, 'setting')} to try, and --trials is {count}. "
+                "Take --sampler grid."
+            )
+        settled = count if self.kind == "random" else min(count, STARTUP)
+        return [*itertools.islice(self.space.draws(base.seed), settled), *({} for _ in range(count - settled))]
+
+    def check(self, dataset: DataSet) -> None:
+        """Refuse what cannot end well, before anything is trained."""
+        if not self.space.varied:
+            raise UserError("Nothing is varied. Give a list or a range, such as lr=0.001..0.1:log or seed=0,1,2.")
+        if "val" not in dataset.splits:
+            raise UserError(
+                f"{dataset.name!r} has no validation split to choose by, and the test split is not for choosing. Add "
+                "val_share=0.2 to set part of the training images aside."
+            )
+        counts = dataset.counts()
+        if self.metric in ("many", "medium", "few") and not any(
+            group_of(counts[label]) == self.metric for label in dataset.splits["val"].labels
+        ):
+            raise UserError(
+                f"--metric is {self.metric}, but no validation image belongs to such a class. Take mean_class."
+            )
+        if self.test_seeds and "test" not in dataset.splits:
+            raise UserError(f"{dataset.name!r} has no test split for --test-seeds. Leave that out.")
+
+
+@dataclass(frozen=True)
+class Done:
+    """One trial, or one test run, as it stands.
+
+    Attributes:
+        number: of its folder.
+        state: complete, failed, running or waiting.
+        point: the values that it has.
+        metrics: accuracies in percent, seconds of training and more; empty without a result.
+        error: why it failed.
+    """
+
+    number: int
+    state: str
+    point: Point
+    metrics: dict[str, Any]
+    folder: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Trials that differ by seed alone."""
+
+    point: Point
+    trials: tuple[int, ...]
+    mean: float
+    sd: float | None
+
+
+@dataclass
+class Sweep:
+    """A sweep in its folder.
+
+    Args:
+        folder: holds the runs and tables; all processes share it.
+        plan: what is tried.
+        session: opens a run of given settings on this machine.
+        told: told what happens, in sentences.
+        storage: Optuna's storage as an SQLAlchemy URL; by default an SQLite file in the folder.
+    """
+
+    folder: Path
+    plan: Plan
+    session: Callable[[RunConfig], Session]
+    told: Callable[[str], None]
+    storage: str | None = None
+    tested: list[Done] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Do all trials and test runs that no process has done, and wait for those that others are doing."""
+        dataset = self.session(self.plan.space.config(self.plan.space.first())).data()
+        self.plan.check(dataset)
+        points = self.plan.points()
+        for note in dataset.notes:
+            self.told(f"Note: {note}")
+        with tickets.reached():
+            self._all(dataset, points)
+
+    def _all(self, dataset: DataSet, points: Sequence[Point]) -> None:
+        study = self._study("")
+        # Without a test split no trial can touch it.
+        seen = replace(dataset, splits={name: part for name, part in dataset.splits.items() if name != "test"})
+        queue = Tickets(study, [self._native(point) for point in points], self.told)
+        queue.work(lambda trial, number: self._trial(trial, number, seen, queue))
+        self._write(queue)
+        if self.plan.test_seeds:
+            self._test(dataset, queue)
+
+    def trials(self, queue: Tickets) -> list[Done]:
+        """Every trial as it stands, in the order of its number."""
+        return [self._done(number, trial, "trial-{:03d}") for number, trial in sorted(queue.trials().items())]
+
+    def _study(self, suffix: str) -> Study:
+        """Optuna's study, made by the first process to come; the folder is refused to another sweep."""
+        own = {results.LOCK, ABOUT, f"{ABOUT}.tmp"}  # what a process beside this one may have begun with
+        foreign = self.folder.exists() and (not self.folder.is_dir() or {p.name for p in self.folder.iterdir()} - own)
+        if foreign and not (self.folder / ABOUT).is_file():
+            results.refuse_existing(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with results.locked(self.folder, results.PATIENCE):
+                about = self._about()
+                # Two processes that make the same tables at once trip over each other.
+                storage = tickets.storage(self.storage or f"sqlite:///{(self.folder / 'sweep.db').absolute()}")
+                import optuna
+
+                name = f"{self.folder.name or 'sweep'}-{about['id']}{suffix}"
+                study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{str(self.folder)!r} cannot be written ({reason}). Choose another --out.") from error
+        if self.plan.kind == "tpe":
+            # One process alone finds the same settings again; several must not all draw the same.
+            alone = not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+            seed = self.plan.space.config(self.plan.space.first()).seed if alone else None
+            study.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=seed
+            )
+        return study
+
+    def _about(self) -> dict[str, Any]:
+        """What the folder's sweep is; written by the first process, compared by the others."""
+        plan, base = self.plan, self.plan.space.config(self.plan.space.first())
+        varied = {key: _told(given) for key, given in plan.space.varied.items()}
+        fixed = {k: v for k, v in flat(base).items() if k not in execution.FREE and k not in varied}
+        mine = {"varied": varied, "sampler": plan.kind, "metric": plan.metric, "settings": fixed}
+        path = self.folder / ABOUT
+        if path.is_file():
+            found = results.read_json(path, "id", *mine)
+            changed = [key for key in ("varied", "sampler", "metric") if found[key] != mine[key]]
+            before = flat(RunConfig()) | found["settings"]  # an older liftplus may have lacked a setting
+            changed += [key for key in fixed if before.get(key) != fixed[key] and "varied" not in changed]
+            if changed:
+                raise UserError(
+                    f"{str(self.folder)!r} holds another sweep; what differs: {', '.join(changed[:4])}. Give the same "
+                    "command to go on with it, or another --out."
+                )
+            return dict(found)
+        about = {"id": secrets.token_hex(4)} | mine
+        results.write_json(path, about)
+        return about
+
+    def _native(self, point: Point) -> dict[str, Any]:
+        """A point as Optuna holds it: numbers in ranges, text in lists."""
+        varied = self.plan.space.varied
+        return {k: _number(given, v) if isinstance(given := varied[k], Range) else v for k, v in point.items()}
+
+    def _trial(self, trial: Trial, number: int, dataset: DataSet, queue: Tickets) -> Outcome:
+        """Train one setting, and measure it on the validation split."""
+        varied = self.plan.space.varied
+        point = {key: _suggest(trial, key, given) for key, given in varied.items()}
+        figures = self._run(point, self.folder / f"trial-{number:03d}", dataset, "val", f"trial {number}")
+        value = float(figures[self.plan.metric])
+        self._progress(queue, number, value)
+        return value, {"metrics": figures}
+
+    def _run(self, point: Point, folder: Path, dataset: DataSet, split: str, name: str) -> dict[str, Any]:
+        self.told(f"{name}: {', '.join(f'{key}={_short(value)}' for key, value in point.items())} …")
+        session = self.session(self.plan.space.config(point))
+        while True:
+            try:
+                return reuse.run(session, dataset, folder, split)
+            except InUseError:  # its process was held for dead, and lives
+                time.sleep(tickets.POLL)
+
+    def _progress(self, queue: Tickets, number: int, value: float) -> None:
+        """Say how a trial went and how long the others will take; refresh the tables."""
+        others = [one for one in self._write(queue) if one.number != number]
+        done = [one for one in others if one.state in ("complete", "failed")]
+        scored = {one.number: float(one.metrics[self.plan.metric]) for one in done if one.metrics} | {number: value}
+        best = max(scored, key=lambda k: (scored[k], -k))
+        trials = queue.trials().values()
+        spent = [
+            trial.duration.total_seconds() for trial in trials if trial.duration and trial.state.name == "COMPLETE"
+        ]
+        left = len(queue.points) - len(done) - 1
+        workers = 1 + sum(one.state == "running" for one in others)
+        text = f"trial {number}: {self.plan.metric} {value:.1f} on validation, best {scored[best]:.1f} (trial {best}), "
+        text += f"{len(done) + 1} of {len(queue.points)} done"
+        if left and spent:
+            text += f", about {duration(left * statistics.mean(spent) / workers)} left"
+        self.told(text)
+
+    def settings(self, trials: Sequence[Done]) -> list[Setting]:
+        """The settings that were tried with all their seeds, best first; of equals the earlier one leads."""
+        groups: dict[tuple[tuple[str, str], ...], list[Done]] = {}
+        for one in trials:
+            groups.setdefault(tuple((k, v) for k, v in one.point.items() if k != SEED), []).append(one)
+        found = []
+        for key, members in groups.items():
+            if any(one.state != "complete" for one in members):
+                continue
+            values = [float(one.metrics[self.plan.metric]) for one in members]
+            sd = statistics.stdev(values) if len(values) > 1 else None
+            found.append(Setting(dict(key), tuple(one.number for one in members), statistics.mean(values), sd))
+        return sorted(found, key=lambda setting: -setting.mean)
+
+    def _test(self, dataset: DataSet, queue: Tickets) -> None:
+        """Train the best setting with several seeds and test it, once and for all."""
+        best = self._best(queue)
+        study = self._study("-test")
+        chosen = study.user_attrs.get("setting")
+        if chosen not in (None, best.point):
+            raise UserError(
+                f"The test split was used for {chosen} already, and the best setting is now {best.point}. Testing "
+                "again would choose by the test split; start a new sweep with another --out."
+            )
+        study.set_user_attr("setting", best.point)
+        base = self.plan.space.config(self.plan.space.first()).seed
+        start = 0 if SEED in self.plan.space.varied else base
+
+        def objective(_trial: Trial, number: int) -> Outcome:
+            point = best.point | {SEED: str(start + number)}
+            figures = self._run(point, self.folder / f"test-seed{start + number}", dataset, "test", "test")
+            return float(figures["overall"]), {"metrics": figures}
+
+        seeds = Tickets(study, [{} for _ in range(self.plan.test_seeds)], self.told)
+        seeds.work(objective)
+        self.tested = [self._done(start + n, trial, "test-seed{}") for n, trial in sorted(seeds.trials().items())]
+        self._write(queue)
+
+    def _best(self, queue: Tickets) -> Setting:
+        trials = self.trials(queue)
+        ranked = self.settings(trials)
+        if not ranked:
+            reason = next((one.error for one in trials if one.error), "none has ended")
+            raise UserError(f"No setting went well, so there is none to test. The first failed with: {reason}")
+        return ranked[0]
+
+    def _done(self, number: int, trial: FrozenTrial, folder: str) -> Done:
+        error = trial.user_attrs.get(tickets.ERROR)
+        state = {"COMPLETE": "complete", "RUNNING": "running"}.get(trial.state.name, "failed" if error else "waiting")
+        varied = self.plan.space.varied
+        point = {key: _text(varied[key], trial.params[key]) for key in varied if key in trial.params}
+        return Done(number, state, point, trial.user_attrs.get("metrics", {}), folder.format(number), error)
+
+    def _write(self, queue: Tickets) -> list[Done]:
+        """results.json and trials.csv, as things stand."""
+        trials = self.trials(queue)
+        ranked = self.settings(trials)
+        about = results.read_json(self.folder / ABOUT, "id")
+        keys = list(self.plan.space.varied)
+        with results.locked(self.folder, results.PATIENCE):
+            path = self.folder / RESULTS
+            before = results.read_json(path, "test")["test"] if path.is_file() else []
+            results.write_json(
+                path,
+                {key: about[key] for key in ("metric", "sampler", "varied", "settings")}
+                | {
+                    "split": "val",
+                    "best": asdict(ranked[0]) if ranked else None,
+                    "trials": [asdict(one) for one in trials],
+                    "test": [asdict(one) for one in self.tested] or before,
+                },
+            )
+            results.write_csv(
+                self.folder / TABLE,
+                ("trial", "state", *keys, *METRICS, "seconds", "error"),
+                (
+                    (
+                        one.number,
+                        one.state,
+                        *(one.point.get(key, "") for key in keys),
+                        *(one.metrics.get(key, "") for key in (*METRICS, "seconds")),
+                        one.error or "",
+                    )
+                    for one in trials
+                ),
+            )
+        return trials
+
+
+def _told(given: Choices | Range) -> Any:
+    return list(given.values) if isinstance(given, Choices) else asdict(given)
+
+
+def _number(given: Range, text: str) -> float | int:
+    return int(text) if given.whole else float(text)
+
+
+def _text(given: Choices | Range, value: Any) -> str:
+    return str(value) if isinstance(given, Choices) else given.text(value)
+
+
+def _suggest(trial: Trial, key: str, given: Choices | Range) -> str:
+    """The value that a trial takes for one key."""
+    if isinstance(given, Choices):
+        return str(trial.suggest_categorical(key, given.values))
+    if given.whole:
+        return given.text(trial.suggest_int(key, round(given.low), round(given.high), log=given.log))
+    return given.text(trial.suggest_float(key, given.low, given.high, log=given.log))
+
+
+def _short(value: str) -> str:
+    try:
+        return f"{float(value):.4g}" if "." in value or "e" in value else value
+    except ValueError:
+        return value

@@ -1,0 +1,1 @@
+"""Training: the loop, its step, what is saved, which settings suit the data."""

@@ -1,0 +1,373 @@
+"""A trained model as one small file, and the state of a run that is under way.
+
+Both are safetensors with a description in their header: learned weights, how to rebuild the rest, a checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from liftplus.backbones import catalogue
+from liftplus.backbones.base import BackboneConfig
+from liftplus.backbones.text import ClassTexts
+from liftplus.config import RunConfig, from_dict, saved
+from liftplus.data.dataset import DataSet
+from liftplus.errors import DivergedError, UserError
+from liftplus.evaluation.results import write_bytes
+from liftplus.machine.determinism import own_stream
+from liftplus.machine.parallel import Job
+from liftplus.machine.runtime import Runtime, StopRequest
+from liftplus.model.classifier import Classifier
+from liftplus.model.head_init import centres, class_prompts
+from liftplus.words import counted
+
+FILE, LAST, STATE = "model.safetensors", "model-last.safetensors", "last.safetensors"
+FORMAT = 2
+"""1 had a checksum of the tensors' values alone, and none before that."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which epoch a run's weights are of, and why that one.
+
+    Attributes:
+        epoch: epochs of training behind them.
+        of: epochs of the run.
+        by: "last", or the accuracy on the validation split that was the best after this epoch.
+        validation: accuracies on the validation split after this epoch, in percent, where they were measured.
+    """
+
+    epoch: int
+    of: int
+    by: str = "last"
+    validation: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        if self.of == 0:
+            return "without training"
+        if self.by == "last":
+            return f"weights after epoch {self.epoch} of {self.of}"
+        best = f", {self.validation[self.by]:.1f} %" if self.validation else ""
+        return f"weights after epoch {self.epoch} of {self.of}, the best {self.by} on the validation split{best}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier with what it was trained on."""
+
+    model: Classifier
+    config: RunConfig
+    class_names: tuple[str, ...]
+    class_ids: tuple[str, ...]
+    train_counts: tuple[int, ...]
+    folder: Path = Path()  # of the run
+    chosen: Chosen | None = None  # unknown for a file from before it was noted
+    former_names: tuple[str, ...] = ()
+    """Names [C] that the classes bore in training, where some were changed since."""
+
+
+def save_model(
+    path: Path,
+    model: Classifier,
+    config: RunConfig,
+    dataset: DataSet,
+    chosen: Chosen | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a model file: a few MB that give the model back together with the backbone's weights.
+
+    Args:
+        path: a run folder, where it becomes model.safetensors, or a file.
+        chosen: which epoch's weights; by default the last one's.
+        weights: other learned weights than those the model has.
+    """
+    epochs = config.train.epochs
+    about = {
+        "format": FORMAT,
+        "config": config.to_dict(),
+        "backbone_identity": model.backbone.identity,
+        "class_names": dataset.class_names,
+        # A file of descriptors may change or be gone when the model is loaded.
+        "class_prompts": model.backbone.text.texts if model.reads_text and model.backbone.text else None,
+        "class_ids": dataset.class_ids,
+        "train_counts": dataset.counts(),
+        "weights": asdict(chosen or Chosen(epochs, epochs)),
+    }
+    write_tensors(path / FILE if path.is_dir() else path, weights or model.learned_state(), about)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """A safetensors file with a description and checksums of both, whole or not at all; never of broken weights."""
+    if broken := [name for name, value in tensors.items() if not sound(value)]:
+        raise DivergedError(
+            f"{counted(len(broken), 'weight is', 'weights are')} not finite or beyond all use, first {broken[0]}, so "
+            f"{str(path)!r} was not written and what was there before stays. Lower train.lr, or give a sound file of "
+            "backbone weights."
+        )
+    about = json.loads(json.dumps(about | {"sha256": checksum(tensors)}))
+    described = json.dumps(about | {"sha256_description": _seal(about, tensors)})
+    write_bytes(path, save(tensors, {"liftplus": described}))
+
+
+def sound(tensor: Tensor) -> bool:
+    """Whether numbers and their norm are finite in fp32; a head that divides by an infinite norm gives zeros."""
+    return bool(tensor.float().norm().isfinite())
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _seal(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over a description, the tensors' checksum in it, and their types and shapes."""
+    kinds = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    return hashlib.sha256(json.dumps([about, kinds], sort_keys=True).encode()).hexdigest()
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The description inside a run's model file."""
+    return read_model(folder)[0]
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and learned tensors of a run's model file."""
+    return read_tensors(_model_file(folder))
+
+
+def _model_file(folder: Path) -> Path:
+    if folder.is_file():
+        return folder
+    if not (folder / FILE).is_file():
+        raise UserError(
+            f"{str(folder)!r} holds no trained model ({FILE} is missing). Give the folder of a finished run."
+        )
+    return folder / FILE
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors of a file of ours; one that is cut short or changed is refused."""
+    about, tensors = _open(path)
+    number = about.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(f"{str(path)!r} was written by a newer liftplus. Update liftplus to read it.")
+    seal = about.pop("sha256_description", None)
+    # The first format had no seal, and at first no checksum.
+    whole = seal == _seal(about, tensors) if number == FORMAT else number == 1 and seal is None
+    if not whole or checksum(tensors) != about.get("sha256", None if number == FORMAT else checksum(tensors)):
+        raise UserError(f"{str(path)!r} is damaged: its checksum does not fit. Train again, or restore the file.")
+    return about, tensors
+
+
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as stream:
+            about = json.loads((stream.metadata() or {})["liftplus"])
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+        if not isinstance(about, dict):
+            raise TypeError("the description is no mapping")
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error.strerror or error}).") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged or was not written by liftplus. Train again, or restore the file."
+        ) from error
+    return about, tensors
+
+
+def _class_texts(about: dict[str, Any], config: RunConfig) -> ClassTexts:
+    """The prompts that a trained text side reads, as they were in training; names alone where none is read."""
+    names: list[str] = about["class_names"]
+    if "class_prompts" not in about:  # a file from before they were saved
+        return class_prompts(config.head_init, names)
+    saved: list[list[str]] | None = about["class_prompts"]
+    return names if saved is None else saved
+
+
+def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig | None = None) -> Trained:
+    """Rebuild a trained classifier from its folder or model file; other backbone weights than in training are refused.
+
+    `backbone_config` replaces the run's own, for weights that have moved since.
+    """
+    path = _model_file(folder)
+    about, state = read_model(folder)
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise UserError(
+            f"{str(path)!r} holds weights that are not finite, first {broken[0]}: the run diverged. Train again with a "
+            "lower train.lr."
+        )
+    config = from_dict(saved(about["config"]))
+    backbone = catalogue.load(backbone_config or config.backbone)
+    if backbone.identity != about["backbone_identity"]:
+        raise UserError(
+            f"The run in {str(path.parent)!r} was trained on other weights of {config.backbone.name!r} "
+            f"(SHA-256 {about['backbone_identity'][:12]}…, here {backbone.identity[:12]}…). "
+            "Put the original file in place, or give its path: liftplus eval RUN weights=PATH."
+        )
+    with own_stream(0):  # what is drawn here is replaced by what was learned
+        head = config.head.build(backbone, len(about["class_names"]))
+        model = Classifier.assemble(
+            backbone,
+            dict(config.tuner),
+            head,
+            _class_texts(about, config),
+            centre=centres(config.head_init),
+            sized_for=about.get("sized_for"),
+        )
+    try:
+        model.load_learned(state)
+    except ValueError as error:
+        raise UserError(f"The weights in {str(path)!r} do not fit its configuration: {error}.") from error
+    model.put(runtime)
+    model.requires_grad_(False)
+    names, ids, counts = (tuple(about[key]) for key in ("class_names", "class_ids", "train_counts"))
+    chosen = Chosen(**about["weights"]) if "weights" in about else None
+    return Trained(model, config, names, ids, counts, path.parent, chosen, tuple(about.get("former_names", ())))
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs that are finished.
+        step: batches done of the epoch under way.
+        total: sum of those batches' losses.
+        losses: mean loss of each finished epoch.
+        seconds: time spent in training.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total: float = 0.0
+    losses: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}"
+
+
+def _position(about: dict[str, Any]) -> Position:
+    return Position(**about["position"] | {"losses": tuple(about["position"]["losses"])})
+
+
+class Resumable(Protocol):
+    """What a keeper saves and restores: the training step with model and optimiser."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and plain values."""
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take over what `state` gave; raises ValueError where it does not fit."""
+
+
+class Stopped(Exception):  # noqa: N818 (it is asked for, not an error)
+    """Training was asked to stop and its state is saved."""
+
+    def __init__(self, folder: Path, position: Position) -> None:
+        self.folder, self.position = folder, position
+        super().__init__(f"Stopped after {position}; the state is saved.")
+
+
+class Keeper:
+    """Saves the state of a run in its folder, at the end of each epoch and every few minutes, and brings it back.
+
+    Everything random follows from seed, epoch and index, so weights, momentum and position are the whole state.
+    """
+
+    def __init__(
+        self, folder: Path, belongs_to: dict[str, Any], minutes: float, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.path, self.belongs_to, self.minutes, self.stopping = folder / STATE, belongs_to, minutes, stopping
+        self.saved = time.monotonic()
+
+    def position(self) -> Position:
+        """The saved position; the start where nothing was saved."""
+        if not self.path.is_file():
+            return Position()
+        return _position(read_tensors(self.path)[0])
+
+    def restore(self, step: Resumable) -> Position:
+        """Bring the step to the saved position; to the start where nothing was saved."""
+        if not self.path.is_file():
+            return Position()
+        about, tensors = read_tensors(self.path)
+        for key, value in self.belongs_to.items():
+            if about.get(key) != value:
+                raise UserError(
+                    f"{str(self.path)!r} was saved with another {key.replace('_', ' ')}, so the run cannot go on as it "
+                    "began. Restore what it was, or start anew in another folder."
+                )
+        try:
+            step.load_state(tensors, about["values"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"{str(self.path)!r} does not fit this run ({error}). Start anew elsewhere.") from error
+        return _position(about)
+
+    def due(self) -> bool:
+        """Whether to save in the middle of an epoch."""
+        return self.stopping() or time.monotonic() - self.saved > 60 * self.minutes
+
+    def save(self, step: Resumable, position: Position) -> None:
+        """Write the state; ends the training with `Stopped` where that was asked for."""
+        tensors, values = step.state()
+        about = {"format": FORMAT, "position": asdict(position), "values": values} | self.belongs_to
+        write_tensors(self.path, tensors, about)
+        self.saved = time.monotonic()
+        if self.stopping():
+            raise Stopped(self.path.parent, position)
+
+    def discard(self) -> None:
+        """Remove the state of a run that is finished."""
+        self.path.unlink(missing_ok=True)
+
+
+class SharedKeeper(Keeper):
+    """The keeper of one process of a job: there is one state, the leader's, and a wish to stop is everybody's."""
+
+    def __init__(
+        self, folder: Path, belongs_to: dict[str, Any], minutes: float, stop: StopRequest | None, job: Job
+    ) -> None:
+        super().__init__(folder, belongs_to, minutes)
+        self.stop, self.job = stop or StopRequest(), job
+
+    def position(self) -> Position:
+        """The saved position, on the leader."""
+        return super().position() if self.job.leads else Position()
+
+    def restore(self, step: Resumable) -> Position:
+        """Bring the leader's step to the saved position; `Step.alike` brings it to the others."""
+        return super().restore(step) if self.job.leads else Position()
+
+    def due(self) -> bool:
+        """Whether any process was asked to stop, or the leader has not saved for long."""
+        return any(self.job.greatest(self.stop.signal or 0, self.job.leads and super().due()))
+
+    def save(self, step: Resumable, position: Position) -> None:
+        """Write the state, once; ends the training of all with `Stopped` where any was asked to."""
+        if self.job.leads:
+            super().save(step, position)
+        asked = max(self.job.from_all(self.stop.signal or 0))
+        if asked:
+            self.stop.signal = asked
+            raise Stopped(self.path.parent, position)
+
+    def discard(self) -> None:
+        """Remove the state of a run that is finished."""
+        if self.job.leads:
+            super().discard()

@@ -1,0 +1,72 @@
+"""docs/export.md from top to bottom: every block is run, in a folder where its runs exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liftplus.publishing import hub
+
+from ..conftest import Command
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+QUICK = ("epochs=1", "train.batch_size=8", "workers=0", "device=cpu", "precision=fp32")
+
+
+@pytest.mark.slow
+def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    (photos / "train" / "red_square").rename(photos / "train" / "fox")
+    (photos / "test" / "red_square").rename(photos / "test" / "fox")
+    for name, tuner in (("photos", "adaptformer"), ("lora", "lora")):
+        ended = command("train", "--data", photos, "--out", f"runs/{name}", f"tuner={tuner}", *QUICK)
+        assert ended.code == 0, ended.err
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    image = Image.open(photos / "test" / "fox" / "0.png")
+    image.save(tmp_path / "picture.jpg", quality=95)
+    image.save(tmp_path / "pictures" / "0.png")
+    (tmp_path / "counts.json").write_text('{"fox": 120, "blue sky": 3, "green hill": 5}')
+    hubs: dict[str, Path] = {}
+
+    def push(run: Path, repo_id: str, **_options: Any) -> tuple[str, list[str]]:
+        (tmp_path / "hub").mkdir()
+        hubs[repo_id] = tmp_path / "hub"
+        return "somewhere", hub.stage(run, hubs[repo_id], repo_id, _options["licence"])
+
+    def pull(repo_id: str, out: Path, **_options: Any) -> str:
+        hubs[repo_id].rename(out)
+        return "a commit"
+
+    monkeypatch.setattr(hub, "push", push)  # tests/publishing/test_hub.py runs the real ones
+    monkeypatch.setattr(hub, "pull", pull)
+    seen = []
+    for language, block in BLOCKS:
+        if language == "python":
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                exec(compile(block, "docs/export.md", "exec"), {})
+            seen.append(said.getvalue())
+            continue
+        assert language == "sh"
+        for line in block.splitlines():
+            words = shlex.split(line)
+            assert words.pop(0) == "liftplus"
+            ended = command(*words)
+            assert ended.code == 0, (line, ended.err)
+    (told,) = seen  # of the run's own five crops, which predict takes as well
+    ended = command("predict", "runs/photos", "picture.jpg", "--out", "one.json", "--top-k", "1")
+    assert ended.code == 0, ended.err
+    (best,) = json.loads((tmp_path / "one.json").read_text())[0]["top"]
+    name, _, chance = told.strip().rpartition(" ")
+    # Pillow cuts the same pixels; fp32 arithmetic differs in its order.
+    assert name == best["class"] and float(chance) == pytest.approx(best["probability"], abs=1e-3)

@@ -1,0 +1,221 @@
+"""LoRA to peft and back, against peft itself on timm's own models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from liftplus.config import resolve
+from liftplus.errors import UserError
+from liftplus.model.classifier import Classifier
+from liftplus.model.heads import Cosine
+from liftplus.publishing import lora_exchange
+from liftplus.training.checkpoint import Trained
+from liftplus.tuners.base import Tuner
+from liftplus.tuners.lora import LoRA
+from liftplus.tuners.ssf import SSF
+from zoo import backbone_of
+
+peft = pytest.importorskip("peft")
+PARTS = [("q", "v"), ("q", "k", "v", "out"), ("out", "fc1", "fc2"), ("v", "fc2")]
+
+
+def trained(backbone: str, stir: bool = True, other: dict[str, Tuner] | None = None, **options: Any) -> Trained:
+    trunk = backbone_of(backbone)
+    tuners: dict[str, Tuner] = {"lora": LoRA(**options)} | (other or {})
+    model = Classifier.assemble(trunk, tuners, Cosine().build(trunk, 3), ["ant", "bee", "cat"])
+    torch.manual_seed(5)
+    for name, weight in model.named_parameters():
+        if name.startswith("tuners.") and stir:
+            weight.data.normal_(0, 0.2)
+    nn.init.normal_(model.head.weight)
+    config = resolve().model_copy(update={"tuner": tuners})
+    return Trained(model, config, ("ant", "bee", "cat"), ("0", "1", "2"), (3, 2, 1))
+
+
+def pictures(run: Trained) -> torch.Tensor:
+    size = run.model.backbone.facts.image_size
+    return torch.randn(2, 3, size, size)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "targets"),
+    [*(("timm_vit", part) for part in PARTS), ("clip_vit", ("q", "v")), ("eva", ("q", "v", "fc1")), ("resnet", None)],
+)
+@torch.no_grad()
+def test_peft_gives_our_features(backbone: str, targets: Any, tmp_path: Path) -> None:
+    run = trained(backbone, targets=targets, rank=2, scale=3.0)
+    number = lora_exchange.write_folder(run, tmp_path / "peft")
+    bare = backbone_of(backbone).image
+    other = peft.PeftModel.from_pretrained(bare, tmp_path / "peft")
+    assert sum(hasattr(module, "lora_A") for module in other.modules()) == number > 0
+    images = pictures(run)
+    expected = run.model.backbone(images)
+    assert not torch.allclose(expected, backbone_of(backbone).image(images), rtol=1e-2)
+    torch.testing.assert_close(other(images), expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
+
+
+@torch.no_grad()
+def test_and_back_again(tmp_path: Path) -> None:
+    run = trained("timm_vit", targets=("q", "v", "fc2"), rank=3, scale=2.0)
+    lora_exchange.write_folder(run, tmp_path / "peft")
+    twin = trained("timm_vit", targets=("q", "v", "fc2"), rank=5, stir=False)
+    assert lora_exchange.read_folder(twin.model, tmp_path / "peft") == 6
+    images = pictures(run)
+    torch.testing.assert_close(twin.model.backbone(images), run.model.backbone(images), rtol=1e-5, atol=1e-5)
+
+
+def made_by_peft(tmp_path: Path, **options: Any) -> Any:
+    model = peft.get_peft_model(copy.deepcopy(backbone_of("timm_vit").image), peft.LoraConfig(**options))
+    torch.manual_seed(6)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(0, 0.2)
+    model.save_pretrained(tmp_path / "theirs")
+    return model.eval()
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@torch.no_grad()
+def test_an_adapter_of_peft(rslora: bool, tmp_path: Path) -> None:
+    """Ranks and alphas of its own for some linears; q, k and v are one linear to peft."""
+    options = {"r": 4, "lora_alpha": 6, "rank_pattern": {"fc2": 2}, "alpha_pattern": {"fc2": 5}, "use_rslora": rslora}
+    theirs = made_by_peft(tmp_path, target_modules=["qkv", "fc2"], **options)
+    run = trained("timm_vit", targets=("q", "k", "v", "fc2"), rank=4, stir=False)
+    assert lora_exchange.read_folder(run.model, tmp_path / "theirs") == 6
+    images = pictures(run)
+    expected = theirs(images)
+    torch.testing.assert_close(run.model.backbone(images), expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"targets": ("q", "k", "v"), "rank": 3}, "tuner.lora.rank=4"),
+        ({"targets": ("q", "v"), "rank": 4}, 'targets=\\["q","k","v"\\]'),
+        ({"targets": ("fc1",), "rank": 4}, "tuner.lora.targets"),
+    ],
+)
+def test_what_does_not_fit_is_refused_whole(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    made_by_peft(tmp_path, r=4, target_modules=["qkv"])
+    run = trained("timm_vit", **options)
+    before = run.model.learned_state()
+    with pytest.raises(UserError, match=said):
+        lora_exchange.read_folder(run.model, tmp_path / "theirs")
+    assert all(torch.equal(value, before[name]) for name, value in run.model.learned_state().items())
+
+
+def test_dora_is_refused(tmp_path: Path) -> None:
+    made_by_peft(tmp_path, r=4, target_modules=["fc2"], use_dora=True)
+    with pytest.raises(UserError, match="use_dora"):
+        lora_exchange.read_folder(trained("timm_vit").model, tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (lambda: trained("open_clip_vit"), "hides inside one module"),
+        (lambda: trained("beit"), "hides inside one module"),
+        (lambda: trained("timm_vit", other={"ssf": SSF()}), "tunes lora\\+ssf"),
+        (lambda: trained("clip_vit", side="both"), "text side"),
+    ],
+)
+def test_what_peft_cannot_hold_is_refused(run: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        lora_exchange.write_folder(run(), tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
+
+
+def reloaded(folder: Path) -> Any:
+    """The adapter as peft itself reads it back onto the base model."""
+    base = copy.deepcopy(backbone_of("timm_vit").image)
+    return peft.PeftModel.from_pretrained(base, folder).eval()
+
+
+PATTERNS: dict[str, dict[str, Any]] = {
+    "a regular expression": {"alpha_pattern": {r"blocks\.0\.attn\.qkv": 32}},
+    "any block": {"alpha_pattern": {r"blocks\.\d+\.attn\.qkv": 32}},
+    "the first that fits": {"alpha_pattern": {r"blocks\.[01]\..*": 32, "qkv": 3, r"blocks\.2\..*": 50}},
+    "no part of a name": {"alpha_pattern": {"kv": 32, "tn.qkv": 40}},
+    "a dot is any letter": {"alpha_pattern": {"attn.qkv": 32}},
+    "a choice": {"alpha_pattern": {"blocks.0.attn.qkv|blocks.1.mlp.fc2": 32}},
+    "anchored": {"alpha_pattern": {"^blocks.1.mlp.fc2": 32}},
+    "rank and alpha": {"rank_pattern": {r"blocks\.1\..*": 2}, "alpha_pattern": {r"blocks\.(0|1)\..*": 9}},
+    "rank and root": {"rank_pattern": {r".*\.fc2": 2}, "use_rslora": True},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "not zero at the start": {"init_lora_weights": False},
+    "some layers": {"layers_to_transform": [0, 2], "layers_pattern": "blocks"},
+}
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+@torch.no_grad()
+def test_pefts_own_reload_is_the_measure(kind: str, tmp_path: Path) -> None:
+    made_by_peft(tmp_path, r=4, lora_alpha=8, target_modules=["qkv", "fc2"], **PATTERNS[kind])
+    theirs = reloaded(tmp_path / "theirs")
+    run = trained("timm_vit", targets=("q", "k", "v", "fc2"), rank=4, stir=False)
+    lora_exchange.read_folder(run.model, tmp_path / "theirs")
+    images = pictures(run)
+    expected = theirs(images)
+    torch.testing.assert_close(run.model.backbone(images), expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+@torch.no_grad()
+def test_starts_that_change_the_base_are_refused_and_the_way_out_works(start: str, tmp_path: Path) -> None:
+    """Saved by peft as a difference from the adapter's own start, it is plain LoRA of twice the rank."""
+    torch.manual_seed(0)
+    options = {"r": 2, "lora_alpha": 4, "target_modules": ["qkv"], "init_lora_weights": start}
+    model = peft.get_peft_model(copy.deepcopy(backbone_of("timm_vit").image), peft.LoraConfig(**options)).eval()
+    model.peft_config["default"].init_lora_weights = True  # as peft's documentation saves the start
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = start
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "theirs")
+    run = trained("timm_vit", targets=("q", "k", "v"), rank=4, stir=False)
+    with pytest.raises(UserError, match=rf"init_lora_weights='{start}'.*path_initial_model_for_weight_conversion"):
+        lora_exchange.read_folder(run.model, tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    lora_exchange.read_folder(run.model, tmp_path / "plain")
+    images = pictures(run)
+    expected = model(images)
+    torch.testing.assert_close(run.model.backbone(images), expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"bias": "lora_only"}, "bias=lora_only"),
+        ({"bias": "all"}, "bias=all"),
+        ({"modules_to_save": ["norm"]}, r"modules_to_save=\['norm'\]"),
+        ({"lora_bias": True}, "lora_bias=True"),
+    ],
+)
+def test_the_reason_is_the_setting(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    made_by_peft(tmp_path, r=4, target_modules=["qkv"], **options)
+    with pytest.raises(UserError, match=said):
+        lora_exchange.read_folder(trained("timm_vit").model, tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("start", ["corda", "lora_ga", "loftq"])
+def test_other_starts_that_change_the_base(start: str, tmp_path: Path) -> None:
+    made_by_peft(tmp_path, r=4, target_modules=["qkv"])
+    file = tmp_path / "theirs" / lora_exchange.CONFIG
+    file.write_text(file.read_text().replace('"init_lora_weights": true', f'"init_lora_weights": "{start}"'))
+    with pytest.raises(UserError, match=start):
+        lora_exchange.read_folder(trained("timm_vit").model, tmp_path / "theirs")
+
+
+def test_a_pattern_that_is_none(tmp_path: Path) -> None:
+    made_by_peft(tmp_path, r=4, target_modules=["qkv"])
+    file = tmp_path / "theirs" / lora_exchange.CONFIG
+    file.write_text(file.read_text().replace('"alpha_pattern": {}', '"alpha_pattern": {"blocks.(0": 3}'))
+    with pytest.raises(UserError, match="no regular expression"):
+        lora_exchange.read_folder(trained("timm_vit", targets=("q", "k", "v"), rank=4).model, tmp_path / "theirs")
