@@ -25,7 +25,7 @@ from liftplus.data.stores import ArrayStore
 from liftplus.evaluation.inference import Normalise
 from liftplus.machine import runtime
 from liftplus.model.classifier import Classifier
-from liftplus.training import loop
+from liftplus.training import assembly, loop
 from liftplus.tuners.base import auto_width
 
 # Our name, timm's of the same architecture.
@@ -100,7 +100,7 @@ def batch_of(work: Work, device: torch.device) -> Batch:
 def our_model(work: Work, chosen: runtime.Runtime, data: DataSet) -> Classifier:
     """liftplus's classifier as `train` builds and places it."""
     with mock.patch.object(catalogue, "load", partial(catalogue.load, weights=False)):
-        return loop.build(work.settings(chosen), data, chosen)
+        return assembly.build(work.settings(chosen), data, chosen)
 
 
 def ours(work: Work, chosen: runtime.Runtime, batch: Batch) -> Step:

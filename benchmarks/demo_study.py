@@ -24,7 +24,7 @@ from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import execution
 from liftplus.studies import compare, demo
-from liftplus.training import loop
+from liftplus.training import assembly, loop
 
 RATES = {
     "linear_probe": (0.1, 0.3, 1.0, 3.0),
@@ -48,7 +48,7 @@ def search(out: Path) -> None:
         for lr in rates:
             given = [f"seed={SEARCH_SEED}", f"lr={lr}", "tte=false"]
             settings = config.resolve(data=demo.DATA, backbone=demo.BACKBONE, method=method, overrides=given)
-            model = loop.build(settings, dataset, chosen)
+            model = assembly.build(settings, dataset, chosen)
             fitted = loop.fit(model, settings, dataset, chosen)
             split = dataset.splits["val"]
             found = predict(model, Reading(dataset.store, split), settings.evaluation, model.backbone.facts, chosen)

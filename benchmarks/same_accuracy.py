@@ -39,7 +39,7 @@ from liftplus.data.loader import seeded
 from liftplus.evaluation import results
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
-from liftplus.training import loop
+from liftplus.training import assembly, loop
 from rounded import RoundedProducts
 
 ARMS = {
@@ -101,7 +101,7 @@ def one(args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> d
     data = smaller(loaded(settings.data.model_dump_json()), args)
     split, rounds = data.splits["test"], emulates(chosen)
     with RoundedProducts() if rounds else nullcontext():
-        model = loop.build(settings, data, chosen)
+        model = assembly.build(settings, data, chosen)
         fitted = loop.fit(model, settings, data, chosen)
         found = predict(model, Reading(data.store, split), settings.evaluation, model.backbone.facts, chosen)
     metrics = score(found, split, data.counts())

@@ -26,7 +26,7 @@ from liftplus.data.stores import ArrayStore
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import execution
-from liftplus.training import loop
+from liftplus.training import assembly
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_card_states_the_zero_shot_accuracy_that_the_weights_have(drawn: Dat
     assert stated is not None
     chosen = runtime.choose("cpu", "fp32")
     settings = config.resolve(data="openmoji_lt", method="zeroshot")
-    model = loop.build(settings, drawn, chosen)
+    model = assembly.build(settings, drawn, chosen)
     split = drawn.splits["test"]
     found = predict(model, Reading(drawn.store, split), settings.evaluation, model.backbone.facts, chosen)
     overall = score(found, split, drawn.counts()).overall

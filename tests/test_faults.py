@@ -23,7 +23,7 @@ from liftplus.backbones import mini_clip
 from liftplus.errors import UserError
 from liftplus.evaluation import results
 from liftplus.training import checkpoint, loop
-from liftplus.training.checkpoint import Keeper
+from liftplus.training.saved_state import Keeper
 from processes import Running, below, liftplus, until
 
 from .conftest import Command, Ended, write_folder

@@ -32,7 +32,7 @@ from liftplus.evaluation import features
 from liftplus.evaluation.features import Cache
 from liftplus.evaluation.inference import Reading, predict
 from liftplus.machine import parallel, runtime
-from liftplus.training import loop
+from liftplus.training import assembly, loop
 
 from ..conftest import Command, picture
 
@@ -269,7 +269,7 @@ def probe(photos: Path, *overrides: str) -> RunConfig:
 
 def trained(run: RunConfig, cache: Cache) -> tuple[loop.Fit, dict[str, Tensor]]:
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU, cache=cache)
+    model = assembly.build(run, dataset, CPU, cache=cache)
     fit = loop.fit(model, run, dataset, CPU, cache=cache)
     return fit, model.learned_state()
 
@@ -293,7 +293,7 @@ def test_training_on_kept_features_has_the_losses_of_training_on_pictures(
 def test_epochs_on_features_never_run_the_backbone(photos: Path, cache: Cache) -> None:
     run = probe(photos, "head_init=random")
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU, cache=cache)
+    model = assembly.build(run, dataset, CPU, cache=cache)
     calls: list[int] = []
     forward = model.backbone.forward
 
@@ -317,7 +317,7 @@ def test_testing_on_kept_features_has_the_same_bits(photos: Path, cache: Cache, 
         data=str(photos), method=method, overrides=["epochs=0", f"tte={tte}", "evaluation.batch_size=4"]
     )
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU, cache=cache)
+    model = assembly.build(run, dataset, CPU, cache=cache)
     reading = Reading(dataset.store, dataset.splits["test"], workers=0)
     plain = predict(model, reading, run.evaluation, model.backbone.facts, CPU)
     before = read(cache)
@@ -331,7 +331,7 @@ def test_testing_on_kept_features_has_the_same_bits(photos: Path, cache: Cache, 
 def test_tuned_models_are_tested_on_pictures(photos: Path, cache: Cache) -> None:
     run = config.resolve(data=str(photos), overrides=["epochs=0"])
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU, cache=cache)
+    model = assembly.build(run, dataset, CPU, cache=cache)
     assert not features.bare(model)
     notes = len(cache.notes)
     files = sorted(cache.place.iterdir()) if cache.place else []

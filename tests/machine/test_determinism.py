@@ -15,7 +15,7 @@ from liftplus.errors import UserError
 from liftplus.evaluation import results
 from liftplus.machine import runtime
 from liftplus.machine.determinism import WORKSPACE, deterministic
-from liftplus.training import loop
+from liftplus.training import assembly, loop
 
 from ..conftest import Command, write_folder
 
@@ -100,7 +100,7 @@ def test_a_gpu_gives_the_same_bits_twice(photos: Path, more: tuple[str, ...]) ->
     dataset, place = sources.load(run.data), runtime.choose(run.device, run.precision)
     states = []
     for _ in range(2):
-        model = loop.build(run, dataset, place)
+        model = assembly.build(run, dataset, place)
         loop.fit(model, run, dataset, place)
         states.append(model.learned_state())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

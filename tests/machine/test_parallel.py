@@ -26,7 +26,7 @@ from liftplus.errors import UserError
 from liftplus.evaluation import inference, results
 from liftplus.machine import parallel, runtime
 from liftplus.machine.parallel import Job
-from liftplus.training import checkpoint, loop
+from liftplus.training import assembly, checkpoint, loop, saved_state
 
 from ..conftest import picture, write_folder
 
@@ -251,7 +251,7 @@ def test_three_processes_train_and_test_as_one(photos: Path, tmp_path: Path) -> 
     ):
         run = config.resolve(data=str(photos), overrides=case)
         dataset = sources.load(run.data)
-        model = loop.build(run, dataset, CPU)
+        model = assembly.build(run, dataset, CPU)
         one = loop.fit(model, run, dataset, CPU)
         assert found == pytest.approx(one.losses, rel=1e-6), case
         assert chosen == str(one.chosen), case
@@ -314,7 +314,7 @@ def test_ctrl_c(photos: Path, tmp_path: Path, terminal: bool) -> None:
     code, told = ended(job, 60)
     assert code != 0 and told.count("the state is saved. Go on with: liftplus train --resume") == 1, told
     assert sentences(told) == []
-    assert checkpoint.Keeper(folder, {}, 1.0).position().epoch > 0
+    assert saved_state.Keeper(folder, {}, 1.0).position().epoch > 0
 
 
 def stopped(photos: Path, folder: Path, processes: int, rank: int | None = None) -> None:
@@ -336,11 +336,11 @@ def test_a_run_goes_on_with_another_number_of_processes(
     """Asked through any process, all stop at the same step; one process and two take turns."""
     folder = tmp_path / "run"
     stopped(photos, folder, 2, rank)
-    before = checkpoint.Keeper(folder, {}, 1.0).position()
+    before = saved_state.Keeper(folder, {}, 1.0).position()
     assert before.epoch + before.step > 0
     stopped(photos, folder, 1)
     stopped(photos, folder, 2)
-    after = checkpoint.Keeper(folder, {}, 1.0).position()
+    after = saved_state.Keeper(folder, {}, 1.0).position()
     assert (after.epoch, after.step) > (before.epoch, before.step)
     assert after.losses[: before.epoch] == before.losses
 
@@ -375,7 +375,7 @@ def test_a_killed_process_ends_the_job(photos: Path, tmp_path: Path, rank: int) 
     sentence = reason(told)
     assert "Another process of this job was killed" in sentence and "goes on from there" in sentence
     assert f"rank      : {rank} " in told and "SIGKILL" in told  # torchrun's own report
-    assert checkpoint.Keeper(tmp_path / "run", {}, 1.0).position().epoch > 0
+    assert saved_state.Keeper(tmp_path / "run", {}, 1.0).position().epoch > 0
 
 
 @pytest.mark.slow

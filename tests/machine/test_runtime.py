@@ -24,7 +24,7 @@ from liftplus.machine import runtime
 from liftplus.machine.runtime import Compiled, Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.heads import Cosine
-from liftplus.training import loop
+from liftplus.training import assembly, loop
 from liftplus.tuners.adaptformer import AdaptFormer
 
 from ..conftest import write_folder
@@ -253,7 +253,7 @@ def test_graphs_give_the_same_on_a_gpu(tmp_path: Path, backbone: str, more: tupl
     for way in ("on", "graphs"):
         run = config.resolve(data=str(photos), backbone=backbone, overrides=[*settings, f"compile={way}"])
         data, place = sources.load(run.data), runtime.choose("cuda", "auto", compiling=run.compile)
-        model, notes = loop.build(run, data, place), []
+        model, notes = assembly.build(run, data, place), []
         fitted = loop.fit(model, run, data, place, log=notes.append)
         tested = inference.predict(
             model, inference.Reading(data.store, data.splits["test"]), run.evaluation, model.backbone.facts, place

@@ -23,8 +23,8 @@ from liftplus.evaluation import results
 from liftplus.evaluation.inference import best
 from liftplus.machine import runtime
 from liftplus.runs import execution, matching, reuse
-from liftplus.training import checkpoint, loop, step
-from liftplus.training.checkpoint import Keeper, Position, Stopped
+from liftplus.training import assembly, checkpoint, loop, step
+from liftplus.training.saved_state import Keeper, Position, Stopped
 from processes import Running, liftplus, until
 
 from ..conftest import write_folder
@@ -50,10 +50,11 @@ def photos(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "photos", {"train": (6, 3, 2), "test": (2, 2, 2)})
 
 
-class After:
+class After(runtime.StopRequest):
     """Asks to stop at the n-th question."""
 
     def __init__(self, number: int) -> None:
+        super().__init__()
         self.left = number
 
     def __call__(self) -> bool:
@@ -67,7 +68,7 @@ def fitted(photos: Path, folder: Path, stops: Sequence[int], *more: str) -> tupl
     run = config.resolve(data=str(photos), overrides=[*SETTINGS, *more])
     dataset = sources.load(run.data)
     for stop in [*stops, 10**9]:
-        model = loop.build(run, dataset, CPU)
+        model = assembly.build(run, dataset, CPU)
         keeper = Keeper(folder, {"data": dataset.fingerprint("train")}, 10.0, After(stop))
         try:
             return model.learned_state(), loop.fit(model, run, dataset, CPU, keeper=keeper)
@@ -87,7 +88,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
 ) -> None:
     run = config.resolve(data=str(photos), overrides=[*SETTINGS, f"sampler={sampler}"])
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU)
+    model = assembly.build(run, dataset, CPU)
     whole = loop.fit(model, run, dataset, CPU)
     expected = model.learned_state()
     _, parts = fitted(photos, tmp_path / "run", stops, f"sampler={sampler}")
@@ -397,7 +398,7 @@ def test_the_scaler_of_fp16_is_part_of_the_state(photos: Path, tmp_path: Path) -
     for folder, asked in ((tmp_path / "whole", ()), (tmp_path / "parts", (0, 1))):
         folder.mkdir()
         for stop in [*asked, 10**9]:
-            model, keeper = loop.build(run, dataset, place), Keeper(folder, {}, 10.0, After(stop))
+            model, keeper = assembly.build(run, dataset, place), Keeper(folder, {}, 10.0, After(stop))
             try:
                 losses = loop.fit(model, run, dataset, place, keeper=keeper).losses
             except Stopped:
@@ -414,7 +415,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(photos: Path) -> None:
     """Named: epoch, step, rate, files, the module with the largest activation; the weights before it are kept."""
     run = config.resolve(data=str(photos), overrides=[*SETTINGS, "lr=1e30"])
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU)
+    model = assembly.build(run, dataset, CPU)
     with pytest.raises(UserError, match=r"not finite in epoch 1, step \d+, at learning rate 1e\+30") as error:
         loop.fit(model, run, dataset, CPU)
     told = str(error.value)
@@ -424,7 +425,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(photos: Path) -> None:
 def test_out_of_memory_says_what_to_try(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = config.resolve(data=str(photos), overrides=[*SETTINGS])
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU)
+    model = assembly.build(run, dataset, CPU)
 
     def full(_images: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -20,7 +20,7 @@ from liftplus.data.dataset import DataSet, Split
 from liftplus.errors import UserError
 from liftplus.machine import runtime
 from liftplus.runs import execution
-from liftplus.training import checkpoint, loop, step
+from liftplus.training import assembly, checkpoint, loop, step
 
 CPU = runtime.choose("cpu", "fp32")
 
@@ -41,7 +41,7 @@ def run_config(photos: Path, *overrides: str, method: str = "lift+") -> RunConfi
 def trained(photos: Path, *overrides: str, method: str = "lift+") -> tuple[dict[str, torch.Tensor], loop.Fit]:
     run = run_config(photos, *overrides, method=method)
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU)
+    model = assembly.build(run, dataset, CPU)
     fitted = loop.fit(model, run, dataset, CPU)
     return model.learned_state(), fitted
 
@@ -81,7 +81,7 @@ def test_class_weights_reach_the_loss_and_unknown_classes_are_refused(photos: Pa
     assert any(not torch.equal(plain[name], heavy[name]) for name in plain)
     run = run_config(photos, 'class_weights={"blue skies": 2}')
     with pytest.raises(UserError, match=r"Unknown class .*'blue skies'\. Did you mean 'blue sky'"):
-        loop.check(run, sources.load(run.data))
+        assembly.check(run, sources.load(run.data))
 
 
 def test_resampled_runs_are_the_same_with_any_number_of_workers(photos: Path) -> None:
@@ -107,7 +107,7 @@ def test_resampled_runs_are_the_same_with_any_number_of_workers(photos: Path) ->
 def test_a_note_where_sampler_and_loss_both_rebalance(photos: Path, given: tuple[str, ...], warned: bool) -> None:
     run = run_config(photos, *given)
     dataset = sources.load(run.data)
-    told = execution.notes(run, dataset, loop.build(run, dataset, CPU))
+    told = execution.notes(run, dataset, assembly.build(run, dataset, CPU))
     assert any("both make up for the class imbalance" in note for note in told) == warned
 
 
@@ -116,7 +116,7 @@ def test_every_method_learns_and_leaves_frozen_weights_alone(photos: Path, given
     # Of a bottleneck of one unit, the default for three classes, the ReLU may never let a gradient through.
     run = run_config(photos, "workers=0", "epochs=4", "lr=0.01", *given[1:], method=given[0])
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU)
+    model = assembly.build(run, dataset, CPU)
     before = {part: {n: p.detach().clone() for n, p in values.items()} for part, values in model.partition().items()}
     names = set(dict(model.named_parameters()))
     assert set().union(*before.values()) == names
@@ -156,7 +156,7 @@ def test_class_without_training_images_is_trained_with_a_finite_prior(photos: Pa
     )
     for init in ("semantic", "class_mean", "linear_probe", "random"):
         changed = config.changed(run.to_dict(), [f"head_init={init}"])
-        model = loop.build(changed, thinned, CPU)
+        model = assembly.build(changed, thinned, CPU)
         assert torch.isfinite(model.head.weight).all()
         assert torch.allclose(model.head.weight.norm(dim=1), torch.ones(3), atol=1e-5)
         assert all(math.isfinite(loss) for loss in loop.fit(model, changed, thinned, CPU).losses)
@@ -165,7 +165,7 @@ def test_class_without_training_images_is_trained_with_a_finite_prior(photos: Pa
 def test_saved_model_gives_the_same_bits(photos: Path, tmp_path: Path) -> None:
     run = run_config(photos, "workers=0")
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU)
+    model = assembly.build(run, dataset, CPU)
     loop.fit(model, run, dataset, CPU)
     (tmp_path / "run").mkdir()
     checkpoint.save_model(tmp_path / "run", model, run, dataset)
@@ -207,7 +207,7 @@ def test_margins_of_ldam_have_the_heads_own_scale(photos: Path, head: str, scale
     own = ("head.scale=7",) if head == "cosine.scale" else (f"head={head}",)
     run = run_config(photos, "loss=ldam", "workers=0", *own)
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU)
+    model = assembly.build(run, dataset, CPU)
     rarity = torch.tensor(dataset.counts()).double() ** -0.25
     expected = (scale or model.head.scale) * 0.5 * rarity / rarity.max()  # type: ignore[operator]
     assert scale is not None or abs(float(model.head.scale) - 25) > 1  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ def test_features_that_are_not_finite_are_told_before_training(photos: Path, mon
     features = Backbone.forward
     monkeypatch.setattr(Backbone, "forward", lambda self, images: features(self, images) * torch.nan)
     with pytest.raises(UserError, match="gives features that are not finite"):
-        loop.build(run, sources.load(run.data), CPU)
+        assembly.build(run, sources.load(run.data), CPU)
 
 
 @pytest.mark.parametrize("start", ["semantic", "random"])

@@ -19,9 +19,9 @@ from liftplus.data.dataset import DataSet, Split
 from liftplus.errors import UserError
 from liftplus.machine import runtime
 from liftplus.runs import execution
-from liftplus.training import loop, rate_search, recipe, signs
-from liftplus.training.checkpoint import Position
+from liftplus.training import assembly, loop, rate_search, recipe, signs
 from liftplus.training.safeguard import Probe, Safeguard
+from liftplus.training.saved_state import Position
 from liftplus.training.signs import Look
 from liftplus.training.step import Step
 from liftplus.tuners.adaptformer import Parallel
@@ -62,7 +62,7 @@ def test_small_data_get_more_updates_and_a_floor_for_the_width(photos: Path) -> 
     dataset = sources.load(config.resolve(data=str(photos)).data)
     chosen = recipe.settled(auto(str(photos)), dataset)
     assert (chosen.train.batch_size, chosen.train.schedule, chosen.train.lr) == (16, "step", 0.01)
-    model = loop.build(chosen, dataset, CPU)
+    model = assembly.build(chosen, dataset, CPU)
     assert {part.down.out_features for part in model.modules() if isinstance(part, Parallel)} == {recipe.WIDTH}
 
 
@@ -145,7 +145,7 @@ def test_a_step_moves_output_weights_by_their_multiple_and_nothing_else(photos: 
         model.load_learned({key: value.clone() for key, value in started(photos)[0].learned_state().items()})
         step = Step(model, settings, dataset, CPU, rates)
         before = {key: value.clone() for key, value in model.learned_state().items()}
-        loader = loop._loader(model, settings, dataset, CPU, loop.Cache.of(False), None)
+        loader = loop.training_batches(model, settings, dataset, CPU)
         step.set_rate(0.01)
         step(next(iter(loader.epoch(0, 0))))
         moved.append({key: value - before[key] for key, value in model.learned_state().items()})
@@ -251,7 +251,7 @@ def test_minutes_choose_the_epochs_and_leave_the_model_as_it_was(
 ) -> None:
     settings = auto(str(photos), "train.minutes=1")
     dataset = sources.load(settings.data)
-    model = loop.build(settings, dataset, CPU)
+    model = assembly.build(settings, dataset, CPU)
     before = {name: value.clone() for name, value in model.learned_state().items()}
     assert loop.seconds_a_picture(model, settings, dataset, CPU) > 0
     assert all(torch.equal(value, before[name]) for name, value in model.learned_state().items())
@@ -338,7 +338,7 @@ def test_a_run_that_got_slower_ends_with_its_last_epoch_and_says_so(
     dataset = sources.load(settings.data)
     monkeypatch.setattr(loop, "skip", lambda config, dataset, at, took, before: 1 if at.epoch < 5 else 0)
     entries: list[dict[str, Any]] = []
-    fitted = loop.fit(loop.build(settings, dataset, CPU), settings, dataset, CPU, log=entries.append)
+    fitted = loop.fit(assembly.build(settings, dataset, CPU), settings, dataset, CPU, log=entries.append)
     assert [entry["epoch"] for entry in entries] == [1, 3, 5, 6] and len(fitted.losses) == 4
     assert fitted.notes == (loop.SKIPPED.format(4, 6),)
 
@@ -353,7 +353,7 @@ def test_telling_the_time_changes_no_result(photos: Path, given: tuple[str, ...]
     dataset = sources.load(settings.data)
     ends = []
     for timed in (False, True):
-        model = loop.build(settings, dataset, CPU)
+        model = assembly.build(settings, dataset, CPU)
         if timed:
             loop.seconds_a_picture(model, settings, dataset, CPU)
         losses = loop.fit(model, settings, dataset, CPU).losses

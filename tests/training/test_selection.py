@@ -20,8 +20,8 @@ from liftplus.evaluation import results
 from liftplus.evaluation.inference import Predictions
 from liftplus.evaluation.metrics import Metrics
 from liftplus.machine import runtime
-from liftplus.training import checkpoint, loop, selection
-from liftplus.training.checkpoint import Keeper, Position, Stopped
+from liftplus.training import assembly, checkpoint, loop, selection
+from liftplus.training.saved_state import Keeper, Position, Stopped, TrainingState
 
 from ..conftest import Command, write_folder
 from ..runs.test_resume import After, same
@@ -58,7 +58,7 @@ class Trained:
     def __init__(self, photos: Path, *more: str, keeper: Keeper | None = None) -> None:
         run = config.resolve(data=str(photos), overrides=[*SETTINGS, *more])
         dataset = sources.load(run.data)
-        self.model = loop.build(run, dataset, CPU)
+        self.model = assembly.build(run, dataset, CPU)
         self.after: list[dict[str, torch.Tensor]] = []
         self.log: list[dict[str, Any]] = []
         self.fit = loop.fit(self.model, run, dataset, CPU, log=self.note, keeper=keeper)
@@ -93,7 +93,7 @@ def test_the_best_epoch_is_chosen(photos: Path, monkeypatch: pytest.MonkeyPatch)
     """Without training: each epoch's weights are its number."""
     run = config.resolve(data=str(photos), overrides=list(SETTINGS))
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU)
+    model = assembly.build(run, dataset, CPU)
     monkeypatch.setattr(selection, "predict", lambda *_args: None)
     for by, values, every, wanted in CASES:
         monkeypatch.setattr(selection, "score", scripted(values))
@@ -160,9 +160,9 @@ def test_a_state_without_a_best_is_read(photos: Path, tmp_path: Path) -> None:
 
     run = config.resolve(data=str(photos), overrides=list(SETTINGS))
     dataset = sources.load(run.data)
-    choice = selection.Selection(loop.build(run, dataset, CPU), run, dataset, CPU)
+    choice = selection.Selection(assembly.build(run, dataset, CPU), run, dataset, CPU)
     Keeper(tmp_path, {}, 1.0).save(Old(), Position(2))
-    assert Keeper(tmp_path, {}, 1.0).restore(selection.UnderWay(Old(), choice)) == Position(2)
+    assert Keeper(tmp_path, {}, 1.0).restore(TrainingState(Old(), choice)) == Position(2)
     assert choice.best is None and choice.weights == {}
 
 
@@ -175,7 +175,7 @@ def test_no_validation_split_is_refused_before_any_work(tmp_path: Path, command:
     assert not (tmp_path / "run").exists()
     run = config.resolve(data=str(tmp_path / "photos"), overrides=[*SETTINGS, asked])
     with pytest.raises(UserError, match="needs a validation split"):
-        loop.build(run, sources.load(run.data), CPU)
+        assembly.build(run, sources.load(run.data), CPU)
 
 
 def test_said_on_the_result(photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_said_on_the_result(photos: Path, tmp_path: Path, command: Command, monk
 def test_a_file_without_the_epoch_is_read(photos: Path, tmp_path: Path) -> None:
     run = config.resolve(data=str(photos), overrides=[*SETTINGS, "epochs=0"])
     dataset = sources.load(run.data)
-    model = loop.build(run, dataset, CPU)
+    model = assembly.build(run, dataset, CPU)
     checkpoint.save_model(tmp_path, model, run, dataset)
     about, tensors = checkpoint.read_tensors(tmp_path / checkpoint.FILE)
     old = {key: value for key, value in about.items() if key not in ("weights", "sha256")}

@@ -54,14 +54,14 @@ def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda 
     from liftplus.evaluation.differences import judged
     from liftplus.machine import parallel, runtime
     from liftplus.studies import compare as script
-    from liftplus.training import checkpoint
+    from liftplus.training import saved_state
 
     if parallel.job().size > 1:
         raise UserError("Methods are compared in one process. Start it without torchrun.")
     asked = runtime.StopRequest()
     try:
         made = script.run(plan, out, lambda config: options.session(config, asked), console.err.print, note)
-    except checkpoint.Stopped as stopped:
+    except saved_state.Stopped as stopped:
         console.err.print(f"{stopped} The same command goes on.")
         raise SystemExit(128 + (asked.signal or 0)) from None
     methods = script.contenders(made.rows)

@@ -74,7 +74,7 @@ def _carry_out(plan: Plan) -> list[str]:
     from liftplus import console
     from liftplus.machine import runtime
     from liftplus.reproduce import carry_out
-    from liftplus.training import checkpoint
+    from liftplus.training import saved_state
 
     asked = runtime.StopRequest()
     work = carry_out.Work(plan, lambda config: options.session(config, asked), console.err.print)
@@ -82,7 +82,7 @@ def _carry_out(plan: Plan) -> list[str]:
     console.err.print(carry_out.outlook(plan).sentence())
     try:
         return work.do()
-    except checkpoint.Stopped as stopped:
+    except saved_state.Stopped as stopped:
         console.err.print(f"{stopped} The same command goes on.")
         raise SystemExit(128 + (asked.signal or 0)) from None
     except KeyboardInterrupt as stop:

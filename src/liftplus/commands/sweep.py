@@ -54,7 +54,7 @@ def sweep(
     from liftplus.runs import execution
     from liftplus.studies import space
     from liftplus.studies import sweep as sweeps
-    from liftplus.training import checkpoint
+    from liftplus.training import saved_state
 
     for name, given, allowed in (("sampler", sampler, sweeps.SAMPLERS), ("metric", metric, sweeps.METRICS)):
         if given not in allowed:
@@ -74,7 +74,7 @@ def sweep(
     )
     try:
         made.run()
-    except checkpoint.Stopped as stopped:
+    except saved_state.Stopped as stopped:
         console.err.print(f"{stopped} The same command goes on.")
         raise SystemExit(128 + (asked.signal or 0)) from None
     _show(made, as_json)

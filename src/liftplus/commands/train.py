@@ -157,7 +157,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     from liftplus.evaluation import results
     from liftplus.machine import parallel, runtime
     from liftplus.runs import execution
-    from liftplus.training import checkpoint, recipe
+    from liftplus.training import recipe, saved_state
 
     folder = out or Path("runs") / _run_name(config)
     goes_on = parallel.job().from_leader(lambda: _goes_on(folder, config))
@@ -173,7 +173,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
         if session.runtime.job.leads and not goes_on:
             results.new_folder(folder)
         outcome = execution.train_run(session, dataset, model, folder)
-    except checkpoint.Stopped as stopped:
+    except saved_state.Stopped as stopped:
         console.err.print(f"{stopped} Go on with: liftplus train --resume {folder}")
         session.runtime.job.meet()  # torchrun ends all when one has ended
         raise SystemExit(128 + (asked.signal or 0)) from None

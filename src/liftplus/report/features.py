@@ -30,7 +30,7 @@ from liftplus.machine import runtime
 from liftplus.machine.runtime import Progress, Runtime
 from liftplus.report.series import Series, Spread
 from liftplus.training import checkpoint
-from liftplus.training.loop import first_of_each
+from liftplus.training.assembly import first_of_each
 
 BARE = "bare backbone"
 BINS, FARTHEST = 40, 1.2

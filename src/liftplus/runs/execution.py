@@ -16,7 +16,8 @@ from typing import Any
 
 from liftplus.training import checkpoint, recipe, signs, tracking
 from liftplus.evaluation import priors, results
-from liftplus.training.checkpoint import Chosen, Keeper, Position, SharedKeeper, Trained
+from liftplus.training.checkpoint import Chosen, Trained
+from liftplus.training.saved_state import Keeper, Position
 from liftplus.config import RunConfig, flat, from_dict, replaced, saved
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
@@ -40,7 +41,8 @@ from liftplus.machine.runtime import (
     peak_memory,
     replaceable,
 )
-from liftplus.training.loop import Fit, build, fit, trained_parameters
+from liftplus.training.loop import Fit, fit, trained_parameters
+from liftplus.training.assembly import build
 
 CONFIG = "config.json"
 # Settings that may differ when an interrupted run goes on: they change no result.
@@ -263,7 +265,7 @@ def _train_run(
         results.write_json(folder / CONFIG, about)
         write_splits(folder, dataset)
     same = {"backbone_identity": model.backbone.identity, "training_data": dataset.fingerprint("train")}
-    keeper = SharedKeeper(folder, same, config.train.save_minutes, session.stop, job)
+    keeper = Keeper(folder, same, config.train.save_minutes, session.stop, job)
     # Without training there is no state that would tell an unfinished run, so the model is written last.
     untrained = Fit((), 0.0, Chosen(0, 0))
     fitted = _fit(session, dataset, model, folder, keeper, tracked) if config.train.epochs else untrained

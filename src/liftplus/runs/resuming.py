@@ -6,7 +6,7 @@ from pathlib import Path
 
 from liftplus.evaluation import results
 from liftplus.runs import execution
-from liftplus.training.checkpoint import Keeper
+from liftplus.training.saved_state import Keeper
 from liftplus.config import RunConfig, flat, from_dict, saved
 
 MENDING = ("train.lr", "precision")

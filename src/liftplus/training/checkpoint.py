@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,8 +24,7 @@ from liftplus.data.dataset import DataSet
 from liftplus.errors import DivergedError, UserError
 from liftplus.evaluation.results import write_bytes
 from liftplus.machine.determinism import own_stream
-from liftplus.machine.parallel import Job
-from liftplus.machine.runtime import Runtime, StopRequest
+from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.head_init import centres, class_prompts
 from liftplus.words import counted
@@ -238,136 +235,3 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     names, ids, counts = (tuple(about[key]) for key in ("class_names", "class_ids", "train_counts"))
     chosen = Chosen(**about["weights"]) if "weights" in about else None
     return Trained(model, config, names, ids, counts, path.parent, chosen, tuple(about.get("former_names", ())))
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run has come.
-
-    Attributes:
-        epoch: epochs that are finished.
-        step: batches done of the epoch under way.
-        total: sum of those batches' losses.
-        losses: mean loss of each finished epoch.
-        seconds: time spent in training.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    total: float = 0.0
-    losses: tuple[float, ...] = ()
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{counted(self.epoch, 'epoch')} and {counted(self.step, 'step')}"
-
-
-def _position(about: dict[str, Any]) -> Position:
-    return Position(**about["position"] | {"losses": tuple(about["position"]["losses"])})
-
-
-class Resumable(Protocol):
-    """What a keeper saves and restores: the training step with model and optimiser."""
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by name, and plain values."""
-
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Take over what `state` gave; raises ValueError where it does not fit."""
-
-
-class Stopped(Exception):  # noqa: N818 (it is asked for, not an error)
-    """Training was asked to stop and its state is saved."""
-
-    def __init__(self, folder: Path, position: Position) -> None:
-        self.folder, self.position = folder, position
-        super().__init__(f"Stopped after {position}; the state is saved.")
-
-
-class Keeper:
-    """Saves the state of a run in its folder, at the end of each epoch and every few minutes, and brings it back.
-
-    Everything random follows from seed, epoch and index, so weights, momentum and position are the whole state.
-    """
-
-    def __init__(
-        self, folder: Path, belongs_to: dict[str, Any], minutes: float, stopping: Callable[[], bool] = lambda: False
-    ) -> None:
-        self.path, self.belongs_to, self.minutes, self.stopping = folder / STATE, belongs_to, minutes, stopping
-        self.saved = time.monotonic()
-
-    def position(self) -> Position:
-        """The saved position; the start where nothing was saved."""
-        if not self.path.is_file():
-            return Position()
-        return _position(read_tensors(self.path)[0])
-
-    def restore(self, step: Resumable) -> Position:
-        """Bring the step to the saved position; to the start where nothing was saved."""
-        if not self.path.is_file():
-            return Position()
-        about, tensors = read_tensors(self.path)
-        for key, value in self.belongs_to.items():
-            if about.get(key) != value:
-                raise UserError(
-                    f"{str(self.path)!r} was saved with another {key.replace('_', ' ')}, so the run cannot go on as it "
-                    "began. Restore what it was, or start anew in another folder."
-                )
-        try:
-            step.load_state(tensors, about["values"])
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"{str(self.path)!r} does not fit this run ({error}). Start anew elsewhere.") from error
-        return _position(about)
-
-    def due(self) -> bool:
-        """Whether to save in the middle of an epoch."""
-        return self.stopping() or time.monotonic() - self.saved > 60 * self.minutes
-
-    def save(self, step: Resumable, position: Position) -> None:
-        """Write the state; ends the training with `Stopped` where that was asked for."""
-        tensors, values = step.state()
-        about = {"format": FORMAT, "position": asdict(position), "values": values} | self.belongs_to
-        write_tensors(self.path, tensors, about)
-        self.saved = time.monotonic()
-        if self.stopping():
-            raise Stopped(self.path.parent, position)
-
-    def discard(self) -> None:
-        """Remove the state of a run that is finished."""
-        self.path.unlink(missing_ok=True)
-
-
-class SharedKeeper(Keeper):
-    """The keeper of one process of a job: there is one state, the leader's, and a wish to stop is everybody's."""
-
-    def __init__(
-        self, folder: Path, belongs_to: dict[str, Any], minutes: float, stop: StopRequest | None, job: Job
-    ) -> None:
-        super().__init__(folder, belongs_to, minutes)
-        self.stop, self.job = stop or StopRequest(), job
-
-    def position(self) -> Position:
-        """The saved position, on the leader."""
-        return super().position() if self.job.leads else Position()
-
-    def restore(self, step: Resumable) -> Position:
-        """Bring the leader's step to the saved position; `Step.alike` brings it to the others."""
-        return super().restore(step) if self.job.leads else Position()
-
-    def due(self) -> bool:
-        """Whether any process was asked to stop, or the leader has not saved for long."""
-        return any(self.job.greatest(self.stop.signal or 0, self.job.leads and super().due()))
-
-    def save(self, step: Resumable, position: Position) -> None:
-        """Write the state, once; ends the training of all with `Stopped` where any was asked to."""
-        if self.job.leads:
-            super().save(step, position)
-        asked = max(self.job.from_all(self.stop.signal or 0))
-        if asked:
-            self.stop.signal = asked
-            raise Stopped(self.path.parent, position)
-
-    def discard(self) -> None:
-        """Remove the state of a run that is finished."""
-        if self.job.leads:
-            super().discard()

@@ -17,7 +17,7 @@ from liftplus.errors import DivergedError
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine.runtime import Progress, Runtime, Silent
 from liftplus.model.classifier import Classifier
-from liftplus.training import loop
+from liftplus.training import assembly, loop
 
 FACTORS = (1.0, 1 / 3, 3.0)
 """Of the recipe's rate; of equal results the first is taken."""
@@ -50,7 +50,7 @@ def best(
     """
     parts = _parted(dataset, config.seed)
     rates = {factor: float(f"{config.train.lr * factor:.2g}") for factor in FACTORS}
-    model = loop.build(config, parts, runtime, progress)
+    model = assembly.build(config, parts, runtime, progress)
     start = {name: value.clone() for name, value in model.learned_state().items()}
     found: dict[float, float] = {}
     with (progress or Silent()).task("Trying learning rates", first * ROUNDS) as advance:

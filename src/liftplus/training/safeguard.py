@@ -24,6 +24,7 @@ from liftplus.evaluation.inference import Normalise
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule
+from liftplus.training.saved_state import Position, TrainingState
 from liftplus.tuners.branch import Branch
 
 PICTURES = 256
@@ -98,11 +99,13 @@ class Probe:
 class Safeguard:
     """Brings a run whose loss has risen over its start's, and over ln C, back to the start, with half the rate; once.
 
-    Made while the model is at its start.
+    Made while the model is at its start; without a probe it never goes back.
     """
 
-    def __init__(self, step: Any, probe: Probe) -> None:
-        self.step, self.probe = step, probe
+    def __init__(self, step: Any, probe: Probe | None) -> None:
+        self.step, self.probe, self.bound = step, probe, math.inf
+        if probe is None:
+            return
         self.start = {name: value.clone() for name, value in step.model.learned_state().items()}
         # A start that was solved on these very pictures names them better than others, so a loss that only leaves it
         # is no harm yet; one above that of guessing is.
@@ -110,16 +113,17 @@ class Safeguard:
 
     @property
     def may_go_back(self) -> bool:
-        """Whether the run has not gone back yet."""
-        return self.step.slowed == 1.0
+        """Whether the run may go back, and has not yet."""
+        return self.probe is not None and self.step.slowed == 1.0
 
     def rises(self) -> bool:
         """Whether the loss is above both the start's and that of guessing, or not finite; a job's leader decides."""
-        if not self.may_go_back:
+        if self.probe is None or not self.may_go_back:
             return False
         now = self.probe.loss(self.step.loss)
         return bool(self.step.job.from_leader(lambda: not math.isfinite(now) or now > self.bound))
 
-    def go_back(self) -> None:
-        """Take the start's weights, forget the momentum, halve the rate."""
+    def go_back(self, state: TrainingState) -> None:
+        """Take the start's weights and position, forget the momentum, halve the rate."""
+        state.move(Position())
         self.step.restart(self.start, slowed=0.5)

@@ -15,7 +15,7 @@ from liftplus.errors import UserError
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine.runtime import Advance, Runtime
 from liftplus.model.classifier import Classifier
-from liftplus.training.checkpoint import Chosen, Resumable
+from liftplus.training.checkpoint import Chosen
 
 BEST = "best."
 
@@ -104,11 +104,6 @@ class Selection:
         self.best = Chosen(**values["best"]) if values.get("best") else None
         self.latest = values.get("latest")
 
-    def alike(self) -> None:
-        """Make every process's the leader's."""
-        if self.every and self.runtime.job.size > 1:
-            self.load_state(*self.runtime.job.from_leader(self.state))
-
 
 def _value(chosen: Chosen) -> float:
     return float((chosen.validation or {})[chosen.by])
@@ -123,22 +118,3 @@ class _Within:
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Advance]:
         yield self.advance
-
-
-class UnderWay:
-    """The training step and the selection as one thing to save and restore."""
-
-    def __init__(self, step: Resumable, selection: Selection) -> None:
-        self.step, self.selection = step, selection
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by name, and plain values."""
-        tensors, values = self.step.state()
-        best, choice = self.selection.state()
-        return tensors | best, values | choice
-
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
-        best = {name: value for name, value in tensors.items() if name.startswith(BEST)}
-        self.step.load_state({name: value for name, value in tensors.items() if name not in best}, values)
-        self.selection.load_state(best, values)

@@ -21,7 +21,7 @@ from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule
 from liftplus.training import memory
-from liftplus.training.checkpoint import Position, sound
+from liftplus.training.checkpoint import sound
 from liftplus.words import counted
 
 READ_EVERY = 20
@@ -144,15 +144,6 @@ class Step:
             raise AssertionError(f"trainable weights without a gradient after the first step: {silent}")
         self.checked = True
 
-    def alike(self, position: Position) -> Position:
-        """Make every process's weights, momentum and position the leader's."""
-        if self.job.size == 1:
-            return position
-        (tensors, values), position = self.job.from_leader(lambda: (self.state(), position))
-        if not self.job.leads:
-            self.load_state(tensors, values)
-        return position
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Learned weights and momentum by name, on the CPU; the state of the gradient scaler."""
         tensors = {f"model.{name}": value for name, value in self.model.learned_state().items()}
@@ -218,6 +209,18 @@ class Watch:
     def reads_freely(self) -> bool:
         """Whether looking at the loss after every step costs nothing."""
         return self.broken.device.type == "cpu"
+
+    def look(self, epoch: int, number: int, *, waits: bool, keeps: bool) -> None:
+        """After a step, the `number`-th of its epoch from 1: raise where something is not finite.
+
+        Args:
+            waits: whether to wait for the device.
+            keeps: whether the weights are about to be kept.
+        """
+        if waits or keeps or self.reads_freely:
+            self.check(epoch, number)
+        if keeps:
+            self.check_weights(epoch, number)
 
     def check(self, epoch: int, number: int) -> None:
         """Raise where a loss since the last check was not finite; `number` is the last step's in its epoch, from 1."""
