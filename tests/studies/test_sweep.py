@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from liftplus.studies import tickets
+from liftplus.studies import storage, trials
 from processes import liftplus, until
 
 from ..conftest import Command, write_folder
@@ -121,8 +121,7 @@ def test_killed_trials_go_on(split: Path, command: Command, monkeypatch: pytest.
     second.kill()
     first.send(signal.SIGTERM)
     assert first.wait() in (143, -signal.SIGTERM)  # the latter between two trials
-    monkeypatch.setattr(tickets, "GRACE", 2)
-    monkeypatch.setattr(tickets, "POLL", 0.2)
+    monkeypatch.setattr(trials, "POLL", 0.2)
     ended = command(*given, *settings)
     assert ended.code == 0, ended.err
     found = results(at / "s")
@@ -177,8 +176,8 @@ def test_what_cannot_be_is_refused_before_any_run(split: Path, photos: Path, com
     refused(sweep("lr=0.1,0.2", "--sampler", "best"), "--sampler is 'best'")
     refused(sweep("lr=0.1,0.2", "--storage", "nonsense"), "no database's address")
     refused(command("sweep", "--data", split, "--out", split, "lr=0.1,0.2", *QUICK), "exists already")
-    (split.parent / "s" / "sweep.db").write_bytes(b"no database" * 999)
-    refused(sweep("lr=0.1,0.2"), "cannot be opened")
+    (split.parent / "s" / storage.JOURNAL).write_bytes(b"no journal\n" * 999)
+    refused(sweep("lr=0.1,0.2"), "journal has a damaged line")
     assert not list(split.parent.glob("s/trial-*"))
 
 
@@ -219,5 +218,5 @@ def test_the_page_runs(photos: Path, command: Command, tmp_path: Path) -> None:
     assert len(LINES) == 6 and "Best: seed" not in told[1]
     assert (tmp_path / "runs" / "lr" / "test-seed0" / "metrics.json").is_file()
     assert told[2] == told[3]  # the second process found nothing left
-    assert (tmp_path / "server.db").is_file() and not (tmp_path / "runs" / "servers" / "sweep.db").exists()
+    assert (tmp_path / "server.db").is_file() and not (tmp_path / "runs" / "servers" / storage.JOURNAL).exists()
     assert (tmp_path / "runs" / "compare" / "compare.md").is_file()

@@ -27,12 +27,15 @@ _BARE = (LOCK, "config.json.tmp")
 
 
 @contextmanager
-def locked(folder: Path, patience: float = 0) -> Iterator[None]:
+def locked(folder: Path, patience: float = 0, name: str = LOCK) -> Iterator[None]:
     """Keep other processes from writing into a folder; one that is in use after `patience` seconds is refused.
 
     The system lets go of the lock with the process that held it, however that ended.
+
+    Args:
+        name: of the lock's file, where the lock is of a part of the folder.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / name)
     try:
         lock.acquire(timeout=patience)
     except Timeout as error:
@@ -40,7 +43,7 @@ def locked(folder: Path, patience: float = 0) -> Iterator[None]:
             f"Another process is writing into {str(folder)!r}. Wait for it, or choose another folder with --out."
         ) from error
     except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
-        raise _unwritable(folder / LOCK, error) from error
+        raise _unwritable(folder / name, error) from error
     try:
         yield
     finally:

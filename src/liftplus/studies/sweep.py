@@ -22,13 +22,14 @@ from liftplus.evaluation.metrics import group_of
 from liftplus.machine.runtime import duration
 from liftplus.runs import execution, reuse
 from liftplus.runs.execution import Session
-from liftplus.studies import tickets
+from liftplus.studies import storage, trials
 from liftplus.studies.space import SEED, Choices, Point, Range, Space
-from liftplus.studies.tickets import Tickets
+from liftplus.studies.trials import Trials
 from liftplus.words import agreeing, counted
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 SAMPLERS = ("auto", "grid", "random", "tpe")
@@ -150,7 +151,7 @@ class Sweep:
         plan: what is tried.
         session: opens a run of given settings on this machine.
         told: told what happens, in sentences.
-        storage: Optuna's storage as an SQLAlchemy URL; by default an SQLite file in the folder.
+        storage: Optuna's database as an SQLAlchemy URL; by default its journal in the folder.
     """
 
     folder: Path
@@ -167,22 +168,31 @@ class Sweep:
         points = self.plan.points()
         for note in dataset.notes:
             self.told(f"Note: {note}")
-        with tickets.reached():
+        with storage.reached():
             self._all(dataset, points)
 
     def _all(self, dataset: DataSet, points: Sequence[Point]) -> None:
         study = self._study("")
         # Without a test split no trial can touch it.
         seen = replace(dataset, splits={name: part for name, part in dataset.splits.items() if name != "test"})
-        queue = Tickets(study, [self._native(point) for point in points], self.told)
-        queue.work(lambda trial, number: self._trial(trial, number, seen, queue))
+        native = [self._native(point) for point in points]
+        ranges = {key: _range(given) for key, given in self.plan.space.varied.items()}
+        queue = Trials(study, self.folder, native, ranges, self.told)
+        self._sample(queue)
+        queue.work(lambda values, number: self._trial(values, number, seen, queue))
         self._write(queue)
         if self.plan.test_seeds:
             self._test(dataset, queue)
 
-    def trials(self, queue: Tickets) -> list[Done]:
+    def trials(self, queue: Trials) -> list[Done]:
         """Every trial as it stands, in the order of its number."""
-        return [self._done(number, trial, "trial-{:03d}") for number, trial in sorted(queue.trials().items())]
+        settled, busy = queue.settled(), queue.at_work()
+        return [
+            self._done(number, settled[number], "trial-{:03d}")
+            if number in settled
+            else Done(number, "running" if number in busy else "waiting", self._text(point), {}, f"trial-{number:03d}")
+            for number, point in enumerate(queue.points)
+        ]
 
     def _study(self, suffix: str) -> Study:
         """Optuna's study, made by the first process to come; the folder is refused to another sweep."""
@@ -195,22 +205,28 @@ class Sweep:
             with results.locked(self.folder, results.PATIENCE):
                 about = self._about()
                 # Two processes that make the same tables at once trip over each other.
-                storage = tickets.storage(self.storage or f"sqlite:///{(self.folder / 'sweep.db').absolute()}")
+                opened = storage.opened(self.storage, self.folder)
                 import optuna
 
                 name = f"{self.folder.name or 'sweep'}-{about['id']}{suffix}"
-                study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+                study = optuna.create_study(storage=opened, study_name=name, direction="maximize", load_if_exists=True)
+                storage.drain(study)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{str(self.folder)!r} cannot be written ({reason}). Choose another --out.") from error
-        if self.plan.kind == "tpe":
-            # One process alone finds the same settings again; several must not all draw the same.
-            alone = not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-            seed = self.plan.space.config(self.plan.space.first()).seed if alone else None
-            study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=seed
-            )
         return study
+
+    def _sample(self, queue: Trials) -> None:
+        """Let the sampler that was asked for choose what is not settled before."""
+        if self.plan.kind != "tpe":
+            return
+        import optuna
+
+        # One process alone finds the same settings again; several must not all draw the same.
+        seed = None if queue.at_work() else self.plan.space.config(self.plan.space.first()).seed
+        queue.study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=seed
+        )
 
     def _about(self) -> dict[str, Any]:
         """What the folder's sweep is; written by the first process, compared by the others."""
@@ -239,10 +255,14 @@ class Sweep:
         varied = self.plan.space.varied
         return {k: _number(given, v) if isinstance(given := varied[k], Range) else v for k, v in point.items()}
 
-    def _trial(self, trial: Trial, number: int, dataset: DataSet, queue: Tickets) -> Outcome:
-        """Train one setting, and measure it on the validation split."""
+    def _text(self, values: dict[str, Any]) -> Point:
+        """A point from what Optuna holds."""
         varied = self.plan.space.varied
-        point = {key: _suggest(trial, key, given) for key, given in varied.items()}
+        return {key: _text(varied[key], values[key]) for key in varied if key in values}
+
+    def _trial(self, values: dict[str, Any], number: int, dataset: DataSet, queue: Trials) -> Outcome:
+        """Train one setting, and measure it on the validation split."""
+        point = self._text(values)
         figures = self._run(point, self.folder / f"trial-{number:03d}", dataset, "val", f"trial {number}")
         value = float(figures[self.plan.metric])
         self._progress(queue, number, value)
@@ -255,18 +275,15 @@ class Sweep:
             try:
                 return reuse.run(session, dataset, folder, split)
             except InUseError:  # its process was held for dead, and lives
-                time.sleep(tickets.POLL)
+                time.sleep(trials.POLL)
 
-    def _progress(self, queue: Tickets, number: int, value: float) -> None:
+    def _progress(self, queue: Trials, number: int, value: float) -> None:
         """Say how a trial went and how long the others will take; refresh the tables."""
         others = [one for one in self._write(queue) if one.number != number]
         done = [one for one in others if one.state in ("complete", "failed")]
         scored = {one.number: float(one.metrics[self.plan.metric]) for one in done if one.metrics} | {number: value}
         best = max(scored, key=lambda k: (scored[k], -k))
-        trials = queue.trials().values()
-        spent = [
-            trial.duration.total_seconds() for trial in trials if trial.duration and trial.state.name == "COMPLETE"
-        ]
+        spent = [trial.user_attrs[trials.TOOK] for trial in queue.settled().values() if trials.TOOK in trial.user_attrs]
         left = len(queue.points) - len(done) - 1
         workers = 1 + sum(one.state == "running" for one in others)
         text = f"trial {number}: {self.plan.metric} {value:.1f} on validation, best {scored[best]:.1f} (trial {best}), "
@@ -289,7 +306,7 @@ class Sweep:
             found.append(Setting(dict(key), tuple(one.number for one in members), statistics.mean(values), sd))
         return sorted(found, key=lambda setting: -setting.mean)
 
-    def _test(self, dataset: DataSet, queue: Tickets) -> None:
+    def _test(self, dataset: DataSet, queue: Trials) -> None:
         """Train the best setting with several seeds and test it, once and for all."""
         best = self._best(queue)
         study = self._study("-test")
@@ -303,35 +320,33 @@ class Sweep:
         base = self.plan.space.config(self.plan.space.first()).seed
         start = 0 if SEED in self.plan.space.varied else base
 
-        def objective(_trial: Trial, number: int) -> Outcome:
+        def objective(_values: dict[str, Any], number: int) -> Outcome:
             point = best.point | {SEED: str(start + number)}
             figures = self._run(point, self.folder / f"test-seed{start + number}", dataset, "test", "test")
             return float(figures["overall"]), {"metrics": figures}
 
-        seeds = Tickets(study, [{} for _ in range(self.plan.test_seeds)], self.told)
+        seeds = Trials(study, self.folder, [{} for _ in range(self.plan.test_seeds)], {}, self.told)
         seeds.work(objective)
-        self.tested = [self._done(start + n, trial, "test-seed{}") for n, trial in sorted(seeds.trials().items())]
+        self.tested = [self._done(start + n, trial, "test-seed{}") for n, trial in sorted(seeds.settled().items())]
         self._write(queue)
 
-    def _best(self, queue: Tickets) -> Setting:
-        trials = self.trials(queue)
-        ranked = self.settings(trials)
+    def _best(self, queue: Trials) -> Setting:
+        every = self.trials(queue)
+        ranked = self.settings(every)
         if not ranked:
-            reason = next((one.error for one in trials if one.error), "none has ended")
+            reason = next((one.error for one in every if one.error), "none has ended")
             raise UserError(f"No setting went well, so there is none to test. The first failed with: {reason}")
         return ranked[0]
 
     def _done(self, number: int, trial: FrozenTrial, folder: str) -> Done:
-        error = trial.user_attrs.get(tickets.ERROR)
-        state = {"COMPLETE": "complete", "RUNNING": "running"}.get(trial.state.name, "failed" if error else "waiting")
-        varied = self.plan.space.varied
-        point = {key: _text(varied[key], trial.params[key]) for key in varied if key in trial.params}
-        return Done(number, state, point, trial.user_attrs.get("metrics", {}), folder.format(number), error)
+        error, metrics = trial.user_attrs.get(trials.ERROR), trial.user_attrs.get("metrics", {})
+        state = "failed" if error else "complete"
+        return Done(number, state, self._text(trial.params), metrics, folder.format(number), error)
 
-    def _write(self, queue: Tickets) -> list[Done]:
+    def _write(self, queue: Trials) -> list[Done]:
         """results.json and trials.csv, as things stand."""
-        trials = self.trials(queue)
-        ranked = self.settings(trials)
+        every = self.trials(queue)
+        ranked = self.settings(every)
         about = results.read_json(self.folder / ABOUT, "id")
         keys = list(self.plan.space.varied)
         with results.locked(self.folder, results.PATIENCE):
@@ -343,7 +358,7 @@ class Sweep:
                 | {
                     "split": "val",
                     "best": asdict(ranked[0]) if ranked else None,
-                    "trials": [asdict(one) for one in trials],
+                    "trials": [asdict(one) for one in every],
                     "test": [asdict(one) for one in self.tested] or before,
                 },
             )
@@ -358,10 +373,10 @@ class Sweep:
                         *(one.metrics.get(key, "") for key in (*METRICS, "seconds")),
                         one.error or "",
                     )
-                    for one in trials
+                    for one in every
                 ),
             )
-        return trials
+        return every
 
 
 def _told(given: Choices | Range) -> Any:
@@ -376,13 +391,15 @@ def _text(given: Choices | Range, value: Any) -> str:
     return str(value) if isinstance(given, Choices) else given.text(value)
 
 
-def _suggest(trial: Trial, key: str, given: Choices | Range) -> str:
-    """The value that a trial takes for one key."""
+def _range(given: Choices | Range) -> BaseDistribution:
+    """What a key may be, as Optuna says it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     if isinstance(given, Choices):
-        return str(trial.suggest_categorical(key, given.values))
+        return CategoricalDistribution(given.values)
     if given.whole:
-        return given.text(trial.suggest_int(key, round(given.low), round(given.high), log=given.log))
-    return given.text(trial.suggest_float(key, given.low, given.high, log=given.log))
+        return IntDistribution(round(given.low), round(given.high), log=given.log)
+    return FloatDistribution(given.low, given.high, log=given.log)
 
 
 def _short(value: str) -> str:

@@ -1,0 +1,134 @@
+"""Numbered trials that processes share, each done once: a file's lock says who is at work, Optuna what came out.
+
+The system lets go of a lock with the process that held it, so the trial of one that died is free again at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from liftplus.errors import InUseError, RunFailedError
+from liftplus.evaluation import results
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
+
+POLL = 2.0
+"""Seconds between two looks at whether others have finished."""
+NUMBER, ERROR, TOOK = "ticket", "error", "took"  # the first as studies of earlier versions name it
+
+Point = dict[str, Any]
+Objective = Callable[[Point, int], tuple[float, dict[str, Any]]]
+"""From a trial's values and number to its result, and what to note beside it."""
+
+
+class Trials:
+    """Trials 0 to N-1 of an Optuna study.
+
+    Args:
+        study: shared by all processes.
+        folder: shared by them too; it holds a lock for each trial.
+        points: each trial's values; where there are none the study's sampler chooses them.
+        ranges: what the values may be, by name.
+        told: told in a sentence what a process waits for.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        folder: Path,
+        points: Sequence[Point],
+        ranges: Mapping[str, BaseDistribution],
+        told: Callable[[str], None],
+    ) -> None:
+        self.study, self.folder, self.points, self.ranges, self.told = study, folder, points, dict(ranges), told
+
+    def settled(self) -> dict[int, FrozenTrial]:
+        """The trials that need no more work, by number: finished, or failed by themselves."""
+        found = self.study.get_trials(deepcopy=False)
+        return {trial.user_attrs[NUMBER]: trial for trial in found if NUMBER in trial.user_attrs and _settled(trial)}
+
+    @contextmanager
+    def claimed(self, number: int) -> Iterator[bool]:
+        """Have a trial to oneself; False where another process is at it."""
+        try:
+            lock = results.locked(self.folder, name=f".{self.study.study_name.rpartition('-')[2]}-{number:03d}.lock")
+            lock.__enter__()
+        except InUseError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.__exit__(None, None, None)
+
+    def at_work(self) -> list[int]:
+        """Numbers of the trials that other processes are at."""
+        busy = []
+        for number in sorted(set(range(len(self.points))) - set(self.settled())):
+            with self.claimed(number) as mine:
+                busy += [] if mine else [number]
+        return busy
+
+    def work(self, objective: Objective) -> None:
+        """Do trials until all are done, by this process or others.
+
+        `RunFailedError` out of the objective is noted on the trial, which then counts as done; whatever else it raises
+        ends the work, and the trial is free for the next process.
+        """
+        waiting = False
+        while left := [number for number in range(len(self.points)) if number not in self.settled()]:
+            if any(self._done(number, objective) for number in left):
+                waiting = False
+                continue
+            if not waiting:
+                self.told(f"Waiting for {len(left)} that other processes have begun …")
+            waiting = True
+            time.sleep(POLL)
+
+    def _done(self, number: int, objective: Objective) -> bool:
+        """Do one trial; False where another process is at it."""
+        with self.claimed(number) as mine:
+            if mine and number not in self.settled():
+                self._do(number, objective)
+            return mine
+
+    def _do(self, number: int, objective: Objective) -> None:
+        from optuna.trial import TrialState, create_trial
+
+        asked = self._asked(number)
+        values = self.points[number] if asked is None else asked.params
+        state, result, clock = TrialState.COMPLETE, None, time.monotonic()
+        try:
+            result, about = objective(values, number)
+        except RunFailedError as error:
+            state, about = TrialState.FAIL, {ERROR: error.what}
+        about = about | {NUMBER: number, TOOK: time.monotonic() - clock}
+        ranges = {name: self.ranges[name] for name in values}
+        # What the sampler chose was noted before the work, so that others do not choose the same; this is the result.
+        self.study.add_trial(
+            create_trial(state=state, value=result, params=values, distributions=ranges, user_attrs=about)
+        )
+        if asked is not None:
+            self.study.tell(asked.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _asked(self, number: int) -> FrozenTrial | Trial | None:
+        """What the sampler chooses for a trial, or chose before its process died; None where its values are given."""
+        found = self.study.get_trials(deepcopy=False)
+        mine = [trial for trial in found if trial.user_attrs.get(NUMBER) == number and trial.params]
+        begun = next((trial for trial in mine if not trial.state.is_finished()), None)
+        if begun is not None or self.points[number] or not self.ranges:
+            return begun
+        trial = self.study.ask(self.ranges)
+        trial.set_user_attr(NUMBER, number)
+        return trial
+
+
+def _settled(trial: FrozenTrial) -> bool:
+    return trial.state.name == "COMPLETE" or (trial.state.name == "FAIL" and ERROR in trial.user_attrs)
