@@ -37,7 +37,7 @@ def sweep(
         int, typer.Option(min=0, help="At the end, train the best setting with so many seeds and test it.")
     ] = 0,
     storage: Annotated[
-        str | None, typer.Option(help="Optuna's database, sqlite:///FILE or a server's; by default its journal in the folder.")
+        str | None, typer.Option(help="Optuna's database: sqlite:///FILE or a server; by default a journal in --out.")
     ] = None,
     as_json: AsJson = False,
     overrides: Annotated[
