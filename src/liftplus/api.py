@@ -26,13 +26,13 @@ from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.labelled import Labelled, from_images, is_column, pictures_of, store_of
-from liftplus.data.loader import leave_unguarded
+from liftplus.data.workers import leave_unguarded
 from liftplus.errors import UserError
 from liftplus.evaluation import results
 from liftplus.evaluation.metrics import Metrics
 from liftplus.machine import parallel, runtime
 from liftplus.machine.paths import expanded
-from liftplus.machine.runtime import Progress, Silent
+from liftplus.machine.progress import Progress, Silent
 from liftplus.model.classifier import Classifier
 from liftplus.runs import execution, inputs, matching, predicting
 from liftplus.runs.execution import Session

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from liftplus.machine.runtime import Advance
+    from liftplus.machine.progress import Advance
 
 LONG_WORD = 24
 """Letters of a word that a narrow table may break."""
@@ -71,7 +71,7 @@ class Bars:
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Advance]:
         if err.quiet:
-            from liftplus.machine.runtime import Silent
+            from liftplus.machine.progress import Silent
 
             with Silent().task(label, total, done) as advance:
                 yield advance

@@ -190,19 +190,19 @@ def test_a_missing_guard_is_named(method: str, stdin: bool, tmp_path: Path) -> N
 
 
 def test_a_worker_that_ran_the_script_again_is_told_apart() -> None:
-    from liftplus.data import loader
+    from liftplus.data import workers
 
     lost = RuntimeError("DataLoader worker (pid(s) 5) exited unexpectedly")
-    assert "__main__" in str(loader._lost(lost, [loader.UNGUARDED]))
-    assert "ran out of memory" in str(loader._lost(lost, [1]))
+    assert "__main__" in str(workers.lost(lost, [workers.UNGUARDED]))
+    assert "ran out of memory" in str(workers.lost(lost, [1]))
 
 
 def test_a_script_from_stdin_is_refused_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
     import multiprocessing
 
-    from liftplus.data import loader
+    from liftplus.data import workers
 
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
     with pytest.raises(UserError, match="workers=0"):
-        loader._refuse_nameless_script()
+        workers.refuse_nameless_script()

@@ -20,8 +20,9 @@ from liftplus.backbones.clip import LeanQuickGELU, Shape, clip_backbone
 from liftplus.data import sources
 from liftplus.errors import UserError
 from liftplus.evaluation import inference
-from liftplus.machine import runtime
-from liftplus.machine.runtime import Compiled, Runtime
+from liftplus.machine import compiling, runtime
+from liftplus.machine.compiling import Compiled
+from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.heads import Cosine
 from liftplus.training import assembly, loop
@@ -101,15 +102,15 @@ def test_a_patch_embedding_is_one_product(shape: tuple[int, int], biased: bool) 
     torch.manual_seed(0)
     convolution = nn.Conv2d(3, 7, (8, 6), (8, 6), bias=biased).double()
     images = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
-    assert runtime.cuts_into_patches(convolution)
+    assert compiling.cuts_into_patches(convolution)
     found = []
-    for forward in (convolution.forward, runtime.PatchProduct(convolution)):
+    for forward in (convolution.forward, compiling.PatchProduct(convolution)):
         out = forward(images)
         found.append((out, *torch.autograd.grad(out.square().sum(), (images, *convolution.parameters()))))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
     for other in ({"stride": 4}, {"padding": 1}, {"dilation": 2}):
-        assert not runtime.cuts_into_patches(nn.Conv2d(3, 7, 8, **({"stride": 8} | other)))
+        assert not compiling.cuts_into_patches(nn.Conv2d(3, 7, 8, **({"stride": 8} | other)))
 
 
 @pytest.mark.slow
@@ -120,7 +121,7 @@ def test_on_a_gpu_patches_are_cut_by_a_product_and_a_copy_has_its_own() -> None:
     again = copy.deepcopy(model)
     for one in (model, again):
         embedding = one.backbone.image.patch_embed.proj
-        assert isinstance(embedding.forward, runtime.PatchProduct) and embedding.forward.convolution is embedding
+        assert isinstance(embedding.forward, compiling.PatchProduct) and embedding.forward.convolution is embedding
         torch.testing.assert_close(one(images), before)
     torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(images), before)
 
@@ -208,11 +209,11 @@ def test_every_model_of_a_process_runs_compiled() -> None:
             out = Compiled(model, partial(torch.compile, backend=backend))(images)
             torch.testing.assert_close(out, model(images))
     assert len(made) == 12 and len(ran) == 24
-    kept = len(runtime._OWN)
+    kept = len(compiling._OWN)
     models.clear()
     del model
     gc.collect()
-    assert len(runtime._OWN) == kept - 12
+    assert len(compiling._OWN) == kept - 12
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import Reading, collect, crops
 from liftplus.machine import runtime
-from liftplus.machine.runtime import Silent
+from liftplus.machine.progress import Silent
 from liftplus.model.classifier import Classifier
 from liftplus.model.heads import Cosine
 from liftplus.publishing import export

@@ -17,7 +17,7 @@ from filelock import FileLock
 from liftplus.commands import reproduce as script
 from liftplus.errors import RunFailedError
 from liftplus.evaluation import results
-from liftplus.machine import runtime
+from liftplus.machine import stopping
 from liftplus.reproduce import carry_out, verdicts
 from liftplus.reproduce.plan import Plan, changed_settings
 from liftplus.runs import execution, reuse
@@ -90,14 +90,14 @@ def test_what_was_stopped_goes_on(command: Command, tmp_path: Path, monkeypatch:
     folder = tmp_path / "r/photos/mini_clip/lift+-seed0"
     whole = (folder / "predictions.csv").read_bytes()
     shutil.rmtree(tmp_path / "r")
-    real = runtime.StopRequest.__init__
+    real = stopping.StopRequest.__init__
 
-    def begin(self: runtime.StopRequest, *job: Any) -> None:
+    def begin(self: stopping.StopRequest, *job: Any) -> None:
         real(self, *job)
         self.signal = 15
 
     with monkeypatch.context() as asked:
-        asked.setattr(runtime.StopRequest, "__init__", begin)
+        asked.setattr(stopping.StopRequest, "__init__", begin)
         ended = command(*given)
     assert ended.code == 143 and "The same command goes on" in ended.err
     assert (folder / checkpoint.STATE).is_file()

@@ -22,6 +22,7 @@ from liftplus.errors import DivergedError, UserError
 from liftplus.evaluation import results
 from liftplus.evaluation.inference import best
 from liftplus.machine import runtime
+from liftplus.machine import stopping
 from liftplus.runs import execution, matching, reuse
 from liftplus.training import assembly, checkpoint, loop, step
 from liftplus.training.saved_state import Keeper, Position, Stopped
@@ -50,7 +51,7 @@ def photos(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "photos", {"train": (6, 3, 2), "test": (2, 2, 2)})
 
 
-class After(runtime.StopRequest):
+class After(stopping.StopRequest):
     """Asks to stop at the n-th question."""
 
     def __init__(self, number: int) -> None:
@@ -243,7 +244,7 @@ def begun(photos: Path, folder: Path) -> None:
     run = config.resolve(data=str(photos), overrides=list(SETTINGS))
     session = execution.Session(run, CPU, stop=None)
     dataset = session.data()
-    asked = runtime.StopRequest()
+    asked = stopping.StopRequest()
     asked.signal = int(signal.SIGTERM)
     folder.mkdir()
     with pytest.raises(Stopped):

@@ -52,13 +52,13 @@ def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda 
     """Make the runs and write the tables; `note` gets the rows as they come."""
     from liftplus import console
     from liftplus.evaluation.differences import judged
-    from liftplus.machine import parallel, runtime
+    from liftplus.machine import parallel, stopping
     from liftplus.studies import compare as script
     from liftplus.training import saved_state
 
     if parallel.job().size > 1:
         raise UserError("Methods are compared in one process. Start it without torchrun.")
-    asked = runtime.StopRequest()
+    asked = stopping.StopRequest()
     try:
         made = script.run(plan, out, lambda config: options.session(config, asked), console.err.print, note)
     except saved_state.Stopped as stopped:

@@ -12,7 +12,7 @@ from liftplus.errors import UserError
 
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
-    from liftplus.machine.runtime import StopRequest
+    from liftplus.machine.stopping import StopRequest
     from liftplus.runs.execution import Session
 
 Data = typer.Option(
@@ -73,7 +73,7 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     """The run on this machine; of several processes the leader alone shows its progress."""
     from liftplus import console
     from liftplus.config import flat
-    from liftplus.machine import parallel, runtime
+    from liftplus.machine import parallel, progress, runtime
     from liftplus.runs import execution
 
     job = parallel.job()
@@ -82,7 +82,7 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
         facts = " ".join(f"{name}={value}" for name, value in runtime.describe(place).items())
         console.detail.print(f"Machine: {facts}")
         console.detail.print(f"Settings: {' '.join(f'{key}={value}' for key, value in flat(config).items())}")
-    return execution.Session(config, place, console.Bars() if job.leads else runtime.Silent(), asked)
+    return execution.Session(config, place, console.Bars() if job.leads else progress.Silent(), asked)
 
 
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:

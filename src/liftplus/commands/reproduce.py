@@ -72,11 +72,11 @@ def run(
 def _carry_out(plan: Plan) -> list[str]:
     """Make the runs; sentences about those that failed."""
     from liftplus import console
-    from liftplus.machine import runtime
+    from liftplus.machine import stopping
     from liftplus.reproduce import carry_out
     from liftplus.training import saved_state
 
-    asked = runtime.StopRequest()
+    asked = stopping.StopRequest()
     work = carry_out.Work(plan, lambda config: options.session(config, asked), console.err.print)
     work.check()
     console.err.print(carry_out.outlook(plan).sentence())

@@ -50,13 +50,13 @@ def sweep(
 ) -> None:
     """Search settings on the validation split, or repeat seeds; start it several times to share the work."""
     from liftplus import console
-    from liftplus.machine import parallel, runtime
+    from liftplus.machine import parallel, stopping
     from liftplus.runs import execution
-    from liftplus.studies import space
+    from liftplus.studies import plan, space
     from liftplus.studies import sweep as sweeps
     from liftplus.training import saved_state
 
-    for name, given, allowed in (("sampler", sampler, sweeps.SAMPLERS), ("metric", metric, sweeps.METRICS)):
+    for name, given, allowed in (("sampler", sampler, plan.SAMPLERS), ("metric", metric, plan.METRICS)):
         if given not in allowed:
             raise UserError(f"--{name} is {given!r}; allowed are {', '.join(allowed)}.")
     if parallel.job().size > 1:
@@ -64,13 +64,13 @@ def sweep(
             "A sweep shares its trials between processes by itself. Start it several times, not by torchrun."
         )
     varied = space.read(data, backbone, method, overrides or [], fixed=(*execution.FREE, "method"))
-    asked = runtime.StopRequest()
+    asked = stopping.StopRequest()
 
     def session(config: RunConfig) -> Session:
         return options.session(config, asked)
 
     made = sweeps.Sweep(
-        out, sweeps.Plan(varied, sampler, trials, metric, test_seeds), session, console.err.print, storage
+        out, plan.Plan(varied, sampler, trials, metric, test_seeds), session, console.err.print, storage
     )
     try:
         made.run()

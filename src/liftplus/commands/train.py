@@ -155,13 +155,13 @@ def zeroshot(
 def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     from liftplus import console
     from liftplus.evaluation import results
-    from liftplus.machine import parallel, runtime
+    from liftplus.machine import parallel, stopping
     from liftplus.runs import execution
     from liftplus.training import recipe, saved_state
 
     folder = out or Path("runs") / _run_name(config)
     goes_on = parallel.job().from_leader(lambda: _goes_on(folder, config))
-    asked = runtime.StopRequest(parallel.job())
+    asked = stopping.StopRequest(parallel.job())
     session = options.session(config, asked)
     dataset = session.data()
     session, model = session.start(dataset, folder)

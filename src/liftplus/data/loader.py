@@ -4,16 +4,11 @@ often the epoch has shown the image before, so that an image drawn twice is crop
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import blake2b
 from typing import Any, ClassVar
 
@@ -28,6 +23,7 @@ from liftplus.data.images import UnreadableImage
 from liftplus.data.pictures import Picture
 from liftplus.data.stores import ArrayStore
 from liftplus.data.transforms import Augment, progress_of
+from liftplus.data.workers import asked_to_end_later, leave_unguarded, lost, refuse_nameless_script, settle
 from liftplus.errors import UserError
 from liftplus.machine.parallel import ALONE, Job
 
@@ -136,50 +132,6 @@ class _Order:
         return -(-self.count // self.batch_size)
 
 
-def _settle(_worker: int) -> None:
-    """Tie a worker to the main process, which alone decides when to stop.
-
-    Ctrl-C reaches every process of a terminal, and the SIGTERM of torchrun or Slurm every process of a job. A worker
-    that outlived the main process would notice after seconds under fork, and never under forkserver, where its parent
-    is the server.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if (main := multiprocessing.parent_process()) is None:
-        return
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # in later threads too
-        threading.Thread(target=_end_with, args=(partial(_told_by, main.pid),), daemon=True).start()
-    threading.Thread(target=_end_with, args=(main.join,), daemon=True).start()
-
-
-@contextmanager
-def _asked_to_end_later() -> Iterator[None]:
-    """SIGTERM waits while workers are forked, and they inherit that.
-
-    Libraries (OpenTelemetry, which wandb uses) start threads in every forked process before `_settle` runs there; one
-    that does not wait would take the signal and end the worker.
-    """
-    if not hasattr(signal, "pthread_sigmask") or multiprocessing.get_start_method() != "fork":
-        yield  # a server of processes would hand the mask on to all that it starts later
-        return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _end_with(event: Callable[[], None]) -> None:
-    event()
-    os._exit(1)
-
-
-def _told_by(sender: int | None) -> None:
-    """Wait until this process sends SIGTERM; pass over those of others."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != sender:
-        pass
-
-
 def _collate(items: list[Item]) -> Batch | UserError:
     for item in items:
         if isinstance(item, UserError):
@@ -206,52 +158,6 @@ def _shared(batch: Batch) -> Batch | UserError:
             "more shared memory (/dev/shm; docker run --shm-size=8g) or more open files (ulimit -n), or use workers=0."
         )
     return batch
-
-
-UNGUARDED = 79
-"""Exit code of a worker that was started while its own copy of the user's script had not come to its end."""
-_GUARD = (
-    'Loader workers run the script that started them again, as far as its `if __name__ == "__main__":`. '
-    "Put the call of liftplus below such a line, or use workers=0."
-)
-
-
-def leave_unguarded() -> None:
-    """End a worker that came here by running the user's script again: what follows would start workers of its own."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        os._exit(UNGUARDED)
-
-
-def _runs_script_again() -> bool:
-    """Whether new processes begin by running the user's script."""
-    return multiprocessing.get_start_method() != "fork"
-
-
-def _refuse_nameless_script() -> None:
-    """Refuse workers that would look for a script that came from stdin."""
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    if _runs_script_again() and script is not None and not os.path.exists(script):
-        raise UserError(
-            f"Loader workers cannot run the script again that started them, since it is no file ({script}). "
-            'Put it into a file, with the call of liftplus below `if __name__ == "__main__":`, or use workers=0.'
-        )
-
-
-def _lost(error: Exception, codes: Sequence[int | None] = ()) -> str | None:
-    """What to say where worker processes died or cannot be heard any more; None for any other error."""
-    starting = isinstance(error, ConnectionError | EOFError) and not codes and _runs_script_again()
-    if UNGUARDED in codes or starting:  # a worker that ended before it had read what it was sent
-        return _GUARD
-    if "Too many open files" in str(error):
-        return "The loader has too many open files. Raise the limit (ulimit -n), or use fewer workers."
-    found = re.search(r"DataLoader worker \(pid\D*([\d, ]*\d)\)", str(error))
-    if found is None and isinstance(error, RuntimeError):
-        return None
-    which = f" (process {found[1]})" if found else ""  # not known where it died in the middle of sending
-    return (
-        f"A loader worker{which} was killed or crashed. Most often the machine ran out of memory, or the "
-        "container out of shared memory (/dev/shm; docker run --shm-size=8g). Use fewer workers, or workers=0."
-    )
 
 
 @dataclass(frozen=True)
@@ -306,7 +212,7 @@ class Loader:
         count = auto_workers(store) if workers is None else workers
         self._batches: Any = None
         if count:
-            _refuse_nameless_script()
+            refuse_nameless_script()
         self._loader: DataLoader[Any] = DataLoader(
             _Pictures(store, split, view),
             batch_sampler=self._order,
@@ -314,7 +220,7 @@ class Loader:
             num_workers=count,
             persistent_workers=count > 0,
             pin_memory=pin,
-            worker_init_fn=_settle if count else None,
+            worker_init_fn=settle if count else None,
             generator=torch.Generator(),  # else it draws from the caller's stream
         )
 
@@ -339,7 +245,7 @@ class Loader:
                 yield batch
         except (RuntimeError, EOFError, ConnectionError) as error:
             workers = getattr(self._batches, "_workers", ())
-            if (reason := _lost(error, [worker.exitcode for worker in workers])) is None:
+            if (reason := lost(error, [worker.exitcode for worker in workers])) is None:
                 raise
             raise UserError(reason) from error
 
@@ -350,7 +256,7 @@ class Loader:
         """
         leave_unguarded()
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        with _asked_to_end_later():
+        with asked_to_end_later():
             if before is None or threading.current_thread() is not threading.main_thread():
                 return iter(self._loader)
             try:

@@ -30,7 +30,7 @@ from liftplus.data.identity import Trace, identity
 from liftplus.data.images import UnreadableImage, decode
 from liftplus.data.stores import ByteStore, part_of
 from liftplus.errors import UserError
-from liftplus.machine.runtime import Advance, Progress, Silent
+from liftplus.machine.progress import Advance, Progress, Silent
 
 CLASSES, INDEX, PLAN = "classes.json", "index.csv", "plan.json"
 _COLUMNS = ["split", "key", "class", "shard", "offset", "size"]

@@ -14,7 +14,8 @@ from liftplus.data.loader import FixedView, Loader
 from liftplus.data.transforms import CentreCrop, Crops, Evaluation, FiveCrops
 from liftplus.errors import DivergedError
 from liftplus.evaluation.metrics import Metrics, accuracies, ranked
-from liftplus.machine.runtime import Progress, Runtime, Silent
+from liftplus.machine.progress import Progress, Silent
+from liftplus.machine.runtime import Runtime
 from liftplus.words import counted
 
 

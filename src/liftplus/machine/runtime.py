@@ -5,28 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import signal
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import FunctionType
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from liftplus.errors import UserError
+from liftplus.machine.compiling import Compiled, PatchProduct, cuts_into_patches
 from liftplus.machine.parallel import ALONE, Job
 from liftplus.words import counted
-from liftplus.words import duration as duration
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -181,96 +174,6 @@ def processor() -> str:
     return name
 
 
-def cuts_into_patches(convolution: nn.Conv2d) -> bool:
-    """Whether its windows tile the picture, as in a ViT's patch embedding."""
-    plain = convolution.padding in ((0, 0), "valid") and convolution.dilation == (1, 1) and convolution.groups == 1
-    return plain and convolution.kernel_size == convolution.stride
-
-
-class PatchProduct:
-    """Stands in for the `forward` of a convolution that cuts into patches: the same sums, as one matrix product.
-
-    Convolution kernels for three input channels leave most of a GPU idle: on an H200 that of ViT-B/16 took a tenth of
-    the forward pass, for less than a hundredth of its arithmetic.
-    """
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        self.convolution = convolution
-
-    def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        high, wide = self.convolution.kernel_size
-        rows, columns = input.shape[-2] // high, input.shape[-1] // wide
-        cut = input[..., : rows * high, : columns * wide].unflatten(-1, (columns, wide)).unflatten(-3, (rows, high))
-        patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        out = F.linear(patches, self.convolution.weight.flatten(1), self.convolution.bias)
-        return out.transpose(1, 2).unflatten(2, (rows, columns))
-
-
-class Compiled:
-    """A model as a function of one batch, made faster by torch.compile; it runs as it is where that fails.
-
-    A smaller batch, as the last of an epoch, is filled up to the size of the first one with pictures whose outputs are
-    dropped, since another size would be compiled anew.
-
-    With `graphs` the kernels of a batch are recorded once and launched together from then on, which saves the time that
-    Python takes to launch them one by one. Gradients must be used up before the next call: PyTorch's graphs (up to 2.11
-    at least) return them in memory that the next call writes over (PyTorch issue 169545).
-    """
-
-    def __init__(self, model: nn.Module, compiler: Callable[..., Any] = torch.compile, *, graphs: bool = False) -> None:
-        self.model, self.graphs = model, graphs
-        own = _OWN.setdefault(model, {})
-        if graphs not in own:
-            options = {"mode": "reduce-overhead"} if graphs else {}
-            own[graphs] = compiler(_function(), dynamic=False, **options)
-        self.forward: Callable[..., Any] = partial(own[graphs], model)
-        self.tried, self.full = False, 0
-
-    def __call__(self, images: torch.Tensor) -> Any:
-        count, self.full = len(images), max(self.full, len(images))
-        if count < self.full and self.forward is not self.model:
-            images = torch.cat([images, images[-1:].expand(self.full - count, *images.shape[1:])])
-        if self.graphs:
-            torch.compiler.cudagraph_mark_step_begin()
-        out = self.forward(images) if self.tried else self._first(images)
-        return out[:count].clone() if self.graphs else out[:count]  # a graph's next run writes over its outputs
-
-    def _first(self, images: torch.Tensor) -> Any:
-        self.tried = True
-        try:
-            with warnings.catch_warnings():
-                # Heads compute in fp32 on purpose.
-                warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-                return self.forward(images)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # compilers fail with exceptions of every kind
-            warnings.warn(f"torch.compile failed ({_first_line(error)}); the model runs without it.", stacklevel=3)
-            self.forward = self.model
-            return self.model(images)
-
-
-_OWN: WeakKeyDictionary[nn.Module, dict[bool, Callable[..., Any]]] = WeakKeyDictionary()
-"""What was compiled for each model, without and with graphs."""
-
-
-def _function() -> Callable[..., Any]:
-    """Runs a model on images, with code of its own.
-
-    torch.compile keeps what it made by code object, eight of each. Models share the code of their class and take two
-    each, to train and to test, so in a process that trains one after the other the fifth could run uncompiled.
-    """
-
-    def forward(model: nn.Module, images: torch.Tensor) -> Any:
-        return model(images)
-
-    return FunctionType(forward.__code__.replace(), forward.__globals__, "forward")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def command_line() -> str:
     """The command that started this process, as a shell would take it."""
     return shlex.join([os.path.basename(sys.argv[0]) or "python", *sys.argv[1:]])
@@ -297,70 +200,3 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
     return 1024 * int(found[0]) if found else None
-
-
-class Progress(Protocol):
-    """How long work reports itself; the command line shows a bar, the library is silent."""
-
-    def task(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
-        """A piece of work of `total` steps, of which some may be done already."""
-        ...
-
-
-class Advance(Protocol):
-    """Called after every step, with running figures to show."""
-
-    def __call__(self, **figures: float) -> None: ...
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    @contextmanager
-    def task(self, label: str, total: int, done: int = 0) -> Iterator[Advance]:
-        def advance(**figures: float) -> None:
-            return None
-
-        yield advance
-
-
-def replaceable() -> list[int]:
-    """Of SIGINT and SIGTERM those whose handler Python can put back: one that a C library set it cannot."""
-    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
-
-
-class StopRequest:
-    """Whether the user or the system asked the process to end: the first SIGINT or SIGTERM is noted, a second acts.
-
-    In a job of several processes a second one changes nothing: Slurm sends one to each process and to torchrun, which
-    passes it on, and kills after half a minute.
-
-    A context manager, of use in the main thread; elsewhere signals keep their effect.
-    """
-
-    def __init__(self, job: Job = ALONE) -> None:
-        self.job = job
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        """True once asked."""
-        return self.signal is not None
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in replaceable()}
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.signal = number
-        if self.job.size == 1:
-            self._restore()

@@ -27,7 +27,8 @@ from liftplus.evaluation import results
 from liftplus.evaluation.inference import Reading, collect
 from liftplus.evaluation.metrics import group_of
 from liftplus.machine import runtime
-from liftplus.machine.runtime import Progress, Runtime
+from liftplus.machine.progress import Progress
+from liftplus.machine.runtime import Runtime
 from liftplus.report.series import Series, Spread
 from liftplus.training import checkpoint
 from liftplus.training.assembly import first_of_each

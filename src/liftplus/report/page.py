@@ -19,7 +19,7 @@ from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
 from liftplus.evaluation import results
-from liftplus.machine.runtime import Progress, Silent
+from liftplus.machine.progress import Progress, Silent
 from liftplus.report import chart, content, feature_figures, features, figures, findings, folders, read, thumbnails
 from liftplus.report.chart import Chart, Look
 from liftplus.report.features import Distances

@@ -14,13 +14,12 @@ from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, RunFailedError, UserError
 from liftplus.evaluation import results
-from liftplus.machine.runtime import duration
 from liftplus.reproduce import needs
 from liftplus.reproduce.catalogue import Experiment
 from liftplus.reproduce.plan import Plan
 from liftplus.runs import execution, reuse
 from liftplus.runs.execution import Session
-from liftplus.words import agreeing
+from liftplus.words import agreeing, duration
 
 PAUSE = 2.0  # seconds between looks at runs that other processes are making
 TIMES = "times.jsonl"

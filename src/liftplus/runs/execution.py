@@ -29,18 +29,9 @@ from liftplus.evaluation.features import Cache, predict_once
 from liftplus.runs.matching import aligned, as_in_run, write_splits
 from liftplus.evaluation.metrics import Metrics
 from liftplus.model.classifier import Classifier
-from liftplus.machine.runtime import (
-    Advance,
-    Progress,
-    Runtime,
-    Silent,
-    StopRequest,
-    command_line,
-    describe,
-    forget_peak_memory,
-    peak_memory,
-    replaceable,
-)
+from liftplus.machine.runtime import Runtime, command_line, describe, forget_peak_memory, peak_memory
+from liftplus.machine.stopping import StopRequest, replaceable
+from liftplus.machine.progress import Advance, Progress, Silent
 from liftplus.training.loop import Fit, fit, trained_parameters
 from liftplus.training.assembly import build
 

@@ -19,7 +19,8 @@ from liftplus.errors import UserError
 from liftplus.evaluation.features import Cache, image_features, text_features
 from liftplus.evaluation.inference import Reading
 from liftplus.machine.determinism import own_stream
-from liftplus.machine.runtime import Progress, Runtime
+from liftplus.machine.progress import Progress
+from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.head_init import InitContext, Stream, centres, class_prompts
 from liftplus.training import selection, tracking

@@ -19,7 +19,8 @@ from liftplus.errors import DivergedError
 from liftplus.evaluation.features import Cache, FixedCrop, Rows, bare, image_features
 from liftplus.evaluation.inference import Reading
 from liftplus.machine.determinism import deterministic
-from liftplus.machine.runtime import Progress, Runtime
+from liftplus.machine.progress import Progress
+from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.training import time_limit
 from liftplus.training.checkpoint import Chosen

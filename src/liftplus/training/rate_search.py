@@ -15,7 +15,8 @@ from liftplus.data.dataset import DataSet, Split
 from liftplus.data.splits import held_out
 from liftplus.errors import DivergedError
 from liftplus.evaluation.inference import Reading, predict, score
-from liftplus.machine.runtime import Progress, Runtime, Silent
+from liftplus.machine.progress import Progress, Silent
+from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.training import assembly, loop
 

@@ -15,7 +15,8 @@ from liftplus.config import RunConfig, from_dict, resolve
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
-from liftplus.machine.runtime import Progress, Runtime
+from liftplus.machine.progress import Progress
+from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.training import loop, rate_search, time_limit
 from liftplus.words import counted

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from liftplus.errors import UserError
 from liftplus.machine.parallel import ALONE, Job
-from liftplus.machine.runtime import Advance, Progress, Silent, StopRequest
+from liftplus.machine.progress import Advance, Progress, Silent
+from liftplus.machine.stopping import StopRequest
 from liftplus.training.checkpoint import FORMAT, STATE, read_tensors, write_tensors
 from liftplus.training.selection import BEST, Selection
 from liftplus.words import counted

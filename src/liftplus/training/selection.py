@@ -13,7 +13,8 @@ from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import Reading, predict, score
-from liftplus.machine.runtime import Advance, Runtime
+from liftplus.machine.progress import Advance
+from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.training.checkpoint import Chosen
 

@@ -1,0 +1,51 @@
+"""A request to stop, by a signal, that long work heeds when it may."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+from liftplus.machine.parallel import ALONE, Job
+
+
+def replaceable() -> list[int]:
+    """Of SIGINT and SIGTERM those whose handler Python can put back: one that a C library set it cannot."""
+    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+
+
+class StopRequest:
+    """Whether the user or the system asked the process to end: the first SIGINT or SIGTERM is noted, a second acts.
+
+    In a job of several processes a second one changes nothing: Slurm sends one to each process and to torchrun, which
+    passes it on, and kills after half a minute.
+
+    A context manager, of use in the main thread; elsewhere signals keep their effect.
+    """
+
+    def __init__(self, job: Job = ALONE) -> None:
+        self.job = job
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """True once asked."""
+        return self.signal is not None
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in replaceable()}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.signal = number
+        if self.job.size == 1:
+            self._restore()
