@@ -24,7 +24,7 @@ from typing import Any
 from liftplus import config
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
-from liftplus.runs import execution
+from liftplus.runs import opening
 from liftplus.training import loop
 
 SHARED = ["image_size=96", "precision=fp32", "val_share=0.2", "head_init=class_mean", "workers=0", "tte=false"]
@@ -79,7 +79,7 @@ def run(stage: str, data: str, path: Path, part: int, parts: int) -> None:
         if done or index % parts != part:
             continue
         chosen = settings(data, method, lr, seed)
-        session = execution.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+        session = opening.Session(chosen, runtime.choose(chosen.device, chosen.precision))
         dataset = session.data()
         model = session.start(dataset)[1]
         seconds = loop.fit(model, chosen, dataset, session.runtime).seconds if chosen.train.epochs else 0.0

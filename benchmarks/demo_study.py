@@ -22,7 +22,7 @@ from liftplus import config
 from liftplus.evaluation import results
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
-from liftplus.runs import execution
+from liftplus.runs import opening
 from liftplus.studies import compare, demo
 from liftplus.training import assembly, loop
 
@@ -42,7 +42,7 @@ def about() -> dict[str, Any]:
 def search(out: Path) -> None:
     """Every method at every learning rate, one seed that `test` does not use, accuracies on validation."""
     chosen = runtime.choose()
-    dataset = execution.Session(config.resolve(data=demo.DATA, backbone=demo.BACKBONE), chosen).data()
+    dataset = opening.Session(config.resolve(data=demo.DATA, backbone=demo.BACKBONE), chosen).data()
     rows: list[dict[str, Any]] = []
     for method, rates in RATES.items():
         for lr in rates:
@@ -69,9 +69,7 @@ def test(out: Path, seeds: int) -> None:
         results.write_json(out, about() | {"seeds": done, "summary": summary(rows), "rows": rows})
 
     with tempfile.TemporaryDirectory() as folder:
-        made = compare.run(
-            demo.plan(seeds), Path(folder), lambda config: execution.Session(config, chosen), print, write
-        )
+        made = compare.run(demo.plan(seeds), Path(folder), lambda config: opening.Session(config, chosen), print, write)
         made.refuse_failures()
 
 

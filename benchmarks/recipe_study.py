@@ -43,7 +43,7 @@ import numpy
 from liftplus import config
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
-from liftplus.runs import execution
+from liftplus.runs import opening
 from liftplus.training import loop, recipe
 
 ROWS = Path("benchmarks/results/recipe.jsonl")
@@ -178,7 +178,7 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
     if not any(item.startswith(("recipe", "head_init")) for item in given):
         settings.append(f"head_init={'mix' if pair.backbone == 'mini_clip' else 'auto'}")
     chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
-    session = execution.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+    session = opening.Session(chosen, runtime.choose(chosen.device, chosen.precision))
     dataset = session.data()
     clock = time.perf_counter()
     session, model = session.start(dataset)

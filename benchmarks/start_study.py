@@ -31,7 +31,7 @@ import name_bridge
 from liftplus import config
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
-from liftplus.runs import execution
+from liftplus.runs import opening
 from liftplus.training import loop
 from recipe_study import GROUPS, Pair, cut
 
@@ -89,7 +89,7 @@ def one(pair: Pair, data: str, stage: str, start: str, rate: float, seed: int, v
     settings += [f"weights={vit}"] if pair.backbone == "dinov2_s14" else []
     settings += ["val_share=0.2"] if stage == "search" else []
     chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
-    session = execution.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+    session = opening.Session(chosen, runtime.choose(chosen.device, chosen.precision))
     dataset = session.data()
     clock = time.perf_counter()
     session, model = session.start(dataset)

@@ -25,7 +25,7 @@ from typing import Any
 import harness
 from liftplus import config
 from liftplus.machine import runtime
-from liftplus.runs import execution
+from liftplus.runs import opening
 from liftplus.training.safeguard import Probe
 
 KEYS = {"weights": "backbone.weights", "size": "backbone.image_size"}  # settings that an option gives
@@ -53,7 +53,7 @@ def measure(backbone: str, data: str, chosen: runtime.Runtime, given: Sequence[s
     """The row of a backbone; `given` are further settings."""
     # The classifier does not matter here, so it starts at random, without a pass over the pictures.
     overrides = ["head_init=random", "workers=0", "cache=false", *given]
-    session = execution.Session(config.resolve(data=data, backbone=backbone, overrides=overrides), chosen)
+    session = opening.Session(config.resolve(data=data, backbone=backbone, overrides=overrides), chosen)
     dataset = session.data()
     session, model = session.start(dataset)
     probe = Probe(model, session.config, dataset, chosen)

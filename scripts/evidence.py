@@ -29,7 +29,7 @@ import torch
 from liftplus.evaluation import results
 from liftplus.reproduce import catalogue, verdicts
 from liftplus.reproduce.plan import Plan, changed_settings
-from liftplus.runs import execution
+from liftplus.runs import changes
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -100,7 +100,7 @@ def collect(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     found = verdicts.status(plan, known.claims, known.experiments)
     done = [one for one in found.results if one.seeds]
     abouts = [
-        results.read_json(plan.folder(known.experiments[one.name], seed) / execution.CONFIG, "versions", "config")
+        results.read_json(plan.folder(known.experiments[one.name], seed) / changes.CONFIG, "versions", "config")
         for one in done
         for seed in one.seeds
     ]
@@ -154,7 +154,7 @@ def search(folders: Sequence[Path]) -> dict[str, Any]:
     for folder in sorted(folders):
         found = results.read_json(folder / "results.json", "metric", "trials")
         trials = [one for one in found["trials"] if one["state"] == "complete"]
-        about = results.read_json(folder / "trial-000" / execution.CONFIG, "command", "versions", "config")
+        about = results.read_json(folder / "trial-000" / changes.CONFIG, "command", "versions", "config")
         abouts.append(about)
         files += [folder / f"trial-{one['number']:03d}" / "metrics.json" for one in trials]
         lines = [

@@ -25,7 +25,7 @@ from liftplus.data.loader import auto_workers
 from liftplus.data.stores import ArrayStore
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
-from liftplus.runs import execution
+from liftplus.runs import opening
 from liftplus.training import assembly
 
 
@@ -130,4 +130,4 @@ def test_the_card_states_the_zero_shot_accuracy_that_the_weights_have(drawn: Dat
     overall = score(found, split, drawn.counts()).overall
     assert overall == pytest.approx(float(stated.group(1)), abs=0.3)
     assert overall > 10 * 100 / drawn.num_classes
-    assert execution.notes(settings, drawn, model) == list(drawn.notes)
+    assert opening.notes(settings, drawn, model) == list(drawn.notes)

@@ -34,9 +34,9 @@ from liftplus.machine import parallel, runtime
 from liftplus.machine.paths import expanded
 from liftplus.machine.progress import Progress, Silent
 from liftplus.model.classifier import Classifier
-from liftplus.runs import execution, inputs, matching, predicting
-from liftplus.runs.execution import Session
+from liftplus.runs import changes, execution, inputs, matching, opening, predicting, testing
 from liftplus.runs.inputs import Rows
+from liftplus.runs.opening import Session
 from liftplus.training import checkpoint, loop, recipe
 from liftplus.training.checkpoint import Chosen, Trained
 
@@ -111,11 +111,11 @@ def fit(
         raise UserError("track follows a run folder; give one with out.")
     session = _session(chosen, progress)
     dataset = session.data() if dataset is None else dataset
-    if place is not None and execution.unfinished(place) is None:
+    if place is not None and changes.unfinished(place) is None:
         results.new_folder(place)
     session, classifier = session.start(dataset, place)
     chosen = session.config
-    notes += [*recipe.sentences(chosen, dataset, session.seconds), *execution.notes(chosen, dataset, classifier)]
+    notes += [*recipe.sentences(chosen, dataset, session.seconds), *opening.notes(chosen, dataset, classifier)]
     weights: Chosen | None = None
     if place is not None:
         outcome = execution.train_run(session, dataset, classifier, place)
@@ -264,7 +264,7 @@ class Model:
         """
         session = self._with(tte)
         dataset = matching.aligned(self._to_test(data, split, session), split, self.trained)
-        return execution.measure(session, self.network, dataset, split, self.trained.train_counts)[1]
+        return testing.measure(session, self.network, dataset, split, self.trained.train_counts)[1]
 
     def _to_test(self, data: Data | None, split: str, session: Session) -> DataSet:
         source = self.config.data.source

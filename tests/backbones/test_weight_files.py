@@ -17,7 +17,7 @@ from liftplus import config
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.errors import UserError
-from liftplus.runs import execution
+from liftplus.runs import opening
 
 NAME = "timm/test_vit.r160_in1k"
 State = dict[str, Tensor]
@@ -170,4 +170,4 @@ def test_a_run_tells_it(state: State, tmp_path: Path, photos: Path) -> None:
     class Data:
         notes, splits, name = (), {"test": ()}, "photos"
 
-    assert any("'state_dict_ema'" in note for note in execution.notes(chosen, Data, Model))  # type: ignore[arg-type]
+    assert any("'state_dict_ema'" in note for note in opening.notes(chosen, Data, Model))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from liftplus.backbones import catalogue
 from liftplus.errors import UserError
 from liftplus.reproduce import catalogue as catalogue_of_experiments
 from liftplus.reproduce.plan import Plan
-from liftplus.runs import execution
+from liftplus.runs import changes
 from liftplus.studies import compare, space
 
 OF_A_RUN = ("eval", "predict", "export")  # their key=value pairs change a finished run's settings
@@ -71,7 +71,7 @@ def resolved(line: Line) -> None:
             plan.check()
             plan.config(chosen[0], 0)
     elif line.command == "sweep":
-        space.read(values["data"], values["backbone"], method, overrides, fixed=(*execution.FREE, "method"))
+        space.read(values["data"], values["backbone"], method, overrides, fixed=(*changes.FREE, "method"))
     elif line.command == "compare":
         entries = tuple(compare.entries(values["methods"]))
         compare.Plan(values["data"], values["backbone"], entries, values["seeds"], tuple(overrides)).check()

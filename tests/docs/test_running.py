@@ -83,7 +83,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pages take for granted: pictures in several forms and two finished runs."""
     from liftplus import config
     from liftplus.machine import progress, runtime
-    from liftplus.runs import execution
+    from liftplus.runs import execution, opening
 
     root = tmp_path_factory.mktemp("world")
     for name in ("archive", "new_pictures", "pictures", "small", "photos/train", "photos/test"):
@@ -99,7 +99,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).write_text(text, encoding="utf-8")
     for method, name in (("lift+", "photos"), ("full", "full")):
         settings = config.resolve(data=str(root / "photos.zip"), method=method, overrides=QUICK)
-        session = execution.Session(settings, runtime.choose("cpu", "fp32"), progress.Silent(), None)
+        session = opening.Session(settings, runtime.choose("cpu", "fp32"), progress.Silent(), None)
         dataset = session.data()
         (root / "runs" / name).mkdir(parents=True)
         execution.train_run(session, dataset, session.start(dataset)[1], root / "runs" / name)

@@ -13,7 +13,7 @@ from liftplus.backbones import weights
 from liftplus.data.labelled import pictures_of
 from liftplus.evaluation import features
 from liftplus.machine import paths
-from liftplus.runs import execution
+from liftplus.runs import changes
 
 from ..conftest import Command
 
@@ -82,8 +82,8 @@ def test_settings_of_weights(home: Path) -> None:
 def test_a_run_that_was_begun_with_it_goes_on(home: Path) -> None:
     begun = config.resolve(data="~/ph", overrides=["weights=~/w"])
     now = config.resolve(data=f"{home}/ph", overrides=["weights=~/w"])
-    assert execution.changes(begun, now) == []
-    assert execution.changes(begun, config.resolve(data=f"{home}/other"))
+    assert changes.changes(begun, now) == []
+    assert changes.changes(begun, config.resolve(data=f"{home}/other"))
 
 
 def test_one_place_for_caches(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> None:

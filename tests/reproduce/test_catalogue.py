@@ -11,7 +11,7 @@ from liftplus.backbones import catalogue as towers
 from liftplus.errors import UserError
 from liftplus.reproduce import catalogue, needs
 from liftplus.reproduce.plan import Plan
-from liftplus.runs.execution import changes
+from liftplus.runs.changes import changes
 
 # Accuracies with CLIP ViT-B/16 and TTE unless said otherwise, in percent; LIFT's where the name says lift.
 FIGURES = {

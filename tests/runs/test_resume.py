@@ -24,6 +24,7 @@ from liftplus.evaluation.inference import best
 from liftplus.machine import runtime
 from liftplus.machine import stopping
 from liftplus.runs import execution, matching, reuse
+from liftplus.runs import opening
 from liftplus.training import assembly, checkpoint, loop, step
 from liftplus.training.saved_state import Keeper, Position, Stopped
 from processes import Running, liftplus, until
@@ -242,13 +243,13 @@ def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(photos: Path,
 def begun(photos: Path, folder: Path) -> None:
     """An unfinished run of two epochs of three, as the command line leaves it."""
     run = config.resolve(data=str(photos), overrides=list(SETTINGS))
-    session = execution.Session(run, CPU, stop=None)
+    session = opening.Session(run, CPU, stop=None)
     dataset = session.data()
     asked = stopping.StopRequest()
     asked.signal = int(signal.SIGTERM)
     folder.mkdir()
     with pytest.raises(Stopped):
-        execution.train_run(execution.Session(run, CPU, stop=asked), dataset, session.start(dataset)[1], folder)
+        execution.train_run(opening.Session(run, CPU, stop=asked), dataset, session.start(dataset)[1], folder)
 
 
 def test_other_settings_are_refused(photos: Path, tmp_path: Path, command: Any) -> None:
@@ -288,7 +289,7 @@ def test_a_damaged_state_is_refused(photos: Path, tmp_path: Path, command: Any, 
 
 def test_two_runs_on_one_folder(photos: Path, tmp_path: Path) -> None:
     run = config.resolve(data=str(photos), overrides=list(SETTINGS))
-    session = execution.Session(run, CPU)
+    session = opening.Session(run, CPU)
     dataset = session.data()
     model = session.start(dataset)[1]
     with results.locked(tmp_path), pytest.raises(UserError, match="Another process is writing"):
@@ -323,7 +324,7 @@ def test_position_survives_its_file(photos: Path, tmp_path: Path) -> None:
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(photos: Path, tmp_path: Path) -> None:
     """This one looked before that; it looks again when it holds the lock."""
     run = config.resolve(data=str(photos), overrides=[*SETTINGS, "epochs=1"])
-    session = execution.Session(run, CPU)
+    session = opening.Session(run, CPU)
     dataset = session.data()
     folder = results.new_folder(tmp_path / "run")
     execution.train_run(session, dataset, session.start(dataset)[1], folder)
@@ -488,7 +489,7 @@ def test_a_run_that_diverged_goes_on_from_its_last_sound_state(
     assert about["changed"] == [{"epoch": 1, "step": 0, "settings": {"train.lr": [0.05, 0.01]}}]
     rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(rates) == 3 and rates[0] == 0.05 and rates[1] < 0.01
-    session = execution.Session(config.from_dict(about["config"]), CPU)
+    session = opening.Session(config.from_dict(about["config"]), CPU)
     with pytest.raises(UserError, match="changed while it ran"):
         reuse.finished(tmp_path / "run", session.config, session.data())
 

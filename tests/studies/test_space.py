@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liftplus.errors import UserError
-from liftplus.runs import execution
+from liftplus.runs import changes
 from liftplus.studies import space
 from liftplus.studies.space import Choices, Range
 
 
 def read(*pairs: str) -> space.Space:
-    return space.read("photos", "mini_clip", "lift+", pairs, fixed=(*execution.FREE, "method"))
+    return space.read("photos", "mini_clip", "lift+", pairs, fixed=(*changes.FREE, "method"))
 
 
 @pytest.mark.parametrize(

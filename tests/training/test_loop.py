@@ -19,7 +19,7 @@ from liftplus.data import sources
 from liftplus.data.dataset import DataSet, Split
 from liftplus.errors import UserError
 from liftplus.machine import runtime
-from liftplus.runs import execution
+from liftplus.runs import opening
 from liftplus.training import assembly, checkpoint, loop, step
 
 CPU = runtime.choose("cpu", "fp32")
@@ -107,7 +107,7 @@ def test_resampled_runs_are_the_same_with_any_number_of_workers(photos: Path) ->
 def test_a_note_where_sampler_and_loss_both_rebalance(photos: Path, given: tuple[str, ...], warned: bool) -> None:
     run = run_config(photos, *given)
     dataset = sources.load(run.data)
-    told = execution.notes(run, dataset, assembly.build(run, dataset, CPU))
+    told = opening.notes(run, dataset, assembly.build(run, dataset, CPU))
     assert any("both make up for the class imbalance" in note for note in told) == warned
 
 

@@ -18,7 +18,7 @@ from liftplus.data import sources
 from liftplus.data.dataset import DataSet, Split
 from liftplus.errors import UserError
 from liftplus.machine import runtime
-from liftplus.runs import execution
+from liftplus.runs import changes, opening
 from liftplus.training import assembly, loop, rate_search, recipe, signs
 from liftplus.training.safeguard import Probe, Safeguard
 from liftplus.training.saved_state import Position
@@ -78,7 +78,7 @@ def test_what_is_given_is_never_touched(photos: Path) -> None:
     )
     settings = auto(str(photos), *given)
     assert not settings.automatic
-    session, _ = execution.Session(settings, CPU).start(sources.load(settings.data))
+    session, _ = opening.Session(settings, CPU).start(sources.load(settings.data))
     assert session.config == settings
     with pytest.raises(UserError, match="recipe=auto or recipe=paper"):
         auto(str(photos), "automatic=[]")
@@ -103,15 +103,15 @@ def test_benchmarks_and_old_runs_keep_the_published_recipe(photos: Path) -> None
 def test_choosing_twice_is_choosing_once(photos: Path) -> None:
     settings = auto(str(photos))
     dataset = sources.load(settings.data)
-    once = execution.Session(settings, CPU).start(dataset)[0].config
-    assert execution.Session(once, CPU).start(dataset)[0].config == once and not execution.changes(once, settings)
-    assert execution.changes(once, auto(str(photos), "lr=0.5"))
+    once = opening.Session(settings, CPU).start(dataset)[0].config
+    assert opening.Session(once, CPU).start(dataset)[0].config == once and not changes.changes(once, settings)
+    assert changes.changes(once, auto(str(photos), "lr=0.5"))
 
 
 def started(photos: Path, *overrides: str, backbone: str = "mini_clip") -> tuple[Any, ...]:
     settings = auto(str(photos), "lr=0.02", "epochs=1", *overrides, backbone=backbone)
     dataset = sources.load(settings.data)
-    session, model = execution.Session(settings, CPU).start(dataset)
+    session, model = opening.Session(settings, CPU).start(dataset)
     return model, session.config, dataset
 
 
@@ -312,7 +312,7 @@ def test_spare_time_goes_into_the_rate(photos: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rate_search, "MOST", 2)
     monkeypatch.setattr(rate_search, "FACTORS", (1e6, 1.0, 1e-9))
     settings = auto(str(photos), "train.minutes=5")
-    session, model = execution.Session(settings, CPU).start(sources.load(settings.data))
+    session, model = opening.Session(settings, CPU).start(sources.load(settings.data))
     assert session.config.train.epochs == 1
     assert "was best of three on 4 training pictures kept aside" in model.notes[-1]
     assert session.config.train.lr < 1
@@ -369,5 +369,5 @@ def test_a_run_in_its_folder_goes_on_with_what_was_chosen(photos: Path, tmp_path
         update={"train": settings.train.model_copy(update={"epochs": 7, "lr": 0.0123})}
     )
     (tmp_path / "config.json").write_text(json.dumps({"config": begun.to_dict()}))
-    session, _ = execution.Session(settings, CPU).start(dataset, tmp_path)
+    session, _ = opening.Session(settings, CPU).start(dataset, tmp_path)
     assert (session.config.train.epochs, session.config.train.lr) == (7, 0.0123)

@@ -27,7 +27,7 @@ def evaluate(
     from liftplus import console
     from liftplus.evaluation import results
     from liftplus.machine import parallel
-    from liftplus.runs import execution, matching
+    from liftplus.runs import matching, opening, testing
     from liftplus.training import checkpoint
 
     settings = options.run_settings(run, data, [*options.crops(five_crops, overrides), *(overrides or ())])
@@ -37,8 +37,8 @@ def evaluate(
         results.refuse_existing(folder)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     other = data is not None and not matching.same_data(data, trained.config.data.source)
-    dataset, metrics = execution.evaluate_run(session, trained, split, folder, other_data=other)
-    for note in [*execution.notes(settings, dataset, trained.model), *session.cache.notes]:
+    dataset, metrics = testing.evaluate_run(session, trained, split, folder, other_data=other)
+    for note in [*opening.notes(settings, dataset, trained.model), *session.cache.notes]:
         console.err.print(f"Note: {note}")
     if as_json:
         print(json.dumps({"folder": str(folder)} | metrics.summary()))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from liftplus.publishing.export import Format
-    from liftplus.runs.execution import Session
+    from liftplus.runs.opening import Session
     from liftplus.training.checkpoint import Trained
 
 CHECKED = 100

@@ -13,7 +13,7 @@ from liftplus.errors import UserError
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
     from liftplus.machine.stopping import StopRequest
-    from liftplus.runs.execution import Session
+    from liftplus.runs.opening import Session
 
 Data = typer.Option(
     "--data",
@@ -74,7 +74,7 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
     from liftplus import console
     from liftplus.config import flat
     from liftplus.machine import parallel, progress, runtime
-    from liftplus.runs import execution
+    from liftplus.runs import opening
 
     job = parallel.job()
     place = runtime.choose(config.device, config.precision, job, config.compile)
@@ -82,7 +82,7 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
         facts = " ".join(f"{name}={value}" for name, value in runtime.describe(place).items())
         console.detail.print(f"Machine: {facts}")
         console.detail.print(f"Settings: {' '.join(f'{key}={value}' for key, value in flat(config).items())}")
-    return execution.Session(config, place, console.Bars() if job.leads else progress.Silent(), asked)
+    return opening.Session(config, place, console.Bars() if job.leads else progress.Silent(), asked)
 
 
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:

@@ -13,7 +13,7 @@ from liftplus.errors import UserError
 
 if TYPE_CHECKING:
     from liftplus.config import RunConfig
-    from liftplus.runs.execution import Session
+    from liftplus.runs.opening import Session
     from liftplus.studies.sweep import Sweep
 
 SHOWN = 15
@@ -51,7 +51,7 @@ def sweep(
     """Search settings on the validation split, or repeat seeds; start it several times to share the work."""
     from liftplus import console
     from liftplus.machine import parallel, stopping
-    from liftplus.runs import execution
+    from liftplus.runs import changes
     from liftplus.studies import plan, space
     from liftplus.studies import sweep as sweeps
     from liftplus.training import saved_state
@@ -63,7 +63,7 @@ def sweep(
         raise UserError(
             "A sweep shares its trials between processes by itself. Start it several times, not by torchrun."
         )
-    varied = space.read(data, backbone, method, overrides or [], fixed=(*execution.FREE, "method"))
+    varied = space.read(data, backbone, method, overrides or [], fixed=(*changes.FREE, "method"))
     asked = stopping.StopRequest()
 
     def session(config: RunConfig) -> Session:

@@ -120,7 +120,7 @@ def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> No
 def _begun(folder: Path) -> RunConfig:
     """The settings of the unfinished run in a folder, which the leader alone has to see."""
     from liftplus.machine import parallel
-    from liftplus.runs import execution
+    from liftplus.runs import changes
     from liftplus.training import checkpoint
 
     def read() -> RunConfig:
@@ -129,7 +129,7 @@ def _begun(folder: Path) -> RunConfig:
                 f"The run in {str(folder)!r} is finished, so nothing is left to go on with. `liftplus eval {folder}` "
                 "tests it again; for a longer one give --data, epochs=N and another --out."
             )
-        begun = execution.unfinished(folder) if (folder / execution.CONFIG).is_file() else None
+        begun = changes.unfinished(folder) if (folder / changes.CONFIG).is_file() else None
         if begun is None:
             raise UserError(
                 f"{str(folder)!r} holds no unfinished run. Give the folder of one, or --data for a new run."
@@ -156,7 +156,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     from liftplus import console
     from liftplus.evaluation import results
     from liftplus.machine import parallel, stopping
-    from liftplus.runs import execution
+    from liftplus.runs import execution, opening
     from liftplus.training import recipe, saved_state
 
     folder = out or Path("runs") / _run_name(config)
@@ -166,7 +166,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     dataset = session.data()
     session, model = session.start(dataset, folder)
     config = session.config
-    for note in (*recipe.sentences(config, dataset, session.seconds), *execution.notes(config, dataset, model)):
+    for note in (*recipe.sentences(config, dataset, session.seconds), *opening.notes(config, dataset, model)):
         console.err.print(f"Note: {note}")
     _describe_data(dataset)
     try:
@@ -208,11 +208,11 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
 def _goes_on(folder: Path, config: RunConfig) -> bool:
     """Whether the folder holds an unfinished run of these settings; one of others is refused."""
     from liftplus import console
-    from liftplus.runs import execution
+    from liftplus.runs import changes
 
-    begun = execution.unfinished(folder)
+    begun = changes.unfinished(folder)
     if begun is not None:
-        execution.refuse_changes(begun, config, folder)
+        changes.refuse_changes(begun, config, folder)
         console.err.print(f"Going on with the unfinished run in {folder}.")
     return begun is not None
 

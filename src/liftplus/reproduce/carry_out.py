@@ -17,8 +17,8 @@ from liftplus.evaluation import results
 from liftplus.reproduce import needs
 from liftplus.reproduce.catalogue import Experiment
 from liftplus.reproduce.plan import Plan
-from liftplus.runs import execution, reuse
-from liftplus.runs.execution import Session
+from liftplus.runs import changes, reuse
+from liftplus.runs.opening import Session
 from liftplus.words import agreeing, duration
 
 PAUSE = 2.0  # seconds between looks at runs that other processes are making
@@ -131,9 +131,9 @@ class Work:
 
 def as_begun(folder: Path, config: RunConfig) -> RunConfig:
     """The settings of a run, tested as the run in the folder is, which another experiment may have begun."""
-    if not (folder / execution.CONFIG).is_file():
+    if not (folder / changes.CONFIG).is_file():
         return config
-    begun = from_dict(saved(results.read_json(folder / execution.CONFIG, "config")["config"]))
+    begun = from_dict(saved(results.read_json(folder / changes.CONFIG, "config")["config"]))
     return config.model_copy(update={"evaluation": begun.evaluation})
 
 
@@ -216,7 +216,7 @@ def timed(out: Path) -> dict[str, float]:
 def finished_test(plan: Plan, experiment: Experiment, seed: int) -> Path | None:
     """The folder of a test that has been made."""
     folder = plan.folder(experiment, seed)
-    if not (folder / reuse.LAST).is_file() or not (folder / execution.CONFIG).is_file():
+    if not (folder / reuse.LAST).is_file() or not (folder / changes.CONFIG).is_file():
         return None
     inside = reuse.test_folder(folder, plan.config(experiment, seed).evaluation)
     return inside if (inside / reuse.LAST).is_file() else None

@@ -161,7 +161,7 @@ def changed_settings(out: Path) -> list[str] | None:
 def _counting(overrides: Sequence[str]) -> list[str]:
     """The settings that change results."""
     from liftplus.config import full_key
-    from liftplus.runs.execution import FREE
+    from liftplus.runs.changes import FREE
 
     places = (*FREE, *PLACES)
     return sorted(pair for pair in overrides if full_key(pair.partition("=")[0]) not in places)

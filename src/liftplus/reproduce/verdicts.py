@@ -15,7 +15,7 @@ from liftplus.reproduce import needs
 from liftplus.reproduce.carry_out import finished_test
 from liftplus.reproduce.catalogue import Claim, Comparison, Experiment
 from liftplus.reproduce.plan import Plan, changed_settings
-from liftplus.runs import execution, reuse
+from liftplus.runs import changes, reuse
 from liftplus.studies import compare
 from liftplus.words import agreeing
 
@@ -157,7 +157,7 @@ def _verdict(mean: float | None, low: float | None, high: float | None, within: 
 
 def _differs(plan: Plan, experiment: Experiment, seed: int) -> tuple[str, ...]:
     """In what a run departs from the experiment."""
-    about = results.read_json(plan.folder(experiment, seed) / execution.CONFIG, "data")["data"]
+    about = results.read_json(plan.folder(experiment, seed) / changes.CONFIG, "data")["data"]
     need = needs.data(experiment.source)
     images = about.get("images", {})
     facts = (

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from liftplus.runs.testing import about_weights
+
+from liftplus.runs.testing import test
+
+from liftplus.runs.opening import Session, refuse_different, notes
+
+from liftplus.runs.changes import CONFIG, FREE, unfinished, refuse_changes, trained_only
+
 import os
 import signal
 import socket
@@ -35,18 +43,6 @@ from liftplus.machine.progress import Advance, Progress, Silent
 from liftplus.training.loop import Fit, fit, trained_parameters
 from liftplus.training.assembly import build
 
-CONFIG = "config.json"
-# Settings that may differ when an interrupted run goes on: they change no result.
-FREE = (
-    "device",
-    "compile",
-    "track",
-    "train.workers",
-    "train.save_minutes",
-    "data.root",
-    "backbone.weights",
-    "backbone.grad_checkpointing",
-)
 
 
 @dataclass(frozen=True)
@@ -61,151 +57,22 @@ class Outcome:
     signs: tuple[str, ...] = ()  # of a poor fit; the last one says so where the run ended below its start
 
 
-@dataclass(frozen=True)
-class Session:
-    """The settings of a run, the machine it is on, and who is told of its progress."""
-
-    config: RunConfig
-    runtime: Runtime
-    progress: Progress = field(default_factory=Silent)
-    stop: StopRequest | None = None  # heeded during training
-    began: float = field(default_factory=time.perf_counter)
-    seconds: float | None = None  # that the run will take, where the recipe measured it
-
-    def data(self, for_testing: bool = False) -> DataSet:
-        """The data set, broken pictures left out where the policy says so."""
-        with ExitStack() as stack:
-            advance: Advance | None = None
-
-            def checked(done: int, total: int) -> None:
-                nonlocal advance
-                if advance is None:
-                    advance = stack.enter_context(self.progress.task("Checking every picture", total))
-                advance()
-
-            return sources.load(self.config.data, checked, for_testing=for_testing)
-
-    def start(self, dataset: DataSet, folder: Path | None = None) -> tuple[Session, Classifier]:
-        """The classifier before its first step, and the session with what recipe=auto chose for it.
-
-        Args:
-            folder: of the run; where it was begun there, it goes on with what was chosen then.
-        """
-        refuse_different(self, dataset)  # before they work together on a start from their pictures
-        begun = self.runtime.job.from_leader(lambda: _begun(folder))
-        seconds = None
-        config = recipe.settled(self.config, dataset) if begun is None else recipe.as_begun(self.config, begun)
-        with deterministic(config.deterministic):
-            model = build(config, dataset, self.runtime, self.progress, self.cache)
-            if begun is None:
-                config, seconds = recipe.timed(config, dataset, model, self.runtime, self.began, self.progress)
-        session = replace(self, config=config, seconds=seconds)
-        session.cache.notes.extend(self.cache.notes)
-        return session, model
-
-    @cached_property
-    def cache(self) -> Cache:
-        """Where features of frozen towers are kept; its notes tell what was read from there."""
-        return Cache.of(self.config.cache, self.runtime.job)
 
 
-def _begun(folder: Path | None) -> RunConfig | None:
-    """The settings of the run in a folder, finished or not; None where there is none."""
-    if folder is None or not (folder / CONFIG).is_file():
-        return None
-    return from_dict(saved(results.read_json(folder / CONFIG, "config")["config"]))
 
 
-def refuse_different(session: Session, dataset: DataSet, model: Classifier | None = None) -> None:
-    """Refuse processes that see other data, weights or settings than the leader."""
-    if session.runtime.job.size == 1:
-        return
-    mine: dict[str, Any] = {"data": {name: dataset.fingerprint(name) for name in dataset.splits}}
-    if model is not None:
-        mine |= {
-            "backbone weights": model.backbone.identity,
-            "precision": session.runtime.precision,
-            "settings": {key: value for key, value in flat(session.config).items() if key not in FREE},
-        }
-    found = session.runtime.job.from_all((socket.gethostname(), mine))
-    for rank, (host, other) in enumerate(found):
-        for key, value in other.items():
-            if value != found[0][1][key]:
-                raise UserError(
-                    f"Process {rank} on {host} has other {key} than process 0 on {found[0][0]}. Give every machine the "
-                    "same command, data and weights."
-                )
 
 
-def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
-    """What a user should know before long work starts, one sentence each."""
-    grids = coinciding_grids(config.evaluation, model.backbone.facts)
-    untested = None if "test" in dataset.splits else "There is no test split, so nothing will be measured."
-    twice = (
-        f"Sampler {config.sampler.name!r} and loss {config.loss.name!r} both make up for the class imbalance; together "
-        "they tend to overshoot to the rare classes. Use loss=cross_entropy, or sampler=instance."
-    )
-    both = twice if config.sampler.rebalances and config.loss.adjusts_prior else None
-    leak = (
-        f"{config.backbone.name!r} was trained with ImageNet's labels, so its accuracy on {dataset.name!r} says little "
-        "about unseen data. Take weights trained without them for a fair test."
-    )
-    seen = leak if model.backbone.facts.saw_imagenet and "imagenet" in dataset.name.lower() else None
-    prior = priors.note(config, config.evaluation.prior)
-    return [
-        *dataset.notes,
-        *replaced(config),
-        *model.backbone.notes,
-        *model.notes,
-        *(note for note in (grids, untested, both, seen, prior) if note),
-    ]
 
 
-def unfinished(folder: Path) -> RunConfig | None:
-    """The configuration of a run that was begun in this folder and can go on; None for a new folder.
-
-    A finished run, or a folder that holds something else, is refused.
-    """
-    begun = _begun(folder)
-    if begun is None or ((folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()):
-        results.refuse_existing(folder)
-        return None
-    return begun
 
 
-def changes(begun: RunConfig, config: RunConfig) -> list[str]:
-    """The settings that differ and change a result, each with its old and new value."""
-    old, new = flat(begun), flat(config)
-    # What the recipe chooses was chosen from the same data, and is not known yet before they are read.
-    chosen = set(begun.automatic) & set(config.automatic)
-    return [
-        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-        for key in dict.fromkeys([*new, *old])
-        if _home(old.get(key)) != _home(new.get(key))
-        and key not in (*FREE, "automatic")
-        and not any(key == one or key.startswith(f"{one}.") for one in chosen)
-    ]
 
 
-def _home(value: Any) -> Any:
-    """A setting with `~` filled in: it may stand in the record of a run or not."""
-    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
-    """Refuse to go on with other settings than a run began with, but for those that change no result."""
-    if changed := changes(begun, config):
-        raise UserError(
-            f"{str(folder)!r} holds an unfinished run with other settings: "
-            + "; ".join(changed[:4])
-            + ". Give the same ones, `liftplus train --resume FOLDER` to go on as it began, or another --out."
-        )
 
 
-def _trained_only(folder: Path) -> bool:
-    """Whether a run ended between training and its test, at a picture that cannot be read."""
-    done, under_way = (folder / checkpoint.FILE).is_file(), (folder / checkpoint.STATE).is_file()
-    return done and not under_way and not (folder / "metrics.json").is_file()
 
 
 def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str = "test") -> Outcome:
@@ -218,7 +85,7 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
     tracked = tracking.Following(config.track if leads else (), tracking.Tracked(folder, flat(config)))
     with results.locked(folder) if leads else nullcontext(), tracked:
         # Another process may have begun or finished a run here since this one looked.
-        untested = split in dataset.splits and _trained_only(folder)
+        untested = split in dataset.splits and trained_only(folder)
         if leads and (folder / CONFIG).is_file() and not untested and (begun := unfinished(folder)) is not None:
             refuse_changes(begun, config, folder)
         outcome = _train_run(session, dataset, model, folder, split, tracked)
@@ -330,12 +197,9 @@ def _test(
         "peak_memory_bytes": peak_memory(session.runtime.device),
     }
     with _interrupted_in_test(folder):
-        return test(session, model, dataset, split, dataset.counts(), folder, _weights(fitted.chosen) | figures)
+        return test(session, model, dataset, split, dataset.counts(), folder, about_weights(fitted.chosen) | figures)
 
 
-def _weights(chosen: Chosen | None) -> dict[str, Any]:
-    """For a result: which weights were tested."""
-    return {"weights": None if chosen is None else asdict(chosen)}
 
 
 def _save(session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit) -> None:
@@ -412,61 +276,9 @@ def _way_on(folder: Path, keeper: Keeper) -> Iterator[None]:
         raise DivergedError(error.what, f"{kept}Go on with: liftplus train --resume {folder} train.lr=RATE") from error
 
 
-def test(
-    session: Session,
-    model: Classifier,
-    dataset: DataSet,
-    split: str,
-    train_counts: Sequence[int],
-    folder: Path,
-    about: dict[str, Any],
-) -> Metrics:
-    """Metrics and tables of one split, written into a folder by the leader."""
-    found, metrics = measure(session, model, dataset, split, train_counts)
-    what: dict[str, Any] = {"data": dataset.name, "split": split, "evaluation": session.config.evaluation.model_dump()}
-    if session.cache.notes:
-        what["cache"] = session.cache.notes
-    if session.runtime.job.leads:
-        results.write_evaluation(folder, dataset, dataset.splits[split], found, metrics, train_counts, what | about)
-    return metrics
 
 
-def measure(
-    session: Session, model: Classifier, dataset: DataSet, split: str, train_counts: Sequence[int]
-) -> tuple[Predictions, Metrics]:
-    """The model's predictions for one split, and how good they are."""
-    part = dataset.splits[split]
-    expect(session, model, dataset.class_names, train_counts)
-    reading = Reading(dataset.store, part, session.config.train.workers, session.progress)
-    with deterministic(session.config.deterministic):
-        found = predict_once(model, reading, session.config.evaluation, session.runtime, session.cache)
-    return found, score(found, part, tuple(train_counts))
 
 
-def expect(session: Session, model: Classifier, class_names: Sequence[str], train_counts: Sequence[int]) -> None:
-    """Have the model reckon with the prior that `evaluation.prior` names."""
-    config = session.config
-    shift = priors.shift(config, class_names, train_counts, config.evaluation.prior)
-    model.shift = None if shift is None else shift.to(session.runtime.device)
 
 
-def evaluate_run(
-    session: Session, trained: Trained, split: str, folder: Path, *, other_data: bool
-) -> tuple[DataSet, Metrics]:
-    """Test a trained run on one split of the session's data, whose classes are matched to the run's.
-
-    Other data than the run's is never split: without a test split, all of it is tested. The run's own pictures are in
-    the splits they had in training.
-    """
-    expect(session, trained.model, trained.class_names, trained.train_counts)
-    dataset = session.data(for_testing=other_data)
-    dataset = aligned(dataset if other_data else as_in_run(dataset, trained.folder, split), split, trained)
-    refuse_different(session, dataset, trained.model)
-    if session.runtime.job.leads:
-        results.new_folder(folder)
-    about = _weights(trained.chosen) | {
-        "command": command_line(),
-        "config": session.config.to_dict(),
-        "versions": describe(session.runtime),
-    }
-    return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)

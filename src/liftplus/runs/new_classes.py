@@ -24,7 +24,7 @@ from liftplus.errors import UserError
 from liftplus.evaluation.inference import Reading, collect
 from liftplus.runs.inputs import Rows
 from liftplus.model.picture_init import sampled
-from liftplus.runs.execution import Session
+from liftplus.runs.opening import Session
 
 FILE = "statistics.safetensors"
 PICTURES, KEPT = 20_000, 4_000

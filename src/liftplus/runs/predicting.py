@@ -11,7 +11,8 @@ from liftplus.data.dataset import Split
 from liftplus.machine.determinism import deterministic
 from liftplus.evaluation.inference import Predictions, Reading, predict
 from liftplus.runs.inputs import Rows
-from liftplus.runs.execution import Session, expect
+from liftplus.runs.testing import expect
+from liftplus.runs.opening import Session
 
 
 def image_files(given: Iterable[str]) -> list[str]:

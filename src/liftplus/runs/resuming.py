@@ -6,6 +6,7 @@ from pathlib import Path
 
 from liftplus.evaluation import results
 from liftplus.runs import execution
+from liftplus.runs import changes
 from liftplus.training.saved_state import Keeper
 from liftplus.config import RunConfig, flat, from_dict, saved
 
@@ -19,17 +20,17 @@ def mended(folder: Path, config: RunConfig) -> list[str]:
     Raises:
         UserError: settings differ that would make it another run.
     """
-    about = results.read_json(folder / execution.CONFIG, "config")
+    about = results.read_json(folder / changes.CONFIG, "config")
     begun = from_dict(saved(about["config"]))
     old, new = flat(begun), flat(config)
     changed = {key: [old[key], new[key]] for key in MENDING if old[key] != new[key]}
-    found = execution.changes(begun, config)
+    found = changes.changes(begun, config)
     if len(found) > len(changed):
-        execution.refuse_changes(begun, config, folder)
+        changes.refuse_changes(begun, config, folder)
     if not changed:
         return []
     with results.locked(folder):
         at = Keeper(folder, {}, 1.0).position()
         past = [*about.get("changed", ()), {"epoch": at.epoch, "step": at.step, "settings": changed}]
-        results.write_json(folder / execution.CONFIG, about | {"config": config.to_dict(), "changed": past})
+        results.write_json(folder / changes.CONFIG, about | {"config": config.to_dict(), "changed": past})
     return [f"{change}, after {at}." for change in found]

@@ -11,11 +11,13 @@ from typing import Any
 from liftplus.training import checkpoint
 from liftplus.evaluation import results
 from liftplus.runs import execution
+from liftplus.runs import testing
+from liftplus.runs import changes
 from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import InUseError, UserError
-from liftplus.runs.execution import Session
+from liftplus.runs.opening import Session
 
 METRICS, LAST = "metrics.json", "predictions.csv"  # the latter is the last file that a test writes
 TESTS = "tests"
@@ -29,8 +31,8 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
     """
     if _is_new(folder):
         return False
-    about = results.read_json(folder / execution.CONFIG, "config", "data")
-    differing = execution.changes(from_dict(saved(about["config"])), config)
+    about = results.read_json(folder / changes.CONFIG, "config", "data")
+    differing = changes.changes(from_dict(saved(about["config"])), config)
     if about.get("changed"):
         differing.append("some were changed while it ran")
     found = about["data"].get("fingerprints", {})
@@ -48,12 +50,12 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
 
 def _is_new(folder: Path) -> bool:
     """Whether no run was begun in the folder yet; one that holds something else is refused."""
-    if (folder / execution.CONFIG).is_file():
+    if (folder / changes.CONFIG).is_file():
         return False
     try:
         results.refuse_existing(folder)
     except UserError:
-        if not (folder / execution.CONFIG).is_file():  # which another process may have written since
+        if not (folder / changes.CONFIG).is_file():  # which another process may have written since
             raise
         return False
     return True
@@ -84,7 +86,7 @@ def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -
 
 def test_folder(folder: Path, evaluation: Evaluation) -> Path:
     """Where a run's test of these settings lies: in its folder if they are the run's own, else in a folder inside."""
-    own = results.read_json(folder / execution.CONFIG, "config")["config"]["evaluation"]
+    own = results.read_json(folder / changes.CONFIG, "config")["config"]["evaluation"]
     wanted = evaluation.model_dump(mode="json")
     other = [
         f"{key}={json.dumps(wanted[key])}" for key in wanted if own.get(key) != wanted[key] and key != "batch_size"
@@ -101,7 +103,7 @@ def tested(session: Session, dataset: DataSet, folder: Path) -> Path:
     with results.locked(inside):
         if not (inside / LAST).is_file():
             trained = checkpoint.load_model(folder, session.runtime, session.config.backbone)
-            execution.test(session, trained.model, dataset, "test", dataset.counts(), inside, {})
+            testing.test(session, trained.model, dataset, "test", dataset.counts(), inside, {})
     return inside
 
 

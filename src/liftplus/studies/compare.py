@@ -19,7 +19,7 @@ from liftplus.evaluation.differences import Tested as Tested
 from liftplus.evaluation.differences import read_tests as read_tests
 from liftplus.evaluation.noise import KEYS, Difference
 from liftplus.runs import reuse
-from liftplus.runs.execution import Session
+from liftplus.runs.opening import Session
 from liftplus.studies.space import split
 from liftplus.training import recipe
 

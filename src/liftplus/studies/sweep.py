@@ -17,8 +17,8 @@ from liftplus.config import RunConfig, flat
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, UserError
 from liftplus.evaluation import results
-from liftplus.runs import execution, reuse
-from liftplus.runs.execution import Session
+from liftplus.runs import changes, reuse
+from liftplus.runs.opening import Session
 from liftplus.studies import storage, trials
 from liftplus.studies.plan import METRICS, STARTUP, Plan
 from liftplus.studies.space import SEED, Choices, Point, Range
@@ -154,7 +154,7 @@ class Sweep:
         """What the folder's sweep is; written by the first process, compared by the others."""
         plan, base = self.plan, self.plan.space.config(self.plan.space.first())
         varied = {key: _told(given) for key, given in plan.space.varied.items()}
-        fixed = {k: v for k, v in flat(base).items() if k not in execution.FREE and k not in varied}
+        fixed = {k: v for k, v in flat(base).items() if k not in changes.FREE and k not in varied}
         mine = {"varied": varied, "sampler": plan.kind, "metric": plan.metric, "settings": fixed}
         path = self.folder / ABOUT
         if path.is_file():
