@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import liftplus
-from liftplus import Model, UserError, api, classifier
+from liftplus import Model, UserError, api, classifier, fitted
 from liftplus.data import labelled
 
 from .conftest import COLOURS, Command, picture, write_folder
@@ -49,7 +49,7 @@ def model(place: Path) -> Model:
 
 EXAMPLES = [
     test
-    for module in (api, labelled, classifier)
+    for module in (api, fitted, labelled, classifier)
     for test in doctest.DocTestFinder(exclude_empty=True).find(module)
     if test.examples
 ]
@@ -57,7 +57,9 @@ EXAMPLES = [
 
 def test_what_is_public_has_an_example() -> None:
     told = {
-        test.name.removeprefix(f"{module.__name__}.") for test in EXAMPLES for module in (api, labelled, classifier)
+        test.name.removeprefix(f"{module.__name__}.")
+        for test in EXAMPLES
+        for module in (api, fitted, labelled, classifier)
     }
     for name in set(liftplus.__all__) - {"Model", "Predictions", "UserError"}:
         assert name in told, name

@@ -9,9 +9,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from liftplus.api import Model, Predictions, fit, from_images, load, load_data
+    from liftplus.api import fit, from_images, load, load_data
     from liftplus.classifier import LiftPlusClassifier
     from liftplus.errors import UserError
+    from liftplus.fitted import Model, Predictions
 
 __all__ = [
     "LiftPlusClassifier",
@@ -24,7 +25,12 @@ __all__ = [
     "load_data",
 ]
 
-_HOMES = {"LiftPlusClassifier": "liftplus.classifier", "UserError": "liftplus.errors"}
+_HOMES = {
+    "LiftPlusClassifier": "liftplus.classifier",
+    "Model": "liftplus.fitted",
+    "Predictions": "liftplus.fitted",
+    "UserError": "liftplus.errors",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor
 
-from liftplus import api
+from liftplus import api, fitted
 from liftplus.data import labels as labelling
 from liftplus.data.dataset import listing
 from liftplus.data.labelled import is_column, pictures_of, store_of
@@ -135,7 +135,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         if images is None:
             pixels = _pixels(X) if _is_deep(X) else validate_data(self, X, reset=False)
             images = self._coloured(pixels)
-        return api.probabilities(self.model_, _rows(images))
+        return fitted.probabilities(self.model_, _rows(images))
 
     def _training(self, given: Any, y: Any) -> tuple[list[Any], NDArray[Any]]:
         """Images as `api` takes them, and their labels."""

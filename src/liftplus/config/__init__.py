@@ -1,0 +1,21 @@
+"""One frozen configuration a run: its schema, the presets that fill it, and the user's key=value over both."""
+
+from liftplus.config.overrides import after_training, changed, full_key, locate
+from liftplus.config.presets import AUTOMATIC, replaced, resolve
+from liftplus.config.schema import PARTS, RunConfig, TrainConfig, flat, from_dict, saved
+
+__all__ = [
+    "AUTOMATIC",
+    "PARTS",
+    "RunConfig",
+    "TrainConfig",
+    "after_training",
+    "changed",
+    "flat",
+    "from_dict",
+    "full_key",
+    "locate",
+    "replaced",
+    "resolve",
+    "saved",
+]
