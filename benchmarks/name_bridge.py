@@ -91,7 +91,6 @@ def from_names(context: InitContext) -> Tensor:
     return Bridge(*published())(embeddings([spoken(name) for name in context.class_names])).float()
 
 
-@register("head_init", "bridge")
 class Names(HeadInit):
     """Rows by the bridge, from names alone."""
 
@@ -99,7 +98,6 @@ class Names(HeadInit):
         return from_names(context)
 
 
-@register("head_init", "bridge_mix")
 class NamesAndPictures(Mix):
     """Rows by the bridge together with pictures."""
 
@@ -107,6 +105,14 @@ class NamesAndPictures(Mix):
 
     def of_names(self, context: InitContext) -> Tensor:
         return from_names(context)
+
+
+def offer(encoder: Path) -> None:
+    """Make both starts known by name."""
+    global ENCODER
+    ENCODER = encoder
+    register("head_init", "bridge")(Names)
+    register("head_init", "bridge_mix")(NamesAndPictures)
 
 
 def held_out(seed: int = 0) -> float:

@@ -7,7 +7,8 @@
 
 `search` trains each start with a third, the whole and three times the rate of recipe=auto, with a seed of its own, and
 measures a fifth of the training pictures that is kept aside. `test` takes the best of these rates, or that of
-recipe=auto where they were not all tried, trains with three seeds and measures the test split before and after, once, with one crop. Everything else is as recipe=auto chooses.
+recipe=auto where they were not all tried. It trains with three seeds and measures the test split before and after,
+once, with one crop. Everything else is as recipe=auto chooses.
 `write` puts the table into docs/starts.md. `name_bridge.py` says where the sentence encoder comes from.
 
 The first two append one line a run and leave out those whose line is there; several may run side by side (--part 0/2,
@@ -179,7 +180,7 @@ def main() -> None:
     if given.stage == "write":
         PAGE.write_text(filled(PAGE.read_text(), given.rows))
         return
-    name_bridge.ENCODER = given.encoder
+    name_bridge.offer(given.encoder)
     part = tuple(int(number) for number in given.part.split("/"))
     run(given.stage, given.shared, given.vit, given.rows, (part[0], part[1]))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,7 +40,7 @@ import evidence_claims  # noqa: E402
 import harness  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
-PAGE = ROOT / "docs" / "evidence.md"
+PAGE, README = ROOT / "docs" / "evidence.md", ROOT / "README.md"
 CLOTHING, DEMO = RESULTS.parent / "clothing.jsonl", RESULTS.parent / "demo.json"
 KEYS = ("overall", "mean_class", "many", "medium", "few")
 NOT_RUN = verdicts.NOT_RUN
@@ -437,10 +438,40 @@ def committed() -> str:
     return page(read(), clothing_study.read(CLOTHING), json.loads(DEMO.read_text(encoding="utf-8")))
 
 
+FAIR = {
+    "zeroshot": "zero-shot: names alone, nothing trained",
+    "linear_probe": "linear probe: the classifier alone",
+    "heavy/full_sai_mda": "full fine-tuning, from class names, growing crops",
+    "ablation/4_mda": "LIFT+ with one crop, from class names, growing crops",
+    "ablation/5_tte": "LIFT+: five crops at test",
+}
+"""The README's rows, by experiment; its start and crops are the same for both ways of tuning."""
+
+
+def fair(record: dict[str, Any]) -> str:
+    """The README's table: the tuner alone differs between light and full fine-tuning."""
+    found = {about["name"].split("/mini_clip/")[1]: about["seeds"] for about in record["experiments"]}
+    rows = [
+        [
+            words,
+            *(spread([seed[key] for seed in found[name]]) for key in ("overall", "many", "medium", "few")),
+            f"{found[name][0]['trained_parameters']:,}",
+        ]
+        for name, words in FAIR.items()
+    ]
+    return table(["method", "overall", "many", "medium", "few", "trained weights"], rows)
+
+
+def with_fair(readme: str) -> str:
+    """The README with its table anew."""
+    block = f"<!-- evidence: fair -->\n{fair(read()['openmoji_48px']).strip()}\n<!-- evidence: end -->"
+    return re.sub(r"<!-- evidence: fair -->.*?<!-- evidence: end -->", lambda _: block, readme, flags=re.S)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="what", required=True)
-    parts.add_parser("write", help="make docs/evidence.md anew")
+    parts.add_parser("write", help="make docs/evidence.md and the README's table anew")
     one = parts.add_parser("collect", help="gather the runs of experiments")
     one.add_argument("runs", type=Path, help="the --out of liftplus reproduce run")
     one.add_argument("names", nargs="+", help="the names given to it")
@@ -451,6 +482,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "write":
         PAGE.write_text(committed(), encoding="utf-8")
+        README.write_text(with_fair(README.read_text(encoding="utf-8")), encoding="utf-8")
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results.write_json(args.out, collect(args.runs, args.names) if args.what == "collect" else search(args.sweeps))

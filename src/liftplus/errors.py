@@ -60,10 +60,7 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
 
 
 def told(error: BaseException, *, in_full: bool = False) -> tuple[str, int]:
-    """What the command line says of an error, and its exit code; of a mistake of ours, where it happened.
-
-    With `in_full`, where any error happened.
-    """
+    """Message and exit code for an exception; internal errors include a traceback, with `in_full` all of them."""
     if in_full:
         return "".join(traceback.format_exception(error)), told(error)[1]
     if isinstance(error, UserError):

@@ -108,6 +108,8 @@ def make_run(plan: Plan, one: catalogue.Experiment, seed: int, right: int) -> No
 
 def test_the_page_is_what_the_committed_files_say(evidence: Any) -> None:
     assert evidence.PAGE.read_text(encoding="utf-8") == evidence.committed()
+    readme = evidence.README.read_text(encoding="utf-8")
+    assert readme == evidence.with_fair(readme)
 
 
 def test_runs_are_collected(evidence: Any, made: Path) -> None:

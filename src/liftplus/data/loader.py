@@ -115,7 +115,7 @@ def repeats(indices: Tensor) -> Tensor:
 
 
 class _Order:
-    """The batches of the current epoch, as lists of (epoch, index, repeat); of each one the items that `job` takes."""
+    """The batches of the current epoch as lists of (epoch, index, repeat), restricted to this process's items."""
 
     def __init__(self, order: Callable[[int], Sequence[int]], count: int, batch_size: int, job: Job) -> None:
         self.order, self.count, self.batch_size, self.job = order, count, batch_size, job

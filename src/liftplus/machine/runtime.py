@@ -90,7 +90,7 @@ def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE, comp
     """Resolve "auto": a GPU where there is one; bf16 where the device computes in it, else fp16 (GPU) or fp32 (CPU);
     compiled models on a GPU.
 
-    Of a job of several processes each takes the GPU of its number.
+    In a job of several processes each takes the GPU of its number.
     """
     if job.size > 1:
         device = _own_device(device, job)

@@ -37,8 +37,8 @@ def same_data(data: str, source: str) -> bool:
 def as_in_run(dataset: DataSet, folder: Path, needed: str) -> DataSet:
     """The run's own data with its pictures in the splits they had in the run, where those were drawn by liftplus.
 
-    Pictures that the run did not have are left out, since a split of today could put them anywhere; those that are gone
-    are missing. Both are noted; where a split that is needed has no picture left, that is an error.
+    Pictures that the run did not have are left out, since a split of today could put them anywhere. Deleted pictures are
+    not counted. Both are noted. A split that is needed and has no picture left is an error.
     """
     path = folder / SPLITS
     if not path.is_file():

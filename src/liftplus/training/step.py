@@ -32,7 +32,7 @@ LOOKED_AT = 16
 class Step:
     """One optimiser step: normalise, forward, loss, backward, update; returns the loss, still on the device.
 
-    Of a job of several processes each is given its part of the batch; loss and update are those of the whole.
+    In a job of several processes each gets its share of each batch; loss and update are those of the whole batch.
     """
 
     def __init__(
