@@ -30,7 +30,7 @@ from liftplus.data.sources import load
 from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
 from liftplus.evaluation import results
-from liftplus.evaluation.inference import Predictions
+from liftplus.evaluation.inference import TopK
 from liftplus.evaluation.metrics import accuracies
 from liftplus.model.head_init import class_prompts, described
 
@@ -289,7 +289,7 @@ def test_names_reach_tables_unchanged_and_paths_never(tmp_path: Path, examples: 
         n = len(names)
         split = Split([f"{i}/{name}.png" for i, name in enumerate(names)], list(range(n)))
         dataset = DataSet("d", tuple(names), tuple(names), {"test": split}, FolderStore(tmp_path))
-        found = Predictions(torch.arange(n)[:, None].flip(0), torch.full((n, 1), 0.5))
+        found = TopK(torch.arange(n)[:, None].flip(0), torch.full((n, 1), 0.5))
         guesses = found.classes[:, 0].numpy()
         counts = [30] * n
         metrics = accuracies(guesses, split.labels, counts)

@@ -29,7 +29,7 @@ from liftplus.commands import (
     train,
 )
 from liftplus.commands.examples import epilog
-from liftplus.errors import UserError, told
+from liftplus.errors import UserError, explained
 from liftplus.machine.paths import expanded_word
 
 GARBAGE_THRESHOLD = 50_000
@@ -152,7 +152,7 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):  # who read the output has gone, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
-        sentence, code = told(error, in_full=_wants_all())
+        sentence, code = explained(error, in_full=_wants_all())
         print(sentence, file=sys.stderr)
         raise SystemExit(code) from None
 
@@ -186,7 +186,7 @@ def _main_of_several() -> NoReturn:
         job.leave()
         raise
     except BaseException as error:
-        sentence, code = told(error, in_full=_wants_all())
+        sentence, code = explained(error, in_full=_wants_all())
         if job.speaks():
             print(sentence, file=sys.__stderr__, flush=True)
         os._exit(code)  # an ordinary exit would wait for PyTorch's threads, and they for other processes

@@ -59,10 +59,10 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(shown)}{more}.")
 
 
-def told(error: BaseException, *, in_full: bool = False) -> tuple[str, int]:
+def explained(error: BaseException, *, in_full: bool = False) -> tuple[str, int]:
     """Message and exit code for an exception; internal errors include a traceback, with `in_full` all of them."""
     if in_full:
-        return "".join(traceback.format_exception(error)), told(error)[1]
+        return "".join(traceback.format_exception(error)), explained(error)[1]
     if isinstance(error, UserError):
         return f"Error: {error}", 2
     if isinstance(error, OSError):

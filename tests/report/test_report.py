@@ -221,7 +221,7 @@ def test_damaged_files_cost_their_parts_only(tmp_path: Path) -> None:
         run = Made(NAMES).write(tmp_path / name / "run")
         (run / name).write_text("{")
         said: list[str] = []
-        page = Elements(report.write([run], tmp_path / name / "out", told=said.append).read_text(encoding="utf-8"))
+        page = Elements(report.write([run], tmp_path / name / "out", say=said.append).read_text(encoding="utf-8"))
         assert any(name in text and text in page.text for text in said)
         left = {path.stem for path in (tmp_path / name / "out" / "figures").glob("*.png")}
         assert "long_tail" in left and figure not in left and "Cost and record" in page.text

@@ -21,10 +21,8 @@ from liftplus.data.transforms import Evaluation
 from liftplus.errors import DivergedError, UserError
 from liftplus.evaluation import results
 from liftplus.evaluation.inference import best
-from liftplus.machine import runtime
-from liftplus.machine import stopping
-from liftplus.runs import execution, matching, reuse
-from liftplus.runs import opening
+from liftplus.machine import runtime, stopping
+from liftplus.runs import execution, matching, opening, reuse
 from liftplus.training import assembly, checkpoint, loop, step
 from liftplus.training.saved_state import Keeper, Position, Stopped
 from processes import Running, liftplus, until

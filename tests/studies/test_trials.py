@@ -91,7 +91,7 @@ def test_others_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         time.sleep(0.01)
     said: list[str] = []
     made = shared(tmp_path, 1)
-    made.told = said.append
+    made.say = said.append
     made.work(lambda _values, _number: pytest.fail("another process does it"))
     process.join()
     assert said == ["Waiting for 1 that other processes have begun …"]

@@ -17,7 +17,7 @@ from liftplus.data import sources
 from liftplus.data.dataset import Split
 from liftplus.errors import UserError
 from liftplus.evaluation import results
-from liftplus.evaluation.inference import Predictions
+from liftplus.evaluation.inference import TopK
 from liftplus.evaluation.metrics import Metrics
 from liftplus.machine import runtime
 from liftplus.training import assembly, checkpoint, loop, selection
@@ -35,7 +35,7 @@ def photos(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "photos", {"train": (6, 3, 2), "val": (2, 2, 2), "test": (1, 1, 1)})
 
 
-def noise(predictions: Predictions, _split: Split, counts: tuple[int, ...]) -> Metrics:
+def noise(predictions: TopK, _split: Split, counts: tuple[int, ...]) -> Metrics:
     """Accuracies that jump with every bit of the weights, so that a best epoch may be anywhere."""
     digest = hashlib.sha256(predictions.probabilities.numpy().tobytes()).digest()
     return Metrics(digest[0] / 2.56, digest[1] / 2.56, None, None, None, (None,) * len(counts), 6)
@@ -45,7 +45,7 @@ def scripted(values: Sequence[float]) -> Any:
     """Accuracies of one epoch after the other; mean_class runs the other way."""
     left = iter(values)
 
-    def score(_predictions: Predictions, _split: Split, counts: tuple[int, ...]) -> Metrics:
+    def score(_predictions: TopK, _split: Split, counts: tuple[int, ...]) -> Metrics:
         value = next(left)
         return Metrics(value, 100 - value, None, None, None, (None,) * len(counts), 6)
 

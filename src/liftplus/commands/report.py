@@ -51,7 +51,7 @@ def report(
         with_features=features,
         per_class=per_class,
         progress=console.Bars(),
-        told=lambda text: console.err.print(f"Note: {text}"),
+        say=lambda text: console.err.print(f"Note: {text}"),
     )
     if as_json:
         print(json.dumps({"page": str(page)}))

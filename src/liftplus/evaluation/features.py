@@ -31,7 +31,7 @@ from liftplus.data.identity import identity
 from liftplus.data.loader import Batch
 from liftplus.data.pictures import Picture
 from liftplus.data.transforms import Augment, Crops, Evaluation
-from liftplus.evaluation.inference import Predictions, Reading, best, collect, crops, predict
+from liftplus.evaluation.inference import Reading, TopK, best, collect, crops, predict
 from liftplus.machine.parallel import ALONE, Job
 from liftplus.machine.paths import cache_folder
 from liftplus.machine.runtime import Runtime, describe
@@ -321,9 +321,7 @@ class Rows:
             yield Batch(self.rows[own], self.labels[own], own)
 
 
-def predict_once(
-    model: Classifier, reading: Reading, evaluation: Evaluation, runtime: Runtime, cache: Cache
-) -> Predictions:
+def predict_once(model: Classifier, reading: Reading, evaluation: Evaluation, runtime: Runtime, cache: Cache) -> TopK:
     """`evaluate.predict`, with the features of a bare backbone kept: the same bits."""
     facts = model.backbone.facts
     if not cache.on or not bare(model):

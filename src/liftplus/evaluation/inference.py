@@ -37,7 +37,7 @@ class Normalise(nn.Module):
 
 
 @dataclass(frozen=True)
-class Predictions:
+class TopK:
     """Results for N images, in the split's order.
 
     Attributes:
@@ -153,7 +153,7 @@ def _outputs(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: Facts, runtime: Runtime) -> Predictions:
+def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: Facts, runtime: Runtime) -> TopK:
     """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
     part = replace(reading, split=_part(reading.split, runtime))
     logits = _outputs(model, part, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
@@ -163,7 +163,7 @@ def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: F
     return best(logits, evaluation, runtime, len(reading.split))
 
 
-def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -> Predictions:
+def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -> TopK:
     """Top-k classes and probabilities of all `count` images, from the logits of this process's part [n, C].
 
     Raises:
@@ -184,9 +184,9 @@ def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -
         top = ranked(chances, min(evaluation.top_k, logits.shape[1]))
         found.append((top.cpu(), chances.gather(1, top).cpu()))
     classes, values = (runtime.job.whole(torch.cat(part), count) for part in zip(*found, strict=True))
-    return Predictions(classes, values)
+    return TopK(classes, values)
 
 
-def score(predictions: Predictions, split: Split, train_counts: tuple[int, ...]) -> Metrics:
+def score(predictions: TopK, split: Split, train_counts: tuple[int, ...]) -> Metrics:
     """Metrics of the best class of each image."""
     return accuracies(predictions.classes[:, 0].numpy(), list(split.labels), train_counts)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from liftplus.data.dataset import DataSet, Split
 from liftplus.errors import InUseError, UserError
-from liftplus.evaluation.inference import Predictions
+from liftplus.evaluation.inference import TopK
 from liftplus.evaluation.metrics import Metrics, group_of
 
 LOCK = ".lock"
@@ -179,7 +179,7 @@ def write_evaluation(
     folder: Path,
     dataset: DataSet,
     split: Split,
-    predictions: Predictions,
+    predictions: TopK,
     metrics: Metrics,
     train_counts: Sequence[int],
     about: dict[str, Any],

@@ -85,7 +85,7 @@ def write(
     with_features: bool = False,
     per_class: int = 50,
     progress: Progress | None = None,
-    told: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
     dataset: DataSet | None = None,
 ) -> Path:
     """Write a report about one or several runs of one data set, in place of an earlier one.
@@ -97,7 +97,7 @@ def write(
         with_features: compute features with the runs' models for "Why heavy fine-tuning hurts"; needs the data and
             the backbone's weights. What was computed is kept in the folder.
         per_class: pictures of a class and split whose features are computed, at most.
-        told: called with a sentence for everything that had to be left out.
+        say: called with a sentence for everything that had to be left out.
         dataset: the runs' data, where they are loaded already.
 
     Returns:
@@ -128,7 +128,7 @@ def write(
     values |= _feature_note(draft, distances, with_features)
     _tables(draft, values)
     for text in draft.problems:
-        (told or (lambda _text: None))(text)
+        (say or (lambda _text: None))(text)
     page = out / PAGE
     results.write_bytes(page, render(values | {"problems": draft.problems}).encode(errors="replace"))
     return page

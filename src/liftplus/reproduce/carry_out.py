@@ -33,12 +33,12 @@ class Work:
 
     Attributes:
         session: the settings of a run on this machine.
-        told: gets a sentence for people.
+        say: gets a sentence for people.
     """
 
     plan: Plan
     session: Callable[[RunConfig], Session]
-    told: Callable[[str], None]
+    say: Callable[[str], None]
     _data: dict[str, DataSet] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -65,7 +65,7 @@ class Work:
         if "test" not in dataset.splits:
             raise UserError(f"{dataset.name!r} has no test split, so nothing could be measured.")
         for text in dataset.notes:
-            self.told(f"Note: {dataset.name}: {text}")
+            self.say(f"Note: {dataset.name}: {text}")
 
     def data(self, config: RunConfig) -> DataSet:
         """A data set, read once for the runs that follow each other."""
@@ -84,7 +84,7 @@ class Work:
             if (text := self._attempt(job, f"[{number} of {len(jobs)}]", waiting)) is not None:
                 failed.append(text)
         if waiting:
-            self.told(f"{len(waiting)} are being made by another process; waiting for them.")
+            self.say(f"{len(waiting)} are being made by another process; waiting for them.")
         while waiting:
             again, waiting = waiting, []
             for job in again:
@@ -105,14 +105,14 @@ class Work:
             waiting.append(job)
             return None
         except RunFailedError as error:
-            self.told(f"{name}: failed. {error}")
+            self.say(f"{name}: failed. {error}")
             return f"{experiment.name}, seed {seed}: {error}"
         spent = time.monotonic() - start
         if not there:
             about = {"experiment": experiment.name, "seed": seed, "seconds": round(spent, 1)}
             results.append_json(self.plan.out / TIMES, about)
         took = "found finished" if there else f"{spent:.0f} s"
-        self.told(f"{name}: {shown(reuse.metrics(folder))} ({took})")
+        self.say(f"{name}: {shown(reuse.metrics(folder))} ({took})")
         return None
 
     def _one(self, experiment: Experiment, seed: int) -> Path:

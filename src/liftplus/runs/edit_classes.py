@@ -12,11 +12,11 @@ from torch import Tensor
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import centred
-from liftplus.training.checkpoint import FILE, FORMAT, read_model, write_tensors
 from liftplus.config import RunConfig, from_dict, saved
 from liftplus.errors import UserError, unknown
-from liftplus.model.head_init import HeadInit, Semantic, centres, class_prompts, text_rows
 from liftplus.evaluation.results import new_folder, read_json, write_json
+from liftplus.model.head_init import HeadInit, Semantic, centres, class_prompts, text_rows
+from liftplus.training.checkpoint import FILE, FORMAT, read_model, write_tensors
 
 HEADS = ("cosine", "l2norm", "layernorm", "joint")
 """Heads that compare with rows of unit length, whatever length training gave them."""

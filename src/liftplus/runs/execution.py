@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from liftplus.runs.testing import about_weights
-
-from liftplus.runs.testing import test
-
-from liftplus.runs.opening import Session, refuse_different, notes
-
-from liftplus.runs.changes import CONFIG, FREE, unfinished, refuse_changes, trained_only
-
-import os
 import signal
-import socket
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from liftplus.training import checkpoint, recipe, signs, tracking
-from liftplus.evaluation import priors, results
-from liftplus.training.checkpoint import Chosen, Trained
-from liftplus.training.saved_state import Keeper, Position
-from liftplus.config import RunConfig, flat, from_dict, replaced, saved
-from liftplus.data import sources
+from liftplus.config import flat
 from liftplus.data.dataset import DataSet
 from liftplus.data.images import UnreadableImage
-from liftplus.machine.determinism import deterministic
 from liftplus.errors import DivergedError, Interrupted, UserError
-from liftplus.evaluation.inference import Predictions, Reading, coinciding_grids, score
-from liftplus.evaluation.features import Cache, predict_once
-from liftplus.runs.matching import aligned, as_in_run, write_splits
+from liftplus.evaluation import priors, results
 from liftplus.evaluation.metrics import Metrics
+from liftplus.machine.determinism import deterministic
+from liftplus.machine.runtime import command_line, describe, forget_peak_memory, peak_memory
+from liftplus.machine.stopping import replaceable
 from liftplus.model.classifier import Classifier
-from liftplus.machine.runtime import Runtime, command_line, describe, forget_peak_memory, peak_memory
-from liftplus.machine.stopping import StopRequest, replaceable
-from liftplus.machine.progress import Advance, Progress, Silent
+from liftplus.runs.changes import CONFIG, refuse_changes, trained_only, unfinished
+from liftplus.runs.matching import write_splits
+from liftplus.runs.opening import Session, refuse_different
+from liftplus.runs.testing import about_weights, test
+from liftplus.training import checkpoint, signs, tracking
+from liftplus.training.checkpoint import Chosen
 from liftplus.training.loop import Fit, fit, trained_parameters
-from liftplus.training.assembly import build
-
+from liftplus.training.saved_state import Keeper, Position
 
 
 @dataclass(frozen=True)
@@ -55,24 +40,6 @@ class Outcome:
     chosen: Chosen  # which epoch's weights
     notes: tuple[str, ...] = ()  # what happened on the way
     signs: tuple[str, ...] = ()  # of a poor fit; the last one says so where the run ended below its start
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str = "test") -> Outcome:
@@ -200,8 +167,6 @@ def _test(
         return test(session, model, dataset, split, dataset.counts(), folder, about_weights(fitted.chosen) | figures)
 
 
-
-
 def _save(session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit) -> None:
     """Write the model that the run ends with, and the last epoch's where that is another."""
     if not session.runtime.job.leads:
@@ -274,11 +239,3 @@ def _way_on(folder: Path, keeper: Keeper) -> Iterator[None]:
         at = keeper.position()
         kept = f"The state after {at} is in {folder}. " if at != Position() else ""
         raise DivergedError(error.what, f"{kept}Go on with: liftplus train --resume {folder} train.lr=RATE") from error
-
-
-
-
-
-
-
-

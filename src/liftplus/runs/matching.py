@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from liftplus.evaluation import results
-from liftplus.training.checkpoint import Trained
 from liftplus.data.dataset import DataSet, Split, listing
 from liftplus.errors import UserError
+from liftplus.evaluation import results
+from liftplus.training.checkpoint import Trained
 from liftplus.words import agreeing, counted
 
 SPLITS = "splits.json"
@@ -37,8 +37,8 @@ def same_data(data: str, source: str) -> bool:
 def as_in_run(dataset: DataSet, folder: Path, needed: str) -> DataSet:
     """The run's own data with its pictures in the splits they had in the run, where those were drawn by liftplus.
 
-    Pictures that the run did not have are left out, since a split of today could put them anywhere. Deleted pictures are
-    not counted. Both are noted. A split that is needed and has no picture left is an error.
+    Pictures that the run did not have are left out, since a split of today could put them anywhere. Deleted pictures
+    are not counted. Both are noted. A split that is needed and has no picture left is an error.
     """
     path = folder / SPLITS
     if not path.is_file():

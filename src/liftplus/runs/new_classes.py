@@ -11,20 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liftplus.model import added_row
-from liftplus.runs import edit_classes
-from liftplus.model.added_row import Old
 from liftplus.backbones import catalogue
-from liftplus.training.checkpoint import FORMAT, Trained, checksum, read_model, read_tensors, write_tensors
-from liftplus.model.closed_form import Sample, Statistics
 from liftplus.data.dataset import DataSet, Split, Store
 from liftplus.data.transforms import CentreCrop
-from liftplus.machine.determinism import deterministic
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import Reading, collect
-from liftplus.runs.inputs import Rows
+from liftplus.machine.determinism import deterministic
+from liftplus.model import added_row
+from liftplus.model.added_row import Old
+from liftplus.model.closed_form import Sample, Statistics
 from liftplus.model.picture_init import sampled
+from liftplus.runs import edit_classes
+from liftplus.runs.inputs import Rows
 from liftplus.runs.opening import Session
+from liftplus.training.checkpoint import FORMAT, Trained, checksum, read_model, read_tensors, write_tensors
 
 FILE = "statistics.safetensors"
 PICTURES, KEPT = 20_000, 4_000

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from liftplus.runs import inputs
-from liftplus.training.checkpoint import Trained
 from liftplus.data.dataset import Split
+from liftplus.evaluation.inference import Reading, TopK, predict
 from liftplus.machine.determinism import deterministic
-from liftplus.evaluation.inference import Predictions, Reading, predict
+from liftplus.runs import inputs
 from liftplus.runs.inputs import Rows
-from liftplus.runs.testing import expect
 from liftplus.runs.opening import Session
+from liftplus.runs.testing import expect
+from liftplus.training.checkpoint import Trained
 
 
 def image_files(given: Iterable[str]) -> list[str]:
@@ -44,9 +44,7 @@ def predict_files(session: Session, trained: Trained, rows: Rows, *, skip_unread
     return guesses
 
 
-def predict_rows(
-    session: Session, trained: Trained, rows: Rows, unreadable: dict[str, str] | None = None
-) -> Predictions:
+def predict_rows(session: Session, trained: Trained, rows: Rows, unreadable: dict[str, str] | None = None) -> TopK:
     """Top-k classes of pictures, in the order of the rows.
 
     Args:

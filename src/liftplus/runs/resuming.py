@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from liftplus.config import RunConfig, flat, from_dict, saved
 from liftplus.evaluation import results
-from liftplus.runs import execution
 from liftplus.runs import changes
 from liftplus.training.saved_state import Keeper
-from liftplus.config import RunConfig, flat, from_dict, saved
 
 MENDING = ("train.lr", "precision")
 """Settings that a run may be given anew when it is resumed by name."""

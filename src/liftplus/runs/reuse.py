@@ -8,16 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from liftplus.training import checkpoint
-from liftplus.evaluation import results
-from liftplus.runs import execution
-from liftplus.runs import testing
-from liftplus.runs import changes
 from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import InUseError, UserError
+from liftplus.evaluation import results
+from liftplus.runs import changes, execution, testing
 from liftplus.runs.opening import Session
+from liftplus.training import checkpoint
 
 METRICS, LAST = "metrics.json", "predictions.csv"  # the latter is the last file that a test writes
 TESTS = "tests"

@@ -143,8 +143,8 @@ class Made:
     def refuse_failures(self) -> None:
         """Raise UserError where a run failed."""
         if self.failures:
-            told = [f"* {one.sentence()}" for one in self.failures]
-            raise UserError("\n".join([f"{_runs(len(told))} failed. The same command tries again.", *told]))
+            lines = [f"* {one.sentence()}" for one in self.failures]
+            raise UserError("\n".join([f"{_runs(len(lines))} failed. The same command tries again.", *lines]))
 
 
 def _runs(number: int) -> str:
@@ -155,7 +155,7 @@ def run(
     plan: Plan,
     out: Path,
     session: Callable[[RunConfig], Session],
-    told: Callable[[str], None],
+    say: Callable[[str], None],
     note: Callable[[list[Row]], None] = lambda rows: None,
 ) -> Made:
     """Make the runs that are missing below `out`, and read all of them; `note` gets the rows as they come.
@@ -172,19 +172,19 @@ def run(
     if "test" not in dataset.splits:
         raise UserError(f"{dataset.name!r} has no test split, so nothing could be compared.")
     for text in dataset.notes:
-        told(f"Note: {text}")
+        say(f"Note: {text}")
     jobs = [(seed, entry) for seed in range(plan.seeds) for entry in plan.entries]
     have = [reuse.finished(out / entry.folder(seed), plan.config(entry, seed), dataset) for seed, entry in jobs]
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     failures: list[Failure] = []
     for number, ((seed, entry), made) in enumerate(zip(jobs, have, strict=True), 1):
-        told(f"{entry.label} with seed {seed} ({number} of {len(jobs)}){': found finished' if made else ' …'}")
+        say(f"{entry.label} with seed {seed} ({number} of {len(jobs)}){': found finished' if made else ' …'}")
         try:
             rows += _rows(entry, seed, session(plan.config(entry, seed)), dataset, out / entry.folder(seed))
         except UserError as error:
             failures.append(Failure(entry.label, seed, _reason(error, entry)))
-            told(f"{failures[-1].sentence()}{' The others go on.' if number < len(jobs) else ''}")
+            say(f"{failures[-1].sentence()}{' The others go on.' if number < len(jobs) else ''}")
             continue
         note(rows)
     found = Made(tuple(rows), tuple(failures))

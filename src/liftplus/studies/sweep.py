@@ -72,14 +72,14 @@ class Sweep:
         folder: holds the runs and tables; all processes share it.
         plan: what is tried.
         session: opens a run of given settings on this machine.
-        told: told what happens, in sentences.
+        say: called with a sentence for what happens.
         storage: Optuna's database as an SQLAlchemy URL; by default its journal in the folder.
     """
 
     folder: Path
     plan: Plan
     session: Callable[[RunConfig], Session]
-    told: Callable[[str], None]
+    say: Callable[[str], None]
     storage: str | None = None
     tested: list[Done] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ class Sweep:
         self.plan.check(dataset)
         points = self.plan.points()
         for note in dataset.notes:
-            self.told(f"Note: {note}")
+            self.say(f"Note: {note}")
         with storage.reached():
             self._all(dataset, points)
 
@@ -99,7 +99,7 @@ class Sweep:
         seen = replace(dataset, splits={name: part for name, part in dataset.splits.items() if name != "test"})
         native = [self._native(point) for point in points]
         ranges = {key: _range(given) for key, given in self.plan.space.varied.items()}
-        queue = Trials(study, self.folder, native, ranges, self.told)
+        queue = Trials(study, self.folder, native, ranges, self.say)
         self._sample(queue)
         queue.work(lambda values, number: self._trial(values, number, seen, queue))
         self._write(queue)
@@ -191,7 +191,7 @@ class Sweep:
         return value, {"metrics": figures}
 
     def _run(self, point: Point, folder: Path, dataset: DataSet, split: str, name: str) -> dict[str, Any]:
-        self.told(f"{name}: {', '.join(f'{key}={_short(value)}' for key, value in point.items())} …")
+        self.say(f"{name}: {', '.join(f'{key}={_short(value)}' for key, value in point.items())} …")
         session = self.session(self.plan.space.config(point))
         while True:
             try:
@@ -212,7 +212,7 @@ class Sweep:
         text += f"{len(done) + 1} of {len(queue.points)} done"
         if left and spent:
             text += f", about {duration(left * statistics.mean(spent) / workers)} left"
-        self.told(text)
+        self.say(text)
 
     def settings(self, trials: Sequence[Done]) -> list[Setting]:
         """The settings that were tried with all their seeds, best first; of equals the earlier one leads."""
@@ -247,7 +247,7 @@ class Sweep:
             figures = self._run(point, self.folder / f"test-seed{start + number}", dataset, "test", "test")
             return float(figures["overall"]), {"metrics": figures}
 
-        seeds = Trials(study, self.folder, [{} for _ in range(self.plan.test_seeds)], {}, self.told)
+        seeds = Trials(study, self.folder, [{} for _ in range(self.plan.test_seeds)], {}, self.say)
         seeds.work(objective)
         self.tested = [self._done(start + n, trial, "test-seed{}") for n, trial in sorted(seeds.settled().items())]
         self._write(queue)

@@ -36,7 +36,7 @@ class Trials:
         folder: shared by them too; it holds a lock for each trial.
         points: each trial's values; where there are none the study's sampler chooses them.
         ranges: what the values may be, by name.
-        told: told in a sentence what a process waits for.
+        say: called with a sentence for what a process waits for.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class Trials:
         folder: Path,
         points: Sequence[Point],
         ranges: Mapping[str, BaseDistribution],
-        told: Callable[[str], None],
+        say: Callable[[str], None],
     ) -> None:
-        self.study, self.folder, self.points, self.ranges, self.told = study, folder, points, dict(ranges), told
+        self.study, self.folder, self.points, self.ranges, self.say = study, folder, points, dict(ranges), say
 
     def settled(self) -> dict[int, FrozenTrial]:
         """The trials that need no more work, by number: finished, or failed by themselves."""
@@ -88,7 +88,7 @@ class Trials:
                 waiting = False
                 continue
             if not waiting:
-                self.told(f"Waiting for {len(left)} that other processes have begun …")
+                self.say(f"Waiting for {len(left)} that other processes have begun …")
             waiting = True
             time.sleep(POLL)
 

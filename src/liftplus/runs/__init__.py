@@ -1,0 +1,1 @@
+"""Runs: a folder trained, tested, resumed, used again or given other classes."""

@@ -1,0 +1,120 @@
+"""A run's settings on this machine: its data, and its classifier before the first step."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from liftplus.config import RunConfig, flat, replaced
+from liftplus.data import sources
+from liftplus.data.dataset import DataSet
+from liftplus.errors import UserError
+from liftplus.evaluation import priors
+from liftplus.evaluation.features import Cache
+from liftplus.evaluation.inference import coinciding_grids
+from liftplus.machine.determinism import deterministic
+from liftplus.machine.progress import Advance, Progress, Silent
+from liftplus.machine.runtime import Runtime
+from liftplus.machine.stopping import StopRequest
+from liftplus.model.classifier import Classifier
+from liftplus.runs.changes import FREE, begun_with
+from liftplus.training import recipe
+from liftplus.training.assembly import build
+
+
+@dataclass(frozen=True)
+class Session:
+    """The settings of a run, the machine it is on, and who is told of its progress."""
+
+    config: RunConfig
+    runtime: Runtime
+    progress: Progress = field(default_factory=Silent)
+    stop: StopRequest | None = None  # heeded during training
+    began: float = field(default_factory=time.perf_counter)
+    seconds: float | None = None  # that the run will take, where the recipe measured it
+
+    def data(self, for_testing: bool = False) -> DataSet:
+        """The data set, broken pictures left out where the policy says so."""
+        with ExitStack() as stack:
+            advance: Advance | None = None
+
+            def checked(done: int, total: int) -> None:
+                nonlocal advance
+                if advance is None:
+                    advance = stack.enter_context(self.progress.task("Checking every picture", total))
+                advance()
+
+            return sources.load(self.config.data, checked, for_testing=for_testing)
+
+    def start(self, dataset: DataSet, folder: Path | None = None) -> tuple[Session, Classifier]:
+        """The classifier before its first step, and the session with what recipe=auto chose for it.
+
+        Args:
+            folder: of the run; where it was begun there, it goes on with what was chosen then.
+        """
+        refuse_different(self, dataset)  # before they work together on a start from their pictures
+        begun = self.runtime.job.from_leader(lambda: begun_with(folder))
+        seconds = None
+        config = recipe.settled(self.config, dataset) if begun is None else recipe.as_begun(self.config, begun)
+        with deterministic(config.deterministic):
+            model = build(config, dataset, self.runtime, self.progress, self.cache)
+            if begun is None:
+                config, seconds = recipe.timed(config, dataset, model, self.runtime, self.began, self.progress)
+        session = replace(self, config=config, seconds=seconds)
+        session.cache.notes.extend(self.cache.notes)
+        return session, model
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Where features of frozen towers are kept; its notes tell what was read from there."""
+        return Cache.of(self.config.cache, self.runtime.job)
+
+
+def refuse_different(session: Session, dataset: DataSet, model: Classifier | None = None) -> None:
+    """Refuse processes that see other data, weights or settings than the leader."""
+    if session.runtime.job.size == 1:
+        return
+    mine: dict[str, Any] = {"data": {name: dataset.fingerprint(name) for name in dataset.splits}}
+    if model is not None:
+        mine |= {
+            "backbone weights": model.backbone.identity,
+            "precision": session.runtime.precision,
+            "settings": {key: value for key, value in flat(session.config).items() if key not in FREE},
+        }
+    found = session.runtime.job.from_all((socket.gethostname(), mine))
+    for rank, (host, other) in enumerate(found):
+        for key, value in other.items():
+            if value != found[0][1][key]:
+                raise UserError(
+                    f"Process {rank} on {host} has other {key} than process 0 on {found[0][0]}. Give every machine the "
+                    "same command, data and weights."
+                )
+
+
+def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
+    """What a user should know before long work starts, one sentence each."""
+    grids = coinciding_grids(config.evaluation, model.backbone.facts)
+    untested = None if "test" in dataset.splits else "There is no test split, so nothing will be measured."
+    twice = (
+        f"Sampler {config.sampler.name!r} and loss {config.loss.name!r} both make up for the class imbalance; together "
+        "they tend to overshoot to the rare classes. Use loss=cross_entropy, or sampler=instance."
+    )
+    both = twice if config.sampler.rebalances and config.loss.adjusts_prior else None
+    leak = (
+        f"{config.backbone.name!r} was trained with ImageNet's labels, so its accuracy on {dataset.name!r} says little "
+        "about unseen data. Take weights trained without them for a fair test."
+    )
+    seen = leak if model.backbone.facts.saw_imagenet and "imagenet" in dataset.name.lower() else None
+    prior = priors.note(config, config.evaluation.prior)
+    return [
+        *dataset.notes,
+        *replaced(config),
+        *model.backbone.notes,
+        *model.notes,
+        *(note for note in (grids, untested, both, seen, prior) if note),
+    ]
