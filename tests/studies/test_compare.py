@@ -157,7 +157,9 @@ def test_the_demo_is_a_preset(photos: Path, command: Command, tmp_path: Path, mo
     monkeypatch.setattr(
         demo,
         "plan",
-        lambda seeds: compare.Plan(str(photos), "mini_clip", tuple(compare.entries("zeroshot,lift+")), seeds, QUICK),
+        lambda seeds: compare.Comparison(
+            str(photos), "mini_clip", tuple(compare.entries("zeroshot,lift+")), seeds, QUICK
+        ),
     )
     (tmp_path / "runs" / "demo" / "lift+-seed0").mkdir(parents=True)  # an earlier demo's, whose place is taken
     (tmp_path / "runs" / "demo" / "lift+-seed0" / "old.txt").touch()

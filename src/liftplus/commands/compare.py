@@ -15,7 +15,7 @@ from liftplus.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from liftplus.studies.compare import Made, Plan, Row
+    from liftplus.studies.compare import Comparison, Made, Row
 
 
 def compare(
@@ -38,7 +38,7 @@ def compare(
     """Train and test methods with the same seeds, and say which differences are more than noise."""
     from liftplus.studies import compare as script
 
-    plan = script.Plan(data, backbone, tuple(script.entries(methods)), seeds, tuple(overrides or ()))
+    plan = script.Comparison(data, backbone, tuple(script.entries(methods)), seeds, tuple(overrides or ()))
     made = carry_out(plan, out)
     page = report(plan, made, out, features)
     if as_json:
@@ -48,7 +48,7 @@ def compare(
     made.refuse_failures()
 
 
-def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda rows: None) -> Made:
+def carry_out(plan: Comparison, out: Path, note: Callable[[list[Row]], None] = lambda rows: None) -> Made:
     """Make the runs and write the tables; `note` gets the rows as they come."""
     from liftplus import console
     from liftplus.evaluation.differences import judged
@@ -69,7 +69,7 @@ def carry_out(plan: Plan, out: Path, note: Callable[[list[Row]], None] = lambda 
     return made
 
 
-def report(plan: Plan, made: Made, out: Path, features: int) -> Path:
+def report(plan: Comparison, made: Made, out: Path, features: int) -> Path:
     """One page about all runs; `features` pictures of a class and split for its analysis of the features."""
     from liftplus import console
     from liftplus.report import write
@@ -83,7 +83,7 @@ def report(plan: Plan, made: Made, out: Path, features: int) -> Path:
     )
 
 
-def show(plan: Plan, made: Made, out: Path, page: Path) -> None:
+def show(plan: Comparison, made: Made, out: Path, page: Path) -> None:
     """The table and what it proves, for a person."""
     from liftplus import console
     from liftplus.evaluation.differences import caveat, counted, headlines, judged

@@ -52,11 +52,11 @@ def sweep(
     from liftplus import console
     from liftplus.machine import parallel, stopping
     from liftplus.runs import changes
-    from liftplus.studies import plan, space
+    from liftplus.studies import search, space
     from liftplus.studies import sweep as sweeps
     from liftplus.training import saved_state
 
-    for name, given, allowed in (("sampler", sampler, plan.SAMPLERS), ("metric", metric, plan.METRICS)):
+    for name, given, allowed in (("sampler", sampler, search.SAMPLERS), ("metric", metric, search.METRICS)):
         if given not in allowed:
             raise UserError(f"--{name} is {given!r}; allowed are {', '.join(allowed)}.")
     if parallel.job().size > 1:
@@ -70,7 +70,7 @@ def sweep(
         return options.session(config, asked)
 
     made = sweeps.Sweep(
-        out, plan.Plan(varied, sampler, trials, metric, test_seeds), session, console.err.print, storage
+        out, search.Search(varied, sampler, trials, metric, test_seeds), session, console.err.print, storage
     )
     try:
         made.run()

@@ -184,7 +184,7 @@ def outlook(plan: Plan) -> Outlook:
     jobs, times = plan.jobs(), timed(plan.out)
     missing = [(seed, one) for seed, one in jobs if finished_test(plan, one, seed) is None]
     trainings = {plan.folder(one, seed) for seed, one in jobs}
-    trained = {folder for folder in trainings if (folder / reuse.LAST).is_file()}
+    trained = {folder for folder in trainings if (folder / reuse.PREDICTIONS).is_file()}
     measured = estimated = 0.0
     unknown, begun = 0, set(trained)
     for seed, one in missing:
@@ -216,7 +216,7 @@ def timed(out: Path) -> dict[str, float]:
 def finished_test(plan: Plan, experiment: Experiment, seed: int) -> Path | None:
     """The folder of a test that has been made."""
     folder = plan.folder(experiment, seed)
-    if not (folder / reuse.LAST).is_file() or not (folder / changes.CONFIG).is_file():
+    if not (folder / reuse.PREDICTIONS).is_file() or not (folder / changes.CONFIG).is_file():
         return None
     inside = reuse.test_folder(folder, plan.config(experiment, seed).evaluation)
-    return inside if (inside / reuse.LAST).is_file() else None
+    return inside if (inside / reuse.PREDICTIONS).is_file() else None

@@ -17,7 +17,7 @@ from liftplus.runs import changes, execution, testing
 from liftplus.runs.opening import Session
 from liftplus.training import checkpoint
 
-METRICS, LAST = "metrics.json", "predictions.csv"  # the latter is the last file that a test writes
+METRICS, PREDICTIONS = "metrics.json", "predictions.csv"  # the latter is the last file that a test writes
 TESTS = "tests"
 
 
@@ -43,7 +43,7 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
             "another folder with --out."
         )
     ended = (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()
-    return ended and (folder / LAST).is_file()
+    return ended and (folder / PREDICTIONS).is_file()
 
 
 def _is_new(folder: Path) -> bool:
@@ -95,11 +95,11 @@ def test_folder(folder: Path, evaluation: Evaluation) -> Path:
 def tested(session: Session, dataset: DataSet, folder: Path) -> Path:
     """Test a finished run with the session's `evaluation.*`, unless it has been; the folder of that test's files."""
     inside = test_folder(folder, session.config.evaluation)
-    if (inside / LAST).is_file():
+    if (inside / PREDICTIONS).is_file():
         return inside
     inside.mkdir(parents=True, exist_ok=True)
     with results.locked(inside):
-        if not (inside / LAST).is_file():
+        if not (inside / PREDICTIONS).is_file():
             trained = checkpoint.load_model(folder, session.runtime, session.config.backbone)
             testing.test(session, trained.model, dataset, "test", dataset.counts(), inside, {})
     return inside

@@ -63,7 +63,7 @@ def entries(text: str) -> list[Entry]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Comparison:
     """What is compared on what; seeds 0 to N-1."""
 
     data: str
@@ -152,7 +152,7 @@ def _runs(number: int) -> str:
 
 
 def run(
-    plan: Plan,
+    plan: Comparison,
     out: Path,
     session: Callable[[RunConfig], Session],
     say: Callable[[str], None],
@@ -248,7 +248,7 @@ def contenders(rows: Sequence[Row]) -> list[Contender]:
     ]
 
 
-def write(out: Path, plan: Plan, made: Made, methods: Sequence[Contender], found: Sequence[Difference]) -> None:
+def write(out: Path, plan: Comparison, made: Made, methods: Sequence[Contender], found: Sequence[Difference]) -> None:
     """compare.json, compare.csv (the table) and compare.md."""
     lines, tested = summary(made.rows), methods[0].tested
     about = {"data": plan.data, "backbone": plan.backbone, "overrides": plan.overrides, "seeds": plan.seeds}

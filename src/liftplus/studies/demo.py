@@ -9,7 +9,7 @@ from typing import Any
 
 from liftplus.errors import UserError
 from liftplus.evaluation import results
-from liftplus.studies.compare import Entry, Plan, Row
+from liftplus.studies.compare import Comparison, Entry, Row
 
 METHODS = ("zeroshot", "closed_form", "linear_probe", "full", "lift+")
 DATA, BACKBONE = "openmoji_lt", "mini_clip"
@@ -18,9 +18,9 @@ MARKER, ROWS = ".liftplus-demo", "results.json"
 FIELDS = ("method", "tte", "seed", "overall", "many", "medium", "few", "seconds", "tuned_parameters")
 
 
-def plan(seeds: int) -> Plan:
+def plan(seeds: int) -> Comparison:
     """What the demo compares."""
-    return Plan(DATA, BACKBONE, tuple(Entry(method, method) for method in METHODS), seeds)
+    return Comparison(DATA, BACKBONE, tuple(Entry(method, method) for method in METHODS), seeds)
 
 
 def lines(rows: Sequence[Row]) -> list[dict[str, Any]]:

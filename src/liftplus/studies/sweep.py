@@ -20,7 +20,7 @@ from liftplus.evaluation import results
 from liftplus.runs import changes, reuse
 from liftplus.runs.opening import Session
 from liftplus.studies import storage, trials
-from liftplus.studies.plan import METRICS, STARTUP, Plan
+from liftplus.studies.search import METRICS, STARTUP, Search
 from liftplus.studies.space import SEED, Choices, Point, Range
 from liftplus.studies.trials import Trials
 from liftplus.words import duration
@@ -77,7 +77,7 @@ class Sweep:
     """
 
     folder: Path
-    plan: Plan
+    plan: Search
     session: Callable[[RunConfig], Session]
     say: Callable[[str], None]
     storage: str | None = None

@@ -27,7 +27,7 @@ DEFAULT_TRIALS = 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class Search:
     """What a sweep tries, and by which figure it chooses.
 
     Attributes:
