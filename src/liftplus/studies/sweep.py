@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liftplus.config import RunConfig, flat
+from liftplus.config import RunConfig, flat, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, UserError
 from liftplus.evaluation import results
@@ -160,7 +160,7 @@ class Sweep:
         if path.is_file():
             found = results.read_json(path, "id", *mine)
             changed = [key for key in ("varied", "sampler", "metric") if found[key] != mine[key]]
-            before = flat(RunConfig()) | found["settings"]  # an older liftplus may have lacked a setting
+            before = _in_force(found["settings"])
             changed += [key for key in fixed if before.get(key) != fixed[key] and "varied" not in changed]
             if changed:
                 raise UserError(
@@ -299,6 +299,17 @@ class Sweep:
                 ),
             )
         return every
+
+
+def _in_force(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a sweep, with what was in force where the liftplus that began it lacked one."""
+    tuners: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, _, rest = key.partition(".")
+        name, _, option = rest.partition(".")
+        if section == "tuner" and option:
+            tuners.setdefault(name, {})[option] = value
+    return flat(from_dict(saved({"tuner": tuners}))) | settings
 
 
 def _told(given: Choices | Range) -> Any:
