@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from liftplus import config
 from liftplus.backbones import catalogue, clip
 from liftplus.backbones.base import Backbone, BackboneConfig
+from liftplus.backbones.normalise import Normalise
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import Batch
 from liftplus.data.stores import ArrayStore
-from liftplus.evaluation.inference import Normalise
 from liftplus.machine import runtime
 from liftplus.model.classifier import Classifier
 from liftplus.training import assembly, loop

@@ -24,11 +24,12 @@ import flops
 import harness
 from contenders import MODELS, Work
 from harness import FP16, FP32, OURS
+from liftplus.backbones.normalise import Normalise
 from liftplus.data.dataset import DataSet, Split, Store
 from liftplus.data.loader import Batch, FixedView, Loader
 from liftplus.data.transforms import Evaluation
 from liftplus.evaluation import inference
-from liftplus.evaluation.inference import Normalise, Reading
+from liftplus.evaluation.inference import Reading
 from liftplus.machine import runtime
 
 

@@ -38,10 +38,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import clothing_study  # noqa: E402
 import evidence_claims  # noqa: E402
 import harness  # noqa: E402
+import start_study  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 PAGE, README = ROOT / "docs" / "evidence.md", ROOT / "README.md"
 CLOTHING, DEMO = RESULTS.parent / "clothing.jsonl", RESULTS.parent / "demo.json"
+STARTS_FILE = RESULTS.parent / "starts.jsonl"
 KEYS = ("overall", "mean_class", "many", "medium", "few")
 NOT_RUN = verdicts.NOT_RUN
 
@@ -208,9 +210,12 @@ def dates(files: Iterable[Path]) -> list[str]:
 
 
 def page(
-    records: dict[str, dict[str, Any]], clothing: Sequence[dict[str, Any]] = (), demo: dict[str, Any] | None = None
+    records: dict[str, dict[str, Any]],
+    clothing: Sequence[dict[str, Any]] = (),
+    demo: dict[str, Any] | None = None,
+    starts: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """Markdown of all files, by their names, of the demo, and of the study on photographs of clothes."""
+    """Markdown of all files, by their names, of the demo, and of the studies of clothes and of starts."""
     made = {name: one for name, one in records.items() if one["kind"] == "experiments"}
     searched = any(one["kind"] == "search" for one in records.values())
     parts = [OPENING, *_claims(made), CLOSING.replace("{rates}", SEARCHED if searched else UNSEARCHED)]
@@ -220,6 +225,8 @@ def page(
         parts.append(_demo(demo))
     if clothing:
         parts.append(_photographs(clothing))
+    if starts:
+        parts.append(_starts(starts))
     for name, one in records.items():
         if one["kind"] == "search":
             parts.append(f"## Learning rates: {name}\n\n{_provenance(name, one)}\n{_searches(one)}")
@@ -356,6 +363,12 @@ def _photographs(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def _starts(rows: Sequence[dict[str, Any]]) -> str:
+    """Where the classifier starts: the answers, and the table."""
+    lines = "\n".join(start_study.table(list(rows)))
+    return f"{STARTS}\n\n{lines}\n"
+
+
 def _best_light(rows: Sequence[dict[str, Any]]) -> str:
     """The light method that is best where its learning rate was chosen too, on the validation split."""
     searched = [row for row in rows if row["stage"] == "search" and row["parameters"]["tuned"]]
@@ -435,8 +448,19 @@ def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 def committed() -> str:
     """The page of all that is committed."""
-    return page(read(), clothing_study.read(CLOTHING), json.loads(DEMO.read_text(encoding="utf-8")))
+    demo = json.loads(DEMO.read_text(encoding="utf-8"))
+    return page(read(), clothing_study.read(CLOTHING), demo, start_study.read(STARTS_FILE))
 
+
+STARTS = """## Where the classifier starts without text
+
+The papers leave open how to start the classifier where nothing reads class names; class means are their answer. Small
+subsets of three data sets, three backbones, the recipe for own data at its own rates but where a search of three is in
+the file; one crop, on a CPU with bf16 units, `benchmarks/start_study.py` and `benchmarks/results/starts.jsonl`. "Alone"
+is the start before training. `lda` has a linear head, all others the cosine head. EfficientNet-Lite0's labels were
+ImageNet's, so its line on objects tells how much it remembers. `bridge` takes rows from class names by a sentence
+encoder and the backbone's published head (`benchmarks/name_bridge.py`), `bridge_mix` from names and pictures. `auto`
+takes one of `ridge`, `linear_probe` and `class_mean`."""
 
 FAIR = {
     "zeroshot": "zero-shot: names alone, nothing trained",

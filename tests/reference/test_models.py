@@ -15,10 +15,10 @@ from torch import Tensor
 
 from liftplus.backbones import clip, weights
 from liftplus.backbones.base import Backbone, Facts
+from liftplus.backbones.normalise import Normalise
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.text import text_features
 from liftplus.data.transforms import CentreCrop, FiveCrops
-from liftplus.evaluation.inference import Normalise
 from liftplus.model.classifier import Classifier
 from liftplus.model.head_init import InitContext, Semantic, text_rows
 from liftplus.model.heads import Cosine, Joint

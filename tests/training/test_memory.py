@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -300,3 +301,21 @@ def test_a_step_out_of_memory_passes_the_advice_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(step, "advice", lambda: 1 / 0)
     with pytest.raises(UserError, match=r"Try train\.micro_batch=2"):
         step(batch())
+
+
+SEEN = ("2.8", "2.15")
+"""Versions of PyTorch that the forecast was run with."""
+
+
+def test_the_private_parts_of_pytorch_are_there() -> None:
+    """The forecast has no public way to see a step's tensors without their contents."""
+    told = (
+        f"PyTorch {torch.__version__} lacks what training/memory.py takes from its inside, seen in {', '.join(SEEN)}."
+    )
+    for name in (
+        "torch._subclasses.fake_tensor.FakeTensorMode",
+        "torch.utils._python_dispatch.TorchDispatchMode",
+        "torch.utils._pytree.tree_leaves",
+        "torch._C._autograd._top_saved_tensors_default_hooks",
+    ):
+        assert callable(pkgutil.resolve_name(name)), told

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Facts
+from liftplus.backbones.normalise import Normalise
 from liftplus.data.dataset import Split, Store
 from liftplus.data.loader import FixedView, Loader
 from liftplus.data.transforms import CentreCrop, Crops, Evaluation, FiveCrops
@@ -17,23 +18,6 @@ from liftplus.evaluation.metrics import Metrics, accuracies, ranked
 from liftplus.machine.progress import Progress, Silent
 from liftplus.machine.runtime import Runtime
 from liftplus.words import counted
-
-
-class Normalise(nn.Module):
-    """uint8 pictures [B, 3, R, R] to the backbone's input: (x / 255 - mean) / std."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, facts: Facts) -> None:
-        super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(facts.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(facts.std).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.ndim == 2:  # features that were computed before
-            return images
-        return (images.float() - self.mean) / self.std
 
 
 @dataclass(frozen=True)

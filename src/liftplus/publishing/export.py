@@ -21,12 +21,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from liftplus.backbones.normalise import Normalise
 from liftplus.data.dataset import Split, Store
 from liftplus.data.images import UnreadableImage
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
-from liftplus.evaluation.inference import Normalise, crops
+from liftplus.evaluation.inference import crops
 from liftplus.evaluation.results import folder_of, write_json
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier

@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from liftplus.backbones import catalogue
+from liftplus.backbones.normalise import Normalise
 from liftplus.backbones.unfilled import Unfilled
 from liftplus.config import RunConfig
-from liftplus.evaluation.inference import Normalise
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule

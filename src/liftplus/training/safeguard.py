@@ -16,11 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from liftplus.backbones.normalise import Normalise
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import FixedView, Loader, seeded
 from liftplus.data.transforms import CentreCrop
-from liftplus.evaluation.inference import Normalise
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule

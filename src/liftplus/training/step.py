@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from liftplus.backbones.normalise import Normalise
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import Batch
 from liftplus.errors import DivergedError, RunFailedError
-from liftplus.evaluation.inference import Normalise
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule
