@@ -101,9 +101,8 @@ def fit(
     dataset = session.data() if dataset is None else dataset
     if place is not None and changes.unfinished(place) is None:
         results.new_folder(place)
-    session, classifier = session.start(dataset, place)
-    chosen = session.config
-    notes += [*recipe.sentences(chosen, dataset, session.seconds), *opening.notes(chosen, dataset, classifier)]
+    session, classifier, said = opening.begin(session, dataset, place)
+    chosen, notes = session.config, [*notes, *said]
     weights: Chosen | None = None
     if place is not None:
         outcome = execution.train_run(session, dataset, classifier, place)

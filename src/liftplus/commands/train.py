@@ -157,16 +157,16 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     from liftplus.evaluation import results
     from liftplus.machine import parallel, stopping
     from liftplus.runs import execution, opening
-    from liftplus.training import recipe, saved_state
+    from liftplus.training import saved_state
 
     folder = out or Path("runs") / _run_name(config)
     goes_on = parallel.job().from_leader(lambda: _goes_on(folder, config))
     asked = stopping.StopRequest(parallel.job())
     session = options.session(config, asked)
     dataset = session.data()
-    session, model = session.start(dataset, folder)
+    session, model, notes = opening.begin(session, dataset, folder)
     config = session.config
-    for note in (*recipe.sentences(config, dataset, session.seconds), *opening.notes(config, dataset, model)):
+    for note in notes:
         console.err.print(f"Note: {note}")
     _describe_data(dataset)
     try:

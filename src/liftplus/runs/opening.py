@@ -75,6 +75,13 @@ class Session:
         return Cache.of(self.config.cache, self.runtime.job)
 
 
+def begin(session: Session, dataset: DataSet, folder: Path | None = None) -> tuple[Session, Classifier, list[str]]:
+    """How a run starts, from the command line and from Python: `Session.start`, and what was decided, in sentences."""
+    session, model = session.start(dataset, folder)
+    chosen = recipe.sentences(session.config, dataset, session.seconds)
+    return session, model, [*chosen, *notes(session.config, dataset, model)]
+
+
 def refuse_different(session: Session, dataset: DataSet, model: Classifier | None = None) -> None:
     """Refuse processes that see other data, weights or settings than the leader."""
     if session.runtime.job.size == 1:
