@@ -4,18 +4,17 @@
     python benchmarks/recipe_study.py test --shared ../shared/data --vit vits14.safetensors
     python benchmarks/recipe_study.py search --shared ../shared/data --vit vits14.safetensors
     python benchmarks/recipe_study.py best --shared ../shared/data --vit vits14.safetensors
-    python benchmarks/recipe_study.py time --shared ../shared/data --vit vits14.safetensors
     python benchmarks/recipe_study.py table
     python benchmarks/recipe_study.py left-out
     python benchmarks/recipe_study.py write
 
 `test` trains both recipes with three seeds and measures the test split once, with one crop. `search` trains the
 settings of `GRID` (and of `NAMES_ALONE`) with a seed of its own, and measures a fifth of the training pictures that is
-kept aside. `best` tests each pair's best setting of that search as `test` does. `time` measures a few steps of both
-recipes. `left-out` chooses the factor of the published rate at batch 16 on all pairs but one, by the search, and says
-what it loses on that one. `write` puts both tables into docs/recipe.md.
+kept aside. `best` tests each pair's best setting of that search as `test` does. `left-out` chooses the factor of the
+published rate at batch 16 on all pairs but one, by the search, and says what it loses on that one. `write` puts both
+tables into docs/recipe.md.
 
-The first four append one line a run to benchmarks/results/recipe.jsonl and leave out runs whose line is there, so that
+The first three append one line a run to benchmarks/results/recipe.jsonl and leave out runs whose line is there, so that
 they go on where they were stopped; several may run side by side (--part 0/2, 1/2). The pairs are subsets of the data in
 --shared, drawn by a fixed seed, and the drawn emoji that come with liftplus.
 """
@@ -150,7 +149,7 @@ def grid(pair: str) -> dict[str, list[str]]:
 
 def planned(stage: str, found: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[str], int]]:
     """The runs of a stage: pair, name, settings, seed; every pair's first seed first."""
-    for seed in {"search": (SEARCH_SEED,), "time": SEEDS[:1]}.get(stage, SEEDS):
+    for seed in (SEARCH_SEED,) if stage == "search" else SEEDS:
         for pair in PAIRS:
             contenders = grid(pair) if stage == "search" else RECIPES
             if stage == "best":
@@ -215,17 +214,6 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
     }
 
 
-def timed(pair: Pair, data: str, given: list[str], vit: Path) -> dict[str, Any]:
-    """Seconds of training a picture, three times over a few steps."""
-    settings = ["seed=0", "workers=0", f"image_size={pair.image_size}", *given]
-    settings += [f"weights={vit}"] if pair.backbone == "dinov2_s14" else []
-    chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
-    session = opening.Session(chosen, runtime.choose(chosen.device, chosen.precision))
-    dataset = session.data()
-    session, model = session.start(dataset)
-    return {"seconds": [loop.seconds_a_picture(model, session.config, dataset, session.runtime) for _ in range(3)]}
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     """Finished runs."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
@@ -244,10 +232,7 @@ def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int], 
             ):
                 continue
             data = cut(PAIRS[pair], shared, Path(folder))
-            about = PAIRS[pair]
-            line = key | (
-                timed(about, data, given, vit) if stage == "time" else one(about, data, stage, given, seed, vit)
-            )
+            line = key | one(PAIRS[pair], data, stage, given, seed, vit)
             with rows.open("a") as file:
                 file.write(json.dumps(line | {"machine": machine, "date": date.today().isoformat()}) + "\n")
             print(pair, "|", name, "|", seed, "|", line.get("end", line.get("failed")), flush=True)
@@ -255,8 +240,7 @@ def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int], 
 
 def table(rows: Path) -> Iterator[str]:
     """Mean-class accuracy on the test split; mean and standard deviation where there are several seeds."""
-    every = read(rows)
-    found = [row for row in every if row["stage"] in ("test", "best") and "end" in row]
+    found = [row for row in read(rows) if row["stage"] in ("test", "best") and "end" in row]
     head = (
         "| pair | pictures | most, least | seeds | start | paper | auto | best of the search | few: paper, auto, best "
     )
@@ -274,18 +258,18 @@ def table(rows: Path) -> Iterator[str]:
             f"| {pair} | {first['pictures']:,} | {first['counts'][0]}, {first['counts'][1]} "
             f"| {min(len(paper), len(auto))} | {_spread(auto, at='start')} | {_spread(paper)} | {_spread(auto)} "
             f"| {_spread(best) if best else '–'} "
-            f"| {few} | {first['chosen']['batch_size']}, {first['chosen']['lr']:.2g} | {_slower(pair, every)} |"
+            f"| {few} | {first['chosen']['batch_size']}, {first['chosen']['lr']:.2g} | {_slower(paper, auto)} |"
         )
 
 
-def _slower(pair: str, rows: list[dict[str, Any]]) -> str:
-    """Seconds of training a picture by recipe=auto over those by recipe=paper, from medians."""
-    found = {
-        row["settings"]: statistics.median(row["seconds"])
-        for row in rows
-        if (row["stage"], row["pair"]) == ("time", pair)
-    }
-    return f"{found['recipe=auto'] / found['recipe=paper']:.2f}" if len(found) == 2 else "–"
+def _slower(paper: list[dict[str, Any]], auto: list[dict[str, Any]]) -> str:
+    """Training time of recipe=auto over that of recipe=paper, with the last seed that both trained on one day."""
+    both = {row["seed"]: row for row in paper if row["train_seconds"]}
+    same = [row for row in auto if row["train_seconds"] and both.get(row["seed"], {}).get("date") == row["date"]]
+    if not same:
+        return "–"
+    last = max(same, key=lambda row: row["seed"])
+    return f"{last['train_seconds'] / both[last['seed']]['train_seconds']:.2f}"
 
 
 FACTORS = tuple(0.25 * 2 ** (k / 2) for k in range(8))
@@ -354,7 +338,7 @@ def filled(page: str, rows: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("search", "test", "best", "time", "table", "left-out", "write"))
+    parser.add_argument("stage", choices=("search", "test", "best", "table", "left-out", "write"))
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
     parser.add_argument("--rows", type=Path, default=ROWS)
