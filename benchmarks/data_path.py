@@ -30,8 +30,7 @@ from liftplus.data.pictures import Decode, picture
 from liftplus.data.sources import load
 from liftplus.data.stores import ByteStore
 from liftplus.data.transforms import MDA, CentreCrop, FiveCrops, LiftAugment
-from liftplus.evaluation import results
-from liftplus.machine import runtime
+from liftplus.machine import disk, runtime
 
 SIZE, EPOCHS = 224, 5
 HALF = (0.5, 0.5, 0.5)
@@ -146,7 +145,7 @@ def main() -> None:
     if args.out is None:
         print(json.dumps(found, indent=2))
     else:
-        results.write_json(args.out, found)
+        disk.write_json(args.out, found)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from liftplus import config
-from liftplus.evaluation import results
 from liftplus.evaluation.inference import Reading, predict, score
-from liftplus.machine import runtime
+from liftplus.machine import disk, runtime
 from liftplus.runs import opening
 from liftplus.studies import compare, demo
 from liftplus.training import assembly, loop
@@ -55,7 +54,7 @@ def search(out: Path) -> None:
             metrics = score(found, split, dataset.counts())
             rows.append({"method": method, "lr": lr, "seconds": round(fitted.seconds, 1)} | metrics.summary())
             print(rows[-1], flush=True)
-            results.write_json(out, about() | {"split": "val", "seed": SEARCH_SEED, "rows": rows})
+            disk.write_json(out, about() | {"split": "val", "seed": SEARCH_SEED, "rows": rows})
 
 
 def test(out: Path, seeds: int) -> None:
@@ -66,7 +65,7 @@ def test(out: Path, seeds: int) -> None:
         rows = demo.lines(found)
         print(rows[-1], flush=True)
         done = max(row["seed"] for row in rows) + 1
-        results.write_json(out, about() | {"seeds": done, "summary": summary(rows), "rows": rows})
+        disk.write_json(out, about() | {"seeds": done, "summary": summary(rows), "rows": rows})
 
     with tempfile.TemporaryDirectory() as folder:
         made = compare.run(demo.plan(seeds), Path(folder), lambda config: opening.Session(config, chosen), print, write)

@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from liftplus.evaluation import results
-from liftplus.machine import runtime
+from liftplus.machine import disk, runtime
 
 # Names of the contenders, in every table.
 OURS, GRAPHS = "liftplus", "liftplus, compile=graphs"
@@ -282,7 +281,7 @@ def write(out: Path | None, record: Mapping[str, Any]) -> None:
     """Write what there is so far."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        results.write_json(out, dict(record))
+        disk.write_json(out, dict(record))
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:

@@ -36,9 +36,8 @@ from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
-from liftplus.evaluation import results
 from liftplus.evaluation.inference import Reading, predict, score
-from liftplus.machine import runtime
+from liftplus.machine import disk, runtime
 from liftplus.training import assembly, loop
 from rounded import RoundedProducts
 
@@ -133,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
         config.resolve(data=args.data, backbone=args.backbone, overrides=keys)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.out.exists():
-        results.keep_lines(args.out, lambda row: "overall" in row)
+        disk.keep_lines(args.out, lambda row: "overall" in row)
     for seed in range(args.seeds):
         for arm, keys in chosen.items():
             if any(made(row, args, arm, keys, seed) for row in lines(args.out)):
@@ -146,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
             row = one(args, arm, keys, seed)
             row["asked"] = {"train_images": args.train_images, "test_images": args.test_images, "epochs": args.epochs}
             longest = max(longest, time.perf_counter() - start)
-            results.append_json(args.out, row)
+            disk.append_json(args.out, row)
             print(f"{row['data']} seed {seed} {arm:9} {row['overall']:.2f} % in {row['seconds']:.0f} s", flush=True)
 
 

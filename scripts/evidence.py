@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.reproduce import catalogue, verdicts
 from liftplus.reproduce.plan import Plan, changed_settings
 from liftplus.runs import changes
@@ -103,7 +103,7 @@ def collect(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     found = verdicts.status(plan, known.claims, known.experiments)
     done = [one for one in found.results if one.seeds]
     abouts = [
-        results.read_json(plan.folder(known.experiments[one.name], seed) / changes.CONFIG, "versions", "config")
+        disk.read_json(plan.folder(known.experiments[one.name], seed) / changes.CONFIG, "versions", "config")
         for one in done
         for seed in one.seeds
     ]
@@ -123,8 +123,8 @@ def experiment(plan: Plan, about: catalogue.Experiment, found: verdicts.Result) 
     config = plan.config(about, found.seeds[0])
     rows = []
     for seed, where in zip(found.seeds, found.folders, strict=True):
-        trained = results.read_json(plan.folder(about, seed) / "metrics.json", "overall")
-        tested = results.read_json(Path(where) / "metrics.json", *KEYS)
+        trained = disk.read_json(plan.folder(about, seed) / "metrics.json", "overall")
+        tested = disk.read_json(Path(where) / "metrics.json", *KEYS)
         row = {"seed": seed} | {key: short(tested[key]) for key in KEYS}
         row |= {"seconds": trained.get("seconds", 0.0), "trained_parameters": trained.get("trained_parameters", 0)}
         rows.append(row)
@@ -155,9 +155,9 @@ def search(folders: Sequence[Path]) -> dict[str, Any]:
     sweeps: dict[str, dict[str, Any]] = {}
     abouts, files = [], []
     for folder in sorted(folders):
-        found = results.read_json(folder / "results.json", "metric", "trials")
+        found = disk.read_json(folder / "results.json", "metric", "trials")
         trials = [one for one in found["trials"] if one["state"] == "complete"]
-        about = results.read_json(folder / "trial-000" / changes.CONFIG, "command", "versions", "config")
+        about = disk.read_json(folder / "trial-000" / changes.CONFIG, "command", "versions", "config")
         abouts.append(about)
         files += [folder / f"trial-{one['number']:03d}" / "metrics.json" for one in trials]
         lines = [
@@ -509,7 +509,7 @@ def main() -> None:
         README.write_text(with_fair(README.read_text(encoding="utf-8")), encoding="utf-8")
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    results.write_json(args.out, collect(args.runs, args.names) if args.what == "collect" else search(args.sweeps))
+    disk.write_json(args.out, collect(args.runs, args.names) if args.what == "collect" else search(args.sweeps))
 
 
 if __name__ == "__main__":

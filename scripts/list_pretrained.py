@@ -12,7 +12,7 @@ from pathlib import Path
 
 from liftplus import names
 from liftplus.backbones import catalogue
-from liftplus.evaluation import results
+from liftplus.machine import disk
 
 LIBRARIES = {"timm": "timm/", "open_clip_torch": "open_clip/"}
 PATH = Path(names.__file__).parent / "presets" / names.PRETRAINED
@@ -28,4 +28,4 @@ def listed() -> dict[str, dict[str, object]]:
 
 
 if __name__ == "__main__":
-    results.write_json(PATH, listed())
+    disk.write_json(PATH, listed())

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from liftplus import config
-from liftplus.evaluation import results
 from liftplus.evaluation.metrics import accuracies, group_of
+from liftplus.machine import disk
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Made:
             "data": {"name": "made up", "train_counts": self.counts, "notes": ["Nothing of this is real."]},
             "parameters": {"frozen": 1000, "tuned": {"full": 900, "lift+": 50}.get(self.method, 0), "head": 40},
         }
-        results.write_json(folder / "config.json", about | self.about)
+        disk.write_json(folder / "config.json", about | self.about)
         for epoch in range(1, run.train.epochs + 1):
             loss = 3 / epoch * (1 + 0.01 * self.seed)
-            results.append_json(
+            disk.append_json(
                 folder / "log.jsonl", {"epoch": epoch, "loss": loss, "lr": 0.1 / epoch, "seconds": 2.0 * epoch}
             )
         self.evaluate(folder, run.evaluation.model_dump())
@@ -83,16 +83,16 @@ class Made:
             "seconds": 12.5,
             "peak_memory_bytes": 3 << 20,
         }
-        results.write_json(folder / "metrics.json", what | metrics.summary())
+        disk.write_json(folder / "metrics.json", what | metrics.summary())
         rows = zip(range(classes), self.names, counts, metrics.per_class, strict=True)
-        results.write_csv(
+        disk.write_csv(
             folder / "per_class.csv",
             ("class", "id", "name", "group", "train_images", "test_images", "accuracy"),
             ((k, k, name, group_of(n), n, self.tests, "" if a is None else f"{a:.2f}") for k, name, n, a in rows),
         )
         pairs = sorted(Counter(zip(labels.tolist(), guess.tolist(), strict=True)).items())
-        results.write_csv(folder / "confusion.csv", ("true", "predicted", "images"), ((t, p, n) for (t, p), n in pairs))
-        results.write_csv(
+        disk.write_csv(folder / "confusion.csv", ("true", "predicted", "images"), ((t, p, n) for (t, p), n in pairs))
+        disk.write_csv(
             folder / "predictions.csv",
             ("path", "true", "predicted", "probability", "correct"),
             (

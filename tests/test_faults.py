@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from liftplus.backbones import mini_clip
 from liftplus.errors import UserError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.training import checkpoint, loop
 from liftplus.training.saved_state import Keeper
 from processes import Running, below, liftplus, until
@@ -160,14 +160,14 @@ def test_no_room_for_any_file_of_a_run(photos: Path, tmp_path: Path, command: Co
 def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").symlink_to(FULL)
     with pytest.raises(UserError, match=r"log\.jsonl.*No space left"):
-        results.append_json(tmp_path / "log.jsonl", {"epoch": 1})
+        disk.append_json(tmp_path / "log.jsonl", {"epoch": 1})
 
 
 def test_a_log_with_damaged_lines(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     good = b'{"epoch": 1, "loss": 2.5}\n'
     log.write_bytes(good + b'{"epo\xffh": 2}\n{"epocg": 2}\n[1]\n3\n\n' + good)
-    results.keep_lines(log, lambda entry: entry["epoch"] <= 1)
+    disk.keep_lines(log, lambda entry: entry["epoch"] <= 1)
     assert log.read_bytes() == good + good
 
 
@@ -255,10 +255,10 @@ def test_a_killed_run_leaves_nothing_behind(photos: Path, tmp_path: Path, start:
     running = under_way(photos, tmp_path / "run", "workers=2", start=start)
     workers = below(running.process.pid)
     assert len(workers) >= 2
-    with pytest.raises(UserError, match="Another process"), results.locked(tmp_path / "run"):
+    with pytest.raises(UserError, match="Another process"), disk.locked(tmp_path / "run"):
         pass
     running.kill()
-    with results.locked(tmp_path / "run"):
+    with disk.locked(tmp_path / "run"):
         check_files(tmp_path / "run")
     end = time.monotonic() + 20
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
@@ -365,7 +365,7 @@ def test_a_damaged_configuration_is_refused(photos: Path, tmp_path: Path, comman
 def test_a_file_of_ours_without_its_keys(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=r"x\.json.*cannot be read"):
-        results.read_json(tmp_path / "x.json", "config")
+        disk.read_json(tmp_path / "x.json", "config")
 
 
 def test_other_backbone_weights_are_refused(photos: Path, tmp_path: Path, command: Command) -> None:
@@ -415,6 +415,6 @@ def test_interrupted_while_testing(
 def test_names_that_are_no_text_in_tables(tmp_path: Path) -> None:
     """A CSV is UTF-8: bytes that are none appear escaped; commas, quotes and line ends stay in their cell."""
     names = ["a\udcff.png", 'b,"c".png', "d\ne.png"]
-    results.write_csv(tmp_path / "x.csv", ("path",), [(name,) for name in names])
+    disk.write_csv(tmp_path / "x.csv", ("path",), [(name,) for name in names])
     with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as stream:
         assert [row[0] for row in csv.reader(stream)] == ["path", "a\\udcff.png", *names[1:]]

@@ -23,9 +23,8 @@ from liftplus.data.dataset import DataSet
 from liftplus.data.labelled import Labelled, from_images
 from liftplus.data.workers import leave_unguarded
 from liftplus.errors import UserError
-from liftplus.evaluation import results
 from liftplus.fitted import Data, Model, Predictions
-from liftplus.machine import parallel, runtime
+from liftplus.machine import disk, parallel, runtime
 from liftplus.machine.paths import expanded
 from liftplus.machine.progress import Progress, Silent
 from liftplus.runs import changes, execution, opening
@@ -100,7 +99,7 @@ def fit(
     session = _session(chosen, progress)
     dataset = session.data() if dataset is None else dataset
     if place is not None and changes.unfinished(place) is None:
-        results.new_folder(place)
+        disk.new_folder(place)
     session, classifier, said = opening.begin(session, dataset, place)
     chosen, notes = session.config, [*notes, *said]
     weights: Chosen | None = None

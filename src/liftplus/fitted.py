@@ -19,8 +19,8 @@ from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.labelled import Labelled, from_images, is_column, pictures_of, store_of
 from liftplus.errors import UserError
-from liftplus.evaluation import results
 from liftplus.evaluation.metrics import Metrics
+from liftplus.machine import disk
 from liftplus.machine.paths import expanded
 from liftplus.model.classifier import Classifier
 from liftplus.runs import inputs, matching, predicting, testing
@@ -181,10 +181,10 @@ class Model:
         >>> model.save("models/photos").name
         'photos'
         """
-        target = results.new_folder(expanded(folder))
+        target = disk.new_folder(expanded(folder))
         try:
             if self.dataset is None and self.file is not None:
-                results.write_bytes(target / checkpoint.FILE, self.file.read_bytes())
+                disk.write_bytes(target / checkpoint.FILE, self.file.read_bytes())
             else:
                 dataset = cast(DataSet, self.dataset)
                 checkpoint.save_model(target, self.network, self.config, dataset, self.trained.chosen)

@@ -12,8 +12,7 @@ from torch import Tensor
 from liftplus import config
 from liftplus.data import sources
 from liftplus.errors import UserError
-from liftplus.evaluation import results
-from liftplus.machine import runtime
+from liftplus.machine import disk, runtime
 from liftplus.machine.determinism import WORKSPACE, deterministic
 from liftplus.training import assembly, loop
 
@@ -85,7 +84,7 @@ def test_a_run_trains_tests_and_predicts_with_it(
     assert command("eval", "one").code == 0
     assert command("predict", "one", photos / "test").code == 0
     assert seen and all(seen)
-    assert results.read_json(tmp_path / "one" / "config.json")["config"]["deterministic"] is True
+    assert disk.read_json(tmp_path / "one" / "config.json")["config"]["deterministic"] is True
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
     seen.clear()

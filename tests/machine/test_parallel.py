@@ -23,8 +23,8 @@ from liftplus.data.loader import FixedView, Loader, Shuffled
 from liftplus.data.stores import FolderStore
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
-from liftplus.evaluation import inference, results
-from liftplus.machine import parallel, runtime
+from liftplus.evaluation import inference
+from liftplus.machine import disk, parallel, runtime
 from liftplus.machine.parallel import Job
 from liftplus.training import assembly, checkpoint, loop, saved_state
 
@@ -74,7 +74,7 @@ def ended(job: subprocess.Popen[str], seconds: float = 150) -> tuple[int, str]:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What must be equal: all but the time it took and the machine."""
-    told = results.read_json(folder / "metrics.json")
+    told = disk.read_json(folder / "metrics.json")
     metrics = {
         key: value for key, value in told.items() if key not in ("seconds", "versions", "command", "peak_memory_bytes")
     }
@@ -271,7 +271,7 @@ def test_a_run_of_two_processes_is_that_of_one(photos: Path, tmp_path: Path, com
     assert command("train", "--data", photos, "--out", tmp_path / "one", *SETTINGS).code == 0
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
-    assert results.read_json(tmp_path / "two" / "config.json")["versions"]["processes"] == "2"
+    assert disk.read_json(tmp_path / "two" / "config.json")["versions"]["processes"] == "2"
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert {path.name for path in (tmp_path / "two").iterdir()} == names
 

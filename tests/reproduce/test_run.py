@@ -16,8 +16,7 @@ from filelock import FileLock
 
 from liftplus.commands import reproduce as script
 from liftplus.errors import RunFailedError
-from liftplus.evaluation import results
-from liftplus.machine import stopping
+from liftplus.machine import disk, stopping
 from liftplus.reproduce import carry_out, verdicts
 from liftplus.reproduce.plan import Plan, changed_settings
 from liftplus.runs import execution, reuse
@@ -116,7 +115,7 @@ def test_a_run_in_other_hands_is_passed_over(command: Command, tmp_path: Path, m
     """The lock is let go of when the command waits; what the other left is done then."""
     folder = tmp_path / "r/photos/mini_clip/lift+-seed0"
     folder.mkdir(parents=True)
-    other = FileLock(folder / results.LOCK)
+    other = FileLock(folder / disk.LOCK)
     other.acquire()
     monkeypatch.setattr(carry_out.time, "sleep", lambda seconds: other.release())
     ended = command("reproduce", "run", "photos/mini_clip/lift+", "zeroshot", *HERE, "--seeds", 1, *QUICK)

@@ -13,7 +13,7 @@ import pytest
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.runs import matching
 from liftplus.training.checkpoint import Trained
 
@@ -52,7 +52,7 @@ def grow(photos: Path) -> None:
 
 
 def kept(run: Path) -> dict[str, list[str]]:
-    splits: dict[str, list[str]] = results.read_json(run / "splits.json", "splits")["splits"]
+    splits: dict[str, list[str]] = disk.read_json(run / "splits.json", "splits")["splits"]
     return splits
 
 
@@ -84,7 +84,7 @@ def test_pictures_that_are_gone(photos: Path, run: Path, command: Command) -> No
     assert ended.code == 0, ended.err
     assert f"1 of the {1 + len(rest)} pictures of the run's test split is gone or unreadable" in ended.err
     assert pictures_in(run / "eval") == rest
-    assert results.read_json(run / "eval" / "metrics.json")["images"] == len(rest)
+    assert disk.read_json(run / "eval" / "metrics.json")["images"] == len(rest)
     for path in rest:
         (photos / path).unlink()
     ended = command("eval", "run")
@@ -124,8 +124,8 @@ def test_a_validation_split_is_kept_too(photos: Path, tmp_path: Path, command: C
 def test_names_that_are_no_text_come_back(tmp_path: Path) -> None:
     """File names of any bytes survive the file of splits."""
     keys = ["a\udc80b.png", "\u00e4 \U0001f600.png", 'q"\\.png']
-    results.write_json(tmp_path / "splits.json", {"splits": {"test": keys}})
-    assert results.read_json(tmp_path / "splits.json")["splits"]["test"] == keys
+    disk.write_json(tmp_path / "splits.json", {"splits": {"test": keys}})
+    assert disk.read_json(tmp_path / "splits.json")["splits"]["test"] == keys
 
 
 def test_a_damaged_file_of_splits_is_refused(run: Path, command: Command) -> None:

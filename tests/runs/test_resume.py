@@ -21,7 +21,7 @@ from liftplus.data.transforms import Evaluation
 from liftplus.errors import DivergedError, UserError
 from liftplus.evaluation import results
 from liftplus.evaluation.inference import best
-from liftplus.machine import runtime, stopping
+from liftplus.machine import disk, runtime, stopping
 from liftplus.runs import execution, matching, opening, reuse
 from liftplus.training import assembly, checkpoint, loop, step
 from liftplus.training.saved_state import Keeper, Position, Stopped
@@ -123,7 +123,7 @@ def check_files(folder: Path) -> None:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What must be equal, time and memory left out."""
-    told = results.read_json(folder / "metrics.json")
+    told = disk.read_json(folder / "metrics.json")
     metrics = {key: value for key, value in told.items() if key not in ("seconds", "peak_memory_bytes")}
     files = (*FILES, *(name for name in (checkpoint.LAST, matching.SPLITS) if (folder / name).exists()))
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -290,7 +290,7 @@ def test_two_runs_on_one_folder(photos: Path, tmp_path: Path) -> None:
     session = opening.Session(run, CPU)
     dataset = session.data()
     model = session.start(dataset)[1]
-    with results.locked(tmp_path), pytest.raises(UserError, match="Another process is writing"):
+    with disk.locked(tmp_path), pytest.raises(UserError, match="Another process is writing"):
         execution.train_run(session, dataset, model, tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".safetensors")] == []
 
@@ -298,7 +298,7 @@ def test_two_runs_on_one_folder(photos: Path, tmp_path: Path) -> None:
 def test_a_torn_log_is_mended(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
-    results.keep_lines(log, lambda entry: entry["epoch"] <= 1)
+    disk.keep_lines(log, lambda entry: entry["epoch"] <= 1)
     assert log.read_text() == '{"epoch": 1}\n'
 
 
@@ -324,7 +324,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(photos: Pat
     run = config.resolve(data=str(photos), overrides=[*SETTINGS, "epochs=1"])
     session = opening.Session(run, CPU)
     dataset = session.data()
-    folder = results.new_folder(tmp_path / "run")
+    folder = disk.new_folder(tmp_path / "run")
     execution.train_run(session, dataset, session.start(dataset)[1], folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="exists already"):
@@ -341,7 +341,7 @@ def test_a_run_without_training_goes_on_until_its_tables_are_whole(
     """Killed before or after any of its files was written."""
     given = ["--data", photos, *SETTINGS, "epochs=0"]
     assert command("train", *given, "--out", tmp_path / "whole").code == 0
-    write = results.write_bytes
+    write = disk.write_bytes
 
     def killed_at(number: int) -> Any:
         left = iter(range(number))
@@ -457,7 +457,7 @@ def test_what_the_last_step_breaks_is_not_saved(
     assert "train --resume run train.lr=" in ended.err and "precision=fp32" not in ended.err
     assert not list((tmp_path / "run").glob("*.safetensors")) and not (tmp_path / "run" / "metrics.json").exists()
     assert command("train", "--resume", "run", "lr=1e-3").code == 0
-    about = results.read_json(tmp_path / "run" / "config.json")
+    about = disk.read_json(tmp_path / "run" / "config.json")
     assert about["config"]["train"]["lr"] == 1e-3 and "changed" not in about
 
 
@@ -483,7 +483,7 @@ def test_a_run_that_diverged_goes_on_from_its_last_sound_state(
         assert refused.code == 2 and "other settings" in refused.err
     done = command("train", "--resume", "run", "train.lr=0.01")
     assert done.code == 0 and "train.lr was 0.05, now 0.01, after 1 epoch and 0 steps." in done.err
-    about = results.read_json(tmp_path / "run" / "config.json")
+    about = disk.read_json(tmp_path / "run" / "config.json")
     assert about["changed"] == [{"epoch": 1, "step": 0, "settings": {"train.lr": [0.05, 0.01]}}]
     rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(rates) == 3 and rates[0] == 0.05 and rates[1] < 0.01

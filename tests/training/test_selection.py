@@ -16,10 +16,9 @@ from liftplus import config
 from liftplus.data import sources
 from liftplus.data.dataset import Split
 from liftplus.errors import UserError
-from liftplus.evaluation import results
 from liftplus.evaluation.inference import TopK
 from liftplus.evaluation.metrics import Metrics
-from liftplus.machine import runtime
+from liftplus.machine import disk, runtime
 from liftplus.training import assembly, checkpoint, loop, selection
 from liftplus.training.saved_state import Keeper, Position, Stopped, TrainingState
 
@@ -185,16 +184,16 @@ def test_said_on_the_result(photos: Path, tmp_path: Path, command: Command, monk
     assert done.code == 0, done.err
     told = "weights after epoch 2 of 4, the best overall on the validation split, 40.0 %"
     assert told in done.out
-    metrics = results.read_json(tmp_path / "run" / "metrics.json")
+    metrics = disk.read_json(tmp_path / "run" / "metrics.json")
     assert metrics["split"] == "test" and metrics["weights"]["epoch"] == 2 and metrics["weights"]["by"] == "overall"
     assert metrics["weights"]["validation"]["overall"] == 40
     assert checkpoint.read_about(tmp_path / "run")["weights"] == metrics["weights"]
     again = command("eval", "run", "--json")
     assert again.code == 0 and json.loads(again.out)["overall"] == metrics["overall"]
-    assert results.read_json(tmp_path / "run" / "eval" / "metrics.json")["weights"] == metrics["weights"]
+    assert disk.read_json(tmp_path / "run" / "eval" / "metrics.json")["weights"] == metrics["weights"]
     last = command("eval", f"run/{checkpoint.LAST}")
     assert last.code == 0 and "weights after epoch 4 of 4" in last.out
-    told_last = results.read_json(tmp_path / "run" / "eval-2" / "metrics.json")["weights"]
+    told_last = disk.read_json(tmp_path / "run" / "eval-2" / "metrics.json")["weights"]
     assert (told_last["epoch"], told_last["by"], told_last["validation"]["overall"]) == (4, "last", 20)
 
 

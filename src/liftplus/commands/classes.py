@@ -131,11 +131,11 @@ def _from_pictures(
     data: str | None,
     harm: float,
 ) -> list[Added]:
-    from liftplus.evaluation import results
+    from liftplus.machine import disk
     from liftplus.runs import matching, new_classes
     from liftplus.training import checkpoint
 
-    results.refuse_existing(out)
+    disk.refuse_existing(out)
     settings = options.run_settings(run, data, [] if weights is None else [f"backbone.weights={weights}"])
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)

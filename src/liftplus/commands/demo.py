@@ -22,8 +22,7 @@ def demo(
     """Zero-shot, closed form, linear probe, full fine-tuning and LIFT+ on the bundled model and drawn data."""
     from liftplus import console
     from liftplus.commands import compare
-    from liftplus.evaluation import results
-    from liftplus.machine import parallel
+    from liftplus.machine import disk, parallel
     from liftplus.studies import demo as preset
 
     if parallel.job().size > 1:
@@ -33,7 +32,7 @@ def demo(
     made = compare.carry_out(plan, out, note=lambda rows: preset.write(out, rows))
     page = compare.report(plan, made, out, preset.FEATURES)
     if as_json:
-        print(json.dumps({"folder": str(out), "page": str(page), "rows": results.read_json(out / preset.ROWS)}))
+        print(json.dumps({"folder": str(out), "page": str(page), "rows": disk.read_json(out / preset.ROWS)}))
     else:
         compare.show(plan, made, out, page)
         console.out.print(f"Rows: {out / preset.ROWS}")

@@ -25,8 +25,7 @@ def evaluate(
 ) -> None:
     """Test a finished run again: on its own data or other data, with other test options."""
     from liftplus import console
-    from liftplus.evaluation import results
-    from liftplus.machine import parallel
+    from liftplus.machine import disk, parallel
     from liftplus.runs import matching, opening, testing
     from liftplus.training import checkpoint
 
@@ -34,7 +33,7 @@ def evaluate(
     session = options.session(settings)
     folder = parallel.job().from_leader(lambda: out or _free((run.parent if run.is_file() else run) / "eval"))
     if session.runtime.job.leads:
-        results.refuse_existing(folder)
+        disk.refuse_existing(folder)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     other = data is not None and not matching.same_data(data, trained.config.data.source)
     dataset, metrics = testing.evaluate_run(session, trained, split, folder, other_data=other)

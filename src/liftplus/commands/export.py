@@ -73,7 +73,7 @@ def export(
 
 def _format(out: Path, form: str | None) -> Format:
     """The format by its name or the file's; refuses what cannot be written before any work."""
-    from liftplus.evaluation import results
+    from liftplus.machine import disk
     from liftplus.publishing import export as exporting
 
     by_name = next((known for known, suffix in exporting.SUFFIXES.items() if out.suffix == suffix), None)
@@ -82,7 +82,7 @@ def _format(out: Path, form: str | None) -> Format:
             f"--out is {str(out)!r}; its name must end in .onnx or .pt2, as --format says where it is given. "
             "For peft give --format peft and a folder."
         )
-    results.check_target(out)
+    disk.check_target(out)
     exporting.required(by_name)
     return by_name
 

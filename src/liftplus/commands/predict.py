@@ -82,18 +82,18 @@ def _stdin() -> bytes:
 
 def _check_target(out: Path | None) -> None:
     """Refuse a file that could not be written before the work is done."""
-    from liftplus.evaluation import results
+    from liftplus.machine import disk
 
     if out is None:
         return
     if out.suffix not in (".csv", ".json"):
         raise UserError(f"--out is {str(out)!r}; its name must end in .csv or .json.")
-    results.check_target(out)
+    disk.check_target(out)
 
 
 def _write_guesses(guesses: list[Guess], out: Path | None, as_json: bool) -> None:
     from liftplus import console
-    from liftplus.evaluation import results
+    from liftplus.machine import disk
 
     broken = [os.path.basename(guess.path) for guess in guesses if guess.error]
     named = ", ".join(broken[:3]) + (f" and {len(broken) - 3:,} more" if len(broken) > 3 else "")
@@ -107,12 +107,12 @@ def _write_guesses(guesses: list[Guess], out: Path | None, as_json: bool) -> Non
     elif out is None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(_table(guesses))
     else:
-        results.folder_of(out)
+        disk.folder_of(out)
         if out.suffix == ".json":
-            results.write_json(out, _entries(guesses))
+            disk.write_json(out, _entries(guesses))
         else:
             header, *rows = _table(guesses)
-            results.write_csv(out, header, rows)
+            disk.write_csv(out, header, rows)
         if as_json:
             print(json.dumps({"file": str(out), "images": len(guesses), "unreadable": len(broken)}))
         else:

@@ -84,10 +84,10 @@ def _show(made: Sweep, as_json: bool) -> None:
     import json
 
     from liftplus import console
-    from liftplus.evaluation import results
+    from liftplus.machine import disk
     from liftplus.studies import sweep as sweeps
 
-    found = results.read_json(made.folder / sweeps.RESULTS, "trials", "best")
+    found = disk.read_json(made.folder / sweeps.RESULTS, "trials", "best")
     if as_json:
         print(json.dumps({"folder": str(made.folder)} | found))
         return

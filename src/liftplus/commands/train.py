@@ -154,8 +154,7 @@ def zeroshot(
 
 def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     from liftplus import console
-    from liftplus.evaluation import results
-    from liftplus.machine import parallel, stopping
+    from liftplus.machine import disk, parallel, stopping
     from liftplus.runs import execution, opening
     from liftplus.training import saved_state
 
@@ -171,7 +170,7 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
     _describe_data(dataset)
     try:
         if session.runtime.job.leads and not goes_on:
-            results.new_folder(folder)
+            disk.new_folder(folder)
         outcome = execution.train_run(session, dataset, model, folder)
     except saved_state.Stopped as stopped:
         console.err.print(f"{stopped} Go on with: liftplus train --resume {folder}")

@@ -322,7 +322,7 @@ class Rows:
 
 
 def predict_once(model: Classifier, reading: Reading, evaluation: Evaluation, runtime: Runtime, cache: Cache) -> TopK:
-    """`evaluate.predict`, with the features of a bare backbone kept: the same bits."""
+    """`inference.predict`, with the features of a bare backbone kept: the same bits."""
     facts = model.backbone.facts
     if not cache.on or not bare(model):
         return predict(model, reading, evaluation, facts, runtime)

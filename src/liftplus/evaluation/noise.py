@@ -18,8 +18,8 @@ significance levels of the Behrens-Fisher test, Biometrics 20):
 
 f and g are the degrees of freedom of I and of D. Of one seed only I is known, and nothing is called more than noise.
 That both parts have to be counted: Bouthillier et al. 2021, arXiv 2103.03098. Of several comparisons p-values are
-adjusted by Holm's method (Holm 1979, jstor.org/stable/4615733). tests/evaluation/test_noise.py simulates how often all
-this is wrong; docs/sweeps.md says it in words.
+adjusted by Holm's method (Holm 1979, jstor.org/stable/4615733). tests/evaluation/test_noise_simulated.py simulates how
+often all this is wrong; docs/sweeps.md says it in words.
 """
 
 from __future__ import annotations

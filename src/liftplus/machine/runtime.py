@@ -1,4 +1,4 @@
-"""The machine: device, precision, seeds, and how long work reports its progress."""
+"""The machine: device, precision, versions, memory."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone
 from liftplus.model.head_init import HeadInit, InitContext, Start, class_features
-from liftplus.registry import Component, register
+from liftplus.registry import Component, discover, register
 
 
 class HeadModule(nn.Module):
@@ -38,6 +38,10 @@ class Head(Component):
     """Configuration of a head."""
 
     has_bias: ClassVar[bool] = False
+    """Whether its module has a parameter `bias` [C]."""
+
+    unit_rows: ClassVar[bool] = False
+    """Whether it compares features with rows of unit length, so that rows from pictures can join them later."""
 
     @abstractmethod
     def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
@@ -52,7 +56,7 @@ class Head(Component):
         return init.start(replace(context, view=self.view))
 
     def view(self, features: Tensor) -> Tensor:
-        """Features [n, D] as the head compares them with its rows."""
+        """Features [n, D] as the head compares them with its rows; to override where `logits` changes them."""
         return features
 
 
@@ -99,6 +103,8 @@ class Linear(Head):
 class Cosine(Head):
     """s * cos(f, w_k), the default of LIFT and LIFT+."""
 
+    unit_rows: ClassVar[bool] = True
+
     scale: float = Field(default=25.0, gt=0)
     """Cosine scale s."""
 
@@ -113,6 +119,8 @@ class Cosine(Head):
 class L2Norm(Head):
     """f . w_k / |w_k|: rows of unit length, features as they are."""
 
+    unit_rows: ClassVar[bool] = True
+
     def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
         return _L2Norm(backbone.dim, num_classes)
 
@@ -120,6 +128,8 @@ class L2Norm(Head):
 @register("head", "layernorm")
 class LayerNorm(Head):
     """LN(f) . w_k / |w_k|, the LayerNorm without learned scale (eps 1e-12)."""
+
+    unit_rows: ClassVar[bool] = True
 
     def build(self, backbone: Backbone, num_classes: int) -> HeadModule:
         return _LayerNorm(backbone.dim, num_classes)
@@ -158,3 +168,8 @@ class Joint(Head):
     def start(self, context: InitContext, init: HeadInit) -> Start:
         context.backbone.text_encoder("head=joint")
         return Start(class_features(context, init))
+
+
+def of_unit_rows() -> list[str]:
+    """Names of the heads that compare features with rows of unit length."""
+    return [name for name, head in discover("head").items() if cast(type[Head], head).unit_rows]

@@ -28,7 +28,7 @@ from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
 from liftplus.evaluation.inference import crops
-from liftplus.evaluation.results import folder_of, write_json
+from liftplus.machine.disk import folder_of, write_json
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier
 from liftplus.training.checkpoint import Trained

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 
 from liftplus.errors import UserError
-from liftplus.evaluation.results import new_folder, read_json, refuse_existing, write_bytes, write_json
+from liftplus.machine.disk import new_folder, read_json, refuse_existing, write_bytes, write_json
 from liftplus.publishing import model_card
 from liftplus.training.checkpoint import FILE, FORMAT, read_about, read_model, write_tensors
 

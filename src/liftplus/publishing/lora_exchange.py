@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from liftplus.backbones.sites import SplitAttention
 from liftplus.errors import UserError
-from liftplus.evaluation.results import new_folder, read_json, write_bytes, write_json
+from liftplus.machine.disk import new_folder, read_json, write_bytes, write_json
 from liftplus.model.classifier import Classifier
 from liftplus.training.checkpoint import Trained
 from liftplus.tuners.lora import LoRA, LowRank

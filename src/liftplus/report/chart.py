@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from liftplus.evaluation import results
+from liftplus.machine import disk
 
 INK, MUTED, GRID = "#1c2126", "#5f6973", "#dfe3e7"
 # Okabe & Ito's colours, some darkened for contrast on white; each series has its own marker and dash besides.
@@ -130,13 +130,13 @@ def cell(value: Any) -> Any:
 
 def save(chart: Chart, folder: Path) -> str:
     """Write the figure's PNG and CSV into a folder; its SVG, for a page that has the variables."""
-    results.write_csv(folder / f"{chart.name}.csv", chart.header, ([cell(v) for v in row] for row in chart.rows))
+    disk.write_csv(folder / f"{chart.name}.csv", chart.header, ([cell(v) for v in row] for row in chart.rows))
     picture, drawing = io.BytesIO(), io.StringIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name's letters that the font lacks
         chart.figure.savefig(picture, format="png", dpi=160, metadata={"Software": None})
         chart.figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    results.write_bytes(folder / f"{chart.name}.png", picture.getvalue())
+    disk.write_bytes(folder / f"{chart.name}.png", picture.getvalue())
     return inline(drawing.getvalue(), chart.name, chart.title, chart.reading)
 
 

@@ -23,10 +23,9 @@ from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
-from liftplus.evaluation import results
 from liftplus.evaluation.inference import Reading, collect
 from liftplus.evaluation.metrics import group_of
-from liftplus.machine import runtime
+from liftplus.machine import disk, runtime
 from liftplus.machine.progress import Progress
 from liftplus.machine.runtime import Runtime
 from liftplus.report.series import Series, Spread
@@ -161,7 +160,7 @@ class Workbench:
         known = self._known()
         if key not in known:
             known[key] = asdict(self._compute(label, load()))
-            results.write_json(self.cache, known)
+            disk.write_json(self.cache, known)
         found = known[key]
         return Distances(
             label,
@@ -175,7 +174,7 @@ class Workbench:
 
     def _known(self) -> dict[str, Any]:
         try:
-            value = results.read_json(self.cache)
+            value = disk.read_json(self.cache)
         except UserError:  # none yet, or a damaged one: compute
             return {}
         return value if isinstance(value, dict) else {}

@@ -18,7 +18,7 @@ from liftplus import config
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.machine.progress import Progress, Silent
 from liftplus.report import chart, content, feature_figures, features, figures, findings, folders, read, thumbnails
 from liftplus.report.chart import Chart, Look
@@ -130,7 +130,7 @@ def write(
     for text in draft.problems:
         (say or (lambda _text: None))(text)
     page = out / PAGE
-    results.write_bytes(page, render(values | {"problems": draft.problems}).encode(errors="replace"))
+    disk.write_bytes(page, render(values | {"problems": draft.problems}).encode(errors="replace"))
     return page
 
 
@@ -279,17 +279,17 @@ def _tables(draft: Draft, values: dict[str, Any]) -> None:
     if draft.judgement.differences:
         header = ("a", "b", "key", "points", "half", "p", "adjusted", "seeds", "images", "exceeds")
         lines = [[chart.cell(getattr(one, key)) for key in header] for one in draft.judgement.differences]
-        results.write_csv(folder / "differences.csv", header, lines)
+        disk.write_csv(folder / "differences.csv", header, lines)
     columns, rows = content.class_table(draft.series)
     values["has_ids"] = any(column["key"] == "id" for column in columns)
     if rows:
-        results.write_csv(folder / "classes.csv", [column["title"] for column in columns], rows)
+        disk.write_csv(folder / "classes.csv", [column["title"] for column in columns], rows)
     columns_of_pairs = ["series", "true", "predicted", "images", "seeds", "test_images", "share"]
     columns_of_pairs += ["true_train_images", "predicted_train_images"]
     pairs = [(e["label"], *p.row()) for e in values["confused"] for p in e["pairs"]]
     if values["confused"]:
-        results.write_csv(folder / "confused_pairs.csv", columns_of_pairs, pairs)
-    results.write_csv(folder / "cost.csv", content.COST_HEADER, ([e["label"], *e["cells"]] for e in values["cost"]))
+        disk.write_csv(folder / "confused_pairs.csv", columns_of_pairs, pairs)
+    disk.write_csv(folder / "cost.csv", content.COST_HEADER, ([e["label"], *e["cells"]] for e in values["cost"]))
     values["charts"] = {name: shown.get(name) for name in CHARTS}
     values["classes"] = content.script_json({"columns": columns, "rows": rows}) if rows else None
     values["sections"] = _sections(values)

@@ -13,7 +13,7 @@ from pathlib import Path
 from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, RunFailedError, UserError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.reproduce import needs
 from liftplus.reproduce.catalogue import Experiment
 from liftplus.reproduce.plan import Plan
@@ -110,7 +110,7 @@ class Work:
         spent = time.monotonic() - start
         if not there:
             about = {"experiment": experiment.name, "seed": seed, "seconds": round(spent, 1)}
-            results.append_json(self.plan.out / TIMES, about)
+            disk.append_json(self.plan.out / TIMES, about)
         took = "found finished" if there else f"{spent:.0f} s"
         self.say(f"{name}: {shown(reuse.metrics(folder))} ({took})")
         return None
@@ -133,7 +133,7 @@ def as_begun(folder: Path, config: RunConfig) -> RunConfig:
     """The settings of a run, tested as the run in the folder is, which another experiment may have begun."""
     if not (folder / changes.CONFIG).is_file():
         return config
-    begun = from_dict(saved(results.read_json(folder / changes.CONFIG, "config")["config"]))
+    begun = from_dict(saved(disk.read_json(folder / changes.CONFIG, "config")["config"]))
     return config.model_copy(update={"evaluation": begun.evaluation})
 
 

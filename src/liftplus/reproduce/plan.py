@@ -143,19 +143,19 @@ class Plan:
 
     def note(self) -> None:
         """Write down in the folder what the user set for all of its runs."""
-        from liftplus.evaluation import results
+        from liftplus.machine import disk
 
         self.out.mkdir(parents=True, exist_ok=True)
-        with results.locked(self.out, results.PATIENCE):
-            results.write_json(self.out / ABOUT, {"settings": _counting(self.overrides)})
+        with disk.locked(self.out, disk.PATIENCE):
+            disk.write_json(self.out / ABOUT, {"settings": _counting(self.overrides)})
 
 
 def changed_settings(out: Path) -> list[str] | None:
     """The key=value pairs that all runs of a folder were made with; None where there are no runs."""
-    from liftplus.evaluation import results
+    from liftplus.machine import disk
 
     path = out / ABOUT
-    return list(results.read_json(path, "settings")["settings"]) if path.is_file() else None
+    return list(disk.read_json(path, "settings")["settings"]) if path.is_file() else None
 
 
 def _counting(overrides: Sequence[str]) -> list[str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from liftplus.errors import UserError
-from liftplus.evaluation import noise, results
+from liftplus.evaluation import noise
 from liftplus.evaluation.noise import KEYS, Difference
+from liftplus.machine import disk
 from liftplus.reproduce import needs
 from liftplus.reproduce.carry_out import finished_test
 from liftplus.reproduce.catalogue import Claim, Comparison, Experiment
@@ -157,7 +158,7 @@ def _verdict(mean: float | None, low: float | None, high: float | None, within: 
 
 def _differs(plan: Plan, experiment: Experiment, seed: int) -> tuple[str, ...]:
     """In what a run departs from the experiment."""
-    about = results.read_json(plan.folder(experiment, seed) / changes.CONFIG, "data")["data"]
+    about = disk.read_json(plan.folder(experiment, seed) / changes.CONFIG, "data")["data"]
     need = needs.data(experiment.source)
     images = about.get("images", {})
     facts = (
@@ -321,6 +322,6 @@ def write(plan: Plan, found: Status) -> Path:
     if not plan.out.is_dir():
         raise UserError(f"There is no folder {str(plan.out)!r} with runs. `liftplus reproduce run NAME` makes some.")
     path = plan.out / STATUS
-    with results.locked(plan.out, results.PATIENCE):
-        results.write_json(path, found.to_dict())
+    with disk.locked(plan.out, disk.PATIENCE):
+        disk.write_json(path, found.to_dict())
     return path

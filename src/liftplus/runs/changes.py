@@ -8,7 +8,7 @@ from typing import Any
 
 from liftplus.config import RunConfig, flat, from_dict, saved
 from liftplus.errors import UserError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.training import checkpoint
 
 CONFIG = "config.json"
@@ -33,7 +33,7 @@ def unfinished(folder: Path) -> RunConfig | None:
     """
     begun = begun_with(folder)
     if begun is None or ((folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()):
-        results.refuse_existing(folder)
+        disk.refuse_existing(folder)
         return None
     return begun
 
@@ -77,4 +77,4 @@ def begun_with(folder: Path | None) -> RunConfig | None:
     """The settings of the run in a folder, finished or not; None where there is none."""
     if folder is None or not (folder / CONFIG).is_file():
         return None
-    return from_dict(saved(results.read_json(folder / CONFIG, "config")["config"]))
+    return from_dict(saved(disk.read_json(folder / CONFIG, "config")["config"]))

@@ -14,11 +14,11 @@ from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import centred
 from liftplus.config import RunConfig, from_dict, saved
 from liftplus.errors import UserError, unknown
-from liftplus.evaluation.results import new_folder, read_json, write_json
+from liftplus.machine.disk import new_folder, read_json, write_json
+from liftplus.model import heads
 from liftplus.model.head_init import HeadInit, Semantic, centres, class_prompts, text_rows
 from liftplus.training.checkpoint import FILE, FORMAT, read_model, write_tensors
 
-HEADS = ("cosine", "l2norm", "layernorm", "joint")
 """Heads that compare with rows of unit length, whatever length training gave them."""
 CONFIG = "config.json"
 
@@ -129,10 +129,10 @@ def _refuse_twice(names: Sequence[str], new: set[str]) -> None:
 
 
 def _backbone(config: RunConfig, about: dict[str, Any], weights: str | None) -> Backbone:
-    if config.head.name not in HEADS:
+    if not config.head.unit_rows and config.head.name != "joint":
         raise UserError(
             f"The run's head is {config.head.name!r}: rows of any length, with a bias, to which a row from a name "
-            f"alone does not compare. Rows from names work with head={', '.join(HEADS)}."
+            f"alone does not compare. Rows from names work with head={', '.join([*heads.of_unit_rows(), 'joint'])}."
         )
     settings = config.backbone if weights is None else config.backbone.model_copy(update={"weights": weights})
     backbone = catalogue.load(settings)

@@ -1,4 +1,4 @@
-"""Whole runs: train into a folder, test a folder."""
+"""A whole run: train into a folder, and test it at the end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from liftplus.config import flat
 from liftplus.data.dataset import DataSet
 from liftplus.data.images import UnreadableImage
 from liftplus.errors import DivergedError, Interrupted, UserError
-from liftplus.evaluation import priors, results
+from liftplus.evaluation import priors
 from liftplus.evaluation.metrics import Metrics
+from liftplus.machine import disk
 from liftplus.machine.determinism import deterministic
 from liftplus.machine.runtime import command_line, describe, forget_peak_memory, peak_memory
 from liftplus.machine.stopping import replaceable
@@ -50,7 +51,7 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
     refuse_different(session, dataset, model)
     leads, config = session.runtime.job.leads, session.config
     tracked = tracking.Following(config.track if leads else (), tracking.Tracked(folder, flat(config)))
-    with results.locked(folder) if leads else nullcontext(), tracked:
+    with disk.locked(folder) if leads else nullcontext(), tracked:
         # Another process may have begun or finished a run here since this one looked.
         untested = split in dataset.splits and trained_only(folder)
         if leads and (folder / CONFIG).is_file() and not untested and (begun := unfinished(folder)) is not None:
@@ -87,7 +88,7 @@ def _train_run(
     if before is not None:
         about["start"] = asdict(before)
     if job.leads and not (folder / checkpoint.STATE).is_file():
-        results.write_json(folder / CONFIG, about)
+        disk.write_json(folder / CONFIG, about)
         write_splits(folder, dataset)
     same = {"backbone_identity": model.backbone.identity, "training_data": dataset.fingerprint("train")}
     keeper = Keeper(folder, same, config.train.save_minutes, session.stop, job)
@@ -110,8 +111,8 @@ def _train_run(
     keeper.discard()
     found = _signs(session, dataset, model, fitted, before, metrics)
     if job.leads and (fitted.notes or found):
-        about = results.read_json(folder / CONFIG) | {"notes": fitted.notes, "signs": found}
-        results.write_json(folder / CONFIG, about)
+        about = disk.read_json(folder / CONFIG) | {"notes": fitted.notes, "signs": found}
+        disk.write_json(folder / CONFIG, about)
     return Outcome(metrics, fitted.seconds, parameters, fitted.chosen, fitted.notes, tuple(found))
 
 
@@ -123,7 +124,7 @@ def _before(session: Session, dataset: DataSet, model: Classifier, folder: Path)
 
     def noted() -> dict[str, Any] | None:
         begun = (folder / checkpoint.STATE).is_file()
-        start: dict[str, Any] | None = results.read_json(folder / CONFIG).get("start") if begun else None
+        start: dict[str, Any] | None = disk.read_json(folder / CONFIG).get("start") if begun else None
         return start
 
     start = session.runtime.job.from_leader(noted)
@@ -208,11 +209,11 @@ def _fit(
     log, leads = folder / "log.jsonl", session.runtime.job.leads
     finished = keeper.position().epoch
     if leads:
-        results.keep_lines(log, lambda entry: entry["epoch"] <= finished)
+        disk.keep_lines(log, lambda entry: entry["epoch"] <= finished)
 
     def note(entry: dict[str, Any]) -> None:
         if leads:
-            results.append_json(log, entry)
+            disk.append_json(log, entry)
             tracked.epoch_done(entry)
 
     tracked.begin()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from liftplus.data.dataset import DataSet, Split, listing
 from liftplus.errors import UserError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.training.checkpoint import Trained
 from liftplus.words import agreeing, counted
 
@@ -24,7 +24,7 @@ def write_splits(folder: Path, dataset: DataSet) -> None:
     (folder / SPLITS).unlink(missing_ok=True)  # of a run that was begun here and lost
     if dataset.made:
         keys = {name: list(split.keys) for name, split in dataset.splits.items()}
-        results.write_json(folder / SPLITS, {"made": dataset.made, "splits": keys})
+        disk.write_json(folder / SPLITS, {"made": dataset.made, "splits": keys})
 
 
 def same_data(data: str, source: str) -> bool:
@@ -43,7 +43,7 @@ def as_in_run(dataset: DataSet, folder: Path, needed: str) -> DataSet:
     path = folder / SPLITS
     if not path.is_file():
         return dataset
-    kept = results.read_json(path, "splits")["splits"]
+    kept = disk.read_json(path, "splits")["splits"]
     if not isinstance(kept, dict) or not all(isinstance(keys, list) for keys in kept.values()):
         raise UserError(f"{str(path)!r} is damaged. Restore it, or give the pictures to test with --data.")
     labels = {

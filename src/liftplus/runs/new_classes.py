@@ -17,7 +17,7 @@ from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import Reading, collect
 from liftplus.machine.determinism import deterministic
-from liftplus.model import added_row
+from liftplus.model import added_row, heads
 from liftplus.model.added_row import Old
 from liftplus.model.closed_form import Sample, Statistics
 from liftplus.model.picture_init import sampled
@@ -29,8 +29,6 @@ from liftplus.training.checkpoint import FORMAT, Trained, checksum, read_model, 
 FILE = "statistics.safetensors"
 PICTURES, KEPT = 20_000, 4_000
 """Most training pictures behind the statistics, and most of whose features are kept."""
-HEADS = ("cosine", "l2norm", "layernorm")
-"""Heads that compare features with rows of unit length."""
 _TENSORS = ("counts", "sums", "balanced", "pooled")
 
 
@@ -161,11 +159,11 @@ def reads_text(trained: Trained) -> bool:
 
 
 def _refuse(trained: Trained, pictures: Mapping[str, Rows | None], text: bool | None) -> None:
-    head, backbone = trained.config.head.name, trained.config.backbone.name
-    if head not in HEADS:
+    head, backbone = trained.config.head, trained.config.backbone.name
+    if not head.unit_rows:
         raise UserError(
-            f"The run's head is {head!r}; a row from pictures compares with rows of unit length only. Pictures "
-            f"work with head={', '.join(HEADS)}."
+            f"The run's head is {head.name!r}; a row from pictures compares with rows of unit length only. Pictures "
+            f"work with head={', '.join(heads.of_unit_rows())}."
         )
     if text and not reads_text(trained):
         raise UserError(f"Backbone {backbone!r} has no text tower that could read the names. Leave --text out.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from liftplus.config import RunConfig, flat, from_dict, saved
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.runs import changes
 from liftplus.training.saved_state import Keeper
 
@@ -19,7 +19,7 @@ def mended(folder: Path, config: RunConfig) -> list[str]:
     Raises:
         UserError: settings differ that would make it another run.
     """
-    about = results.read_json(folder / changes.CONFIG, "config")
+    about = disk.read_json(folder / changes.CONFIG, "config")
     begun = from_dict(saved(about["config"]))
     old, new = flat(begun), flat(config)
     changed = {key: [old[key], new[key]] for key in MENDING if old[key] != new[key]}
@@ -28,8 +28,8 @@ def mended(folder: Path, config: RunConfig) -> list[str]:
         changes.refuse_changes(begun, config, folder)
     if not changed:
         return []
-    with results.locked(folder):
+    with disk.locked(folder):
         at = Keeper(folder, {}, 1.0).position()
         past = [*about.get("changed", ()), {"epoch": at.epoch, "step": at.step, "settings": changed}]
-        results.write_json(folder / changes.CONFIG, about | {"config": config.to_dict(), "changed": past})
+        disk.write_json(folder / changes.CONFIG, about | {"config": config.to_dict(), "changed": past})
     return [f"{change}, after {at}." for change in found]

@@ -12,7 +12,7 @@ from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import InUseError, UserError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.runs import changes, execution, testing
 from liftplus.runs.opening import Session
 from liftplus.training import checkpoint
@@ -29,7 +29,7 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
     """
     if _is_new(folder):
         return False
-    about = results.read_json(folder / changes.CONFIG, "config", "data")
+    about = disk.read_json(folder / changes.CONFIG, "config", "data")
     differing = changes.changes(from_dict(saved(about["config"])), config)
     if about.get("changed"):
         differing.append("some were changed while it ran")
@@ -51,7 +51,7 @@ def _is_new(folder: Path) -> bool:
     if (folder / changes.CONFIG).is_file():
         return False
     try:
-        results.refuse_existing(folder)
+        disk.refuse_existing(folder)
     except UserError:
         if not (folder / changes.CONFIG).is_file():  # which another process may have written since
             raise
@@ -69,7 +69,7 @@ def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -
         return metrics(folder)
     if _is_new(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with results.locked(folder):  # told here, before a model is built for nothing
+    with disk.locked(folder):  # told here, before a model is built for nothing
         pass
     session, model = session.start(dataset, folder)
     try:
@@ -84,7 +84,7 @@ def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -
 
 def test_folder(folder: Path, evaluation: Evaluation) -> Path:
     """Where a run's test of these settings lies: in its folder if they are the run's own, else in a folder inside."""
-    own = results.read_json(folder / changes.CONFIG, "config")["config"]["evaluation"]
+    own = disk.read_json(folder / changes.CONFIG, "config")["config"]["evaluation"]
     wanted = evaluation.model_dump(mode="json")
     other = [
         f"{key}={json.dumps(wanted[key])}" for key in wanted if own.get(key) != wanted[key] and key != "batch_size"
@@ -98,7 +98,7 @@ def tested(session: Session, dataset: DataSet, folder: Path) -> Path:
     if (inside / PREDICTIONS).is_file():
         return inside
     inside.mkdir(parents=True, exist_ok=True)
-    with results.locked(inside):
+    with disk.locked(inside):
         if not (inside / PREDICTIONS).is_file():
             trained = checkpoint.load_model(folder, session.runtime, session.config.backbone)
             testing.test(session, trained.model, dataset, "test", dataset.counts(), inside, {})
@@ -115,5 +115,5 @@ def one_crop(session: Session, dataset: DataSet, folder: Path) -> Path:
 
 def metrics(folder: Path) -> dict[str, Any]:
     """Figures of a tested run."""
-    found: dict[str, Any] = results.read_json(folder / METRICS, "overall", "split", "evaluation")
+    found: dict[str, Any] = disk.read_json(folder / METRICS, "overall", "split", "evaluation")
     return found

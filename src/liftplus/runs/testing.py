@@ -12,6 +12,7 @@ from liftplus.evaluation import priors, results
 from liftplus.evaluation.features import predict_once
 from liftplus.evaluation.inference import Reading, TopK, score
 from liftplus.evaluation.metrics import Metrics
+from liftplus.machine import disk
 from liftplus.machine.determinism import deterministic
 from liftplus.machine.runtime import command_line, describe
 from liftplus.model.classifier import Classifier
@@ -71,7 +72,7 @@ def evaluate_run(
     dataset = aligned(dataset if other_data else as_in_run(dataset, trained.folder, split), split, trained)
     refuse_different(session, dataset, trained.model)
     if session.runtime.job.leads:
-        results.new_folder(folder)
+        disk.new_folder(folder)
     about = about_weights(trained.chosen) | {
         "command": command_line(),
         "config": session.config.to_dict(),

@@ -13,11 +13,11 @@ from liftplus import config as configs
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.errors import DivergedError, UserError
-from liftplus.evaluation import results
 from liftplus.evaluation.differences import Contender, caveat, counted, named
 from liftplus.evaluation.differences import Tested as Tested
 from liftplus.evaluation.differences import read_tests as read_tests
 from liftplus.evaluation.noise import KEYS, Difference
+from liftplus.machine import disk
 from liftplus.runs import reuse
 from liftplus.runs.opening import Session
 from liftplus.studies.space import split
@@ -252,7 +252,7 @@ def write(out: Path, plan: Comparison, made: Made, methods: Sequence[Contender],
     """compare.json, compare.csv (the table) and compare.md."""
     lines, tested = summary(made.rows), methods[0].tested
     about = {"data": plan.data, "backbone": plan.backbone, "overrides": plan.overrides, "seeds": plan.seeds}
-    results.write_json(
+    disk.write_json(
         out / "compare.json",
         about
         | {
@@ -265,7 +265,7 @@ def write(out: Path, plan: Comparison, made: Made, methods: Sequence[Contender],
     )
     figures = [(key, what) for key in (*KEYS, *COSTS) for what in ("mean", "sd")]
     values = [["" if line[key][what] is None else line[key][what] for key, what in figures] for line in lines]
-    results.write_csv(
+    disk.write_csv(
         out / "compare.csv",
         ["method", "crops", "runs", *(f"{key}_{what}" for key, what in figures)],
         ([line["method"], 5 if line["tte"] else 1, line["runs"], *v] for line, v in zip(lines, values, strict=True)),
@@ -276,7 +276,7 @@ def write(out: Path, plan: Comparison, made: Made, methods: Sequence[Contender],
     text += [_line(columns), _line(["---"] * len(columns)), *map(_line, cells), ""]
     text += [*(f"* {one.sentence()}" for one in found), "", caveat(plan.seeds), ""]
     text += [f"* {one.sentence()}" for one in made.failures] + [""] * bool(made.failures)
-    results.write_bytes(out / "compare.md", "\n".join(text).encode(errors="backslashreplace"))
+    disk.write_bytes(out / "compare.md", "\n".join(text).encode(errors="backslashreplace"))
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from liftplus.errors import UserError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.studies.compare import Comparison, Entry, Row
 
 METHODS = ("zeroshot", "closed_form", "linear_probe", "full", "lift+")
@@ -43,4 +43,4 @@ def clear(out: Path) -> None:
 
 def write(out: Path, rows: Sequence[Row]) -> None:
     """results.json with the rows so far."""
-    results.write_json(out / ROWS, lines(rows))
+    disk.write_json(out / ROWS, lines(rows))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from liftplus.config import RunConfig, flat, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, UserError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 from liftplus.runs import changes, reuse
 from liftplus.runs.opening import Session
 from liftplus.studies import storage, trials
@@ -118,13 +118,13 @@ class Sweep:
 
     def _study(self, suffix: str) -> Study:
         """Optuna's study, made by the first process to come; the folder is refused to another sweep."""
-        own = {results.LOCK, ABOUT, f"{ABOUT}.tmp"}  # what a process beside this one may have begun with
+        own = {disk.LOCK, ABOUT, f"{ABOUT}.tmp"}  # what a process beside this one may have begun with
         foreign = self.folder.exists() and (not self.folder.is_dir() or {p.name for p in self.folder.iterdir()} - own)
         if foreign and not (self.folder / ABOUT).is_file():
-            results.refuse_existing(self.folder)
+            disk.refuse_existing(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with results.locked(self.folder, results.PATIENCE):
+            with disk.locked(self.folder, disk.PATIENCE):
                 about = self._about()
                 # Two processes that make the same tables at once trip over each other.
                 opened = storage.opened(self.storage, self.folder)
@@ -158,7 +158,7 @@ class Sweep:
         mine = {"varied": varied, "sampler": plan.kind, "metric": plan.metric, "settings": fixed}
         path = self.folder / ABOUT
         if path.is_file():
-            found = results.read_json(path, "id", *mine)
+            found = disk.read_json(path, "id", *mine)
             changed = [key for key in ("varied", "sampler", "metric") if found[key] != mine[key]]
             before = _in_force(found["settings"])
             changed += [key for key in fixed if before.get(key) != fixed[key] and "varied" not in changed]
@@ -169,7 +169,7 @@ class Sweep:
                 )
             return dict(found)
         about = {"id": secrets.token_hex(4)} | mine
-        results.write_json(path, about)
+        disk.write_json(path, about)
         return about
 
     def _native(self, point: Point) -> dict[str, Any]:
@@ -269,12 +269,12 @@ class Sweep:
         """results.json and trials.csv, as things stand."""
         every = self.trials(queue)
         ranked = self.settings(every)
-        about = results.read_json(self.folder / ABOUT, "id")
+        about = disk.read_json(self.folder / ABOUT, "id")
         keys = list(self.plan.space.varied)
-        with results.locked(self.folder, results.PATIENCE):
+        with disk.locked(self.folder, disk.PATIENCE):
             path = self.folder / RESULTS
-            before = results.read_json(path, "test")["test"] if path.is_file() else []
-            results.write_json(
+            before = disk.read_json(path, "test")["test"] if path.is_file() else []
+            disk.write_json(
                 path,
                 {key: about[key] for key in ("metric", "sampler", "varied", "settings")}
                 | {
@@ -284,7 +284,7 @@ class Sweep:
                     "test": [asdict(one) for one in self.tested] or before,
                 },
             )
-            results.write_csv(
+            disk.write_csv(
                 self.folder / TABLE,
                 ("trial", "state", *keys, *METRICS, "seconds", "error"),
                 (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liftplus.errors import InUseError, RunFailedError
-from liftplus.evaluation import results
+from liftplus.machine import disk
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -58,7 +58,7 @@ class Trials:
     def claimed(self, number: int) -> Iterator[bool]:
         """Have a trial to oneself; False where another process is at it."""
         try:
-            lock = results.locked(self.folder, name=f".{self.study.study_name.rpartition('-')[2]}-{number:03d}.lock")
+            lock = disk.locked(self.folder, name=f".{self.study.study_name.rpartition('-')[2]}-{number:03d}.lock")
             lock.__enter__()
         except InUseError:
             yield False
@@ -111,7 +111,7 @@ class Trials:
             state, about = TrialState.FAIL, {ERROR: error.what}
         about = about | {NUMBER: number, TOOK: time.monotonic() - clock}
         ranges = {name: self.ranges[name] for name in values}
-        # What the sampler chose was noted before the work, so that others do not choose the same; this is the result.
+        # A trial that was asked for only reserves its values. The result is a new one, and the reservation ends.
         self.study.add_trial(
             create_trial(state=state, value=result, params=values, distributions=ranges, user_attrs=about)
         )

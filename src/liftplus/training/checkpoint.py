@@ -1,6 +1,6 @@
-"""A trained model as one small file, and the state of a run that is under way.
+"""A trained model as one small file: safetensors whose header says how to rebuild the rest, with a checksum.
 
-Both are safetensors with a description in their header: learned weights, how to rebuild the rest, a checksum.
+The state of a run under way (`saved_state`) has the same form.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from liftplus.backbones.text import ClassTexts
 from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.errors import DivergedError, UserError
-from liftplus.evaluation.results import write_bytes
 from liftplus.machine.determinism import own_stream
+from liftplus.machine.disk import write_bytes
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.head_init import centres, class_prompts

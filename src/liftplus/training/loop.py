@@ -94,7 +94,7 @@ def fit(
                             step.set_rate(rate(config, epoch, (number - 1) / len(batches)))
                             total += step(batch)
                             read = number == len(batches) or number % READ_EVERY == 0
-                            # A measurement may take longer than a job that is asked to stop has time.
+                            # Validation may outlast the time that a job has after SIGTERM, so the state is saved first.
                             pause = (number < len(batches) or selection.due(epoch + 1)) and state.due()
                             step.watch.look(epoch, number, waits=read, keeps=pause or number == len(batches))
                             advance(**({"epoch": epoch + 1, "loss": float(total) / number} if read else {}))

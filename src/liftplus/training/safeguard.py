@@ -97,7 +97,7 @@ class Probe:
 
 
 class Safeguard:
-    """Brings a run whose loss has risen over its start's, and over ln C, back to the start, with half the rate; once.
+    """Once a run: where the loss is above both the start's and ln C, restore the start and halve the rate.
 
     Made while the model is at its start; without a probe it never goes back.
     """
@@ -107,8 +107,8 @@ class Safeguard:
         if probe is None:
             return
         self.start = {name: value.clone() for name, value in step.model.learned_state().items()}
-        # A start that was solved on these very pictures names them better than others, so a loss that only leaves it
-        # is no harm yet; one above that of guessing is.
+        # A start in closed form has an unusually low loss on the pictures that it was solved on. A loss above it is not
+        # alarming; one above that of guessing is.
         self.bound = max(probe.loss(step.loss), math.log(max(2, len(step.model.head.weight))))
 
     @property

@@ -117,7 +117,7 @@ class Keeper:
         return any(self.job.greatest(int(self.stop()), int(late)))
 
     def save(self, run: Resumable, position: Position) -> None:
-        """Write the state, once; ends the training of all with `Stopped` where any was asked to."""
+        """Save. If any process was asked to stop, raise `Stopped` in all of them."""
         if self.job.leads:
             tensors, values = run.state()
             about = {"format": FORMAT, "position": asdict(position), "values": values} | self.belongs_to
@@ -177,7 +177,7 @@ class TrainingState:
         return epochs > 0
 
     def save(self, at: Position) -> None:
-        """Be there, and write it where there is a folder; ends the training with `Stopped` where that was asked for."""
+        """Move to this position and save it, if there is a run folder; raises `Stopped` where that was asked for."""
         self.move(at)
         if self.keeper is not None:
             self.keeper.save(self, self.at)

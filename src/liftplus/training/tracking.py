@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from liftplus.errors import UserError
-from liftplus.evaluation.results import read_json, write_json
+from liftplus.machine.disk import read_json, write_json
 
 RECORD = "tracking.json"
 """Beside the run: under which ids the trackers know it, so that a resumed run goes on there."""
