@@ -397,7 +397,7 @@ def test_interrupted_while_testing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("liftplus.runs.execution.predict_once", lambda *_args: signal.raise_signal(number))
+        patch.setattr("liftplus.runs.testing.predict_once", lambda *_args: signal.raise_signal(number))
         stopped = command(*arguments(photos, tmp_path / "run"))
     assert stopped.code == 128 + number and "Traceback" not in stopped.err
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)

@@ -74,7 +74,7 @@ def resolved(line: Line) -> None:
         space.read(values["data"], values["backbone"], method, overrides, fixed=(*changes.FREE, "method"))
     elif line.command == "compare":
         entries = tuple(compare.entries(values["methods"]))
-        compare.Plan(values["data"], values["backbone"], entries, values["seeds"], tuple(overrides)).check()
+        compare.Comparison(values["data"], values["backbone"], entries, values["seeds"], tuple(overrides)).check()
     elif line.command in OF_A_RUN:
         config.changed(config.resolve(**given).to_dict(), overrides)
     else:

@@ -19,7 +19,7 @@ from liftplus.errors import RunFailedError
 from liftplus.machine import disk, stopping
 from liftplus.reproduce import carry_out, verdicts
 from liftplus.reproduce.plan import Plan, changed_settings
-from liftplus.runs import execution, reuse
+from liftplus.runs import execution, reuse, testing
 from liftplus.training import checkpoint
 
 from ..conftest import Command
@@ -104,7 +104,7 @@ def test_what_was_stopped_goes_on(command: Command, tmp_path: Path, monkeypatch:
     assert ended.code == 0, ended.err
     assert (folder / "predictions.csv").read_bytes() == whole
     with monkeypatch.context() as asked:
-        asked.setattr(execution, "test", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        asked.setattr(testing, "test", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         ended = command("reproduce", "run", "photos/mini_clip/one_crop", *HERE, "--seeds", 1, *QUICK)
     assert ended.code == 130 and ended.err.strip().endswith("Stopped. The same command goes on.")
     assert command("reproduce", "run", "photos/mini_clip/one_crop", *HERE, "--seeds", 1, *QUICK).code == 0

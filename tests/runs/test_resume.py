@@ -19,7 +19,6 @@ from liftplus import api, config
 from liftplus.data import sources
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import DivergedError, UserError
-from liftplus.evaluation import results
 from liftplus.evaluation.inference import best
 from liftplus.machine import disk, runtime, stopping
 from liftplus.runs import execution, matching, opening, reuse
@@ -356,7 +355,7 @@ def test_a_run_without_training_goes_on_until_its_tables_are_whole(
     for number in (1, 3, 5):
         with monkeypatch.context() as patch:
             dying = killed_at(number)
-            for module in (results, checkpoint):
+            for module in (disk, checkpoint):
                 patch.setattr(module, "write_bytes", dying)
             assert command("train", *given, "--out", tmp_path / "run").code == 137
         assert not (tmp_path / "run" / checkpoint.FILE).exists()
