@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from functools import reduce
 from importlib import import_module
+
+import pytest
 
 from doc_pages import ROOT, page
 
@@ -24,3 +28,12 @@ def test_a_picture_goes_through_functions_that_exist() -> None:
     assert len(rows) == 10 and len({file for file, _ in rows}) < 10
     for file, name in rows:
         assert callable(reduce(getattr, name.split("."), import_module(f"liftplus.{file.replace('/', '.')}")))
+
+
+def test_no_source_file_is_ignored_by_git() -> None:
+    """An ignored file is left out of lint, of the wheel and of every clone, without a word."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    files = [str(path) for part in ("src", "tests", "benchmarks", "scripts") for path in (ROOT / part).rglob("*.py")]
+    told = subprocess.run(["git", "check-ignore", *files], cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout == ""
