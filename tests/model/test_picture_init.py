@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from liftplus.model.closed_form import Gathering
 from liftplus.model.closed_form import Ridge as Closed
 from liftplus.model.head_init import HeadInit, InitContext, LinearProbe, Stream
 from liftplus.model.heads import Cosine, LayerNorm, Linear
-from liftplus.model.picture_init import Auto, Discriminants, Mix, Ridge, judges, observed, ranks, sampled
+from liftplus.model.picture_init import Auto, Discriminants, Mix, Ridge, _Contest, judges, observed, ranks, sampled
 
 from ..conftest import Command
 
@@ -107,6 +108,32 @@ def test_auto_takes_another_start_where_that_is_better(monkeypatch: pytest.Monke
     rows = Cosine().rows(made, Auto())
     assert "took linear_probe" in made.notes[0] or "took class_mean" in made.notes[0]
     assert (F.normalize(x, dim=-1) @ rows.T).argmax(1).equal(y)
+
+
+def test_the_mean_over_classes_has_its_standard_error() -> None:
+    """Two classes, of one picture and of four: 1 / 2 and 1 / 8 are the pictures' weights."""
+    contest = _Contest(context(*clusters([1, 4]), 2), torch.zeros(5, 8), torch.tensor([0, 1, 1, 1, 1]))
+    middle, error = contest.mean(torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64))
+    assert middle == pytest.approx(1 / 2 + 1 / 8)
+    squares = (1 / 4) * (3 / 8) ** 2 + (1 / 64) * ((3 / 8) ** 2 + 3 * (5 / 8) ** 2)
+    assert error == pytest.approx(math.sqrt(squares))
+
+
+def test_auto_keeps_the_ridge_where_another_start_may_be_ahead_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 18 pictures more is 6 points: more than the margin, and about one standard error."""
+    x, y = clusters([6, 6, 6])
+    answers = {"ridge": [1.0] * 17 + [0.0], "linear_probe": [1.0] * 18, "class_mean": [0.0] * 18}
+    monkeypatch.setattr(
+        "liftplus.model.picture_init._Contest.right",
+        lambda self, init, parts: torch.tensor(answers[init.name], dtype=torch.float64),
+    )
+    made = context(x, y, 3)
+    Cosine().rows(made, Auto())
+    assert "took ridge" in made.notes[0]
+    answers["ridge"][:4] = [0.0] * 4
+    made = context(x, y, 3)
+    Cosine().rows(made, Auto())
+    assert "took linear_probe" in made.notes[0]
 
 
 def test_a_logistic_regression_that_has_not_converged_is_a_note_and_no_warning(

@@ -159,7 +159,7 @@ class Discriminants(HeadInit):
 
 
 MARGIN = 0.02
-"""By how much another start must be better than the ridge, which takes all pictures and costs no second pass."""
+"""By how much, and by two standard errors, another start must be better than the ridge: that takes all pictures."""
 CLASSES, PICTURES = 100, 5000
 """Most classes, and most pictures of them, on which starts are compared."""
 
@@ -182,8 +182,11 @@ class Auto(HeadInit):
         if not len(contest.labels):
             context.notes.append("head_init=auto took ridge: no class has two training images to compare starts on.")
             return ridge.solved(context, statistics, sample)
-        found: dict[HeadInit, float] = {init: contest.accuracy(init, self.parts) for init in (ridge, *OTHERS)}
-        best = max(found, key=lambda init: found[init] - (0.0 if init is ridge else MARGIN))
+        right = {init: contest.right(init, self.parts) for init in (ridge, *OTHERS)}
+        found: dict[HeadInit, float] = {init: contest.mean(answers)[0] for init, answers in right.items()}
+        ahead = {init: contest.mean(right[init] - right[ridge]) for init in OTHERS}
+        sure = [init for init in OTHERS if ahead[init][0] > max(MARGIN, 2 * ahead[init][1])]
+        best = max(sure, key=lambda init: found[init], default=ridge)
         others = ", ".join(f"{init.name} {100 * found[init]:.1f}" for init in found if init is not best)
         context.notes.append(
             f"head_init=auto took {best.name}: {100 * found[best]:.1f} % right on training images that its rows have "
@@ -215,15 +218,22 @@ class _Contest:
         chosen = mine[sampled(number[sample.labels[mine]], PICTURES, context.generator)]
         return cls(context, sample.features[chosen], number[sample.labels[chosen]])
 
-    def accuracy(self, init: HeadInit, parts: int) -> float:
-        """Mean over classes of the share of pictures that score best by rows of the other parts, 0 to 1."""
+    def mean(self, values: Tensor) -> tuple[float, float]:
+        """Mean over classes of a value of each picture [n], and its standard error."""
+        counts = torch.bincount(self.labels)
+        weights = 1 / (counts[self.labels] * len(counts)).double()
+        middle = float((weights * values).sum())
+        return middle, float((weights * (values - middle)).square().sum().sqrt())
+
+    def right(self, init: HeadInit, parts: int) -> Tensor:
+        """1 for each picture that scores best for its class by rows of the other parts, else 0, float64 [n]."""
         part, counts = ranks(self.labels) % parts, torch.bincount(self.labels)
         right = torch.zeros(len(self.labels), dtype=torch.bool)
         for number in range(parts):
             judged = part == number
             rows = init.rows(self._without(judged, len(counts)))
             right[judged] = (self.context.view(self.features[judged]) @ rows.T).argmax(1) == self.labels[judged]
-        return float((torch.bincount(self.labels[right], minlength=len(counts)) / counts).mean())
+        return right.double()
 
     def _without(self, judged: Tensor, classes: int) -> InitContext:
         """A context of these classes that has the other pictures only."""
