@@ -462,8 +462,8 @@ CPU with bf16 units. "Alone" is the start before training.
 * **Ridge regression is far better than class means on the ViT**, by 19 to 21 points before training and by 3 to 9
   after it. On EfficientNet-Lite0 and mini_clip it is 1 to 3 points better before training, and after it they are
   level within two points.
-* **`auto`** takes one of `ridge`, `linear_probe` and `class_mean`. It is within 1.4 points of the best of these three
-  on eight lines; on objects with mini_clip it took class means, 1.8 points below ridge.
+* **`auto`** takes one of `ridge`, `linear_probe` and `class_mean`, and took ridge on every line. It is within 0.2 points
+  of the best of the three before training.
 * **`lda`**, with a linear head, is behind after training with the ViT and EfficientNet-Lite0. One of its two runs on
   objects with the ViT went wrong. With mini_clip it is level or ahead.
 * **Does a start without text reach what text gives?** Here it does: with mini_clip, pictures alone are 15 to 20 points
