@@ -33,7 +33,8 @@ def note(name):
     taken[name] = time.time() - began
 import torch, timm
 note("torch and timm")  # what any command line that trains timm's models waits for
-from liftplus import runs, train
+from liftplus.runs import execution, opening
+from liftplus.training import step
 note("imports")
 def after(owner, attribute, name):
     plain = getattr(owner, attribute)
@@ -45,9 +46,9 @@ def after(owner, attribute, name):
             os._exit(0)
         return result
     setattr(owner, attribute, wrapped)
-after(runs.Session, "data", "data")
-after(runs.Session, "start", "model")
-after(train.Step, "__call__", "first step")
+after(opening.Session, "data", "data")
+after(opening.Session, "start", "model")
+after(step.Step, "__call__", "first step")
 sys.argv = ["liftplus", *sys.argv[3:]]
 cli.main()
 """

@@ -213,8 +213,11 @@ CASES = (
 SCRIPT = """
     import json, sys, torch
     from pathlib import Path
-    from liftplus import config, evaluate, parallel, runtime, train
+    from liftplus import config
     from liftplus.data import sources
+    from liftplus.evaluation import inference
+    from liftplus.machine import parallel, runtime
+    from liftplus.training import assembly, loop
     photos, out, cases = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     job = parallel.job()
     place = runtime.choose("cpu", "fp32", job)
@@ -222,11 +225,11 @@ SCRIPT = """
     for case in cases:
         run = config.resolve(data=photos, overrides=case)
         dataset = sources.load(run.data)
-        model = train.build(run, dataset, place)
-        fitted = train.fit(model, run, dataset, place)
-        reading = evaluate.Reading(dataset.store, dataset.splits["test"], 0)
-        seen = evaluate.predict(model, reading, run.evaluation, model.backbone.facts, place)
-        metrics = evaluate.score(seen, dataset.splits["test"], dataset.counts())
+        model = assembly.build(run, dataset, place)
+        fitted = loop.fit(model, run, dataset, place)
+        reading = inference.Reading(dataset.store, dataset.splits["test"], 0)
+        seen = inference.predict(model, reading, run.evaluation, model.backbone.facts, place)
+        metrics = inference.score(seen, dataset.splits["test"], dataset.counts())
         same = job.from_all({name: value.tolist() for name, value in model.learned_state().items()})
         assert all(other == same[0] for other in same)
         shown = seen.classes.tolist(), seen.probabilities.tolist(), metrics.summary(), str(fitted.chosen)

@@ -114,7 +114,7 @@ def test_prediction_is_within_15_percent_of_the_tensors_of_a_real_step(
 RESIDENT = """
 import json, sys, torch
 sys.path.insert(0, {root!r})
-from tests.test_memory import planned, real_step
+from tests.training.test_memory import planned, real_step
 from liftplus.machine.runtime import Runtime, peak_memory
 torch.set_num_threads(1)
 run = planned({backbone!r}, *{overrides!r})
