@@ -11,17 +11,16 @@ the new class, and the mean over the old ones. One line a class and seed is appe
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import liftplus
+import study
 from liftplus.data.dataset import DataSet, Split
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
@@ -98,22 +97,10 @@ def one(args: argparse.Namespace, dataset: DataSet, new: int, seed: int) -> dict
 
 def run(args: argparse.Namespace) -> None:
     dataset = liftplus.load_data(args.data)
-    machine = runtime.describe(runtime.choose("cpu", "auto"))
-    for seed in SEEDS:
-        for new in held_out(dataset):
-            setting = f"{args.name or Path(args.data).stem}, {args.backbone}, {args.method}"
-            key = {"setting": setting, "class": dataset.class_names[new], "seed": seed}
-            if any(key.items() <= row.items() for row in read(args.rows)):
-                continue
-            line = key | one(args, dataset, new, seed)
-            with args.rows.open("a") as file:
-                file.write(json.dumps(line | {"machine": machine, "date": date.today().isoformat()}) + "\n")
-            print(line, flush=True)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Finished lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    setting = f"{args.name or Path(args.data).stem}, {args.backbone}, {args.method}"
+    number = {dataset.class_names[new]: new for new in held_out(dataset)}
+    keys = ({"setting": setting, "class": name, "seed": seed} for seed in SEEDS for name in number)
+    study.fill(args.rows, keys, lambda key: one(args, dataset, number[key["class"]], key["seed"]))
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -129,8 +116,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def spread(rows: list[dict[str, Any]], way: str, which: str) -> str:
     seeds = sorted({row["seed"] for row in rows})
-    means = [statistics.mean(row[way][which] for row in rows if row["seed"] == seed) for seed in seeds]
-    return f"{statistics.mean(means):.1f}" + (f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else "")
+    return study.spread([statistics.mean(row[way][which] for row in rows if row["seed"] == seed) for seed in seeds])
 
 
 def main() -> None:
@@ -144,7 +130,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="key=value settings of every run")
     args = parser.parse_args()
     if args.what == "table":
-        print("\n".join(table(read(args.rows))))
+        print("\n".join(table(study.read(args.rows))))
     else:
         run(args)
 

@@ -13,8 +13,6 @@ All methods share start (class means), head (cosine), loss (logit-adjusted), cro
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 from collections.abc import Iterator
 from datetime import date
@@ -26,10 +24,10 @@ from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import opening
 from liftplus.training import loop
+from study import GROUPS, append, read, spread
 
 SHARED = ["image_size=96", "precision=fp32", "val_share=0.2", "head_init=class_mean", "workers=0", "tte=false"]
 SEARCH_SEED, SEEDS = 1000, (0, 1, 2)
-GROUPS = ("overall", "mean_class", "many", "medium", "few")
 
 # Settings of each method and the learning rates to try; the first two train nothing.
 METHODS: dict[str, tuple[list[str], tuple[float, ...]]] = {
@@ -67,11 +65,6 @@ def best_rate(method: str, rows: list[dict[str, Any]]) -> float:
     return float(max(found, key=lambda row: row["one_crop"]["mean_class"])["lr"])
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Finished runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def run(stage: str, data: str, path: Path, part: int, parts: int) -> None:
     """Every run of a stage whose line is not there yet."""
     for index, (method, lr, seed) in enumerate(list(planned(stage, read(path)))):
@@ -97,15 +90,6 @@ def run(stage: str, data: str, path: Path, part: int, parts: int) -> None:
         print(stage, method, lr, seed, line["seconds"], line["one_crop"], flush=True)
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
-    """One line in one write, so that parts running side by side do not mix theirs."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    try:
-        os.write(handle, (json.dumps(line) + "\n").encode())
-    finally:
-        os.close(handle)
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: mean and standard deviation of each method's test accuracies."""
     head = ["method", "tuned", "lr", *GROUPS, "overall, five crops", "training, s"]
@@ -119,14 +103,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells += [spread([row["five_crops"]["overall"] for row in same])]
         lines.append([*cells, f"{statistics.mean(row['seconds'] for row in same):.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def spread(values: list[float | None]) -> str:
-    """Mean and standard deviation, or a dash for a group without classes."""
-    given = [value for value in values if value is not None]
-    if not given:
-        return "–"
-    return f"{statistics.mean(given):.1f}" + (f" ± {statistics.stdev(given):.1f}" if len(given) > 1 else "")
 
 
 def main() -> None:

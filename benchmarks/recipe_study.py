@@ -22,33 +22,28 @@ they go on where they were stopped; several may run side by side (--part 0/2, 1/
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
-import re
-import statistics
 import tempfile
 import time
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from liftplus import config
-from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import opening
 from liftplus.training import loop, recipe
+from study import accuracies, fill, read, spread, with_block
 
 ROWS = Path("benchmarks/results/recipe.jsonl")
 PAGE = Path("docs/recipe.md")
 SEEDS, SEARCH_SEED = (0, 1, 2), 1000
-GROUPS = ("overall", "mean_class", "many", "medium", "few")
 
 
 @dataclass(frozen=True)
@@ -182,15 +177,8 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
     clock = time.perf_counter()
     session, model = session.start(dataset)
     began = time.perf_counter()
-    split = dataset.splits["val" if stage == "search" else "test"]
-
-    def measured() -> dict[str, Any]:
-        reading = Reading(dataset.store, split)
-        found = predict(model, reading, session.config.evaluation, model.backbone.facts, session.runtime)
-        metrics = score(found, split, tuple(dataset.counts()))
-        return {group: getattr(metrics, group) for group in GROUPS}
-
-    start = measured()
+    split = "val" if stage == "search" else "test"
+    start = accuracies(session, model, dataset, split)
     trained = time.perf_counter()
     try:
         fitted = loop.fit(model, session.config, dataset, session.runtime)
@@ -206,7 +194,7 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
             "head_init": session.config.head_init.name,
         },
         "start": start,
-        "end": measured(),
+        "end": accuracies(session, model, dataset, split),
         "losses": fitted.losses,
         "notes": fitted.notes,
         "start_seconds": round(began - clock, 1),
@@ -214,28 +202,22 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
     }
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Finished runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int], only: str) -> None:
     """Every run of a stage whose line is not there yet."""
-    machine = runtime.describe(runtime.choose("cpu", "auto"))
+    plan = {(pair, name, seed): given for pair, name, given, seed in planned(stage, read(rows))}
+    keys = (
+        {"stage": stage, "pair": pair, "settings": name, "seed": seed}
+        for pair, name, seed in plan
+        if only in f"{pair} | {name}"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        for index, (pair, name, given, seed) in enumerate(planned(stage, read(rows))):
-            key = {"stage": stage, "pair": pair, "settings": name, "seed": seed}
-            if (
-                index % part[1] != part[0]
-                or only not in f"{pair} | {name}"
-                or any(key.items() <= row.items() for row in read(rows))
-            ):
-                continue
-            data = cut(PAIRS[pair], shared, Path(folder))
-            line = key | one(PAIRS[pair], data, stage, given, seed, vit)
-            with rows.open("a") as file:
-                file.write(json.dumps(line | {"machine": machine, "date": date.today().isoformat()}) + "\n")
-            print(pair, "|", name, "|", seed, "|", line.get("end", line.get("failed")), flush=True)
+
+        def line(key: dict[str, Any]) -> dict[str, Any]:
+            pair, seed = PAIRS[key["pair"]], key["seed"]
+            given = plan[key["pair"], key["settings"], seed]
+            return one(pair, cut(pair, shared, Path(folder)), stage, given, seed, vit)
+
+        fill(rows, keys, line, part)
 
 
 def table(rows: Path) -> Iterator[str]:
@@ -320,19 +302,13 @@ def _lost(curve: dict[float, float], rate: float) -> float:
 
 
 def _spread(rows: list[dict[str, Any]], group: str = "mean_class", at: str = "end") -> str:
-    values = [row[at][group] for row in rows if row[at][group] is not None]
-    if not values:
-        return "–"
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return spread([row[at][group] for row in rows])
 
 
 def filled(page: str, rows: Path) -> str:
     """docs/recipe.md with both tables anew."""
     for name, lines in (("table", table(rows)), ("left-out", left_out(rows))):
-        block = f"<!-- recipe: {name} -->\n" + "\n".join(lines) + "\n<!-- recipe: end -->"
-        page = re.sub(
-            rf"<!-- recipe: {name} -->.*?<!-- recipe: end -->", lambda _, block=block: block, page, flags=re.S
-        )
+        page = with_block(page, "recipe", name, "\n".join(lines))
     return page
 
 

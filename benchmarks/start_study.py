@@ -18,22 +18,20 @@ The first two append one line a run and leave out those whose line is there; sev
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import name_bridge
 from liftplus import config
-from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import opening
 from liftplus.training import loop
-from recipe_study import GROUPS, Pair, cut
+from recipe_study import Pair, cut
+from study import accuracies, fill, read, spread
 
 ROWS = Path("benchmarks/results/starts.jsonl")
 SEEDS, SEARCH_SEED = (0, 1, 2), 1000
@@ -91,40 +89,38 @@ def one(pair: Pair, data: str, stage: str, start: str, rate: float, seed: int, v
     clock = time.perf_counter()
     session, model = session.start(dataset)
     seconds = time.perf_counter() - clock
-    split = dataset.splits["val" if stage == "search" else "test"]
-
-    def measured() -> dict[str, Any]:
-        reading = Reading(dataset.store, split)
-        found = predict(model, reading, session.config.evaluation, model.backbone.facts, session.runtime)
-        metrics = score(found, split, tuple(dataset.counts()))
-        return {group: getattr(metrics, group) for group in GROUPS}
-
-    line = {"pictures": len(dataset.splits["train"]), "seconds": round(seconds, 2), "before": measured()}
+    split = "val" if stage == "search" else "test"
+    line = {
+        "pictures": len(dataset.splits["train"]),
+        "seconds": round(seconds, 2),
+        "before": accuracies(session, model, dataset, split),
+    }
     if not rate:
         return line
     rated = session.config.train.model_copy(update={"lr": session.config.train.lr * rate})
     fitted = loop.fit(model, session.config.model_copy(update={"train": rated}), dataset, session.runtime)
-    return line | {"lr": rated.lr, "after": measured(), "losses": fitted.losses, "notes": fitted.notes}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Finished runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return line | {
+        "lr": rated.lr,
+        "after": accuracies(session, model, dataset, split),
+        "losses": fitted.losses,
+        "notes": fitted.notes,
+    }
 
 
 def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int]) -> None:
     """Every run of a stage whose line is not there yet."""
-    machine = runtime.describe(runtime.choose("cpu", "auto"))
+    keys = (
+        {"stage": stage, "pair": pair, "start": start, "rate": rate, "seed": seed}
+        for pair, start, rate, seed in planned(stage, read(rows))
+    )
     with tempfile.TemporaryDirectory() as folder:
-        for index, (pair, start, rate, seed) in enumerate(planned(stage, read(rows))):
-            key = {"stage": stage, "pair": pair, "start": start, "rate": rate, "seed": seed}
-            if index % part[1] != part[0] or any(key.items() <= row.items() for row in read(rows)):
-                continue
-            data = cut(PAIRS[pair], shared, Path(folder))
-            line = key | one(PAIRS[pair], data, stage, start, rate, seed, vit)
-            with rows.open("a") as file:
-                file.write(json.dumps(line | {"machine": machine, "date": date.today().isoformat()}) + "\n")
-            print(pair, "|", start, "|", rate, "|", seed, "|", line.get("after", line["before"]), flush=True)
+
+        def line(key: dict[str, Any]) -> dict[str, Any]:
+            pair = PAIRS[key["pair"]]
+            data = cut(pair, shared, Path(folder))
+            return one(pair, data, stage, key["start"], key["rate"], key["seed"], vit)
+
+        fill(rows, keys, line, part)
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -154,10 +150,7 @@ def _groups(values: dict[str, str]) -> str:
 
 
 def _spread(rows: list[dict[str, Any]], when: str, group: str) -> str:
-    values = [row[when][group] for row in rows if when in row and row[when][group] is not None]
-    if not values:
-        return "–"
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return spread([row[when][group] for row in rows if when in row])
 
 
 def main() -> None:

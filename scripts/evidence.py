@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +38,8 @@ import clothing_study  # noqa: E402
 import evidence_claims  # noqa: E402
 import harness  # noqa: E402
 import start_study  # noqa: E402
+import study  # noqa: E402
+from study import spread, with_block  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 PAGE, README = ROOT / "docs" / "evidence.md", ROOT / "README.md"
@@ -427,14 +428,6 @@ def _searches(record: dict[str, Any]) -> str:
     )
 
 
-def spread(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation; a dash for a group without classes."""
-    given = [value for value in values if value is not None]
-    if not given:
-        return "–"
-    return f"{statistics.mean(given):.1f}" + (f" ± {statistics.stdev(given):.1f}" if len(given) > 1 else "")
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
@@ -449,7 +442,7 @@ def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 def committed() -> str:
     """The page of all that is committed."""
     demo = json.loads(DEMO.read_text(encoding="utf-8"))
-    return page(read(), clothing_study.read(CLOTHING), demo, start_study.read(STARTS_FILE))
+    return page(read(), study.read(CLOTHING), demo, study.read(STARTS_FILE))
 
 
 STARTS = """## Where the classifier starts without text
@@ -462,8 +455,8 @@ CPU with bf16 units. "Alone" is the start before training.
 * **Ridge regression is far better than class means on the ViT**, by 19 to 21 points before training and by 3 to 9
   after it. On EfficientNet-Lite0 and mini_clip it is 1 to 3 points better before training, and after it they are
   level within two points.
-* **`auto`** takes one of `ridge`, `linear_probe` and `class_mean`, and took ridge on every line. It is within 0.2 points
-  of the best of the three before training.
+* **`auto`** takes one of `ridge`, `linear_probe` and `class_mean`, and took ridge on every line. It is within 0.2
+  points of the best of the three before training.
 * **`lda`**, with a linear head, is behind after training with the ViT and EfficientNet-Lite0. One of its two runs on
   objects with the ViT went wrong. With mini_clip it is level or ahead.
 * **Does a start without text reach what text gives?** Here it does: with mini_clip, pictures alone are 15 to 20 points
@@ -501,8 +494,7 @@ def fair(record: dict[str, Any]) -> str:
 
 def with_fair(readme: str) -> str:
     """The README with its table anew."""
-    block = f"<!-- evidence: fair -->\n{fair(read()['openmoji_48px']).strip()}\n<!-- evidence: end -->"
-    return re.sub(r"<!-- evidence: fair -->.*?<!-- evidence: end -->", lambda _: block, readme, flags=re.S)
+    return with_block(readme, "evidence", "fair", fair(read()["openmoji_48px"]).strip())
 
 
 def main() -> None:

@@ -58,6 +58,8 @@ class After(stopping.StopRequest):
 
     def __call__(self) -> bool:
         self.left -= 1
+        if self.left < 0:
+            self.signal = signal.SIGTERM
         return self.left < 0
 
 

@@ -1,6 +1,6 @@
 """One frozen configuration a run: its schema, the presets that fill it, and the user's key=value over both."""
 
-from liftplus.config.overrides import after_training, changed, full_key, locate
+from liftplus.config.overrides import after_training, changed, full_key, locate, placed
 from liftplus.config.presets import AUTOMATIC, replaced, resolve
 from liftplus.config.schema import PARTS, RunConfig, TrainConfig, flat, from_dict, saved
 
@@ -15,6 +15,7 @@ __all__ = [
     "from_dict",
     "full_key",
     "locate",
+    "placed",
     "replaced",
     "resolve",
     "saved",

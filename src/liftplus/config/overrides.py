@@ -110,13 +110,13 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     if isinstance(values.get(full), dict):
         keys = ", ".join(_leaves(run, values[full], f"{full}."))
         raise UserError(f"{full!r} is a section; set one of its keys: {keys}.")
-    return _placed(values, full.split("."), value)
+    return placed(values, full.split("."), value)
 
 
-def _placed(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+def placed(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
     """`values` with the one at this path replaced, also where it is a table."""
     key, *rest = path
-    return values | {key: _placed(values[key], rest, value) if rest else value}
+    return values | {key: placed(values[key], rest, value) if rest else value}
 
 
 def _field(run: RunConfig, key: str) -> FieldInfo | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,21 +57,19 @@ class Trials:
     @contextmanager
     def claimed(self, number: int) -> Iterator[bool]:
         """Have a trial to oneself; False where another process is at it."""
-        try:
-            lock = disk.locked(self.folder, name=f".{self.study.study_name.rpartition('-')[2]}-{number:03d}.lock")
-            lock.__enter__()
-        except InUseError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.__exit__(None, None, None)
+        name = f".{self.study.study_name.rpartition('-')[2]}-{number:03d}.lock"
+        with ExitStack() as held:
+            mine = True
+            try:
+                held.enter_context(disk.locked(self.folder, name=name))
+            except InUseError:
+                mine = False
+            yield mine
 
     def at_work(self) -> list[int]:
         """Numbers of the trials that other processes are at."""
         busy = []
-        for number in sorted(set(range(len(self.points))) - set(self.settled())):
+        for number in self._left():
             with self.claimed(number) as mine:
                 busy += [] if mine else [number]
         return busy
@@ -83,7 +81,7 @@ class Trials:
         ends the work, and the trial is free for the next process.
         """
         waiting = False
-        while left := [number for number in range(len(self.points)) if number not in self.settled()]:
+        while left := self._left():
             if any(self._done(number, objective) for number in left):
                 waiting = False
                 continue
@@ -91,6 +89,11 @@ class Trials:
                 self.say(f"Waiting for {len(left)} that other processes have begun …")
             waiting = True
             time.sleep(POLL)
+
+    def _left(self) -> list[int]:
+        """Numbers of the trials that are not settled."""
+        settled = self.settled()
+        return [number for number in range(len(self.points)) if number not in settled]
 
     def _done(self, number: int, objective: Objective) -> bool:
         """Do one trial; False where another process is at it."""

@@ -47,13 +47,14 @@ def build(
     runtime.place(backbone)
     with own_stream(config.seed):
         head = config.head.build(backbone, dataset.num_classes)
+        plain = partial(plain_stream, config, dataset, backbone, runtime, cache, progress)
         context = InitContext(
             backbone,
             dataset.class_names,
-            plain_features(config, dataset, backbone, runtime, cache, progress),
+            lambda shots: next(plain(at_once=sys.maxsize)(shots).batches()),
             seeded(config.seed, -1),
             None if backbone.text is None else partial(text_features, cache, backbone.text, backbone.identity, runtime),
-            plain_stream(config, dataset, backbone, runtime, cache, progress),
+            plain(),
         )
         start = config.head.start(context, config.head_init)
         _refuse_broken(start.rows, config)
@@ -123,19 +124,6 @@ def check(config: RunConfig, dataset: DataSet) -> None:
         )
 
 
-def plain_features(
-    config: RunConfig,
-    dataset: DataSet,
-    backbone: Backbone,
-    runtime: Runtime,
-    cache: Cache,
-    progress: Progress | None,
-) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """A function that gives bare features of at most k training images a class, short side and centre crop R."""
-    stream = plain_stream(config, dataset, backbone, runtime, cache, progress, at_once=sys.maxsize)
-    return lambda shots: next(stream(shots).batches())
-
-
 def plain_stream(
     config: RunConfig,
     dataset: DataSet,
@@ -145,7 +133,11 @@ def plain_stream(
     progress: Progress | None,
     at_once: int = AT_ONCE,
 ) -> Callable[[int | None], Stream]:
-    """The same for at most k images a class, or for all of them, with so many features in memory at once."""
+    """A function that gives bare features of at most k training images a class, or of all: short side, centre crop R.
+
+    Args:
+        at_once: most images whose features are in memory at once.
+    """
     train, view = dataset.splits["train"], CentreCrop(backbone.facts.image_size, backbone.facts.interpolation, margin=0)
 
     def part(chosen: Sequence[int]) -> tuple[Tensor, Tensor]:

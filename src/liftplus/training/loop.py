@@ -99,7 +99,8 @@ def fit(
                             step.watch.look(epoch, number, waits=read, keeps=pause or number == len(batches))
                             advance(**({"epoch": epoch + 1, "loss": float(total) / number} if read else {}))
                             if pause:
-                                state.save(replace(at, step=number, total=float(total)))
+                                state.move(replace(at, step=number, total=float(total)))
+                                state.save()
                         rises = safeguard.rises()
                     except DivergedError:
                         if not safeguard.may_go_back:
@@ -111,7 +112,7 @@ def fit(
                     measured = selection.measure(epoch + 1, advance)
                     state.move(Position(epoch + 1, losses=(*at.losses, float(total) / len(batches))))
                     log(_record(state.at, step.rate) | measured)
-                    state.save(state.at)
+                    state.save()
                     skipped = partial(skip, config, dataset, state.at, state.at.seconds - at.seconds, before)
                     if state.leave_out(runtime.job.from_leader(skipped)):
                         break

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import time
+from functools import reduce
+from operator import getitem
 from typing import Any
 
-from liftplus.config import RunConfig, from_dict, resolve
+from liftplus.config import RunConfig, from_dict, placed, resolve
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
@@ -120,14 +122,8 @@ def _minutes(seconds: float) -> str:
 
 def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:
     """The configuration with what was chosen when its run began."""
-    values = begun.to_dict()
-    chosen = {}
-    for key in set(config.automatic) & set(begun.automatic):
-        value: Any = values
-        for part in key.split("."):
-            value = value[part]
-        chosen[key] = value
-    return _with(config, chosen)
+    values, kept = begun.to_dict(), set(config.automatic) & set(begun.automatic)
+    return _with(config, {key: reduce(getitem, key.split("."), values) for key in kept})
 
 
 def batch_size(pictures: int) -> int:
@@ -146,11 +142,7 @@ def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
     """The configuration with values at dotted keys."""
     values = config.to_dict()
     for key, value in chosen.items():
-        *path, last = key.split(".")
-        place = values
-        for part in path:
-            place = place[part]
-        place[last] = value
+        values = placed(values, key.split("."), value)
     return from_dict(values)
 
 

@@ -123,7 +123,8 @@ class Keeper:
             about = {"format": FORMAT, "position": asdict(position), "values": values} | self.belongs_to
             write_tensors(self.path, tensors, about)
             self.saved = time.monotonic()
-        if asked := max(self.job.from_all(self.stop.signal or int(self.stop()))):
+        mine = self.stop.signal if self.stop() else None
+        if asked := max(self.job.from_all(mine or 0)):
             self.stop.signal = asked
             raise Stopped(self.path.parent, position)
 
@@ -176,9 +177,8 @@ class TrainingState:
         self.at = replace(self.at, epoch=self.at.epoch + epochs)
         return epochs > 0
 
-    def save(self, at: Position) -> None:
-        """Move to this position and save it, if there is a run folder; raises `Stopped` where that was asked for."""
-        self.move(at)
+    def save(self) -> None:
+        """Save this position, if there is a run folder; raises `Stopped` where that was asked for."""
         if self.keeper is not None:
             self.keeper.save(self, self.at)
 

@@ -1,0 +1,78 @@
+"""What studies of many runs share: their rows, the accuracies of one run, a marked block of a page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from liftplus.data.dataset import DataSet
+from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.machine import runtime
+from liftplus.model.classifier import Classifier
+from liftplus.runs.opening import Session
+
+GROUPS = ("overall", "mean_class", "many", "medium", "few")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Finished runs, one line each."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """One line in one write, so that parts running side by side do not mix theirs."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        os.write(handle, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(handle)
+
+
+def fill(
+    rows: Path,
+    keys: Iterable[dict[str, Any]],
+    one: Callable[[dict[str, Any]], dict[str, Any]],
+    part: tuple[int, int] = (0, 1),
+) -> None:
+    """Append a line for each key that has none yet.
+
+    Args:
+        one: makes what stands behind a key.
+        part: (k, n): every n-th key from the k-th on, where n processes share the work.
+    """
+    machine = runtime.describe(runtime.choose("cpu", "auto"))
+    for index, key in enumerate(keys):
+        if index % part[1] != part[0] or any(key.items() <= row.items() for row in read(rows)):
+            continue
+        line = key | one(key)
+        append(rows, line | {"machine": machine, "date": date.today().isoformat()})
+        print(line, flush=True)
+
+
+def accuracies(session: Session, model: Classifier, dataset: DataSet, split: str) -> dict[str, float | None]:
+    """In percent on a split, by group of classes."""
+    part = dataset.splits[split]
+    reading = Reading(dataset.store, part)
+    found = predict(model, reading, session.config.evaluation, model.backbone.facts, session.runtime)
+    metrics = score(found, part, tuple(dataset.counts()))
+    return {group: getattr(metrics, group) for group in GROUPS}
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation; a dash where no value is there."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return "–"
+    return f"{statistics.mean(given):.1f}" + (f" ± {statistics.stdev(given):.1f}" if len(given) > 1 else "")
+
+
+def with_block(page: str, kind: str, name: str, text: str) -> str:
+    """A page with what stands between `<!-- KIND: NAME -->` and `<!-- KIND: end -->` anew."""
+    block = f"<!-- {kind}: {name} -->\n{text}\n<!-- {kind}: end -->"
+    return re.sub(rf"<!-- {kind}: {name} -->.*?<!-- {kind}: end -->", lambda _: block, page, flags=re.DOTALL)
