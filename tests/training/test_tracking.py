@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,18 +83,29 @@ def in_wandb(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def wandb_history(file: Path) -> dict[str, list[tuple[int, float]]]:
-    """What a file of Weights & Biases holds."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    """What a finished file of Weights & Biases holds."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for data in level_db_log(file.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
+    for record in wandb_records(file):
         for item in record.history.item:
             key = "/".join(item.nested_key) or item.key
             if not key.startswith("_"):
                 found.setdefault(key, []).append((record.history.step.num, json.loads(item.value_json)))
     return found
+
+
+def wandb_records(file: Path) -> list[Any]:
+    """The records up to the one that ends the run.
+
+    `finish` of wandb 0.31 comes back before its service has written the file in about one of 30 runs.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for _ in range(300):
+        records = [Record.FromString(data) for data in level_db_log(file.read_bytes())]
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{file} has no end after 30 s")
 
 
 def level_db_log(data: bytes) -> Iterator[bytes]:
@@ -105,6 +117,8 @@ def level_db_log(data: bytes) -> Iterator[bytes]:
         if left < 7 or kind == 0:  # the rest of a block is filled up
             place += left
             continue
+        if place + 7 + length > len(data):  # still being written
+            return
         pieces += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last piece
