@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
 from liftplus.evaluation.metrics import group_of
 from liftplus.studies.space import SEED, Point, Space
 from liftplus.words import agreeing, counted
 
-if TYPE_CHECKING:
-    pass
-
-
 SAMPLERS = ("auto", "grid", "random", "tpe")
-
 METRICS = ("mean_class", "overall", "many", "medium", "few")
-
 STARTUP = 10
 """Trials of `tpe` that are drawn at random before it goes by what it has seen (Optuna's own default)."""
-
 DEFAULT_TRIALS = 20
 
 
@@ -45,6 +38,11 @@ class Search:
     test_seeds: int = 0
 
     @property
+    def base(self) -> RunConfig:
+        """The run at the space's first point."""
+        return self.space.config(self.space.first())
+
+    @property
     def kind(self) -> str:
         """The sampler, decided."""
         if self.sampler != "auto":
@@ -54,7 +52,7 @@ class Search:
 
     def points(self) -> list[Point]:
         """For each trial the values that are settled before it begins; `tpe` finds the rest."""
-        size, base = self.space.size(), self.space.config(self.space.first())
+        size = self.space.size()
         if self.kind == "grid":
             grid = self.space.grid()
             if self.trials not in (None, len(grid)):
@@ -75,7 +73,7 @@ class Search:
                 "Take --sampler grid."
             )
         settled = count if self.kind == "random" else min(count, STARTUP)
-        return [*itertools.islice(self.space.draws(base.seed), settled), *({} for _ in range(count - settled))]
+        return [*itertools.islice(self.space.draws(self.base.seed), settled), *({} for _ in range(count - settled))]
 
     def check(self, dataset: DataSet) -> None:
         """Refuse what cannot end well, before anything is trained."""

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from liftplus import config as configs
 from liftplus.config import RunConfig
@@ -31,19 +32,44 @@ class Choices:
 
     values: tuple[str, ...]
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Values that have to be allowed for all to be."""
+        return self.values
+
+    def text(self, value: Any) -> str:
+        """A value that Optuna holds as a setting's."""
+        return str(value)
+
+    def draw(self, rng: random.Random) -> str:
+        """A random value."""
+        return rng.choice(self.values)
+
 
 @dataclass(frozen=True)
 class Range:
-    """All numbers from `low` to `high`, both included; only whole ones with `whole`."""
+    """All numbers from `low` to `high`, both included; only whole ones with `whole`. Methods as of `Choices`."""
 
     low: float
     high: float
     log: bool = False
     whole: bool = False
 
-    def text(self, value: float) -> str:
-        """A number of this range as a setting's value."""
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return self.text(self.low), self.text(self.high)
+
+    @property
+    def values(self) -> range | None:
+        """Every number; None for fractions, which have no end."""
+        return range(round(self.low), round(self.high) + 1) if self.whole else None
+
+    def text(self, value: Any) -> str:
         return str(round(value)) if self.whole else repr(float(value))
+
+    def number(self, text: str) -> float:
+        """What `text` stands for."""
+        return int(text) if self.whole else float(text)
 
     def between(self, share: float) -> str:
         """The number at a share from 0 to 1 of the way, evenly spaced, or on a logarithmic scale."""
@@ -79,22 +105,18 @@ class Space:
         known = {key for key, _ in self.terms}
         given = [f"{key}={value if isinstance(value, str) else point[key]}" for key, value in self.terms]
         given += [f"{key}={value}" for key, value in point.items() if key not in known]
+        usual = recipe.usual(self.data)
         return configs.resolve(
-            data=self.data,
-            backbone=self.backbone,
-            method=self.method,
-            overrides=given,
-            recipe=recipe.usual(self.data),
+            data=self.data, backbone=self.backbone, method=self.method, overrides=given, recipe=usual
         )
 
     def first(self) -> Point:
         """A point inside: each list's first value and each range's low end."""
-        return {key: _first(given) for key, given in self.varied.items()}
+        return {key: given.ends[0] for key, given in self.varied.items()}
 
     def size(self) -> int | None:
         """Number of points; None where a range has no end of them."""
-        counts = [len(v.values) if isinstance(v, Choices) else _whole(v) for v in self.varied.values()]
-        return None if None in counts else math.prod(count for count in counts if count is not None)
+        return math.prod(0 if given.values is None else len(given.values) for given in self.varied.values()) or None
 
     def grid(self) -> list[Point]:
         """Every point; a range of fractions has to name how many."""
@@ -105,7 +127,7 @@ class Space:
                     f"A grid needs the values of {key!r}: list them, or add how many, as in "
                     f"{key}={given.low:g}..{given.high:g}:5. Or take --sampler tpe."
                 )
-            axes.append(given.values if isinstance(given, Choices) else _numbers(given))
+            axes.append(list(map(str, given.values or ())))
         return [dict(zip(self.varied, values, strict=True)) for values in itertools.product(*axes)]
 
     def draws(self, seed: int) -> Iterator[Point]:
@@ -113,33 +135,16 @@ class Space:
         seen: set[tuple[str, ...]] = set()
         for number in itertools.count():
             rng = random.Random(f"{seed}/{number}")
-            point = {
-                key: rng.choice(given.values) if isinstance(given, Choices) else given.draw(rng)
-                for key, given in self.varied.items()
-            }
+            point = {key: given.draw(rng) for key, given in self.varied.items()}
             if tuple(point.values()) not in seen:
                 seen.add(tuple(point.values()))
                 yield point
 
     def check(self) -> None:
         """Refuse a value that no run could have, before any has begun."""
-        start = self.first()
         for key, given in self.varied.items():
-            values = given.values if isinstance(given, Choices) else (given.text(given.low), given.text(given.high))
-            for value in values:
-                self.config(start | {key: value})
-
-
-def _first(given: Choices | Range) -> str:
-    return given.values[0] if isinstance(given, Choices) else given.text(given.low)
-
-
-def _whole(given: Range) -> int | None:
-    return round(given.high) - round(given.low) + 1 if given.whole else None
-
-
-def _numbers(given: Range) -> tuple[str, ...]:
-    return tuple(str(number) for number in range(round(given.low), round(given.high) + 1))
+            for value in given.ends:
+                self.config(self.first() | {key: value})
 
 
 def read(data: str, backbone: str, method: str, given: Sequence[str], *, fixed: Sequence[str] = ()) -> Space:

@@ -22,7 +22,7 @@ from liftplus.runs.opening import Session
 from liftplus.studies import storage, trials
 from liftplus.studies.search import METRICS, STARTUP, Search
 from liftplus.studies.space import SEED, Choices, Point, Range
-from liftplus.studies.trials import Trials
+from liftplus.studies.trials import Scored, Trials
 from liftplus.words import duration
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-Outcome = tuple[float, dict[str, Any]]
 ABOUT, RESULTS, TABLE = "sweep.json", "results.json", "trials.csv"
 
 
@@ -85,7 +84,7 @@ class Sweep:
 
     def run(self) -> None:
         """Do all trials and test runs that no process has done, and wait for those that others are doing."""
-        dataset = self.session(self.plan.space.config(self.plan.space.first())).data()
+        dataset = self.session(self.plan.base).data()
         self.plan.check(dataset)
         points = self.plan.points()
         for note in dataset.notes:
@@ -97,9 +96,12 @@ class Sweep:
         study = self._study("")
         # Without a test split no trial can touch it.
         seen = replace(dataset, splits={name: part for name, part in dataset.splits.items() if name != "test"})
-        native = [self._native(point) for point in points]
-        ranges = {key: _range(given) for key, given in self.plan.space.varied.items()}
-        queue = Trials(study, self.folder, native, ranges, self.say)
+        varied = self.plan.space.varied
+        native = [
+            {k: given.number(v) if isinstance(given := varied[k], Range) else v for k, v in point.items()}
+            for point in points
+        ]
+        queue = Trials(study, self.folder, native, {k: _range(given) for k, given in varied.items()}, self.say)
         self._sample(queue)
         queue.work(lambda values, number: self._trial(values, number, seen, queue))
         self._write(queue)
@@ -145,16 +147,16 @@ class Sweep:
         import optuna
 
         # One process alone finds the same settings again; several must not all draw the same.
-        seed = None if queue.at_work() else self.plan.space.config(self.plan.space.first()).seed
+        seed = None if queue.at_work() else self.plan.base.seed
         queue.study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=seed
         )
 
     def _about(self) -> dict[str, Any]:
         """What the folder's sweep is; written by the first process, compared by the others."""
-        plan, base = self.plan, self.plan.space.config(self.plan.space.first())
-        varied = {key: _told(given) for key, given in plan.space.varied.items()}
-        fixed = {k: v for k, v in flat(base).items() if k not in changes.FREE and k not in varied}
+        plan = self.plan
+        varied = {k: list(v.values) if isinstance(v, Choices) else asdict(v) for k, v in plan.space.varied.items()}
+        fixed = {k: v for k, v in flat(plan.base).items() if k not in changes.FREE and k not in varied}
         mine = {"varied": varied, "sampler": plan.kind, "metric": plan.metric, "settings": fixed}
         path = self.folder / ABOUT
         if path.is_file():
@@ -172,17 +174,11 @@ class Sweep:
         disk.write_json(path, about)
         return about
 
-    def _native(self, point: Point) -> dict[str, Any]:
-        """A point as Optuna holds it: numbers in ranges, text in lists."""
-        varied = self.plan.space.varied
-        return {k: _number(given, v) if isinstance(given := varied[k], Range) else v for k, v in point.items()}
-
     def _text(self, values: dict[str, Any]) -> Point:
         """A point from what Optuna holds."""
-        varied = self.plan.space.varied
-        return {key: _text(varied[key], values[key]) for key in varied if key in values}
+        return {key: given.text(values[key]) for key, given in self.plan.space.varied.items() if key in values}
 
-    def _trial(self, values: dict[str, Any], number: int, dataset: DataSet, queue: Trials) -> Outcome:
+    def _trial(self, values: dict[str, Any], number: int, dataset: DataSet, queue: Trials) -> Scored:
         """Train one setting, and measure it on the validation split."""
         point = self._text(values)
         figures = self._run(point, self.folder / f"trial-{number:03d}", dataset, "val", f"trial {number}")
@@ -239,10 +235,9 @@ class Sweep:
                 "again would choose by the test split; start a new sweep with another --out."
             )
         study.set_user_attr("setting", best.point)
-        base = self.plan.space.config(self.plan.space.first()).seed
-        start = 0 if SEED in self.plan.space.varied else base
+        start = 0 if SEED in self.plan.space.varied else self.plan.base.seed
 
-        def objective(_values: dict[str, Any], number: int) -> Outcome:
+        def objective(_values: dict[str, Any], number: int) -> Scored:
             point = best.point | {SEED: str(start + number)}
             figures = self._run(point, self.folder / f"test-seed{start + number}", dataset, "test", "test")
             return float(figures["overall"]), {"metrics": figures}
@@ -254,11 +249,10 @@ class Sweep:
 
     def _best(self, queue: Trials) -> Setting:
         every = self.trials(queue)
-        ranked = self.settings(every)
-        if not ranked:
-            reason = next((one.error for one in every if one.error), "none has ended")
-            raise UserError(f"No setting went well, so there is none to test. The first failed with: {reason}")
-        return ranked[0]
+        if ranked := self.settings(every):
+            return ranked[0]
+        reason = next((one.error for one in every if one.error), "none has ended")
+        raise UserError(f"No setting went well, so there is none to test. The first failed with: {reason}")
 
     def _done(self, number: int, trial: FrozenTrial, folder: str) -> Done:
         error, metrics = trial.user_attrs.get(trials.ERROR), trial.user_attrs.get("metrics", {})
@@ -270,7 +264,6 @@ class Sweep:
         every = self.trials(queue)
         ranked = self.settings(every)
         about = disk.read_json(self.folder / ABOUT, "id")
-        keys = list(self.plan.space.varied)
         with disk.locked(self.folder, disk.PATIENCE):
             path = self.folder / RESULTS
             before = disk.read_json(path, "test")["test"] if path.is_file() else []
@@ -284,20 +277,12 @@ class Sweep:
                     "test": [asdict(one) for one in self.tested] or before,
                 },
             )
-            disk.write_csv(
-                self.folder / TABLE,
-                ("trial", "state", *keys, *METRICS, "seconds", "error"),
-                (
-                    (
-                        one.number,
-                        one.state,
-                        *(one.point.get(key, "") for key in keys),
-                        *(one.metrics.get(key, "") for key in (*METRICS, "seconds")),
-                        one.error or "",
-                    )
-                    for one in every
-                ),
-            )
+            rows = [
+                {**one.metrics, **one.point, "trial": one.number, "state": one.state, "error": one.error or ""}
+                for one in every
+            ]
+            header = ("trial", "state", *self.plan.space.varied, *METRICS, "seconds", "error")
+            disk.write_csv(self.folder / TABLE, header, ([row.get(key, "") for key in header] for row in rows))
         return every
 
 
@@ -310,18 +295,6 @@ def _in_force(settings: dict[str, Any]) -> dict[str, Any]:
         if section == "tuner" and option:
             tuners.setdefault(name, {})[option] = value
     return flat(from_dict(saved({"tuner": tuners}))) | settings
-
-
-def _told(given: Choices | Range) -> Any:
-    return list(given.values) if isinstance(given, Choices) else asdict(given)
-
-
-def _number(given: Range, text: str) -> float | int:
-    return int(text) if given.whole else float(text)
-
-
-def _text(given: Choices | Range, value: Any) -> str:
-    return str(value) if isinstance(given, Choices) else given.text(value)
 
 
 def _range(given: Choices | Range) -> BaseDistribution:

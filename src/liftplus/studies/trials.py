@@ -24,8 +24,10 @@ POLL = 2.0
 NUMBER, ERROR, TOOK = "ticket", "error", "took"  # the first as studies of earlier versions name it
 
 Point = dict[str, Any]
-Objective = Callable[[Point, int], tuple[float, dict[str, Any]]]
-"""From a trial's values and number to its result, and what to note beside it."""
+Scored = tuple[float, dict[str, Any]]
+"""A trial's result, and what to note beside it."""
+Objective = Callable[[Point, int], Scored]
+"""From a trial's values and number to its result."""
 
 
 class Trials:
