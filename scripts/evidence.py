@@ -286,7 +286,7 @@ def _verdict(claim: verdicts.Judged) -> str:
     return "not all of it has been run" if claim.tests else "not testable here"
 
 
-def _comparison(test: verdicts.Tested) -> list[str]:
+def _comparison(test: verdicts.Contrasted) -> list[str]:
     pair = f"`{_label(test.better)}` against `{_label(test.worse)}`"
     says = _KINDS[test.kind] + ("" if test.margin is None else f", margin {test.margin:g}")
     start = [pair, test.about, test.metric.replace("_", " "), says]

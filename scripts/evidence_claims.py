@@ -33,7 +33,7 @@ def judged(record: Record, known: catalogue.Catalogue) -> dict[str, verdicts.Jud
             claim=line["claim"],
             margin=margin,
             tests=tuple(
-                catalogue.Comparison(**{key: test[key] for key in catalogue.Comparison.model_fields})
+                catalogue.Contrast(**{key: test[key] for key in catalogue.Contrast.model_fields})
                 for test in line["tests"]
             ),
             untestable=tuple(catalogue.Untestable(**gap) for gap in line["untestable"]),

@@ -25,7 +25,7 @@ from liftplus.data.labelled import is_column, pictures_of, store_of
 from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
 from liftplus.runs import inputs
-from liftplus.runs.inputs import Rows
+from liftplus.runs.inputs import Inputs
 
 
 class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
@@ -168,7 +168,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         return list(np.broadcast_to(pixels, (*pixels.shape[:3], 3)) if pixels.shape[3] == 1 else pixels)
 
     def _laid_out(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Rows [N, F] as images."""
+        """Inputs [N, F] as images."""
         count, length = rows.shape
         shape = self.image_shape
         if shape is None:
@@ -190,11 +190,11 @@ class InputError(UserError, ValueError):
     """What X or y cannot be: a `ValueError`, as scikit-learn expects of them, and told like all errors here."""
 
 
-def _rows(images: list[Any]) -> Rows:
+def _rows(images: list[Any]) -> Inputs:
     """One row for each image; a path that is no file is refused."""
     pictures = pictures_of(images)
     if not isinstance(pictures[0], str):
-        return Rows(*store_of(pictures))
+        return Inputs(*store_of(pictures))
     try:
         return inputs.each(pictures)
     except UserError as error:
@@ -219,7 +219,7 @@ def _listed(given: Any) -> list[Any] | None:
 
 
 def _refuse_several(given: Any) -> None:
-    """Rows of several paths, [N, K], are no pictures."""
+    """Inputs of several paths, [N, K], are no pictures."""
     first = given[0] if isinstance(given, list | tuple | np.ndarray) and len(given) else None
     if not isinstance(first, list | tuple | np.ndarray) or len(first) < 2:
         return

@@ -24,7 +24,7 @@ from liftplus.machine import disk
 from liftplus.machine.paths import expanded
 from liftplus.model.classifier import Classifier
 from liftplus.runs import inputs, matching, predicting, testing
-from liftplus.runs.inputs import Rows
+from liftplus.runs.inputs import Inputs
 from liftplus.runs.opening import Session
 from liftplus.training import checkpoint
 from liftplus.training.checkpoint import Trained
@@ -195,7 +195,7 @@ class Model:
         return target
 
 
-def probabilities(model: Model, rows: Rows, tte: bool | None = None) -> NDArray[np.float32]:
+def probabilities(model: Model, rows: Inputs, tte: bool | None = None) -> NDArray[np.float32]:
     """Probabilities [N, C] of all classes, one row for each picture."""
     best, chances = _ranked(model, rows, len(model.class_names), tte)
     out = np.empty_like(chances)
@@ -203,15 +203,15 @@ def probabilities(model: Model, rows: Rows, tte: bool | None = None) -> NDArray[
     return out
 
 
-def _rows(images: Any) -> Rows:
+def _rows(images: Any) -> Inputs:
     """What was given as rows, one picture each."""
     single = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Iterable)
     single |= getattr(images, "ndim", 4) in (0, 2, 3) and not is_column(images)
     pictures = pictures_of([images] if single else images)
-    return inputs.read(pictures).complete() if isinstance(pictures[0], str) else Rows(*store_of(pictures))
+    return inputs.read(pictures).complete() if isinstance(pictures[0], str) else Inputs(*store_of(pictures))
 
 
-def _ranked(model: Model, rows: Rows, top_k: int, tte: bool | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _ranked(model: Model, rows: Inputs, top_k: int, tte: bool | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k best classes of each row [N, k] and their probabilities."""
     found = predicting.predict_rows(model._with(tte, top_k), model.trained, rows)
     return found.classes.numpy(), found.probabilities.numpy()

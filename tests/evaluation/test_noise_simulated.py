@@ -110,9 +110,7 @@ def false_families(world: World, trials: int) -> dict[str, float]:
 
 def confirmed(world: World, trials: int, points: float, key: str) -> float:
     """How often "no worse" is confirmed of a method that is worse by `points`, in percent."""
-    claim = catalogue.Claim(
-        claim="x", tests=(catalogue.Comparison(better="a", worse="b", metric=key, kind="no_worse"),)
-    )
+    claim = catalogue.Claim(claim="x", tests=(catalogue.Contrast(better="a", worse="b", metric=key, kind="no_worse"),))
     rng, behind, found = np.random.default_rng(1), world.behind(points), 0
     weight, strata = noise.weights(key, world.labels, world.counts)
     for _ in range(trials):

@@ -17,7 +17,6 @@ from liftplus.report import content, figures, findings, judgement, read, series,
 from liftplus.report.chart import save
 from liftplus.report.findings import Finding
 from liftplus.report.judgement import judge
-from liftplus.studies import compare
 from made_runs import Made
 
 NAMES = tuple(f"class {k}" for k in range(24))
@@ -46,7 +45,7 @@ def close(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_the_page_has_compares_sentence(close: list[Path], tmp_path: Path) -> None:
     methods = [
-        differences.Contender(name, False, compare.read_tests(close[k : k + 2]))
+        differences.Contender(name, False, differences.read_tests(close[k : k + 2]))
         for name, k in (("zeroshot", 0), ("linear_probe", 2))
     ]
     said = differences.judged(methods)

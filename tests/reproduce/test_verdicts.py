@@ -12,7 +12,7 @@ from liftplus.reproduce import catalogue, verdicts
 
 
 def claim(*kinds: str, metric: str = "overall", **margin: float) -> catalogue.Claim:
-    tests = tuple(catalogue.Comparison(better="a", worse="b", metric=metric, kind=kind) for kind in kinds)
+    tests = tuple(catalogue.Contrast(better="a", worse="b", metric=metric, kind=kind) for kind in kinds)
     return catalogue.Claim(claim="x", margin=margin, tests=tests)
 
 

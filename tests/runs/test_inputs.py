@@ -12,7 +12,6 @@ from PIL import Image
 
 from liftplus.errors import UserError
 from liftplus.runs import inputs
-from liftplus.runs.predicting import image_files
 
 
 @pytest.fixture
@@ -31,8 +30,8 @@ FOUND = ["new/a.png", "new/b.JPG", "new/deep/c.png", "new/photo.jpg/photo.jpg"]
 
 
 def test_a_folder_called_like_a_picture_is_a_folder(place: Path) -> None:
-    assert image_files(["new"]) == FOUND
-    assert image_files(["new/photo.jpg"]) == ["new/photo.jpg/photo.jpg"]
+    assert list(inputs.read(["new"]).names) == FOUND
+    assert list(inputs.read(["new/photo.jpg"]).names) == ["new/photo.jpg/photo.jpg"]
     assert inputs.read(["new"]).notes == (
         "Hidden folders and those of systems were left out: '.thumbs'.",
         "1 file in new does not end like an image and was left out: 1 .txt.",
@@ -165,4 +164,4 @@ def test_each_path_is_one_file(place: Path) -> None:
 
 def test_the_home_folder_is_filled_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(place))
-    assert image_files(["~/new/a.png"]) == [str(place / "new/a.png")]
+    assert list(inputs.read(["~/new/a.png"]).names) == [str(place / "new/a.png")]

@@ -17,7 +17,7 @@ from liftplus.words import counted
 
 if TYPE_CHECKING:
     from liftplus.data.dataset import DataSet
-    from liftplus.runs.inputs import Rows
+    from liftplus.runs.inputs import Inputs
     from liftplus.runs.new_classes import Added
 
 ADDED = "NAME [PICTURES/]..."
@@ -88,7 +88,7 @@ def _told(names: list[str]) -> str:
     return f"{counted(len(names), 'more class', 'more classes')}: {', '.join(map(repr, names))}"
 
 
-def _by_name(given: list[str]) -> dict[str, Rows | None]:
+def _by_name(given: list[str]) -> dict[str, Inputs | None]:
     """Pictures by class name, None for a name alone: whatever is a path belongs to the name before it."""
     from liftplus.runs import inputs
 
@@ -124,7 +124,7 @@ def _is_path(word: str) -> bool:
 
 def _from_pictures(
     run: Path,
-    pictures: dict[str, Rows | None],
+    pictures: dict[str, Inputs | None],
     out: Path,
     weights: str | None,
     text: bool | None,

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from liftplus.config import RunConfig, from_dict, saved
+from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, RunFailedError, UserError
 from liftplus.machine import disk
@@ -77,21 +77,17 @@ class Work:
     def do(self) -> list[str]:
         """Make every run and test that is missing; sentences about runs that their own settings ended."""
         self.plan.note()
-        waiting: list[Job] = []
         failed: list[str] = []
         jobs = self.plan.jobs()
-        for number, job in enumerate(jobs, 1):
-            if (text := self._attempt(job, f"[{number} of {len(jobs)}]", waiting)) is not None:
-                failed.append(text)
-        if waiting:
-            self.say(f"{len(waiting)} are being made by another process; waiting for them.")
-        while waiting:
-            again, waiting = waiting, []
-            for job in again:
-                if (text := self._attempt(job, "[once more]", waiting)) is not None:
-                    failed.append(text)
-            if waiting:
+        todo, first = [(f"[{number} of {len(jobs)}]", job) for number, job in enumerate(jobs, 1)], True
+        while todo:
+            waiting: list[Job] = []
+            failed += [text for place, job in todo if (text := self._attempt(job, place, waiting)) is not None]
+            if waiting and first:
+                self.say(f"{len(waiting)} are being made by another process; waiting for them.")
+            elif waiting:
                 time.sleep(PAUSE)
+            todo, first = [("[once more]", job) for job in waiting], False
         return failed
 
     def _attempt(self, job: Job, place: str, waiting: list[Job]) -> str | None:
@@ -131,18 +127,14 @@ class Work:
 
 def as_begun(folder: Path, config: RunConfig) -> RunConfig:
     """The settings of a run, tested as the run in the folder is, which another experiment may have begun."""
-    if not (folder / changes.CONFIG).is_file():
-        return config
-    begun = from_dict(saved(disk.read_json(folder / changes.CONFIG, "config")["config"]))
-    return config.model_copy(update={"evaluation": begun.evaluation})
+    begun = changes.begun_with(folder)
+    return config if begun is None else config.model_copy(update={"evaluation": begun.evaluation})
 
 
 def shown(figures: dict[str, float | None]) -> str:
     """The accuracies of a test in a line."""
-    cells = [
-        f"{key} {value:.1f}" for key in ("overall", "many", "medium", "few") if (value := figures[key]) is not None
-    ]
-    return ", ".join(cells)
+    keys = ("overall", "many", "medium", "few")
+    return ", ".join(f"{key} {value:.1f}" for key in keys if (value := figures[key]) is not None)
 
 
 @dataclass(frozen=True)

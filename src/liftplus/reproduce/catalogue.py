@@ -53,8 +53,7 @@ class _Grid(_Variant):
         for values in itertools.product(*self.over.values()):
             chosen = dict(zip(self.over, values, strict=True))
             settings = tuple(setting.format(**chosen) for setting in self.settings)
-            one = _Variant(method=self.method, settings=settings, backbones=self.backbones, data=self.data)
-            yield self.name.format(**chosen), one
+            yield self.name.format(**chosen), self.model_copy(update={"settings": settings})
 
 
 class _Table(_Entry):
@@ -81,8 +80,8 @@ class _Table(_Entry):
         return [*self.variants.items(), *(one for grid in self.grids for one in grid.variants())]
 
 
-class Comparison(_Entry):
-    """A comparison that a claim rests on.
+class Contrast(_Entry):
+    """Two experiments whose difference a claim rests on.
 
     Attributes:
         better, worse: names of experiments.
@@ -115,7 +114,7 @@ class Claim(_Entry):
 
     claim: str
     margin: dict[Compared, Annotated[float, Field(gt=0, le=100)]] = {}
-    tests: tuple[Comparison, ...] = ()
+    tests: tuple[Contrast, ...] = ()
     untestable: tuple[Untestable, ...] = ()
 
     def margin_of(self, metric: str) -> float:
@@ -184,21 +183,19 @@ class Catalogue:
         """The experiments of groups, tables, names or beginnings of names; without any, all of them."""
         if not names:
             return list(self.experiments.values())
-        found: dict[str, Experiment] = {}
+        found: set[str] = set()
         for name in names:
-            fits = {one.name: one for one in self.experiments.values() if _fits(one, name.rstrip("/"))}
-            if not fits:
+            if not (fits := {key for key, one in self.experiments.items() if _fits(one, name.rstrip("/"))}):
                 raise self._unknown(name)
             found |= fits
         return [one for key, one in self.experiments.items() if key in found]
 
     def tables(self) -> dict[str, list[str]]:
         """Names of the tables of each group."""
-        out: dict[str, list[str]] = {}
+        out: dict[str, dict[str, None]] = {}
         for one in self.experiments.values():
-            if one.table not in out.setdefault(one.group, []):
-                out[one.group].append(one.table)
-        return out
+            out.setdefault(one.group, {})[one.table] = None
+        return {group: list(tables) for group, tables in out.items()}
 
     def _unknown(self, name: str) -> UserError:
         tables = self.tables()
@@ -224,9 +221,7 @@ def load(folder: Path = FOLDER) -> Catalogue:
         UserError: a table is not in the form, or names something twice or that is not there.
     """
     experiments: dict[str, Experiment] = {}
-    for path in sorted(folder.glob("*.toml")):
-        if path.name == CLAIMS:
-            continue
+    for path in sorted(set(folder.glob("*.toml")) - {folder / CLAIMS}):
         for one in _group(path):
             if one.name in experiments:
                 raise UserError(f"{path.name}: the experiment {one.name!r} is there twice. Give one another name.")

@@ -100,8 +100,7 @@ def training_images(run: Outline, source: str) -> int | None:
 
         ratio = run.imbalance_ratio or 100.0
         return sum(long_tailed_sizes(CIFAR_MOST, ratio, CIFAR_CLASSES))
-    need = data(source)
-    return None if need is None else need.train
+    return need.train if (need := data(source)) else None
 
 
 def estimate(run: Outline, source: str) -> float | None:
@@ -133,7 +132,10 @@ def missing_data(config: RunConfig, source: str) -> str | None:
     if need is not None and (lacking := [name for name in need.packages if find_spec(name) is None]):
         return f"{need.title} needs {' and '.join(lacking)}, which this Python lacks: {need.get}."
     if not has_root(source):
-        return None if source in names.DATA_SETS or Path(config.data.source).exists() else _not_there(config, need)
+        if source in names.DATA_SETS or Path(config.data.source).exists():
+            return None
+        told = f" Where to get it: {need.get}." if need else ""
+        return f"The data {config.data.source!r} are not there.{told} --data-root DIR names another place to look in."
     assert need is not None and config.data.root is not None, "every known data set with files is in needs.toml"
     root = Path(config.data.root).expanduser()
     given = {need.class_names} if config.data.class_names != str(Path(config.data.root) / str(need.class_names)) else ()
@@ -151,11 +153,6 @@ def missing_data(config: RunConfig, source: str) -> str | None:
         + f"  Where to get it: {need.get}\n"
         f"  Or name another place: --data-root DIR (the data then lie in DIR/{source}), or data.root=DIR."
     )
-
-
-def _not_there(config: RunConfig, need: DataNeed | None) -> str:
-    told = f" Where to get it: {need.get}." if need else ""
-    return f"The data {config.data.source!r} are not there.{told} --data-root DIR names another place to look in."
 
 
 def missing_weights(config: BackboneConfig, *, fetch: bool) -> str | None:

@@ -84,13 +84,11 @@ class Plan:
 
     def config(self, experiment: Experiment, seed: int) -> RunConfig:
         """The settings of one run."""
-        from liftplus import config as configs
+        from liftplus.config import resolve
 
-        return configs.resolve(
-            data=self.source(experiment),
-            backbone=experiment.backbone,
-            method=experiment.method,
-            overrides=self.settings(experiment, seed),
+        given = self.settings(experiment, seed)
+        return resolve(
+            data=self.source(experiment), backbone=experiment.backbone, method=experiment.method, overrides=given
         )
 
     def outline(self, experiment: Experiment) -> Outline:
@@ -121,18 +119,19 @@ class Plan:
 
     def check(self) -> None:
         """Refuse settings that belong to the experiments, and those of another kind than the folder's runs have."""
-        from liftplus import config as configs
+        from liftplus.config import full_key
 
-        for pair in self.overrides:
-            if configs.full_key(pair.partition("=")[0]) in ("seed", "method", "data.source", "backbone.name"):
+        sources = list(dict.fromkeys(one.source for one in self.experiments))
+        keys = {pair: full_key(pair.partition("=")[0]) for pair in self.overrides}
+        for pair, key in keys.items():
+            if key in ("seed", "method", "data.source", "backbone.name"):
                 raise UserError(f"{pair!r} cannot be set here: the experiments say it. --seeds says how many seeds.")
-        if len({one.source for one in self.experiments}) > 1:
-            for pair in self.overrides:
-                if configs.full_key(pair.partition("=")[0]) == "data.root":
-                    raise UserError(
-                        f"{pair!r} was given for several data sets. Give --data-root DIR, with a folder for each: "
-                        f"{', '.join(dict.fromkeys(one.source for one in self.experiments))}."
-                    )
+        for pair, key in keys.items():
+            if key == "data.root" and len(sources) > 1:
+                raise UserError(
+                    f"{pair!r} was given for several data sets. Give --data-root DIR, with a folder for each: "
+                    f"{', '.join(sources)}."
+                )
         begun = changed_settings(self.out)
         mine = _counting(self.overrides)
         if begun is not None and _in_full(begun) != _in_full(mine):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 
 from liftplus.errors import UserError
 from liftplus.evaluation import noise
+from liftplus.evaluation.differences import Tested, read_tests
 from liftplus.evaluation.noise import KEYS, Difference
 from liftplus.machine import disk
 from liftplus.reproduce import needs
 from liftplus.reproduce.carry_out import finished_test
-from liftplus.reproduce.catalogue import Claim, Comparison, Experiment
+from liftplus.reproduce.catalogue import Claim, Contrast, Experiment
 from liftplus.reproduce.plan import Plan, changed_settings
 from liftplus.runs import changes, reuse
-from liftplus.studies import compare
+from liftplus.studies.compare import mean_and_sd
 from liftplus.words import agreeing
 
 NOT_RUN, NOT_CONTRADICTED = "not run", "not contradicted"
@@ -69,8 +69,8 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Tested:
-    """A comparison of a claim: the difference that was found, None where it could not be, and what follows.
+class Contrasted:
+    """A contrast of a claim: the difference that was found, None where it could not be, and what follows.
 
     Attributes:
         margin: points that a claim of "no worse" or "the same" allows; None for other claims.
@@ -102,7 +102,7 @@ class Judged:
     name: str
     claim: str
     verdict: str
-    tests: tuple[Tested, ...]
+    tests: tuple[Contrasted, ...]
     untestable: tuple[dict[str, str], ...]
 
 
@@ -112,21 +112,10 @@ def result(plan: Plan, experiment: Experiment) -> Result:
     metrics = [reuse.metrics(folder) for folder in found.values()]
     figures = []
     for key in KEYS:
-        values = [one[key] for one in metrics if one[key] is not None]
-        mean = statistics.mean(values) if values else None
+        mean, sd = mean_and_sd([one[key] for one in metrics if one[key] is not None])
         low, high = experiment.expected.get(key, (None, None))
         within = experiment.tolerance[key]
-        figures.append(
-            Figure(
-                key,
-                mean,
-                statistics.stdev(values) if len(values) > 1 else None,
-                low,
-                high,
-                within,
-                _verdict(mean, low, high, within),
-            )
-        )
+        figures.append(Figure(key, mean, sd, low, high, within, _verdict(mean, low, high, within)))
     wanted = plan.seeds or experiment.seeds
     differs = _differs(plan, experiment, next(iter(found))) if found else ()
     return Result(experiment.name, tuple(found), wanted, tuple(figures), differs, tuple(map(str, found.values())))
@@ -197,7 +186,7 @@ def decide(name: str, claim: Claim, found: Sequence[tuple[Difference | None, str
         if one is not None:
             one = replace(one, adjusted=adjusted[k])
         what = NOT_RUN if one is None else _follows(test.kind, one, margin)
-        tests.append(Tested(test.better, test.worse, test.metric, test.kind, test.about, what, one, why, margin))
+        tests.append(Contrasted(test.better, test.worse, test.metric, test.kind, test.about, what, one, why, margin))
     return Judged(name, claim.claim, _whole(tests), tuple(tests), tuple(one.model_dump() for one in claim.untestable))
 
 
@@ -215,13 +204,10 @@ def _follows(kind: str, found: Difference, margin: float | None) -> str:
     return "contradicted" if high < 0 or (kind == "same" and low > 0) else NOT_CONTRADICTED
 
 
-def _whole(tests: Sequence[Tested]) -> str:
+def _whole(tests: Sequence[Contrasted]) -> str:
     """The verdict on a claim: as bad as its worst comparison; confirmed only if every one has been made."""
-    kinds = {test.verdict for test in tests}
-    for verdict in ("contradicted", "not confirmed", NOT_RUN, NOT_CONTRADICTED):
-        if verdict in kinds:
-            return verdict
-    return "confirmed" if tests else NOT_RUN
+    worst_first = ("contradicted", "not confirmed", NOT_RUN, NOT_CONTRADICTED, "confirmed")
+    return min((test.verdict for test in tests), key=worst_first.index, default=NOT_RUN)
 
 
 _Method = tuple[str, tuple[int, ...]]  # an experiment and the seeds that are compared
@@ -234,7 +220,7 @@ class _Found:
         self._claim, self._experiments = claim, experiments
         names = dict.fromkeys(name for test in claim.tests for name in (test.better, test.worse))
         self._tests = {name: _finished(plan, experiments[name]) for name in names}
-        self._read: dict[_Method, compare.Tested] = {}
+        self._read: dict[_Method, Tested] = {}
 
     def all(self) -> list[tuple[Difference | None, str]]:
         """For each comparison its difference, p not adjusted, or why there is none."""
@@ -253,18 +239,18 @@ class _Found:
                 out[place] = (found, "")
         return out
 
-    def _methods(self, test: Comparison) -> tuple[_Method, _Method]:
+    def _methods(self, test: Contrast) -> tuple[_Method, _Method]:
         """Both experiments with the seeds that both have."""
         seeds = tuple(sorted(self._tests[test.better].keys() & self._tests[test.worse].keys()))
         return (test.better, seeds), (test.worse, seeds)
 
-    def _tested(self, method: _Method) -> compare.Tested:
+    def _tested(self, method: _Method) -> Tested:
         name, seeds = method
         if method not in self._read:
-            self._read[method] = compare.read_tests([self._tests[name][seed] for seed in seeds])
+            self._read[method] = read_tests([self._tests[name][seed] for seed in seeds])
         return self._read[method]
 
-    def _hindrance(self, test: Comparison, a: _Method, b: _Method) -> str:
+    def _hindrance(self, test: Contrast, a: _Method, b: _Method) -> str:
         """Why two experiments cannot be compared; nothing where they can."""
         if not a[1]:
             lacking = [name for name in (test.better, test.worse) if not self._tests[name]]

@@ -17,10 +17,8 @@ from liftplus.errors import UserError, unknown
 from liftplus.machine.disk import new_folder, read_json, write_json
 from liftplus.model import heads
 from liftplus.model.head_init import HeadInit, Semantic, centres, class_prompts, text_rows
+from liftplus.runs.changes import CONFIG
 from liftplus.training.checkpoint import FILE, FORMAT, read_model, write_tensors
-
-"""Heads that compare with rows of unit length, whatever length training gave them."""
-CONFIG = "config.json"
 
 
 def add(run: Path, names: Sequence[str], out: Path, weights: str | None = None) -> None:
@@ -97,22 +95,18 @@ def rename(
     new = [names.get(name, name) for name in old]
     _refuse_twice(new, set(names.values()))
     about |= {"class_names": new, "former_names": about.get("former_names", old)}
-    _rename_weights(about["config"], names)
+    loss = about["config"]["loss"]
+    if given := loss.get("class_weights"):  # which go by names too
+        loss["class_weights"] = {names.get(name, name): weight for name, weight in given.items()}
     if new_rows:
         config, chosen = from_dict(saved(about["config"])), [new.index(name) for name in names.values()]
         encoded = _rows(_backbone(config, about, weights), config, new)
         state["head.weight"][chosen] = encoded[chosen].to(state["head.weight"])
         if about.get("class_prompts") is not None:
+            prompts = class_prompts(_init(config), new)
             for k in chosen:
-                about["class_prompts"][k] = class_prompts(_init(config), new)[k]
+                about["class_prompts"][k] = prompts[k]
     _write(run, out, about, state, {"renamed": dict(names), "new_rows": new_rows})
-
-
-def _rename_weights(config: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Class weights of the loss go by names too."""
-    given = config["loss"].get("class_weights")
-    if given:
-        config["loss"]["class_weights"] = {names.get(name, name): weight for name, weight in given.items()}
 
 
 def _refuse_bad_name(name: str) -> None:

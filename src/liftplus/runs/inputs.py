@@ -46,7 +46,7 @@ class RowStore(ByteStore):
 
 
 @dataclass(frozen=True)
-class Rows:
+class Inputs:
     """Pictures in the order given; one that was given twice is there twice.
 
     Attributes:
@@ -66,7 +66,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def complete(self) -> Rows:
+    def complete(self) -> Inputs:
         """The rows themselves; where a list names files that are not there, that is refused."""
         if self.missing:
             others = len(self.missing) - 1
@@ -75,7 +75,7 @@ class Rows:
         return self
 
 
-def read(inputs: Iterable[str], stdin: Callable[[], bytes] | None = None) -> Rows:
+def read(inputs: Iterable[str], stdin: Callable[[], bytes] | None = None) -> Inputs:
     """The pictures that paths name, in the order given.
 
     Args:
@@ -102,7 +102,7 @@ def read(inputs: Iterable[str], stdin: Callable[[], bytes] | None = None) -> Row
     return _rows(found.items, found.notes, found.missing)
 
 
-def each(paths: Sequence[str]) -> Rows:
+def each(paths: Sequence[str]) -> Inputs:
     """One row for each path, which must be a file.
 
     Raises:
@@ -115,10 +115,10 @@ def each(paths: Sequence[str]) -> Rows:
     return _rows([(_HERE, path) for path in paths], (), ())
 
 
-def _rows(items: Sequence[Item], notes: Sequence[str], missing: Sequence[str]) -> Rows:
+def _rows(items: Sequence[Item], notes: Sequence[str], missing: Sequence[str]) -> Inputs:
     store = RowStore(items)
     names = tuple(inner.where(key) for inner, key in items)
-    return Rows(store, list(map(str, range(len(items)))), names, tuple(notes), tuple(missing))
+    return Inputs(store, list(map(str, range(len(items)))), names, tuple(notes), tuple(missing))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from liftplus.model.added_row import Old
 from liftplus.model.closed_form import Sample, Statistics
 from liftplus.model.picture_init import sampled
 from liftplus.runs import edit_classes
-from liftplus.runs.inputs import Rows
+from liftplus.runs.inputs import Inputs
 from liftplus.runs.opening import Session
 from liftplus.training.checkpoint import FORMAT, Trained, checksum, read_model, read_tensors, write_tensors
 
@@ -108,7 +108,7 @@ def add(
     session: Session,
     trained: Trained,
     run: Path,
-    pictures: Mapping[str, Rows | None],
+    pictures: Mapping[str, Inputs | None],
     out: Path,
     data: Callable[[], DataSet],
     *,
@@ -146,7 +146,7 @@ def add(
     return added
 
 
-def _features_of(session: Session, trained: Trained, name: str, given: Rows | None) -> Tensor:
+def _features_of(session: Session, trained: Trained, name: str, given: Inputs | None) -> Tensor:
     if given is None:
         return torch.empty(0, trained.model.backbone.dim)
     given.store.decode = session.config.data.decode
@@ -158,7 +158,7 @@ def reads_text(trained: Trained) -> bool:
     return catalogue.traits(trained.config.backbone.name).reads_text
 
 
-def _refuse(trained: Trained, pictures: Mapping[str, Rows | None], text: bool | None) -> None:
+def _refuse(trained: Trained, pictures: Mapping[str, Inputs | None], text: bool | None) -> None:
     head, backbone = trained.config.head, trained.config.backbone.name
     if not head.unit_rows:
         raise UserError(

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from liftplus.data.dataset import Split
 from liftplus.evaluation.inference import Reading, TopK, predict
 from liftplus.machine.determinism import deterministic
-from liftplus.runs import inputs
-from liftplus.runs.inputs import Rows
+from liftplus.runs.inputs import Inputs
 from liftplus.runs.opening import Session
 from liftplus.runs.testing import expect
 from liftplus.training.checkpoint import Trained
-
-
-def image_files(given: Iterable[str]) -> list[str]:
-    """The picture of each row that paths name; see `inputs.read`."""
-    return list(inputs.read(given).names)
 
 
 @dataclass(frozen=True)
@@ -30,21 +23,21 @@ class Guess:
     error: str | None = None
 
 
-def predict_files(session: Session, trained: Trained, rows: Rows, *, skip_unreadable: bool) -> list[Guess]:
+def predict_files(session: Session, trained: Trained, rows: Inputs, *, skip_unreadable: bool) -> list[Guess]:
     """Top-k classes of image files, one for each row."""
-    unreadable: dict[str, str] | None = {} if skip_unreadable else None
-    found = predict_rows(session, trained, rows, unreadable)
+    unreadable: dict[str, str] = {}
+    found = predict_rows(session, trained, rows, unreadable if skip_unreadable else None)
     guesses = []
     for key, name, classes, chances in zip(
         rows.keys, rows.names, found.classes.tolist(), found.probabilities.tolist(), strict=True
     ):
-        reason = (unreadable or {}).get(key)
+        reason = unreadable.get(key)
         best = () if reason else tuple(trained.class_names[k] for k in classes)
         guesses.append(Guess(name, best, () if reason else tuple(chances), reason))
     return guesses
 
 
-def predict_rows(session: Session, trained: Trained, rows: Rows, unreadable: dict[str, str] | None = None) -> TopK:
+def predict_rows(session: Session, trained: Trained, rows: Inputs, unreadable: dict[str, str] | None = None) -> TopK:
     """Top-k classes of pictures, in the order of the rows.
 
     Args:
@@ -53,9 +46,9 @@ def predict_rows(session: Session, trained: Trained, rows: Rows, unreadable: dic
     """
     expect(session, trained.model, trained.class_names, trained.train_counts)
     rows.store.decode = session.config.data.decode
-    split, evaluation = Split(rows.keys, [0] * len(rows)), session.config.evaluation
+    split, config, model = Split(rows.keys, [0] * len(rows)), session.config, trained.model
     reading = Reading(
-        rows.store, split, session.config.train.workers, session.progress, label="Predicting", unreadable=unreadable
+        rows.store, split, config.train.workers, session.progress, label="Predicting", unreadable=unreadable
     )
-    with deterministic(session.config.deterministic):
-        return predict(trained.model, reading, evaluation, trained.model.backbone.facts, session.runtime)
+    with deterministic(config.deterministic):
+        return predict(model, reading, config.evaluation, model.backbone.facts, session.runtime)

@@ -108,9 +108,8 @@ def tested(session: Session, dataset: DataSet, folder: Path) -> Path:
 def one_crop(session: Session, dataset: DataSet, folder: Path) -> Path:
     """The folder of the test of a finished run with one crop in place of five."""
     evaluation = session.config.evaluation.model_copy(update={"tte": False})
-    return tested(
-        replace(session, config=session.config.model_copy(update={"evaluation": evaluation})), dataset, folder
-    )
+    config = session.config.model_copy(update={"evaluation": evaluation})
+    return tested(replace(session, config=config), dataset, folder)
 
 
 def metrics(folder: Path) -> dict[str, Any]:

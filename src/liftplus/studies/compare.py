@@ -13,9 +13,7 @@ from liftplus import config as configs
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.errors import DivergedError, UserError
-from liftplus.evaluation.differences import Contender, caveat, counted, named
-from liftplus.evaluation.differences import Tested as Tested
-from liftplus.evaluation.differences import read_tests as read_tests
+from liftplus.evaluation.differences import Contender, caveat, counted, named, read_tests
 from liftplus.evaluation.noise import KEYS, Difference
 from liftplus.machine import disk
 from liftplus.runs import reuse
@@ -77,12 +75,9 @@ class Comparison:
         preset = configs.resolve(data=self.data, backbone=self.backbone, method=entry.method)
         still = () if preset.train.epochs else ("train.epochs=0",)
         given = [*self.overrides, *still, *entry.overrides, f"seed={seed}"]
+        usual = recipe.usual(self.data)
         return configs.resolve(
-            data=self.data,
-            backbone=self.backbone,
-            method=entry.method,
-            overrides=given,
-            recipe=recipe.usual(self.data),
+            data=self.data, backbone=self.backbone, method=entry.method, overrides=given, recipe=usual
         )
 
     def check(self) -> None:
@@ -144,11 +139,8 @@ class Made:
         """Raise UserError where a run failed."""
         if self.failures:
             lines = [f"* {one.sentence()}" for one in self.failures]
-            raise UserError("\n".join([f"{_runs(len(lines))} failed. The same command tries again.", *lines]))
-
-
-def _runs(number: int) -> str:
-    return "One run" if number == 1 else f"{number} runs"
+            runs = "One run" if len(lines) == 1 else f"{len(lines)} runs"
+            raise UserError("\n".join([f"{runs} failed. The same command tries again.", *lines]))
 
 
 def run(
@@ -228,13 +220,15 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
         same = [row for row in rows if (row.method, row.tte) == (method, tte)]
         line: dict[str, Any] = {"method": method, "tte": tte, "runs": len(same)}
         for key in (*KEYS, *COSTS):
-            values = [value for row in same if (value := getattr(row, key)) is not None]
-            line[key] = {
-                "mean": statistics.mean(values) if values else None,
-                "sd": statistics.stdev(values) if len(values) > 1 else None,
-            }
+            mean, sd = mean_and_sd([value for row in same if (value := getattr(row, key)) is not None])
+            line[key] = {"mean": mean, "sd": sd}
         out.append(line)
     return out
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """None for the mean without a value, and for the standard deviation of fewer than two."""
+    return statistics.mean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
 
 
 def contenders(rows: Sequence[Row]) -> list[Contender]:
@@ -288,14 +282,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     lines = summary(rows)
     uneven = len({line["runs"] for line in lines}) > 1  # where a run failed
     shown = [key for key in KEYS if any(line[key]["mean"] is not None for line in lines)]
-    columns = [
-        "method",
-        *["seeds"] * uneven,
-        *(key.replace("_", " ") for key in shown),
-        "seconds",
-        "trained weights",
-        "memory GiB",
-    ]
+    groups = [key.replace("_", " ") for key in shown]
+    columns = ["method", *["seeds"] * uneven, *groups, "seconds", "trained weights", "memory GiB"]
     cells = []
     for line in lines:
         memory = line["peak_memory_bytes"]["mean"]
