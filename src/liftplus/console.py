@@ -154,6 +154,5 @@ def figure(value: Any) -> str:
 def accuracy_table(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Overall, many, medium, few of several results, in percent."""
     keys = ("overall", "many", "medium", "few", "mean_class")
-    table(
-        title, ("", *(key.replace("_", " ") for key in keys)), [(name, *(m[key] for key in keys)) for name, m in rows]
-    )
+    columns = ("", *(key.replace("_", " ") for key in keys))
+    table(title, columns, [(name, *(metrics[key] for key in keys)) for name, metrics in rows])

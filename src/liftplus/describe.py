@@ -67,11 +67,8 @@ def _show_model(about: dict[str, Any]) -> None:
         f"{about['backbone']} at {about['image_size']} px: {counted(about['blocks'], 'block')}, features of width "
         f"{about['feature_width']}. Method {about['method']}, {about['classes']:,} classes.",
     )
-    console.table(
-        "Parameters",
-        ("part", "number"),
-        [("frozen", counts["frozen"]), ("tuner", counts["tuned"]), ("head", counts["head"])],
-    )
+    parts = [("frozen", counts["frozen"]), ("tuner", counts["tuned"]), ("head", counts["head"])]
+    console.table("Parameters", ("part", "number"), parts)
     first: dict[str, list[tuple[str, list[int]]]] = {}
     for name, shape in about["shapes"].items():
         pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))

@@ -93,10 +93,9 @@ def stand_ins(values: dict[str, Any]) -> dict[str, str]:
     AdaptFormer's place is taken by its convolutional counterpart, or by LoRA.
     """
     traits, out = catalogue.traits(values["backbone"]["name"]), {}
-    if values["head_init"]["name"] == "semantic" and not traits.reads_text:
-        out["head_init"] = "class_mean"
-    if values["head_init"]["name"] == "mix" and not traits.reads_text:
-        out["head_init"] = "ridge"
+    pictured = {"semantic": "class_mean", "mix": "ridge"}
+    if not traits.reads_text and values["head_init"]["name"] in pictured:
+        out["head_init"] = pictured[values["head_init"]["name"]]
     if list(values["tuner"]) == ["adaptformer"] and "mlp" not in traits.kinds:
         out["tuner"] = "conv_adapter" if "map" in traits.kinds else "lora"
     return out

@@ -65,10 +65,8 @@ def _switch_on() -> None:
     """The switches are the process's: the first of several threads notes them."""
     cudnn = torch.backends.cudnn
     with _SWITCHING:
-        strict, warns = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
+        strict = torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
         _holders.append(_holders[0] if _holders else (strict, warns, cudnn.benchmark, cudnn.deterministic))
         torch.use_deterministic_algorithms(True)
         cudnn.benchmark, cudnn.deterministic = False, True

@@ -88,7 +88,7 @@ class Contrast(_Entry):
         metric: the accuracy that is compared.
         kind: what the claim says of `better`: it is above by more than noise, or it is not below, or not different, by
             the claim's margin.
-        about: what the comparison holds fixed.
+        about: what the contrast holds fixed.
     """
 
     better: str
@@ -99,14 +99,14 @@ class Contrast(_Entry):
 
 
 class Untestable(_Entry):
-    """A comparison that cannot be made, and why."""
+    """A contrast that cannot be made, and why."""
 
     what: str
     why: str
 
 
 class Claim(_Entry):
-    """A sentence, and the comparisons that bear it out or do not.
+    """A sentence, and the contrasts that bear it out or do not.
 
     Attributes:
         margin: points by accuracy that "no_worse" and "same" allow; `noise.MARGIN` where it names none.

@@ -1,4 +1,4 @@
-"""What came of experiments: each figure against the expected one, each claim against its comparisons."""
+"""What came of experiments: each figure against the expected one, each claim against its contrasts."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Contrasted:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with its comparisons and a verdict on the whole."""
+    """A claim with its contrasts and a verdict on the whole."""
 
     name: str
     claim: str
@@ -169,10 +169,10 @@ def judge(plan: Plan, name: str, claim: Claim, experiments: dict[str, Experiment
 
 
 def decide(name: str, claim: Claim, found: Sequence[tuple[Difference | None, str]]) -> Judged:
-    """What the differences of a claim's comparisons say of it.
+    """What the differences of a claim's contrasts say of it.
 
     Args:
-        found: for each comparison its difference, or None and why there is none. Only the p-values of comparisons that
+        found: for each contrast its difference, or None and why there is none. Only the p-values of contrasts that
             claim "better" are adjusted, for each other in the same accuracy: an adjustment would make "no worse" and
             "the same" easier.
     """
@@ -205,7 +205,7 @@ def _follows(kind: str, found: Difference, margin: float | None) -> str:
 
 
 def _whole(tests: Sequence[Contrasted]) -> str:
-    """The verdict on a claim: as bad as its worst comparison; confirmed only if every one has been made."""
+    """The verdict on a claim: as bad as its worst contrast; confirmed only if every one has been made."""
     worst_first = ("contradicted", "not confirmed", NOT_RUN, NOT_CONTRADICTED, "confirmed")
     return min((test.verdict for test in tests), key=worst_first.index, default=NOT_RUN)
 
@@ -214,7 +214,7 @@ _Method = tuple[str, tuple[int, ...]]  # an experiment and the seeds that are co
 
 
 class _Found:
-    """The differences of a claim's comparisons; those on the same images share what is known of the seeds' scatter."""
+    """The differences of a claim's contrasts; those on the same images share what is known of the seeds' scatter."""
 
     def __init__(self, plan: Plan, claim: Claim, experiments: dict[str, Experiment]) -> None:
         self._claim, self._experiments = claim, experiments
@@ -223,7 +223,7 @@ class _Found:
         self._read: dict[_Method, Tested] = {}
 
     def all(self) -> list[tuple[Difference | None, str]]:
-        """For each comparison its difference, p not adjusted, or why there is none."""
+        """For each contrast its difference, p not adjusted, or why there is none."""
         out: list[tuple[Difference | None, str]] = []
         alike: dict[Any, list[tuple[int, _Method, _Method]]] = {}
         for place, test in enumerate(self._claim.tests):
@@ -265,7 +265,7 @@ class _Found:
     def _differences(
         self, metric: str, group: Sequence[tuple[int, _Method, _Method]]
     ) -> Iterator[tuple[int, Difference]]:
-        """The differences of comparisons of one accuracy on the same images, by the comparison's place."""
+        """The differences of contrasts of one accuracy on the same images, by the contrast's place."""
         methods = list(dict.fromkeys(method for _, *both in group for method in both))
         tested = [self._tested(method) for method in methods]
         weight, strata = noise.weights(metric, tested[0].labels, tested[0].train_counts)

@@ -84,8 +84,7 @@ def _train_run(
         "parameters": parameters,
         "cache": session.cache.notes,
     }
-    before = _before(session, dataset, model, folder)
-    if before is not None:
+    if (before := _before(session, dataset, model, folder)) is not None:
         about["start"] = asdict(before)
     if job.leads and not (folder / checkpoint.STATE).is_file():
         disk.write_json(folder / CONFIG, about)
@@ -93,9 +92,9 @@ def _train_run(
     same = {"backbone_identity": model.backbone.identity, "training_data": dataset.fingerprint("train")}
     keeper = Keeper(folder, same, config.train.save_minutes, session.stop, job)
     # Without training there is no state that would tell an unfinished run, so the model is written last.
-    untrained = Fit((), 0.0, Chosen(0, 0))
-    fitted = _fit(session, dataset, model, folder, keeper, tracked) if config.train.epochs else untrained
+    fitted = Fit((), 0.0, Chosen(0, 0))
     if config.train.epochs:
+        fitted = _fit(session, dataset, model, folder, keeper, tracked)
         _save(session, dataset, model, folder, fitted)
     try:
         metrics = _test(session, dataset, model, folder, fitted, split)

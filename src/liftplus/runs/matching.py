@@ -53,8 +53,7 @@ def as_in_run(dataset: DataSet, folder: Path, needed: str) -> DataSet:
     if kept.get(needed) and not splits[needed]:
         raise UserError(
             f"None of the {counted(len(kept[needed]), 'picture')} of the run's {needed} split, first "
-            f"{kept[needed][0]!r}, is in "
-            f"{dataset.name!r} any more. Put them back, or test other pictures with --data."
+            f"{kept[needed][0]!r}, is in {dataset.name!r} any more. Put them back, or test other pictures with --data."
         )
     return replace(
         dataset,
@@ -79,8 +78,7 @@ def _differences(
         if gone := len(keys) - len(found[name]):
             notes.append(
                 f"{gone:,} of the {counted(len(keys), 'picture')} of the run's {name} split "
-                f"{agreeing(gone, 'is', 'are')} gone "
-                "or unreadable."
+                f"{agreeing(gone, 'is', 'are')} gone or unreadable."
             )
     return notes
 
