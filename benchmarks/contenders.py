@@ -94,7 +94,7 @@ def batch_of(work: Work, device: torch.device) -> Batch:
     side = work.size or catalogue_size(work.model)
     images = torch.randint(256, (work.batch, 3, side, side), dtype=torch.uint8, generator=generator)
     labels = torch.randint(work.classes, (work.batch,), generator=generator)
-    return Batch(images.to(device), labels.to(device), torch.arange(work.batch))
+    return Batch(images.to(device), labels.to(device), torch.arange(work.batch), seeds=torch.arange(work.batch))
 
 
 def our_model(work: Work, chosen: runtime.Runtime, data: DataSet) -> Classifier:

@@ -25,6 +25,7 @@ from liftplus.machine import disk, runtime
 
 # Names of the contenders, in every table.
 OURS, GRAPHS = "liftplus", "liftplus, compile=graphs"
+HALF = "liftplus, train.keep=0.5"
 FP32, FP16 = "plain fp32 loop", "plain fp16 autocast loop"
 PEFT = "timm + peft LoRA"  # and its precision
 

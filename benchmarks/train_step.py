@@ -22,7 +22,7 @@ import contenders
 import flops
 import harness
 from contenders import MODELS, Step, Work
-from harness import FP16, FP32, GRAPHS, OURS, PEFT
+from harness import FP16, FP32, GRAPHS, HALF, OURS, PEFT
 from liftplus.machine import runtime
 
 
@@ -45,6 +45,7 @@ def ways(work: Work, chosen: runtime.Runtime, *, emulated: bool = False) -> dict
     half = torch.bfloat16
     out: dict[str, Callable[[], Step]] = {
         OURS: lambda: contenders.ours(work, chosen, batch),
+        HALF: lambda: contenders.ours(replace(work, extra=("train.keep=0.5",)), chosen, batch),
         FP32: lambda: contenders.plain(work, batch),
     }
     if gpu:
@@ -73,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     useful = args.batch * flops.of_step(work)
     runners = [
         # Useful FLOPs are those of the light step; for the others the number would mean something else.
-        harness.Contender(name, make(), args.batch, useful if name.startswith((OURS, FP32)) else None)
+        harness.Contender(name, make(), args.batch, useful if name.startswith((OURS, FP32)) and name != HALF else None)
         for name, make in chosen_ways.items()
     ]
     with harness.Undisturbed() as machine:

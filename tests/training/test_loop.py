@@ -56,6 +56,17 @@ def test_same_seed_same_bits_with_any_number_of_workers(photos: Path) -> None:
     assert any(not torch.equal(alone[name], other[name]) for name in alone)
 
 
+def test_patches_left_out_depend_on_the_pictures_alone(photos: Path) -> None:
+    given = ("keep=0.5", "head_init=random")
+    alone, one = trained(photos, "workers=0", *given)
+    shared, two = trained(photos, "workers=2", *given)
+    assert one.losses == two.losses and all(torch.equal(alone[name], shared[name]) for name in alone)
+    _, pieces = trained(photos, "workers=0", "micro_batch=3", "grad_checkpointing=true", *given)
+    assert pieces.losses == pytest.approx(one.losses, rel=1e-4)
+    _, whole = trained(photos, "workers=0", "head_init=random")
+    assert whole.losses != pytest.approx(one.losses, rel=1e-3)
+
+
 def test_accumulation_is_exact_also_for_the_short_last_batch(photos: Path) -> None:
     whole, one = trained(photos, "workers=0")
     pieces, two = trained(photos, "workers=0", "micro_batch=3")

@@ -58,7 +58,7 @@ def real_step(run: RunConfig, runtime: Runtime, classes: int = CLASSES) -> tuple
 
     def batch() -> Batch:
         pictures = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-        return Batch(pictures, torch.arange(count) % classes, torch.arange(count))
+        return Batch(pictures, torch.arange(count) % classes, torch.arange(count), seeds=torch.arange(count))
 
     step(batch())
     return step, batch
@@ -81,6 +81,8 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("mini_clip", "fp32", ["train.batch_size=32", "grad_checkpointing=true"]),
     ("mini_clip", "fp32", ["train.batch_size=32", "micro_batch=8"]),
     ("mini_clip", "fp32", ["train.batch_size=16", "tuner=full"]),
+    ("mini_clip", "fp32", ["train.batch_size=32", "keep=0.5"]),
+    ("mini_clip", "fp32", ["train.batch_size=32", "keep=0.5", "grad_checkpointing=true"]),
 ]
 SLOW_CASES: list[tuple[str, str, list[str]]] = [
     (name, "fp32", ["train.batch_size=12", f"grad_checkpointing={saving}"])

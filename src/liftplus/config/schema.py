@@ -70,6 +70,9 @@ class TrainConfig(BaseModel):
     micro_batch: int | None = Field(default=None, ge=1)
     """Images a forward pass, where memory is short. The pieces add up to the loss of the whole batch, exactly, but for
     lade: its regulariser takes each piece for a batch."""
+    keep: float = Field(default=1.0, gt=0, le=1)
+    """Share of each training picture's patches that a step sees, drawn anew in each epoch (PatchDropout). Image towers
+    with one plain sequence of tokens alone; less time and memory a step, tests see whole pictures."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """SGD momentum."""
     weight_decay: float = Field(default=5e-4, ge=0)

@@ -36,6 +36,7 @@ class Batch:
         images: uint8 [B, 3, H, W]; [bytes], one after the other, where their sizes differ.
         sizes: height and width of each picture [B, 2].
         unreadable: by index, why a picture cannot be decoded; a black one stands in its row.
+        seeds: of training pictures [B]; another in each epoch, and each time that a picture comes in one.
     """
 
     images: Tensor
@@ -43,21 +44,26 @@ class Batch:
     indices: Tensor
     sizes: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
     unreadable: dict[int, str] = field(default_factory=dict)
+    seeds: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
     def pin_memory(self) -> Batch:
         """Called by the data loader for copies to a GPU."""
-        images, labels, indices, sizes = (part.pin_memory() for part in self.parts())
-        return Batch(images, labels, indices, sizes, self.unreadable)
+        images, labels, indices, sizes, seeds = (part.pin_memory() for part in self.parts())
+        return Batch(images, labels, indices, sizes, self.unreadable, seeds)
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def parts(self) -> tuple[Tensor, ...]:
         """Its tensors, in order."""
-        return self.images, self.labels, self.indices, self.sizes
+        return self.images, self.labels, self.indices, self.sizes, self.seeds
 
 
 def seeded(*parts: int) -> torch.Generator:
     """A generator whose state depends on all the numbers given."""
-    digest = blake2b(repr(parts).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.Generator().manual_seed(mixed(*parts))
+
+
+def mixed(*parts: int) -> int:
+    """One number of 64 bits from several."""
+    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,10 @@ class TrainView:
         generator = seeded(self.seed, epoch, index, repeat) if repeat else seeded(self.seed, epoch, index)
         return self.augment(picture, self.size, self.kernel, progress_of(epoch, self.epochs), generator)
 
+    def number(self, epoch: int, index: int, repeat: int) -> int:
+        """The seed, below 2^63, of what else is random about a picture."""
+        return mixed(self.seed, epoch, index, repeat) >> 1
+
 
 @dataclass(frozen=True)
 class FixedView:
@@ -86,8 +96,12 @@ class FixedView:
     def __call__(self, picture: Image | Picture, epoch: int, index: int, repeat: int = 0) -> Tensor:
         return self.transform(picture)
 
+    def number(self, epoch: int, index: int, repeat: int) -> int:
+        """Nothing is random about a picture."""
+        return 0
 
-Item = tuple[Tensor, int, int, str] | UserError
+
+Item = tuple[Tensor, int, int, str, int] | UserError
 
 
 class _Pictures(Dataset[Item]):
@@ -103,7 +117,7 @@ class _Pictures(Dataset[Item]):
             if not (self.view.skips and isinstance(error, UnreadableImage)):
                 return error
             view, reason = self.view(ImageModule.new("RGB", (1, 1)), epoch, index, repeat), str(error)
-        return view, self.split.labels[index], index, reason
+        return view, self.split.labels[index], index, reason, self.view.number(epoch, index, repeat)
 
 
 def repeats(indices: Tensor) -> Tensor:
@@ -138,12 +152,12 @@ def _collate(items: list[Item]) -> Batch | UserError:
             return item
     if not items:  # of a batch smaller than the number of processes
         return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
-    views, labels, indices, reasons = zip(*items, strict=True)
+    views, labels, indices, reasons, seeds = zip(*items, strict=True)
     sizes = torch.tensor([view.shape[-2:] for view in views])
     alike = all(view.shape == views[0].shape for view in views)
     images = torch.stack(views) if alike else torch.cat([view.flatten() for view in views])
     unreadable = {index: reason for index, reason in zip(indices, reasons, strict=True) if reason}
-    batch = Batch(images, torch.tensor(labels), torch.tensor(indices), sizes, unreadable)
+    batch = Batch(images, torch.tensor(labels), torch.tensor(indices), sizes, unreadable, torch.tensor(seeds))
     return batch if get_worker_info() is None else _shared(batch)
 
 

@@ -23,7 +23,7 @@ from liftplus.machine.progress import Progress
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.head_init import InitContext, Stream, centres, class_prompts
-from liftplus.training import selection, tracking
+from liftplus.training import patch_dropout, selection, tracking
 
 AT_ONCE = 65_536
 """Training images whose features are in memory at once where a start reads all of them."""
@@ -44,6 +44,7 @@ def build(
     check(config, dataset)
     cache = cache or Cache.of(config.cache, runtime.job)
     backbone = catalogue.load(config.backbone)
+    patch_dropout.check(backbone, config.train.keep)
     runtime.place(backbone)
     with own_stream(config.seed):
         head = config.head.build(backbone, dataset.num_classes)

@@ -191,7 +191,7 @@ def training_batches(
     """Batches of pictures; of features, where backbone and pictures stay the same through all epochs."""
     train, facts, cache = dataset.splits["train"], model.backbone.facts, cache or Cache.of(config.cache, runtime.job)
     order = config.sampler.order(train.labels, config.train.epochs, config.seed)
-    if cache.on and config.augment.fixed and bare(model):
+    if cache.on and config.augment.fixed and config.train.keep == 1 and bare(model):
         crop = FixedCrop(config.augment, facts.image_size, facts.interpolation)
         reading = Reading(dataset.store, train, config.train.workers, progress, label="Features of the training images")
         rows = image_features(cache, model.backbone, reading, crop, runtime, config.evaluation.batch_size)

@@ -30,6 +30,7 @@ from liftplus.config import RunConfig
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule
+from liftplus.training.patch_dropout import PatchDropout
 
 OVERHEAD = 700_000_000
 """Bytes that CUDA's context, its libraries' workspaces and the allocator's rounding take beside the tensors. Between
@@ -263,6 +264,7 @@ class Trial:
                 pretend(module)
             if self.model.reads_text:
                 self._read()
+            self.patches = PatchDropout(self.model.backbone, config.train.keep)
             self.trained = [p for p in self.model.parameters() if p.requires_grad]
             self.momentum = [torch.empty_like(p) for p in self.trained]
 
@@ -307,7 +309,7 @@ class Trial:
             p.grad = torch.empty_like(p) if adds else None
         labels = torch.empty(images, dtype=torch.long)
         pictures = self._pictures(images)
-        with self.here.autocast():
+        with self.patches.on(self._staying(images)), self.here.autocast():
             logits = self.model(self.normalise(pictures))
         loss = self.loss(logits, labels)
         # loss.backward() would turn `_AsOnGPU` off, and blocks would be computed again by other rules.
@@ -315,6 +317,10 @@ class Trial:
         _engine_run_backward((loss,), start, False, False, (), allow_unreachable=True, accumulate_grad=True)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+
+    def _staying(self, images: int) -> Tensor | None:
+        drops = self.config.train.keep < 1
+        return torch.zeros(images, self.patches.count, dtype=torch.long) if drops else None
 
     @torch.no_grad()
     def test(self, images: int) -> None:

@@ -22,6 +22,7 @@ from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule
 from liftplus.training import memory
 from liftplus.training.checkpoint import sound
+from liftplus.training.patch_dropout import PatchDropout
 from liftplus.words import counted
 
 READ_EVERY = 20
@@ -50,6 +51,7 @@ class Step:
         loss = config.loss.for_head(model.head)
         self.loss: LossModule = loss.build(torch.tensor(dataset.counts()), dataset.class_names)
         self.loss.to(runtime.device, torch.float32)
+        self.patches = PatchDropout(model.backbone, config.train.keep)
         self.forward = runtime.compiled(model, adds=self.micro < config.train.batch_size)
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -120,9 +122,11 @@ class Step:
         self.job.add([whole])
         if not len(truth):  # a batch smaller than the number of processes
             return total
-        for images, labels in zip(batch.images.split(self.micro), truth.split(self.micro), strict=True):
+        pieces = zip(batch.images.split(self.micro), truth.split(self.micro), strict=True)
+        for number, (images, labels) in enumerate(pieces):
             images = images.to(self.runtime.device, non_blocking=True)
-            with self.runtime.autocast():
+            seeds = batch.seeds[number * self.micro :][: self.micro]
+            with self.patches.on(self.patches.draw(seeds, self.runtime.device)), self.runtime.autocast():
                 logits = self.forward(self.normalise(images))
             # A piece counts by its share of the batch's weights, as its images do in the loss of the whole batch.
             loss = self.loss(logits, labels) * (self.loss.total_weight(labels) / whole)
