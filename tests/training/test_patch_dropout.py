@@ -15,9 +15,8 @@ from liftplus.errors import UserError
 from liftplus.training.patch_dropout import PatchDropout
 
 
-def tower(name: str, size: int | None = None) -> Backbone:
-    backbone = catalogue.load(BackboneConfig(name=name, image_size=size), weights=name == "mini_clip")
-    return backbone
+def tower() -> Backbone:
+    return catalogue.load(BackboneConfig(name="mini_clip"))
 
 
 def entering(block: nn.Module, seen: list[Tensor]) -> Callable[[], None]:
@@ -26,7 +25,7 @@ def entering(block: nn.Module, seen: list[Tensor]) -> Callable[[], None]:
 
 
 def test_what_stays_is_untouched_and_class_tokens_come_first() -> None:
-    backbone = tower("mini_clip")
+    backbone = tower()
     (first, *_) = backbone.sites("tokens")
     images = torch.rand(3, 3, 64, 64)
     seen: list[Tensor] = []
@@ -52,7 +51,7 @@ def test_what_stays_is_untouched_and_class_tokens_come_first() -> None:
 
 
 def test_each_patch_stays_equally_often() -> None:
-    patches = PatchDropout(tower("mini_clip"), 0.5)
+    patches = PatchDropout(tower(), 0.5)
     places = patches.draw(torch.arange(4000), torch.device("cpu"))
     assert places is not None
     share = torch.bincount(places.flatten(), minlength=patches.patches) / 4000
@@ -60,7 +59,7 @@ def test_each_patch_stays_equally_often() -> None:
 
 
 def test_one_patch_stays_at_least_and_all_without_the_option() -> None:
-    backbone = tower("mini_clip")
+    backbone = tower()
     assert PatchDropout(backbone, 1e-9).count == 1
     hooks = len(backbone.sites("tokens")[0].entry._forward_pre_hooks)
     assert PatchDropout(backbone, 1.0).draw(torch.arange(2), torch.device("cpu")) is None

@@ -40,7 +40,7 @@ class PatchDropout:
         site.entry.register_forward_pre_hook(self._leave_out, prepend=True)
 
     def draw(self, seeds: Tensor, device: torch.device) -> Tensor | None:
-        """Places of the patches that stay [B, staying], in ascending order, by the pictures' seeds [B]; None for all."""
+        """Places of the patches that stay [B, staying], ascending, by the pictures' seeds [B]; None for all."""
         if self.keep == 1:
             return None
         drawn = [torch.randperm(self.patches, generator=seeded(seed)) for seed in seeds.tolist()]
