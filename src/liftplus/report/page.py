@@ -21,7 +21,7 @@ from liftplus.errors import UserError
 from liftplus.machine import disk
 from liftplus.machine.progress import Progress, Silent
 from liftplus.report import chart, content, feature_figures, features, figures, findings, folders, read, thumbnails
-from liftplus.report.chart import Chart, Look
+from liftplus.report.chart import Chart, LineStyle
 from liftplus.report.features import Distances
 from liftplus.report.folders import Given
 from liftplus.report.judgement import Judgement, judge
@@ -159,8 +159,8 @@ def _features(draft: Draft, per_class: int, progress: Progress) -> list[Distance
     draft.problems += problems
     places = {one.label: place for place, one in enumerate(draft.series)}
     still = [place for place, one in enumerate(draft.series) if not one.config.get("tuner")]
-    looks = [Look.of(still[0] if still else 7), *(Look.of(places[d.label]) for d in found[1:])]
-    draft.add(*feature_figures.charts(found, draft.counts, looks))
+    styles = [LineStyle.of(still[0] if still else 7), *(LineStyle.of(places[d.label]) for d in found[1:])]
+    draft.add(*feature_figures.charts(found, draft.counts, styles))
     return found
 
 
