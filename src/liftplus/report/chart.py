@@ -97,10 +97,10 @@ class Chart:
     figure: Figure
 
 
-def canvas(width: float = 4.6, height: float = 2.95, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure in the common style, in inches."""
+def canvas(columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure in the common style, with panels side by side."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(max(4.6, 2.3 * columns), 2.95), layout="constrained")
         FigureCanvasAgg(figure)
         found = figure.subplots(1, columns, sharey=True, squeeze=False)
     return figure, list(found[0])

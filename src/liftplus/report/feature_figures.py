@@ -28,7 +28,7 @@ def _pairs(values: Sequence[float | None], counts: Sequence[int]) -> np.ndarray:
 def _within(found: Sequence[Distances], counts: Sequence[int]) -> Chart | None:
     if not any(len(_pairs(d.train, counts)) for d in found):
         return None
-    figure, panels = canvas(width=max(4.6, 2.3 * len(found)), columns=len(found))
+    figure, panels = canvas(len(found))
     rows = []
     for axes, one in zip(panels, found, strict=True):
         for split, values, style in (("train", one.train, LineStyle.of(0)), ("test", one.test, LineStyle.of(1))):
@@ -117,7 +117,7 @@ def _histograms(found: Sequence[Distances]) -> Chart | None:
     groups = [g for g in GROUPS if any(f"{split} {g}" in one.pairs for one in found for split in ("train", "test"))]
     if not groups:
         return None
-    figure, panels = canvas(width=max(4.6, 2.3 * len(found)), columns=len(found))
+    figure, panels = canvas(len(found))
     middles = (np.arange(BINS) + 0.5) * FARTHEST / BINS
     rows = []
     for axes, one in zip(panels, found, strict=True):
@@ -142,7 +142,7 @@ def _likeness(found: Sequence[Distances]) -> Chart | None:
     held = [one for one in found if len(one.shown) > 1]
     if not held:
         return None
-    figure, panels = canvas(width=max(4.6, 2.3 * len(held)), columns=len(held))
+    figure, panels = canvas(len(held))
     low = min(value for one in held for row in one.likeness for value in row)
     rows = []
     for axes, one in zip(panels, held, strict=True):

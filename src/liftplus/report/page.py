@@ -183,6 +183,7 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
     first = series[0].runs[0]
     known = read.table(first.about.get("data"))
     found = findings.everything(series, draft.judgement, distances, draft.counts)
+    heavy = [one for one in found if one.section == "features"]
     rows, sentence = content.groups(first) if first.train_counts else ([], "")
     seeds = [len(one.runs) for one in series]
     accuracy = content.accuracy(series, draft.judgement)
@@ -196,8 +197,8 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
         "spread": max(seeds) > 1,
         "differences": content.differences(draft.judgement),
         "measures": [key.replace("_", " ") for key in MEASURES],
-        "findings": [one for one in found if one.section != "features"] + _verdict(found),
-        "heavy": [one for one in found if one.section == "features"],
+        "findings": [one for one in found if one not in heavy] + [one for one in heavy if one.sign == "bad"],
+        "heavy": heavy,
         "others": content.others(series),
         "groups": rows,
         "imbalance": sentence,
@@ -208,11 +209,6 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
         "runs": [content.record(run) for one in series for run in one.runs],
         "version": version("liftplus"),
     } | _confused(draft, progress)
-
-
-def _verdict(found: Sequence[findings.Finding]) -> list[findings.Finding]:
-    """The feature findings that belong on top: failures."""
-    return [one for one in found if one.section == "features" and one.sign == "bad"]
 
 
 def _runs(seeds: Sequence[int]) -> str:
