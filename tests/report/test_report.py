@@ -319,7 +319,7 @@ def test_pairs_and_likeness_are_what_they_say(tmp_path: Path) -> None:
     one = features.Distances(
         "full", (0.2,) * 3, (0.3,) * 3, 0.5, {"train few": shares["few"]}, (1, 0), ((1.0, 0.5), (0.25, 0.75))
     )
-    drawn = {chart.name: chart for chart in feature_figures.charts([one], [90, 50, 3], [chart.Look.of(0)])}
+    drawn = {chart.name: chart for chart in feature_figures.charts([one], [90, 50, 3], [chart.LineStyle.of(0)])}
     assert [row[1:] for row in drawn["class_likeness"].rows] == [[1, 1, 1.0], [1, 0, 0.5], [0, 1, 0.25], [0, 0, 0.75]]
     assert [row[4] for row in drawn["distance_histograms"].rows] == list(shares["few"])
     for name in ("class_likeness", "distance_histograms"):

@@ -58,7 +58,7 @@ _STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """Colour, marker and dash of one series."""
 
     colour: str
@@ -66,10 +66,15 @@ class Look:
     dash: Any
 
     @classmethod
-    def of(cls, place: int) -> Look:
-        """The look of the series at a place in the report."""
+    def of(cls, place: int) -> LineStyle:
+        """The style of the series at a place in the report."""
         turn = place // len(SERIES)
         return cls(SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], DASHES[turn % len(DASHES)])
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Matplotlib's arguments for a line."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash}
 
 
 @dataclass(frozen=True)
@@ -92,18 +97,20 @@ class Chart:
     figure: Figure
 
 
-def canvas(width: float = 4.6, height: float = 2.95, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure in the common style, in inches."""
+def canvas(columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure in the common style, with panels side by side."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(max(4.6, 2.3 * columns), 2.95), layout="constrained")
         FigureCanvasAgg(figure)
         found = figure.subplots(1, columns, sharey=True, squeeze=False)
     return figure, list(found[0])
 
 
-def dots(axes: Axes, points: NDArray[np.float64], look: Look) -> None:
+def dots(axes: Axes, points: NDArray[np.float64], style: LineStyle) -> None:
     """Single classes [n, 2], faint behind the line of their means."""
-    axes.plot(points[:, 0], points[:, 1], look.marker, color=look.colour, alpha=0.28, markersize=3.2, markeredgewidth=0)
+    axes.plot(
+        points[:, 0], points[:, 1], style.marker, color=style.colour, alpha=0.28, markersize=3.2, markeredgewidth=0
+    )
 
 
 def legend(figure: Figure, axes: Axes) -> None:

@@ -172,11 +172,8 @@ def cost(series: Sequence[Series]) -> list[dict[str, Any]]:
     for place, one in enumerate(series):
         about = one.runs[0].about
         weights, versions = read.table(about.get("parameters")), read.table(about.get("versions"))
-        tuned, head, all_ = (
-            weights.get("tuned"),
-            weights.get("head"),
-            sum(n for n in weights.values() if isinstance(n, int)),
-        )
+        tuned, head = weights.get("tuned"), weights.get("head")
+        all_ = sum(n for n in weights.values() if isinstance(n, int))
         moved = (tuned or 0) + (head or 0) if read.table(one.config.get("train")).get("epochs") else 0
         share = f"{100 * moved / all_:.2f} %" if all_ else "–"
         seconds = Spread.of([run.seconds for run in one.runs])

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, dots, legend
+from liftplus.report.chart import GROUPS, INK, MUTED, Chart, LineStyle, canvas, dots, legend
 from liftplus.report.features import BARE, BINS, FARTHEST, Distances
 from liftplus.report.figures import binned, count_axis
 
 _POINTS = 1500
 
 
-def charts(found: Sequence[Distances], counts: Sequence[int], looks: Sequence[Look]) -> list[Chart]:
+def charts(found: Sequence[Distances], counts: Sequence[int], styles: Sequence[LineStyle]) -> list[Chart]:
     """Distances within classes, their gap and their histograms, separation between classes, likeness class by class."""
-    made = [_within(found, counts), _gap(found, counts, looks), _histograms(found), _likeness(found)]
-    return [chart for chart in made if chart is not None] + [_separation(found, looks)]
+    made = [_within(found, counts), _gap(found, counts, styles), _histograms(found), _likeness(found)]
+    return [chart for chart in made if chart is not None] + [_separation(found, styles)]
 
 
 def _pairs(values: Sequence[float | None], counts: Sequence[int]) -> np.ndarray:
@@ -28,17 +28,17 @@ def _pairs(values: Sequence[float | None], counts: Sequence[int]) -> np.ndarray:
 def _within(found: Sequence[Distances], counts: Sequence[int]) -> Chart | None:
     if not any(len(_pairs(d.train, counts)) for d in found):
         return None
-    figure, panels = canvas(width=max(4.6, 2.3 * len(found)), height=2.95, columns=len(found))
+    figure, panels = canvas(len(found))
     rows = []
     for axes, one in zip(panels, found, strict=True):
-        for split, values, look in (("train", one.train, Look.of(0)), ("test", one.test, Look.of(1))):
+        for split, values, style in (("train", one.train, LineStyle.of(0)), ("test", one.test, LineStyle.of(1))):
             points = _pairs(values, counts)
             if not len(points):
                 continue
             middle = binned(points)
             if len(points) <= _POINTS:
-                dots(axes, points, look)
-            axes.plot(middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, label=split)
+                dots(axes, points, style)
+            axes.plot(middle[:, 0], middle[:, 1], color=style.colour, marker=style.marker, label=split)
         rows += [[one.label, n, a, b] for n, a, b in zip(counts, one.train, one.test, strict=True)]
         count_axis(axes, [n for values in (one.train, one.test) for n in _pairs(values, counts)[:, 0]], fine=False)
         _frame(axes, one.label, "training pictures")
@@ -67,21 +67,14 @@ def _short(one: Distances) -> str:
     return BARE if one.label.startswith(BARE) else one.label
 
 
-def _gap(found: Sequence[Distances], counts: Sequence[int], looks: Sequence[Look]) -> Chart | None:
+def _gap(found: Sequence[Distances], counts: Sequence[int], styles: Sequence[LineStyle]) -> Chart | None:
     figure, (axes,) = canvas()
     rows = []
-    for one, look in zip(found, looks, strict=True):
+    for one, style in zip(found, styles, strict=True):
         points = _pairs(one.gaps(), counts)
         if len(points):
             middle = binned(points)
-            axes.plot(
-                middle[:, 0],
-                middle[:, 1],
-                color=look.colour,
-                marker=look.marker,
-                linestyle=look.dash,
-                label=_short(one),
-            )
+            axes.plot(middle[:, 0], middle[:, 1], **style.line, label=_short(one))
             rows += [[one.label, *(float(v) for v in row)] for row in middle]
     if not rows:
         return None
@@ -97,12 +90,12 @@ def _gap(found: Sequence[Distances], counts: Sequence[int], looks: Sequence[Look
     return Chart("distance_gap", "Gap between test and train", reading, header, rows, figure)
 
 
-def _separation(found: Sequence[Distances], looks: Sequence[Look]) -> Chart:
+def _separation(found: Sequence[Distances], styles: Sequence[LineStyle]) -> Chart:
     figure, (axes,) = canvas()
-    for place, (one, look) in enumerate(zip(found, looks, strict=True)):
+    for place, (one, style) in enumerate(zip(found, styles, strict=True)):
         for offset, value, solid in ((-0.2, one.between, 1.0), (0.2, one.within, 0.4)):
             if value is not None:
-                axes.barh(place + offset, value, 0.36, color=look.colour, alpha=solid, linewidth=0)
+                axes.barh(place + offset, value, 0.36, color=style.colour, alpha=solid, linewidth=0)
                 word = "between" if solid == 1.0 else "within"
                 axes.annotate(f" {word} {value:.2f}", (value, place + offset), va="center", fontsize=8.5, color=MUTED)
     axes.set_yticks(range(len(found)), [_broken(one.label) for one in found])
@@ -124,7 +117,7 @@ def _histograms(found: Sequence[Distances]) -> Chart | None:
     groups = [g for g in GROUPS if any(f"{split} {g}" in one.pairs for one in found for split in ("train", "test"))]
     if not groups:
         return None
-    figure, panels = canvas(width=max(4.6, 2.3 * len(found)), height=2.95, columns=len(found))
+    figure, panels = canvas(len(found))
     middles = (np.arange(BINS) + 0.5) * FARTHEST / BINS
     rows = []
     for axes, one in zip(panels, found, strict=True):
@@ -149,7 +142,7 @@ def _likeness(found: Sequence[Distances]) -> Chart | None:
     held = [one for one in found if len(one.shown) > 1]
     if not held:
         return None
-    figure, panels = canvas(width=max(4.6, 2.3 * len(held)), height=2.95, columns=len(held))
+    figure, panels = canvas(len(held))
     low = min(value for one in held for row in one.likeness for value in row)
     rows = []
     for axes, one in zip(panels, held, strict=True):

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from liftplus.evaluation.differences import Tested as Answers
 from liftplus.evaluation.differences import named
 from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER, group_of
-from liftplus.report.chart import GROUPS, INK, MUTED, Chart, Look, canvas, dots, inner_legend, legend
+from liftplus.report.chart import GROUPS, INK, MUTED, Chart, LineStyle, canvas, dots, inner_legend, legend
 from liftplus.report.judgement import Judgement
 from liftplus.report.series import MEASURES, Series, Spread, calibrations, tte_effect
 from liftplus.words import agreeing, counted
@@ -29,7 +29,7 @@ def accuracy(series: Sequence[Series], judgement: Judgement) -> Chart | None:
         return None
     figure, (axes,) = canvas()
     bars = [
-        (s.label, Look.of(k), [_bar(s.measure(key), answers.interval(key) if answers else None) for key in keys])
+        (s.label, LineStyle.of(k), [_bar(s.measure(key), answers.interval(key) if answers else None) for key in keys])
         for k, s, answers in found
     ]
     _bars(axes, keys, bars)
@@ -87,13 +87,13 @@ def _bar(spread: Spread | None, interval: tuple[float, float] | None) -> _Bar | 
     return _Bar(spread.mean, min(low, spread.mean), max(high, spread.mean))
 
 
-def _bars(axes: Axes, keys: Sequence[str], series: Sequence[tuple[str, Look, Sequence[_Bar | None]]]) -> None:
+def _bars(axes: Axes, keys: Sequence[str], series: Sequence[tuple[str, LineStyle, Sequence[_Bar | None]]]) -> None:
     """Groups of bars, one colour and hatch-free; a missing value leaves its place empty."""
     width = 0.8 / len(series)
-    for place, (label, look, bars) in enumerate(series):
+    for place, (label, style, bars) in enumerate(series):
         at = [k + width * (place - (len(series) - 1) / 2) for k in range(len(keys))]
         held = [(x, bar) for x, bar in zip(at, bars, strict=True) if bar is not None]
-        axes.bar([x for x, _ in held], [bar.mean for _, bar in held], 0.88 * width, color=look.colour, label=label)
+        axes.bar([x for x, _ in held], [bar.mean for _, bar in held], 0.88 * width, color=style.colour, label=label)
         wide = [(x, bar) for x, bar in held if bar.high > bar.low]
         if wide:
             reach = [[bar.mean - bar.low for _, bar in wide], [bar.high - bar.mean for _, bar in wide]]
@@ -147,12 +147,12 @@ def curves(series: Sequence[Series], key: str) -> Chart | None:
     figure, (axes,) = canvas()
     rows = []
     for place, one, spreads in found:
-        look, x = Look.of(place), list(spreads)
+        style, x = LineStyle.of(place), list(spreads)
         mean = np.array([s.mean for s in spreads.values()])
         sd = np.array([s.sd or 0.0 for s in spreads.values()])
-        axes.plot(x, mean, color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label)
+        axes.plot(x, mean, **style.line, label=one.label)
         if sd.any():
-            axes.fill_between(x, mean - sd, mean + sd, color=look.colour, alpha=0.18, linewidth=0)
+            axes.fill_between(x, mean - sd, mean + sd, color=style.colour, alpha=0.18, linewidth=0)
         rows += [[one.label, epoch, *_spread(s)] for epoch, s in spreads.items()]
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
@@ -191,13 +191,11 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
     rows = []
     shown = sum(len(points) for _, _, points in found) <= _POINTS
     for place, one, points in found:
-        look = Look.of(place)
+        style = LineStyle.of(place)
         if shown:
-            dots(axes, points, look)
+            dots(axes, points, style)
         middle = binned(points)
-        axes.plot(
-            middle[:, 0], middle[:, 1], color=look.colour, marker=look.marker, linestyle=look.dash, label=one.label
-        )
+        axes.plot(middle[:, 0], middle[:, 1], **style.line, label=one.label)
         rows += [[one.label, *(float(v) for v in row)] for row in middle]
     count_axis(axes, [n for _, _, points in found for n in points[:, 0]])
     axes.set_ylim(-3, 103)
@@ -269,10 +267,10 @@ def reliability(series: Sequence[Series]) -> Chart | None:
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     rows, totals = [], []
     for place, one, (curve, spread) in found:
-        look = Look.of(place)
+        style = LineStyle.of(place)
         x, y = ([100 * b[k] for b in curve.bins] for k in (2, 3))
         label = f"{one.label}: ECE {spread.mean:.1f}"
-        axes.plot(x, y, color=look.colour, marker=look.marker, linestyle=look.dash, label=label)
+        axes.plot(x, y, **style.line, label=label)
         totals.append(sum(n for _, n, _, _ in curve.bins))
         rows += [[one.label, *b] for b in curve.bins]
     axes.set_xlim(0, 102)
@@ -308,7 +306,7 @@ def tte(series: Sequence[Series], judgement: Judgement) -> Chart | None:
         for key in keys:
             spread, half = e[key][2] if key in e else None, halves.get((s.label, key))
             row.append(_bar(spread, (spread.mean - half, spread.mean + half) if spread and half else None))
-        gains.append((s.label, Look.of(k), row))
+        gains.append((s.label, LineStyle.of(k), row))
     _bars(axes, keys, gains)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_ylabel("gain in points")

@@ -10,7 +10,7 @@ import numpy as np
 from liftplus.evaluation.differences import Contender, judged, named
 from liftplus.evaluation.differences import Tested as Answers
 from liftplus.evaluation.noise import Difference
-from liftplus.report.read import Tested
+from liftplus.report.read import EvaluationFiles
 from liftplus.report.series import Series
 
 
@@ -72,12 +72,12 @@ def judge(series: Sequence[Series]) -> Judgement:
     return Judgement(tuple(contenders), tuple(judged(contenders)), tuple(problems))
 
 
-def _images(test: Tested) -> tuple[tuple[str, str], ...]:
+def _images(test: EvaluationFiles) -> tuple[tuple[str, str], ...]:
     """The tested pictures with their true classes, in an order that does not depend on the run."""
     return tuple(sorted((one.path, one.true) for one in test.predictions))
 
 
-def _answers(tests: dict[int, Tested]) -> Answers | None:
+def _answers(tests: dict[int, EvaluationFiles]) -> Answers | None:
     """Right or wrong by seed; None where the tables do not know the same classes."""
     first = next(iter(tests.values()))
     index = {row.name: k for k, row in enumerate(first.classes)}

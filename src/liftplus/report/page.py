@@ -21,7 +21,7 @@ from liftplus.errors import UserError
 from liftplus.machine import disk
 from liftplus.machine.progress import Progress, Silent
 from liftplus.report import chart, content, feature_figures, features, figures, findings, folders, read, thumbnails
-from liftplus.report.chart import Chart, Look
+from liftplus.report.chart import Chart, LineStyle
 from liftplus.report.features import Distances
 from liftplus.report.folders import Given
 from liftplus.report.judgement import Judgement, judge
@@ -159,8 +159,8 @@ def _features(draft: Draft, per_class: int, progress: Progress) -> list[Distance
     draft.problems += problems
     places = {one.label: place for place, one in enumerate(draft.series)}
     still = [place for place, one in enumerate(draft.series) if not one.config.get("tuner")]
-    looks = [Look.of(still[0] if still else 7), *(Look.of(places[d.label]) for d in found[1:])]
-    draft.add(*feature_figures.charts(found, draft.counts, looks))
+    styles = [LineStyle.of(still[0] if still else 7), *(LineStyle.of(places[d.label]) for d in found[1:])]
+    draft.add(*feature_figures.charts(found, draft.counts, styles))
     return found
 
 
@@ -183,6 +183,7 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
     first = series[0].runs[0]
     known = read.table(first.about.get("data"))
     found = findings.everything(series, draft.judgement, distances, draft.counts)
+    heavy = [one for one in found if one.section == "features"]
     rows, sentence = content.groups(first) if first.train_counts else ([], "")
     seeds = [len(one.runs) for one in series]
     accuracy = content.accuracy(series, draft.judgement)
@@ -196,8 +197,8 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
         "spread": max(seeds) > 1,
         "differences": content.differences(draft.judgement),
         "measures": [key.replace("_", " ") for key in MEASURES],
-        "findings": [one for one in found if one.section != "features"] + _verdict(found),
-        "heavy": [one for one in found if one.section == "features"],
+        "findings": [one for one in found if one not in heavy] + [one for one in heavy if one.sign == "bad"],
+        "heavy": heavy,
         "others": content.others(series),
         "groups": rows,
         "imbalance": sentence,
@@ -208,11 +209,6 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
         "runs": [content.record(run) for one in series for run in one.runs],
         "version": version("liftplus"),
     } | _confused(draft, progress)
-
-
-def _verdict(found: Sequence[findings.Finding]) -> list[findings.Finding]:
-    """The feature findings that belong on top: failures."""
-    return [one for one in found if one.section == "features" and one.sign == "bad"]
 
 
 def _runs(seeds: Sequence[int]) -> str:

@@ -41,7 +41,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Tested:
+class EvaluationFiles:
     """One evaluation: metrics.json and the tables beside it. A part that could not be read is empty."""
 
     folder: Path
@@ -80,8 +80,8 @@ class Run:
     folder: Path
     about: dict[str, Any]  # config.json
     log: tuple[dict[str, float], ...]  # one entry an epoch
-    tested: Tested | None
-    others: tuple[Tested, ...]  # evaluations in folders inside
+    tested: EvaluationFiles | None
+    others: tuple[EvaluationFiles, ...]  # evaluations in folders inside
     problems: tuple[str, ...] = field(default=())
 
     @property
@@ -96,7 +96,7 @@ class Run:
         return seed if isinstance(seed, int) else 0
 
     @property
-    def other_crops(self) -> Tested | None:
+    def other_crops(self) -> EvaluationFiles | None:
         """The evaluation of the same data and split with the other number of crops, the same margin before others."""
         if (own := self.tested) is None:
             return None
@@ -145,11 +145,11 @@ def run(folder: Path) -> Run:
     return Run(folder, about, log, tested, others, tuple(problems))
 
 
-def _tested(folder: Path, problems: list[str]) -> Tested | None:
+def _tested(folder: Path, problems: list[str]) -> EvaluationFiles | None:
     metrics = _tried(folder / "metrics.json", _metrics, None, problems)
     if metrics is None:
         return None
-    return Tested(
+    return EvaluationFiles(
         folder,
         metrics,
         _tried(folder / "per_class.csv", _classes, (), problems),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from liftplus.errors import UserError
-from liftplus.report.read import Run, Tested, number
+from liftplus.report.read import EvaluationFiles, Run, number
 
 MEASURES = ("overall", "mean_class", "many", "medium", "few")
 BINS = 15
@@ -58,11 +58,11 @@ class Series:
     runs: tuple[Run, ...]
 
     @property
-    def tested(self) -> tuple[Tested, ...]:
+    def tested(self) -> tuple[EvaluationFiles, ...]:
         """The runs' own evaluations."""
         return tuple(run.tested for run in self.runs if run.tested is not None)
 
-    def tests(self, tte: bool) -> dict[int, Tested]:
+    def tests(self, tte: bool) -> dict[int, EvaluationFiles]:
         """The evaluations of the runs' own data and split with five crops or one, by seed."""
         found = {}
         for run in self.runs:

@@ -42,17 +42,8 @@ class Pair:
 
     def row(self) -> tuple[str, str, int, int, int, str, int, int]:
         """Its line of the CSV."""
-        share = f"{self.share:.6g}"
-        return (
-            self.true,
-            self.predicted,
-            self.images,
-            self.seeds,
-            self.tests,
-            share,
-            self.true_train,
-            self.predicted_train,
-        )
+        names, counts = (self.true, self.predicted), (self.images, self.seeds, self.tests)
+        return (*names, *counts, f"{self.share:.6g}", self.true_train, self.predicted_train)
 
     @property
     def count(self) -> str:
