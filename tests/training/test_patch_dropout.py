@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from liftplus import config
+from liftplus import config, registry
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.errors import UserError
@@ -34,7 +34,7 @@ def test_what_stays_is_untouched_and_class_tokens_come_first() -> None:
         backbone(images)
         patches = PatchDropout(backbone, 0.3)
         seen.clear()
-        places = patches.draw(torch.tensor([5, 6, 5]), images.device)
+        places = patches.draw(torch.tensor([5, 6, 5]), 3, images.device)
         whole = backbone(images)
         with patches.on(places):
             part = backbone(images)
@@ -52,17 +52,43 @@ def test_what_stays_is_untouched_and_class_tokens_come_first() -> None:
 
 def test_each_patch_stays_equally_often() -> None:
     patches = PatchDropout(tower(), 0.5)
-    places = patches.draw(torch.arange(4000), torch.device("cpu"))
+    places = patches.draw(torch.arange(4000), 4000, torch.device("cpu"))
     assert places is not None
     share = torch.bincount(places.flatten(), minlength=patches.patches) / 4000
     assert share.sub(patches.count / patches.patches).abs().max() < 5 * (0.25 / 4000) ** 0.5
+
+
+def test_prompts_do_not_count_as_patches_and_stay() -> None:
+    """They enter the first block at the same place; its length was once taken with them."""
+    backbone = tower()
+    count = PatchDropout(backbone, 0.5).patches
+    registry.get("tuner", "vpt_deep")(length=5).attach(backbone, 10)
+    patches, seen = PatchDropout(backbone, 0.5), []
+    (first, *_) = backbone.sites("tokens")
+    entering(first.entry, seen)
+    with torch.no_grad(), patches.on(patches.draw(torch.arange(2), 2, torch.device("cpu"))):
+        backbone(torch.rand(2, 3, 64, 64))
+    assert patches.patches == count
+    assert seen[0].shape[1] == first.prefix + 5 + count // 2
+
+
+def test_a_short_batch_of_a_compiled_model_is_filled_up() -> None:
+    backbone, cpu = tower(), torch.device("cpu")
+    patches, images = PatchDropout(backbone, 0.5), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        with patches.on(patches.draw(torch.tensor([3, 4]), 2, cpu)):
+            alone = backbone(images)
+        with patches.on(patches.draw(torch.tensor([3, 4]), 5, cpu)):
+            short, filled = backbone(images), backbone(torch.cat([images, torch.zeros(3, 3, 64, 64)]))
+    assert torch.equal(alone, short)
+    assert torch.allclose(filled[:2], alone, atol=1e-5)
 
 
 def test_one_patch_stays_at_least_and_all_without_the_option() -> None:
     backbone = tower()
     assert PatchDropout(backbone, 1e-9).count == 1
     hooks = len(backbone.sites("tokens")[0].entry._forward_pre_hooks)
-    assert PatchDropout(backbone, 1.0).draw(torch.arange(2), torch.device("cpu")) is None
+    assert PatchDropout(backbone, 1.0).draw(torch.arange(2), 2, torch.device("cpu")) is None
     assert len(backbone.sites("tokens")[0].entry._forward_pre_hooks) == hooks
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone
@@ -39,17 +40,21 @@ class PatchDropout:
         self.count = max(1, round(keep * self.patches))
         site.entry.register_forward_pre_hook(self._leave_out, prepend=True)
 
-    def draw(self, seeds: Tensor, device: torch.device) -> Tensor | None:
-        """Places of the patches that stay [B, staying], ascending, by the pictures' seeds [B]; None for all."""
+    def draw(self, seeds: Tensor, rows: int, device: torch.device) -> Tensor | None:
+        """Places of the patches that stay [rows, staying], ascending, by the pictures' seeds [B]; None for all.
+
+        Rows beyond B serve a compiled model, which fills a short batch up to the usual size.
+        """
         if self.keep == 1:
             return None
+        seeds = F.pad(seeds, (0, rows - len(seeds)))
         drawn = [torch.randperm(self.patches, generator=seeded(seed)) for seed in seeds.tolist()]
         places = torch.stack([order[: self.count].sort().values for order in drawn])
         return places.to(device, non_blocking=True)
 
     @contextmanager
     def on(self, staying: Tensor | None) -> Iterator[None]:
-        """Within this, a forward pass sees the patches at these places alone [B, staying]; None: all of them."""
+        """Within this, a forward pass sees the patches at these places alone [rows, staying]; None: all of them."""
         self.staying = staying
         try:
             yield
@@ -60,7 +65,7 @@ class PatchDropout:
         if self.staying is None:
             return args
         tokens, *rest = args
-        places = self.staying[:, :, None].expand(-1, -1, tokens.shape[-1])
+        places = self.staying[: len(tokens), :, None].expand(-1, -1, tokens.shape[-1])
         return torch.cat([tokens[:, : self.prefix], tokens[:, self.prefix :].gather(1, places)], 1), *rest
 
 
@@ -90,7 +95,8 @@ def _turns(block: nn.Module) -> bool:
 def _length(backbone: Backbone, first: nn.Module) -> int:
     """Tokens that enter the first block."""
     seen: list[int] = []
-    hook = first.register_forward_pre_hook(lambda _block, args: seen.append(args[0].shape[1]))
+    # Before the hooks of prompts, which come in at the same place.
+    hook = first.register_forward_pre_hook(lambda _block, args: seen.append(args[0].shape[1]), prepend=True)
     p = next(backbone.image.parameters())
     size = backbone.facts.image_size
     with torch.no_grad(), torch.autocast(p.device.type, p.dtype, enabled=p.dtype != torch.float32):

@@ -126,7 +126,7 @@ class Step:
         for number, (images, labels) in enumerate(pieces):
             images = images.to(self.runtime.device, non_blocking=True)
             seeds = batch.seeds[number * self.micro :][: self.micro]
-            with self.patches.on(self.patches.draw(seeds, self.runtime.device)), self.runtime.autocast():
+            with self.patches.on(self.patches.draw(seeds, self.micro, self.runtime.device)), self.runtime.autocast():
                 logits = self.forward(self.normalise(images))
             # A piece counts by its share of the batch's weights, as its images do in the loss of the whole batch.
             loss = self.loss(logits, labels) * (self.loss.total_weight(labels) / whole)
