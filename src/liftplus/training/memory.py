@@ -309,7 +309,7 @@ class Trial:
             p.grad = torch.empty_like(p) if adds else None
         labels = torch.empty(images, dtype=torch.long)
         pictures = self._pictures(images)
-        with self.patches.on(self._staying(images)), self.here.autocast():
+        with self.patches.on(torch.empty(images, self.patches.count, dtype=torch.long)), self.here.autocast():
             logits = self.model(self.normalise(pictures))
         loss = self.loss(logits, labels)
         # loss.backward() would turn `_AsOnGPU` off, and blocks would be computed again by other rules.
@@ -317,10 +317,6 @@ class Trial:
         _engine_run_backward((loss,), start, False, False, (), allow_unreachable=True, accumulate_grad=True)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-
-    def _staying(self, images: int) -> Tensor | None:
-        drops = self.config.train.keep < 1
-        return torch.zeros(images, self.patches.count, dtype=torch.long) if drops else None
 
     @torch.no_grad()
     def test(self, images: int) -> None:

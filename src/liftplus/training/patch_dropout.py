@@ -29,7 +29,7 @@ class PatchDropout:
     """
 
     def __init__(self, backbone: Backbone, keep: float) -> None:
-        self.keep, self.prefix = keep, 0
+        self.keep, self.prefix, self.count = keep, 0, 0
         self.staying: Tensor | None = None
         if keep == 1:
             return
