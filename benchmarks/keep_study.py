@@ -18,12 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from liftplus import config
-from liftplus.machine import runtime
-from liftplus.runs import opening
 from liftplus.training import loop
 from recipe_study import Pair, cut
-from study import accuracies, fill, read, spread, with_block
+from study import accuracies, fill, prepared, read, spread, with_block
 
 ROWS = Path("benchmarks/results/keep.jsonl")
 PAGE = Path("docs/performance.md")
@@ -39,10 +36,7 @@ WAYS = {"all patches": (1.0, 1.0), "half, equal epochs": (0.5, 1.0), "half, more
 def one(key: dict[str, Any], data: str, vit: Path) -> dict[str, Any]:
     """One run."""
     pair, (keep, more) = PAIRS[key["pair"]], WAYS[key["way"]]
-    settings = [f"seed={key['seed']}", "workers=0", "tte=false", f"image_size={pair.image_size}", "recipe=auto"]
-    chosen = config.resolve(data=data, backbone=pair.backbone, overrides=[*settings, f"weights={vit}"])
-    session = opening.Session(chosen, runtime.choose(chosen.device, chosen.precision))
-    dataset = session.data()
+    session, dataset = prepared(pair, data, [f"seed={key['seed']}", "recipe=auto"], vit)
     session, model = session.start(dataset)
     epochs = round(session.config.train.epochs * more)
     train = session.config.train.model_copy(update={"keep": keep, "epochs": epochs})
@@ -64,6 +58,11 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
                 yield f"| {pair} | {way} | {mine[0]['epochs']} | {seconds:.0f} | " + " | ".join(cells) + " |"
 
 
+def filled(page: str, rows: Path) -> str:
+    """docs/performance.md with the table anew."""
+    return with_block(page, "keep", "accuracy", "\n".join(table(read(rows))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("run", "write"))
@@ -72,7 +71,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROWS)
     given = parser.parse_args()
     if given.stage == "write":
-        PAGE.write_text(with_block(PAGE.read_text(), "keep", "accuracy", "\n".join(table(read(given.rows)))))
+        PAGE.write_text(filled(PAGE.read_text(), given.rows))
         return
     keys = ({"pair": pair, "way": way, "seed": seed} for seed in SEEDS for pair in PAIRS for way in WAYS)
     with tempfile.TemporaryDirectory() as folder:

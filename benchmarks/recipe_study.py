@@ -36,10 +36,8 @@ from typing import Any
 import numpy
 
 from liftplus import config
-from liftplus.machine import runtime
-from liftplus.runs import opening
 from liftplus.training import loop, recipe
-from study import accuracies, fill, read, spread, with_block
+from study import accuracies, fill, prepared, read, spread, with_block
 
 ROWS = Path("benchmarks/results/recipe.jsonl")
 PAGE = Path("docs/recipe.md")
@@ -164,16 +162,12 @@ def best_of(pair: str, found: list[dict[str, Any]]) -> str | None:
 
 def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Path) -> dict[str, Any]:
     """One run: trained and measured."""
-    settings = [f"seed={seed}", "workers=0", "tte=false", f"image_size={pair.image_size}", *given]
-    if pair.backbone == "dinov2_s14":
-        settings.append(f"weights={vit}")
+    settings = [f"seed={seed}", *given]
     if stage == "search" and data != "openmoji_lt":
         settings.append("val_share=0.2")
     if not any(item.startswith(("recipe", "head_init")) for item in given):
         settings.append(f"head_init={'mix' if pair.backbone == 'mini_clip' else 'auto'}")
-    chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
-    session = opening.Session(chosen, runtime.choose(chosen.device, chosen.precision))
-    dataset = session.data()
+    session, dataset = prepared(pair, data, settings, vit)
     clock = time.perf_counter()
     session, model = session.start(dataset)
     began = time.perf_counter()

@@ -26,12 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import name_bridge
-from liftplus import config
-from liftplus.machine import runtime
-from liftplus.runs import opening
 from liftplus.training import loop
 from recipe_study import Pair, cut
-from study import accuracies, fill, read, spread
+from study import accuracies, fill, prepared, read, spread
 
 ROWS = Path("benchmarks/results/starts.jsonl")
 SEEDS, SEARCH_SEED = (0, 1, 2), 1000
@@ -78,14 +75,10 @@ def best_rate(pair: str, start: str, found: list[dict[str, Any]]) -> float:
 
 def one(pair: Pair, data: str, stage: str, start: str, rate: float, seed: int, vit: Path) -> dict[str, Any]:
     """One run: measured, trained and measured again."""
-    settings = [f"seed={seed}", "workers=0", "tte=false", f"image_size={pair.image_size}"]
-    settings += ["recipe=auto", f"head_init={start}"]
+    settings = [f"seed={seed}", "recipe=auto", f"head_init={start}"]
     settings += ["head=linear"] if start == "lda" else []
-    settings += [f"weights={vit}"] if pair.backbone == "dinov2_s14" else []
     settings += ["val_share=0.2"] if stage == "search" else []
-    chosen = config.resolve(data=data, backbone=pair.backbone, overrides=settings)
-    session = opening.Session(chosen, runtime.choose(chosen.device, chosen.precision))
-    dataset = session.data()
+    session, dataset = prepared(pair, data, settings, vit)
     clock = time.perf_counter()
     session, model = session.start(dataset)
     seconds = time.perf_counter() - clock

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from liftplus import config
 from liftplus.data.dataset import DataSet
 from liftplus.evaluation.inference import Reading, predict, score
 from liftplus.machine import runtime
@@ -53,6 +54,20 @@ def fill(
         line = key | one(key)
         append(rows, line | {"machine": machine, "date": date.today().isoformat()})
         print(line, flush=True)
+
+
+def prepared(pair: Any, data: str, settings: Sequence[str], vit: Path) -> tuple[Session, DataSet]:
+    """What every run of a study begins with: one crop at test, no workers, the ViT's weights from a file.
+
+    Args:
+        pair: a backbone and its picture size, as `recipe_study.Pair`.
+        settings: the study's own, as key=value.
+    """
+    given = ["workers=0", "tte=false", f"image_size={pair.image_size}", *settings]
+    given += [f"weights={vit}"] if pair.backbone == "dinov2_s14" else []
+    chosen = config.resolve(data=data, backbone=pair.backbone, overrides=given)
+    session = Session(chosen, runtime.choose(chosen.device, chosen.precision))
+    return session, session.data()
 
 
 def accuracies(session: Session, model: Classifier, dataset: DataSet, split: str) -> dict[str, float | None]:

@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     useful = args.batch * flops.of_step(work)
     runners = [
         # Useful FLOPs are those of the light step; for the others the number would mean something else.
-        harness.Contender(name, make(), args.batch, useful if name.startswith((OURS, FP32)) and name != HALF else None)
+        harness.Contender(name, make(), args.batch, useful if name in (OURS, GRAPHS, FP32) else None)
         for name, make in chosen_ways.items()
     ]
     with harness.Undisturbed() as machine:

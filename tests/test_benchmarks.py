@@ -292,3 +292,9 @@ def test_the_page_on_settings_has_the_tables_of_its_study(script: Callable[[str]
     page = (ROOT / "docs" / "recipe.md").read_text()
     assert script("recipe_study").filled(page, BENCHMARKS / "results" / "recipe.jsonl") == page
     assert page.count("| 17 clothes, ViT-S/14 |") == 2
+
+
+def test_the_page_on_speed_has_the_table_of_patches_left_out(script: Callable[[str], Any]) -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert script("keep_study").filled(page, BENCHMARKS / "results" / "keep.jsonl") == page
+    assert page.count("| half, equal epochs |") == 2

@@ -168,7 +168,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         return list(np.broadcast_to(pixels, (*pixels.shape[:3], 3)) if pixels.shape[3] == 1 else pixels)
 
     def _laid_out(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Inputs [N, F] as images."""
+        """Rows [N, F] as images."""
         count, length = rows.shape
         shape = self.image_shape
         if shape is None:
@@ -219,7 +219,7 @@ def _listed(given: Any) -> list[Any] | None:
 
 
 def _refuse_several(given: Any) -> None:
-    """Inputs of several paths, [N, K], are no pictures."""
+    """Rows of several paths, [N, K], are no pictures."""
     first = given[0] if isinstance(given, list | tuple | np.ndarray) and len(given) else None
     if not isinstance(first, list | tuple | np.ndarray) or len(first) < 2:
         return

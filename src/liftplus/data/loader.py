@@ -36,7 +36,7 @@ class Batch:
         images: uint8 [B, 3, H, W]; [bytes], one after the other, where their sizes differ.
         sizes: height and width of each picture [B, 2].
         unreadable: by index, why a picture cannot be decoded; a black one stands in its row.
-        seeds: of training pictures [B]; another in each epoch, and each time that a picture comes in one.
+        seeds: a number for each training picture [B]; it differs between epochs and between repeats within one.
     """
 
     images: Tensor
@@ -82,7 +82,7 @@ class TrainView:
         return self.augment(picture, self.size, self.kernel, progress_of(epoch, self.epochs), generator)
 
     def number(self, epoch: int, index: int, repeat: int) -> int:
-        """The seed, below 2^63, of what else is random about a picture."""
+        """Seed, below 2^63, for whatever is random about a picture beside its crop."""
         return mixed(self.seed, epoch, index, repeat) >> 1
 
 
@@ -97,7 +97,7 @@ class FixedView:
         return self.transform(picture)
 
     def number(self, epoch: int, index: int, repeat: int) -> int:
-        """Nothing is random about a picture."""
+        """0: a fixed view draws nothing."""
         return 0
 
 

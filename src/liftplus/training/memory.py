@@ -264,7 +264,8 @@ class Trial:
                 pretend(module)
             if self.model.reads_text:
                 self._read()
-            self.patches = PatchDropout(self.model.backbone, config.train.keep)
+            with self.here.autocast():
+                self.patches = PatchDropout(self.model.backbone, config.train.keep)
             self.trained = [p for p in self.model.parameters() if p.requires_grad]
             self.momentum = [torch.empty_like(p) for p in self.trained]
 

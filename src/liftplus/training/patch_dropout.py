@@ -19,7 +19,8 @@ class PatchDropout:
     """Leaves patch tokens out before a tower's first block, while it is `on`; class and register tokens stay.
 
     Patches have their position embedding by then, and prompts come in later. The draw is uniform and without
-    replacement, anew for each picture and epoch.
+    replacement, anew for each picture and epoch. At keep < 1 it is made under the autocast that training runs in, since
+    it counts the patches by a forward pass of one picture.
 
     Args:
         keep: share of the patch tokens that stay, in (0, 1]; at least one stays.
@@ -97,9 +98,8 @@ def _length(backbone: Backbone, first: nn.Module) -> int:
     seen: list[int] = []
     # Before the hooks of prompts, which come in at the same place.
     hook = first.register_forward_pre_hook(lambda _block, args: seen.append(args[0].shape[1]), prepend=True)
-    p = next(backbone.image.parameters())
-    size = backbone.facts.image_size
-    with torch.no_grad(), torch.autocast(p.device.type, p.dtype, enabled=p.dtype != torch.float32):
-        backbone(torch.zeros(1, 3, size, size, device=p.device))
+    size, device = backbone.facts.image_size, next(backbone.image.parameters()).device
+    with torch.no_grad():
+        backbone(torch.zeros(1, 3, size, size, device=device))
     hook.remove()
     return seen[0]

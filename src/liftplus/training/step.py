@@ -51,7 +51,8 @@ class Step:
         loss = config.loss.for_head(model.head)
         self.loss: LossModule = loss.build(torch.tensor(dataset.counts()), dataset.class_names)
         self.loss.to(runtime.device, torch.float32)
-        self.patches = PatchDropout(model.backbone, config.train.keep)
+        with runtime.autocast():
+            self.patches = PatchDropout(model.backbone, config.train.keep)
         self.forward = runtime.compiled(model, adds=self.micro < config.train.batch_size)
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
