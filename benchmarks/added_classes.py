@@ -22,7 +22,7 @@ from typing import Any
 import liftplus
 import study
 from liftplus.data.dataset import DataSet, Split
-from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import new_classes
 from liftplus.runs.inputs import Rows
@@ -69,7 +69,7 @@ def accuracies(
 ) -> dict[str, float | None]:
     """Of the new class, and the mean over the others, in percent."""
     split, plain = dataset.splits["test"], trained.config.evaluation.model_copy(update={"tte": False})
-    found = predict(trained.model, Reading(dataset.store, split), plain, trained.model.backbone.facts, place)
+    found = predict(trained.model, SplitReader(dataset.store, split), plain, trained.model.backbone.facts, place)
     by_class = score(found, split, dataset.counts()).per_class
     old = [value for k, value in enumerate(by_class) if k != new and value is not None]
     return {"new": None if new is None else by_class[new], "old": statistics.mean(old)}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from liftplus import config
-from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import opening
 from liftplus.training import loop
@@ -83,7 +83,7 @@ def run(stage: str, data: str, path: Path, part: int, parts: int) -> None:
             if tte and stage == "search":
                 continue
             evaluation = chosen.evaluation.model_copy(update={"tte": tte})
-            found = predict(model, Reading(dataset.store, split), evaluation, model.backbone.facts, session.runtime)
+            found = predict(model, SplitReader(dataset.store, split), evaluation, model.backbone.facts, session.runtime)
             line[name] = score(found, split, dataset.counts()).summary()
         line["versions"] = runtime.describe(session.runtime)
         append(path, line)

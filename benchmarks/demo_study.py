@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from liftplus import config
-from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine import disk, runtime
 from liftplus.runs import opening
 from liftplus.studies import compare, demo
@@ -50,7 +50,7 @@ def search(out: Path) -> None:
             model = assembly.build(settings, dataset, chosen)
             fitted = loop.fit(model, settings, dataset, chosen)
             split = dataset.splits["val"]
-            found = predict(model, Reading(dataset.store, split), settings.evaluation, model.backbone.facts, chosen)
+            found = predict(model, SplitReader(dataset.store, split), settings.evaluation, model.backbone.facts, chosen)
             metrics = score(found, split, dataset.counts())
             rows.append({"method": method, "lr": lr, "seconds": round(fitted.seconds, 1)} | metrics.summary())
             print(rows[-1], flush=True)

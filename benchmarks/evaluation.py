@@ -29,7 +29,7 @@ from liftplus.data.dataset import DataSet, Split, Store
 from liftplus.data.loader import Batch, FixedView, Loader
 from liftplus.data.transforms import Evaluation
 from liftplus.evaluation import inference
-from liftplus.evaluation.inference import Reading
+from liftplus.evaluation.inference import SplitReader
 from liftplus.machine import runtime
 
 
@@ -72,11 +72,11 @@ def resident(device: torch.device) -> Callable[..., Any]:
 
 def ours(work: Work, chosen: runtime.Runtime, data: DataSet, evaluation: Evaluation) -> Callable[[], object]:
     model, loader = contenders.our_model(work, chosen, data), resident(chosen.device)
-    reading = Reading(data.store, data.splits["test"], workers=0)
+    reader = SplitReader(data.store, data.splits["test"], workers=0)
 
     def work_once() -> object:
         with mock.patch.object(inference, "Loader", loader):
-            return inference.predict(model, reading, evaluation, model.backbone.facts, chosen)
+            return inference.predict(model, reader, evaluation, model.backbone.facts, chosen)
 
     return work_once
 

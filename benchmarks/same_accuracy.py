@@ -36,7 +36,7 @@ from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
-from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine import disk, runtime
 from liftplus.training import assembly, loop
 from rounded import RoundedProducts
@@ -102,7 +102,7 @@ def one(args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> d
     with RoundedProducts() if rounds else nullcontext():
         model = assembly.build(settings, data, chosen)
         fitted = loop.fit(model, settings, data, chosen)
-        found = predict(model, Reading(data.store, split), settings.evaluation, model.backbone.facts, chosen)
+        found = predict(model, SplitReader(data.store, split), settings.evaluation, model.backbone.facts, chosen)
     metrics = score(found, split, data.counts())
     sizes = {"train_images": len(data.splits["train"]), "test_images": len(split)}
     return {

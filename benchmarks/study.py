@@ -13,7 +13,7 @@ from typing import Any
 
 from liftplus import config
 from liftplus.data.dataset import DataSet
-from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine import runtime
 from liftplus.model.classifier import Classifier
 from liftplus.runs.opening import Session
@@ -73,8 +73,8 @@ def prepared(pair: Any, data: str, settings: Sequence[str], vit: Path) -> tuple[
 def accuracies(session: Session, model: Classifier, dataset: DataSet, split: str) -> dict[str, float | None]:
     """In percent on a split, by group of classes."""
     part = dataset.splits[split]
-    reading = Reading(dataset.store, part)
-    found = predict(model, reading, session.config.evaluation, model.backbone.facts, session.runtime)
+    reader = SplitReader(dataset.store, part)
+    found = predict(model, reader, session.config.evaluation, model.backbone.facts, session.runtime)
     metrics = score(found, part, tuple(dataset.counts()))
     return {group: getattr(metrics, group) for group in GROUPS}
 

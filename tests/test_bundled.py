@@ -23,7 +23,7 @@ from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import auto_workers
 from liftplus.data.stores import ArrayStore
-from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import opening
 from liftplus.training import assembly
@@ -126,7 +126,7 @@ def test_the_card_states_the_zero_shot_accuracy_that_the_weights_have(drawn: Dat
     settings = config.resolve(data="openmoji_lt", method="zeroshot")
     model = assembly.build(settings, drawn, chosen)
     split = drawn.splits["test"]
-    found = predict(model, Reading(drawn.store, split), settings.evaluation, model.backbone.facts, chosen)
+    found = predict(model, SplitReader(drawn.store, split), settings.evaluation, model.backbone.facts, chosen)
     overall = score(found, split, drawn.counts()).overall
     assert overall == pytest.approx(float(stated.group(1)), abs=0.3)
     assert overall > 10 * 100 / drawn.num_classes

@@ -18,7 +18,7 @@ from liftplus.data.dataset import Split
 from liftplus.data.stores import ArrayStore
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
-from liftplus.evaluation.inference import Reading, predict
+from liftplus.evaluation.inference import SplitReader, predict
 from liftplus.machine.runtime import choose
 from liftplus.model.classifier import Classifier
 from liftplus.model.heads import Joint
@@ -266,7 +266,7 @@ def test_evaluation_encodes_class_prompts_once(centre: bool) -> None:
 
 def read(model: nn.Module, pictures: Any, split: Split, evaluation: Evaluation) -> Any:
     facts = clip_backbone().facts
-    return predict(model, Reading(ArrayStore(pictures), split, workers=0), evaluation, facts, CPU)
+    return predict(model, SplitReader(ArrayStore(pictures), split, workers=0), evaluation, facts, CPU)
 
 
 def test_training_encodes_afresh_after_evaluation() -> None:

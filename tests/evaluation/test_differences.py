@@ -7,8 +7,7 @@ import pytest
 from scipy import stats
 
 from liftplus.evaluation import differences
-from liftplus.evaluation.differences import Contender
-from liftplus.evaluation.differences import Tested as Answers
+from liftplus.evaluation.differences import Answers, Contender
 
 
 def answers(right: list[list[float]], labels: list[int] | None = None, **more: object) -> Answers:

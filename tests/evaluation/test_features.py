@@ -30,7 +30,7 @@ from liftplus.data.stores import ArrayStore, FolderStore, TarStore, ZipStore, op
 from liftplus.data.transforms import CentreCrop, NoAugment
 from liftplus.evaluation import features
 from liftplus.evaluation.features import Cache
-from liftplus.evaluation.inference import Reading, predict
+from liftplus.evaluation.inference import SplitReader, predict
 from liftplus.machine import parallel, runtime
 from liftplus.training import assembly, loop
 
@@ -57,8 +57,8 @@ def backbone() -> Backbone:
 
 
 def rows(cache: Cache, backbone: Backbone, dataset: DataSet, view: Any = None, batch_size: int = 8) -> Tensor:
-    reading = Reading(dataset.store, dataset.splits["train"], workers=0)
-    return features.image_features(cache, backbone, reading, view or CentreCrop(64), CPU, batch_size)
+    reader = SplitReader(dataset.store, dataset.splits["train"], workers=0)
+    return features.image_features(cache, backbone, reader, view or CentreCrop(64), CPU, batch_size)
 
 
 class Unnamed:
@@ -106,8 +106,8 @@ def test_other_weights_transform_batch_or_precision_miss(
     rows(cache, backbone, dataset, CentreCrop(64, "bilinear"))
     rows(cache, backbone, dataset, features.FixedCrop(NoAugment(), 64, "bicubic"))
     rows(cache, backbone, dataset, batch_size=4)
-    reading = Reading(dataset.store, dataset.splits["train"], workers=0)
-    features.image_features(cache, backbone, reading, CentreCrop(64), runtime.Runtime(CPU.device, "bf16"), 8)
+    reader = SplitReader(dataset.store, dataset.splits["train"], workers=0)
+    features.image_features(cache, backbone, reader, CentreCrop(64), runtime.Runtime(CPU.device, "bf16"), 8)
     changed = catalogue.load(BackboneConfig())
     with torch.no_grad():
         next(changed.image.parameters()).view(-1)[0] += 1
@@ -318,11 +318,11 @@ def test_testing_on_kept_features_has_the_same_bits(photos: Path, cache: Cache, 
     )
     dataset = sources.load(run.data)
     model = assembly.build(run, dataset, CPU, cache=cache)
-    reading = Reading(dataset.store, dataset.splits["test"], workers=0)
-    plain = predict(model, reading, run.evaluation, model.backbone.facts, CPU)
+    reader = SplitReader(dataset.store, dataset.splits["test"], workers=0)
+    plain = predict(model, reader, run.evaluation, model.backbone.facts, CPU)
     before = read(cache)
     for hits in (0, 1):
-        kept = features.predict_once(model, reading, run.evaluation, CPU, cache)
+        kept = features.predict_once(model, reader, run.evaluation, CPU, cache)
         assert read(cache) - before == hits
         assert torch.equal(kept.classes, plain.classes)
         assert torch.equal(kept.probabilities, plain.probabilities)
@@ -335,7 +335,7 @@ def test_tuned_models_are_tested_on_pictures(photos: Path, cache: Cache) -> None
     assert not features.bare(model)
     notes = len(cache.notes)
     files = sorted(cache.place.iterdir()) if cache.place else []
-    features.predict_once(model, Reading(dataset.store, dataset.splits["test"], 0), run.evaluation, CPU, cache)
+    features.predict_once(model, SplitReader(dataset.store, dataset.splits["test"], 0), run.evaluation, CPU, cache)
     assert len(cache.notes) == notes and cache.place and sorted(cache.place.iterdir()) == files
 
 

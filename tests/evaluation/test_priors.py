@@ -46,7 +46,7 @@ def learned(config: RunConfig, counts: list[int]) -> Tensor:
         total: Any = 0.0
         for k in range(3):
             labels = torch.full((5,), k)
-            each = loss.each(logits, labels) * loss.weights(labels, torch.float64)
+            each = loss.each(logits, labels) * loss.image_weights(labels, torch.float64)
             total = total + (joint[k] * each).sum()
         total.backward()
         return total

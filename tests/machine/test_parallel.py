@@ -227,8 +227,8 @@ SCRIPT = """
         dataset = sources.load(run.data)
         model = assembly.build(run, dataset, place)
         fitted = loop.fit(model, run, dataset, place)
-        reading = inference.Reading(dataset.store, dataset.splits["test"], 0)
-        seen = inference.predict(model, reading, run.evaluation, model.backbone.facts, place)
+        reader = inference.SplitReader(dataset.store, dataset.splits["test"], 0)
+        seen = inference.predict(model, reader, run.evaluation, model.backbone.facts, place)
         metrics = inference.score(seen, dataset.splits["test"], dataset.counts())
         same = job.from_all({name: value.tolist() for name, value in model.learned_state().items()})
         assert all(other == same[0] for other in same)
@@ -258,8 +258,8 @@ def test_three_processes_train_and_test_as_one(photos: Path, tmp_path: Path) -> 
         one = loop.fit(model, run, dataset, CPU)
         assert found == pytest.approx(one.losses, rel=1e-6), case
         assert chosen == str(one.chosen), case
-        reading = inference.Reading(dataset.store, dataset.splits["test"], 0)
-        seen = inference.predict(model, reading, run.evaluation, model.backbone.facts, CPU)
+        reader = inference.SplitReader(dataset.store, dataset.splits["test"], 0)
+        seen = inference.predict(model, reader, run.evaluation, model.backbone.facts, CPU)
         assert classes == seen.classes.tolist()
         assert torch.allclose(torch.tensor(probabilities), seen.probabilities, atol=1e-5)
         assert summary == inference.score(seen, dataset.splits["test"], dataset.counts()).summary()

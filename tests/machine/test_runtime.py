@@ -257,7 +257,7 @@ def test_graphs_give_the_same_on_a_gpu(tmp_path: Path, backbone: str, more: tupl
         model, notes = assembly.build(run, data, place), []
         fitted = loop.fit(model, run, data, place, log=notes.append)
         tested = inference.predict(
-            model, inference.Reading(data.store, data.splits["test"]), run.evaluation, model.backbone.facts, place
+            model, inference.SplitReader(data.store, data.splits["test"]), run.evaluation, model.backbone.facts, place
         )
         for note in notes:
             note.pop("seconds")

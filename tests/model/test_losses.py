@@ -137,9 +137,9 @@ def test_uneven_pieces_add_up_to_the_batch(name: str, by_name: dict[str, float] 
     whole, pieces = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     value = loss(whole, labels)
     value.backward()
-    total, in_all = torch.zeros((), dtype=dtype), loss.total_weight(labels, dtype)
+    total, in_all = torch.zeros((), dtype=dtype), loss.batch_weight(labels, dtype)
     for z, y in zip(pieces.split([5, 1, 7]), labels.split([5, 1, 7]), strict=True):
-        part = loss(z, y) * (loss.total_weight(y, dtype) / in_all)
+        part = loss(z, y) * (loss.batch_weight(y, dtype) / in_all)
         part.backward()
         total += part.detach()
     assert whole.grad is not None and pieces.grad is not None

@@ -21,7 +21,7 @@ from liftplus.data.dataset import Split
 from liftplus.data.stores import FolderStore
 from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
-from liftplus.evaluation.inference import Reading, collect, crops
+from liftplus.evaluation.inference import SplitReader, collect, crops
 from liftplus.machine import runtime
 from liftplus.machine.progress import Silent
 from liftplus.model.classifier import Classifier
@@ -247,8 +247,8 @@ def test_the_written_recipe_gives_the_logits_of_testing(
     np.testing.assert_array_equal(np.stack(cut), views.numpy())
     assert list(views.shape)[1:] == about["input"]["shape"][1:]
     store, facts, cpu = FolderStore(""), run.model.backbone.facts, runtime.choose("cpu", "fp32")
-    reading = Reading(store, Split(list(pictures), [0] * 6), workers=0)
-    tested = collect(run.model, reading, crops(evaluation, facts), facts, cpu)
+    reader = SplitReader(store, Split(list(pictures), [0] * 6), workers=0)
+    tested = collect(run.model, reader, crops(evaluation, facts), facts, cpu)
     with torch.no_grad():
         found = export.Deployed(run.model, five_crops=evaluation.tte)(torch.from_numpy(np.stack(cut)))[0]
     torch.testing.assert_close(found, tested, rtol=1e-4, atol=1e-4)

@@ -126,7 +126,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """What must be equal, time and memory left out."""
     told = disk.read_json(folder / "metrics.json")
     metrics = {key: value for key, value in told.items() if key not in ("seconds", "peak_memory_bytes")}
-    files = (*FILES, *(name for name in (checkpoint.LAST, matching.SPLITS) if (folder / name).exists()))
+    files = (*FILES, *(name for name in (checkpoint.LAST_MODEL, matching.SPLITS) if (folder / name).exists()))
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {
         "files": {name: (folder / name).read_bytes() for name in files},

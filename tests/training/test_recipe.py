@@ -22,7 +22,7 @@ from liftplus.runs import changes, opening
 from liftplus.training import assembly, loop, rate_search, recipe, signs
 from liftplus.training.safeguard import Probe, Safeguard
 from liftplus.training.saved_state import Position
-from liftplus.training.signs import Look
+from liftplus.training.signs import Snapshot
 from liftplus.training.step import Step
 from liftplus.tuners.adaptformer import Parallel
 
@@ -203,21 +203,21 @@ def test_arrays_are_data_of_your_own(photos: Path) -> None:
     assert model.config.recipe == "auto" and any("8 training pictures, 2 classes" in note for note in model.notes)
 
 
-BEFORE = Look("val", 50.0, 400, 60.0)
+BEFORE = Snapshot("val", 50.0, 400, 60.0)
 
 
 def test_signs_of_a_poor_fit() -> None:
     settings = auto("photos")
 
     def said(losses: tuple[float, ...], held_out: float, training: float = 90.0) -> list[str]:
-        return signs.of_training(settings, losses, BEFORE, Look("val", held_out, 400, training))
+        return signs.of_training(settings, losses, BEFORE, Snapshot("val", held_out, 400, training))
 
     assert said((2.0, 1.0, 0.98), 80.0) == []
     (worse,) = said((2.0, 1.0), 4.6)
     assert "ended below its own start: 4.6 % against 50.0 %" in worse and "Try lr=0.005." in worse
     assert "gained little" in said((2.0, 1.0, 0.98), 51.0)[0]
-    top = Look("val", 100.0, 400, 60.0)
-    assert signs.of_training(settings, (2.0, 1.0, 0.98), top, Look("val", 100.0, 400, 90.0)) == []
+    top = Snapshot("val", 100.0, 400, 60.0)
+    assert signs.of_training(settings, (2.0, 1.0, 0.98), top, Snapshot("val", 100.0, 400, 90.0)) == []
     assert "still falling" in said((2.0, 1.0), 80.0)[0] and "epochs=10" in said((2.0, 1.0), 80.0)[0]
     assert "named worse than before" in said((2.0, 1.0, 0.98), 80.0, 40.0)[0]
 

@@ -191,7 +191,7 @@ def test_said_on_the_result(photos: Path, tmp_path: Path, command: Command, monk
     again = command("eval", "run", "--json")
     assert again.code == 0 and json.loads(again.out)["overall"] == metrics["overall"]
     assert disk.read_json(tmp_path / "run" / "eval" / "metrics.json")["weights"] == metrics["weights"]
-    last = command("eval", f"run/{checkpoint.LAST}")
+    last = command("eval", f"run/{checkpoint.LAST_MODEL}")
     assert last.code == 0 and "weights after epoch 4 of 4" in last.out
     told_last = disk.read_json(tmp_path / "run" / "eval-2" / "metrics.json")["weights"]
     assert (told_last["epoch"], told_last["by"], told_last["validation"]["overall"]) == (4, "last", 20)

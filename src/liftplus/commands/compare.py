@@ -90,7 +90,7 @@ def show(plan: Comparison, made: Made, out: Path, page: Path) -> None:
     from liftplus.studies import compare as script
 
     methods = script.contenders(made.rows)
-    title = f"{plan.data} with {plan.backbone}: accuracy in percent on {counted(methods[0].tested)}"
+    title = f"{plan.data} with {plan.backbone}: accuracy in percent on {counted(methods[0].answers)}"
     console.table(title, *script.table(made.rows))
     for sentence in headlines(methods, judged(methods)):
         console.out.print(sentence)

@@ -25,7 +25,7 @@ from liftplus.evaluation.noise import KEYS, LEVEL, Difference
 
 
 @dataclass(frozen=True)
-class Tested:
+class Answers:
     """Which images S runs of a method got right, [S, N], in the order of the test split, and the images' classes [N].
 
     Attributes:
@@ -78,7 +78,7 @@ class Contender:
 
     method: str
     tte: bool
-    tested: Tested
+    answers: Answers
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ def named(method: str, tte: bool) -> str:
     return f"{method} (five crops)" if tte else method
 
 
-def read_tests(folders: Sequence[Path], seeds: Sequence[int] = ()) -> Tested:
+def read_tests(folders: Sequence[Path], seeds: Sequence[int] = ()) -> Answers:
     """Runs that differ by seed, from the folders of their tests; without `seeds` they count from 0."""
     classes = _table(folders[0] / "per_class.csv", "name", "train_images")
     index = {line["name"]: k for k, line in enumerate(classes)}
@@ -103,7 +103,7 @@ def read_tests(folders: Sequence[Path], seeds: Sequence[int] = ()) -> Tested:
     right = np.array([[float(line["correct"]) for line in lines] for lines in shown])
     images = tuple((line["path"], line["true"]) for line in shown[0])
     counts = tuple(int(line["train_images"]) for line in classes)
-    return Tested(right, labels, images, counts, tuple(seeds) or tuple(range(len(folders))))
+    return Answers(right, labels, images, counts, tuple(seeds) or tuple(range(len(folders))))
 
 
 def _table(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -117,7 +117,7 @@ def _table(path: Path, *columns: str) -> list[dict[str, str]]:
     return lines
 
 
-def _ordered(one: Tested, images: tuple[tuple[str, str], ...]) -> NDArray[np.float64]:
+def _ordered(one: Answers, images: tuple[tuple[str, str], ...]) -> NDArray[np.float64]:
     """Right or wrong [S, N] in the order of the same images elsewhere."""
     if one.images == images:
         return one.right
@@ -127,14 +127,14 @@ def _ordered(one: Tested, images: tuple[tuple[str, str], ...]) -> NDArray[np.flo
 
 def _same_seeds(a: Contender, b: Contender) -> tuple[Contender, Contender] | None:
     """Two tests of one training with the seeds that both have; None without one."""
-    both = tuple(sorted(set(a.tested.seeds) & set(b.tested.seeds)))
+    both = tuple(sorted(set(a.answers.seeds) & set(b.answers.seeds)))
     if not both:
         return None
-    kept = [replace(one.tested, seeds=both, right=_of(one.tested, both)) for one in (a, b)]
-    return replace(a, tested=kept[0]), replace(b, tested=kept[1])
+    kept = [replace(one.answers, seeds=both, right=_of(one.answers, both)) for one in (a, b)]
+    return replace(a, answers=kept[0]), replace(b, answers=kept[1])
 
 
-def _of(one: Tested, seeds: Sequence[int]) -> NDArray[np.float64]:
+def _of(one: Answers, seeds: Sequence[int]) -> NDArray[np.float64]:
     return one.right[[one.seeds.index(seed) for seed in seeds]]
 
 
@@ -151,9 +151,9 @@ def _families(contenders: Sequence[Contender]) -> list[list[Pair]]:
         crops.setdefault(one.method, set()).add(one.tte)
     found: dict[tuple[str, frozenset[tuple[str, str]]], list[Pair]] = {}
     for a, b in combinations(contenders, 2):
-        images = frozenset(a.tested.images)
-        distinct = len(a.tested.images) == len(b.tested.images) == len(images)
-        if a.tested.images != b.tested.images and not (distinct and images == frozenset(b.tested.images)):
+        images = frozenset(a.answers.images)
+        distinct = len(a.answers.images) == len(b.answers.images) == len(images)
+        if a.answers.images != b.answers.images and not (distinct and images == frozenset(b.answers.images)):
             continue
         if a.method == b.method:
             if (pair := _same_seeds(a, b)) is not None:
@@ -179,19 +179,19 @@ def judged(contenders: Sequence[Contender]) -> list[Difference]:
 def _compared(family: Sequence[Pair], key: str) -> list[Difference]:
     """The pairs of a family in one accuracy, p not adjusted; nothing where no image belongs to it."""
     members = list({one.name: one for pair in family for one in pair}.values())
-    first = members[0].tested
+    first = members[0].answers
     weight, strata = noise.weights(key, first.labels, first.train_counts)
     if not weight.any():
         return []
     names = [one.name for one in members]
     places = [(names.index(a.name), names.index(b.name)) for a, b in family]
-    right = [_ordered(one.tested, first.images) for one in members]
+    right = [_ordered(one.answers, first.images) for one in members]
     found = noise.compare_all(right, places, weight, strata, [one.method for one in members])
     images = int((weight > 0).sum())
     return [
         Difference(
             *(a.name, b.name, key, one.points, one.half, one.p, one.p),
-            min(len(a.tested.right), len(b.tested.right)),
+            min(len(a.answers.right), len(b.answers.right)),
             images,
             one.part,
         )
@@ -204,7 +204,7 @@ def headlines(contenders: Sequence[Contender], found: Sequence[Difference]) -> l
     out = []
     for key in ("overall", "few"):
         for tte in (False, True):
-            scored = [(one.tested.accuracy(key), one.name) for one in contenders if one.tte == tte]
+            scored = [(one.answers.accuracy(key), one.name) for one in contenders if one.tte == tte]
             values = [(value, name) for value, name in scored if value is not None]
             if values:
                 _, best = max(values, key=lambda pair: pair[0])
@@ -212,10 +212,10 @@ def headlines(contenders: Sequence[Contender], found: Sequence[Difference]) -> l
     return list(dict.fromkeys(out))
 
 
-def counted(tested: Tested) -> str:
+def counted(answers: Answers) -> str:
     """On how many test images the accuracies rest: 66 test images: many 30, medium 20, few 16."""
-    groups = [f"{key} {n:,}" for key in ("many", "medium", "few") if (n := tested.pictures(key))]
-    n = tested.pictures("overall")
+    groups = [f"{key} {n:,}" for key in ("many", "medium", "few") if (n := answers.pictures(key))]
+    n = answers.pictures("overall")
     return f"{words.counted(n, 'test image')}: {', '.join(groups)}"
 
 

@@ -31,7 +31,7 @@ from liftplus.data.identity import identity
 from liftplus.data.loader import Batch
 from liftplus.data.pictures import Picture
 from liftplus.data.transforms import Augment, Crops, Evaluation
-from liftplus.evaluation.inference import Reading, TopK, best, collect, crops, predict
+from liftplus.evaluation.inference import SplitReader, TopK, best, collect, crops, predict
 from liftplus.machine.parallel import ALONE, Job
 from liftplus.machine.paths import cache_folder
 from liftplus.machine.runtime import Runtime, describe
@@ -225,7 +225,7 @@ def bare(model: Classifier) -> bool:
 
 
 def image_features(
-    cache: Cache, backbone: Backbone, reading: Reading, view: Crops, runtime: Runtime, batch_size: int
+    cache: Cache, backbone: Backbone, reader: SplitReader, view: Crops, runtime: Runtime, batch_size: int
 ) -> Tensor:
     """Features of every crop of every image of a split, fp32 [N, crops, D], on the CPU."""
 
@@ -233,7 +233,7 @@ def image_features(
         weights = _weights(backbone.image, backbone.identity)
         if weights is None or not is_dataclass(view):
             return None
-        data = identity(reading.store, reading.split.keys)
+        data = identity(reader.store, reader.split.keys)
         apart = ("store", "split", "workers", "progress", "label")
         return data and {
             "kind": "images",
@@ -241,15 +241,15 @@ def image_features(
             "weights": weights,
             "data": data,
             "view": repr(view),
-            "reading": {f.name: repr(getattr(reading, f.name)) for f in fields(reading) if f.name not in apart},
+            "reading": {f.name: repr(getattr(reader, f.name)) for f in fields(reader) if f.name not in apart},
             "batch_size": batch_size,
             "machine": _machine(runtime),
         }
 
     def make() -> Tensor:
-        return collect(backbone, reading, view, backbone.facts, runtime, batch_size, each=True).clone()
+        return collect(backbone, reader, view, backbone.facts, runtime, batch_size, each=True).clone()
 
-    return cache.tensor(key, make, f"Features of {counted(len(reading.split), 'image')}")
+    return cache.tensor(key, make, f"Features of {counted(len(reader.split), 'image')}")
 
 
 def text_features(cache: Cache, encoder: TextEncoder, origin: str, runtime: Runtime, texts: ClassTexts) -> Tensor:
@@ -295,7 +295,7 @@ class FixedCrop:
         return pictures.view(len(sizes), 1, 3, self.size, self.size)
 
 
-class Rows:
+class FeatureLoader:
     """Batches of features [B, D] where a `Loader` would give the pictures, in the same order and parts."""
 
     def __init__(
@@ -321,16 +321,18 @@ class Rows:
             yield Batch(self.rows[own], self.labels[own], own)
 
 
-def predict_once(model: Classifier, reading: Reading, evaluation: Evaluation, runtime: Runtime, cache: Cache) -> TopK:
+def predict_once(
+    model: Classifier, reader: SplitReader, evaluation: Evaluation, runtime: Runtime, cache: Cache
+) -> TopK:
     """`inference.predict`, with the features of a bare backbone kept: the same bits."""
     facts = model.backbone.facts
     if not cache.on or not bare(model):
-        return predict(model, reading, evaluation, facts, runtime)
+        return predict(model, reader, evaluation, facts, runtime)
     view = crops(evaluation, facts)
-    rows = image_features(cache, model.backbone, reading, view, runtime, evaluation.batch_size)
+    rows = image_features(cache, model.backbone, reader, view, runtime, evaluation.batch_size)
     if runtime.job.size > 1:
         rows = rows[runtime.job.part(len(rows))]
-    return best(_logits(model, rows, evaluation.batch_size, runtime), evaluation, runtime, len(reading.split))
+    return best(_logits(model, rows, evaluation.batch_size, runtime), evaluation, runtime, len(reader.split))
 
 
 @torch.inference_mode()

@@ -52,7 +52,7 @@ def coinciding_grids(evaluation: Evaluation, facts: Facts) -> str | None:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SplitReader:
     """What is run over, and how it is read.
 
     Attributes:
@@ -74,7 +74,7 @@ class Reading:
 @torch.inference_mode()
 def collect(
     model: nn.Module,
-    reading: Reading,
+    reader: SplitReader,
     view: Crops,
     facts: Facts,
     runtime: Runtime,
@@ -86,8 +86,8 @@ def collect(
 
     With `each`, every crop's own [N, crops, ...]. Several processes each run over their part, and each gets all rows.
     """
-    part = replace(reading, split=_part(reading.split, runtime))
-    return runtime.job.whole(_outputs(model, part, view, facts, runtime, batch_size, each=each), len(reading.split))
+    part = replace(reader, split=_part(reader.split, runtime))
+    return runtime.job.whole(_outputs(model, part, view, facts, runtime, batch_size, each=each), len(reader.split))
 
 
 def _part(split: Split, runtime: Runtime) -> Split:
@@ -99,7 +99,7 @@ def _part(split: Split, runtime: Runtime) -> Split:
 
 def _outputs(
     model: nn.Module,
-    reading: Reading,
+    reader: SplitReader,
     view: Crops,
     facts: Facts,
     runtime: Runtime,
@@ -109,21 +109,21 @@ def _outputs(
 ) -> Tensor:
     """`collect` in this process alone."""
     loader = Loader(
-        reading.store,
-        reading.split,
-        FixedView(view.picture, skips=reading.unreadable is not None),
+        reader.store,
+        reader.split,
+        FixedView(view.picture, skips=reader.unreadable is not None),
         batch_size=batch_size,
-        workers=reading.workers,
+        workers=reader.workers,
         pin=runtime.device.type == "cuda",
     )
     normalise, forward = Normalise(facts).to(runtime.device), runtime.compiled(model)
     # A classifier with a trained text side would encode its class prompts for every batch.
     keeping = getattr(model, "class_features_kept", nullcontext)
     parts: list[Tensor] = []
-    with keeping(), (reading.progress or Silent()).task(reading.label, len(loader)) as advance:
+    with keeping(), (reader.progress or Silent()).task(reader.label, len(loader)) as advance:
         for batch in loader.epoch():
-            if reading.unreadable is not None:
-                reading.unreadable.update((reading.split.keys[k], reason) for k, reason in batch.unreadable.items())
+            if reader.unreadable is not None:
+                reader.unreadable.update((reader.split.keys[k], reason) for k, reason in batch.unreadable.items())
             pictures = batch.images.to(runtime.device, non_blocking=True)
             images = view.cut(pictures, batch.sizes.to(runtime.device, non_blocking=True))
             with runtime.autocast():
@@ -137,14 +137,14 @@ def _outputs(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, reading: Reading, evaluation: Evaluation, facts: Facts, runtime: Runtime) -> TopK:
+def predict(model: nn.Module, reader: SplitReader, evaluation: Evaluation, facts: Facts, runtime: Runtime) -> TopK:
     """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
-    part = replace(reading, split=_part(reading.split, runtime))
+    part = replace(reader, split=_part(reader.split, runtime))
     logits = _outputs(model, part, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
-    if reading.unreadable is not None:
-        for noted in runtime.job.from_all(dict(reading.unreadable)):
-            reading.unreadable.update(noted)
-    return best(logits, evaluation, runtime, len(reading.split))
+    if reader.unreadable is not None:
+        for noted in runtime.job.from_all(dict(reader.unreadable)):
+            reader.unreadable.update(noted)
+    return best(logits, evaluation, runtime, len(reader.split))
 
 
 def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -> TopK:

@@ -58,7 +58,7 @@ def _likelihood(config: RunConfig, class_names: Sequence[str], counts: Tensor) -
     if not config.train.epochs:
         return torch.zeros(len(counts), dtype=torch.float64)
     loss = config.loss.build(counts, class_names)
-    weights = loss.weights(torch.arange(len(counts)), torch.float64)
+    weights = loss.image_weights(torch.arange(len(counts)), torch.float64)
     seen = _shown(config, counts) * weights
     return loss.added(len(counts)) - (seen / seen.sum()).log()
 

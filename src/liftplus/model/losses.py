@@ -41,7 +41,7 @@ class LossModule(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            weights = self.weights(labels, logits.dtype)
+            weights = self.image_weights(labels, logits.dtype)
             mean = (weights * self.each(logits, labels)).sum() / weights.sum()
             return mean + self.extra(logits, labels)
 
@@ -49,25 +49,25 @@ class LossModule(nn.Module):
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss [B] of each image, from logits of full precision."""
 
-    def weight(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        """By how much each image counts [B], before class weights; `dtype` is that of the logits."""
+    def base_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight [B] that the loss itself gives each image; `dtype` is that of the logits."""
         return torch.ones(labels.shape, dtype=dtype, device=labels.device)
 
     def extra(self, logits: Tensor, labels: Tensor) -> Tensor | float:
         """A term of the batch as a whole."""
         return 0.0
 
-    def total_weight(self, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Sum of the images' weights, a scalar: a piece's share of it is how much the piece counts in its batch."""
-        return self.weights(labels, dtype).sum()
+    def batch_weight(self, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Sum of `image_weights`, a scalar: a piece's share of it is how much the piece counts in its batch."""
+        return self.image_weights(labels, dtype).sum()
 
     def added(self, classes: int) -> Tensor:
         """What the loss adds to the logits of every image [C], fp64."""
         return torch.zeros(classes, dtype=torch.float64)
 
-    def weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def image_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """By how much each image counts [B], class weights included."""
-        own = self.weight(labels, dtype)
+        own = self.base_weights(labels, dtype)
         return own if self.class_weights is None else own * self.class_weights.to(dtype)[labels]
 
 
@@ -93,10 +93,10 @@ class Loss(Component):
     def build(self, counts: Tensor, class_names: Sequence[str] = ()) -> LossModule:
         """The loss for these training counts [C]; the names [C] are needed where classes are weighted by name."""
         module = self.module(counts)
-        module.class_weights = self.weights_of(class_names)
+        module.class_weights = self.class_weight_tensor(class_names)
         return module
 
-    def weights_of(self, class_names: Sequence[str]) -> Tensor | None:
+    def class_weight_tensor(self, class_names: Sequence[str]) -> Tensor | None:
         """The class weights [C] in fp64, or None where none are given. Refuses names that several classes bear."""
         given = self.class_weights
         if not given:
@@ -177,7 +177,7 @@ class _Weighted(_CrossEntropy):
         self.register_buffer("full", full / full.mean(), persistent=False)
         self.register_buffer("single", single / single.mean(), persistent=False)
 
-    def weight(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def base_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         return (self.full if dtype == torch.float64 else self.single).to(dtype)[labels]
 
 

@@ -12,8 +12,7 @@ from markupsafe import Markup
 
 from liftplus import config
 from liftplus.errors import UserError
-from liftplus.evaluation.differences import Tested as Answers
-from liftplus.evaluation.differences import caveat, named
+from liftplus.evaluation.differences import Answers, caveat, named
 from liftplus.evaluation.metrics import group_of
 from liftplus.report import read
 from liftplus.report.chart import SERIES

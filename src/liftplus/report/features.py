@@ -23,7 +23,7 @@ from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
-from liftplus.evaluation.inference import Reading, collect
+from liftplus.evaluation.inference import SplitReader, collect
 from liftplus.evaluation.metrics import group_of
 from liftplus.machine import disk, runtime
 from liftplus.machine.progress import Progress
@@ -189,8 +189,8 @@ class Workbench:
             whole = self.dataset.splits[name]
             chosen = first_of_each(whole, self.per_class, seeded(0, -2))
             part = Split([whole.keys[i] for i in chosen], [whole.labels[i] for i in chosen])
-            reading = Reading(self.dataset.store, part, progress=self.progress, label=f"Features ({label}, {name})")
-            features = collect(backbone, reading, view, facts, self.runtime, self.batch_size)
+            reader = SplitReader(self.dataset.store, part, progress=self.progress, label=f"Features ({label}, {name})")
+            features = collect(backbone, reader, view, facts, self.runtime, self.batch_size)
             labels = torch.tensor(part.labels)
             found[name] = within(features, labels, classes)
             pairs |= {f"{name} {group}": row for group, row in pair_shares(features, labels, groups).items()}

@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from liftplus.evaluation.differences import Tested as Answers
-from liftplus.evaluation.differences import named
+from liftplus.evaluation.differences import Answers, named
 from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER, group_of
 from liftplus.report.chart import GROUPS, INK, MUTED, Chart, LineStyle, canvas, dots, inner_legend, legend
 from liftplus.report.judgement import Judgement

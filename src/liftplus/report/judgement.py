@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from liftplus.evaluation.differences import Contender, judged, named
-from liftplus.evaluation.differences import Tested as Answers
+from liftplus.evaluation.differences import Answers, Contender, judged, named
 from liftplus.evaluation.noise import Difference
 from liftplus.report.read import EvaluationFiles
 from liftplus.report.series import Series
@@ -24,7 +23,7 @@ class Judgement:
 
     def answers(self, label: str, tte: bool) -> Answers | None:
         """What a series got right with one crop or five."""
-        return next((one.tested for one in self.contenders if (one.method, one.tte) == (label, tte)), None)
+        return next((one.answers for one in self.contenders if (one.method, one.tte) == (label, tte)), None)
 
     def own(self, one: Series) -> Answers | None:
         """What a series got right in its runs' own tests."""

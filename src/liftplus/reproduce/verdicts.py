@@ -9,7 +9,7 @@ from typing import Any
 
 from liftplus.errors import UserError
 from liftplus.evaluation import noise
-from liftplus.evaluation.differences import Tested, read_tests
+from liftplus.evaluation.differences import Answers, read_tests
 from liftplus.evaluation.noise import KEYS, Difference
 from liftplus.machine import disk
 from liftplus.reproduce import needs
@@ -220,7 +220,7 @@ class _Found:
         self._claim, self._experiments = claim, experiments
         names = dict.fromkeys(name for test in claim.tests for name in (test.better, test.worse))
         self._tests = {name: _finished(plan, experiments[name]) for name in names}
-        self._read: dict[_Method, Tested] = {}
+        self._read: dict[_Method, Answers] = {}
 
     def all(self) -> list[tuple[Difference | None, str]]:
         """For each contrast its difference, p not adjusted, or why there is none."""
@@ -244,7 +244,7 @@ class _Found:
         seeds = tuple(sorted(self._tests[test.better].keys() & self._tests[test.worse].keys()))
         return (test.better, seeds), (test.worse, seeds)
 
-    def _tested(self, method: _Method) -> Tested:
+    def _tested(self, method: _Method) -> Answers:
         name, seeds = method
         if method not in self._read:
             self._read[method] = read_tests([self._tests[name][seed] for seed in seeds])

@@ -115,7 +115,7 @@ def _train_run(
     return Outcome(metrics, fitted.seconds, parameters, fitted.chosen, fitted.notes, tuple(found))
 
 
-def _before(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> signs.Look | None:
+def _before(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> signs.Snapshot | None:
     """How good the model is before its first step, where recipe=auto answers for the settings."""
     config = session.config
     if config.recipe != "auto" or not config.train.epochs:
@@ -128,9 +128,9 @@ def _before(session: Session, dataset: DataSet, model: Classifier, folder: Path)
 
     start = session.runtime.job.from_leader(noted)
     if start is not None:
-        return signs.Look(**start)
+        return signs.Snapshot(**start)
     with deterministic(config.deterministic):
-        return signs.look(model, config, dataset, session.runtime)
+        return signs.snapshot(model, config, dataset, session.runtime)
 
 
 def _signs(
@@ -138,7 +138,7 @@ def _signs(
     dataset: DataSet,
     model: Classifier,
     fitted: Fit,
-    before: signs.Look | None,
+    before: signs.Snapshot | None,
     metrics: Metrics | None,
 ) -> list[str]:
     """What a user should know of the result; that it is below its start comes last."""
@@ -146,7 +146,7 @@ def _signs(
         return []
     config, runtime = session.config, session.runtime
     with deterministic(config.deterministic):
-        after = signs.look(model, config, dataset, runtime)
+        after = signs.snapshot(model, config, dataset, runtime)
         units = signs.of_units(model, config, dataset, runtime)
     found = signs.of_training(config, fitted.losses, before, after)
     return found if signs.below_start(before, after) else [*signs.of_test(config, metrics), *units, *found]
@@ -174,7 +174,7 @@ def _save(session: Session, dataset: DataSet, model: Classifier, folder: Path, f
     if fitted.last is not None:
         epochs = session.config.train.epochs
         last = Chosen(epochs, epochs, validation=fitted.last_validation)
-        checkpoint.save_model(folder / checkpoint.LAST, model, session.config, dataset, last, fitted.last)
+        checkpoint.save_model(folder / checkpoint.LAST_MODEL, model, session.config, dataset, last, fitted.last)
     checkpoint.save_model(folder, model, session.config, dataset, fitted.chosen)
 
 

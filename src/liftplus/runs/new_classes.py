@@ -15,7 +15,7 @@ from liftplus.backbones import catalogue
 from liftplus.data.dataset import DataSet, Split, Store
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
-from liftplus.evaluation.inference import Reading, collect
+from liftplus.evaluation.inference import SplitReader, collect
 from liftplus.machine.determinism import deterministic
 from liftplus.model import added_row, heads
 from liftplus.model.added_row import Old
@@ -85,10 +85,10 @@ def features(session: Session, trained: Trained, store: Store, split: Split, lab
     """Tuned features of pictures as the head sees them, fp32 [N, D]."""
     facts = trained.model.backbone.facts
     view = CentreCrop(facts.image_size, facts.interpolation, margin=0)
-    reading = Reading(store, split, session.config.train.workers, session.progress, label)
+    reader = SplitReader(store, split, session.config.train.workers, session.progress, label)
     with deterministic(session.config.deterministic):
         size = session.config.evaluation.batch_size
-        out = collect(trained.model.backbone, reading, view, facts, session.runtime, size, each=True)
+        out = collect(trained.model.backbone, reader, view, facts, session.runtime, size, each=True)
     return session.config.head.view(out[:, 0].float())
 
 

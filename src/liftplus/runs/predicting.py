@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from liftplus.data.dataset import Split
-from liftplus.evaluation.inference import Reading, TopK, predict
+from liftplus.evaluation.inference import SplitReader, TopK, predict
 from liftplus.machine.determinism import deterministic
 from liftplus.runs.inputs import Inputs
 from liftplus.runs.opening import Session
@@ -47,8 +47,8 @@ def predict_rows(session: Session, trained: Trained, rows: Inputs, unreadable: d
     expect(session, trained.model, trained.class_names, trained.train_counts)
     rows.store.decode = session.config.data.decode
     split, config, model = Split(rows.keys, [0] * len(rows)), session.config, trained.model
-    reading = Reading(
+    reader = SplitReader(
         rows.store, split, config.train.workers, session.progress, label="Predicting", unreadable=unreadable
     )
     with deterministic(config.deterministic):
-        return predict(model, reading, config.evaluation, model.backbone.facts, session.runtime)
+        return predict(model, reader, config.evaluation, model.backbone.facts, session.runtime)

@@ -10,7 +10,7 @@ from typing import Any
 from liftplus.data.dataset import DataSet
 from liftplus.evaluation import priors, results
 from liftplus.evaluation.features import predict_once
-from liftplus.evaluation.inference import Reading, TopK, score
+from liftplus.evaluation.inference import SplitReader, TopK, score
 from liftplus.evaluation.metrics import Metrics
 from liftplus.machine import disk
 from liftplus.machine.determinism import deterministic
@@ -46,9 +46,9 @@ def measure(
     """The model's predictions for one split, and how good they are."""
     part = dataset.splits[split]
     expect(session, model, dataset.class_names, train_counts)
-    reading = Reading(dataset.store, part, session.config.train.workers, session.progress)
+    reader = SplitReader(dataset.store, part, session.config.train.workers, session.progress)
     with deterministic(session.config.deterministic):
-        found = predict_once(model, reading, session.config.evaluation, session.runtime, session.cache)
+        found = predict_once(model, reader, session.config.evaluation, session.runtime, session.cache)
     return found, score(found, part, tuple(train_counts))
 
 

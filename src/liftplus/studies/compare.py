@@ -244,13 +244,13 @@ def contenders(rows: Sequence[Row]) -> list[Contender]:
 
 def write(out: Path, plan: Comparison, made: Made, methods: Sequence[Contender], found: Sequence[Difference]) -> None:
     """compare.json, compare.csv (the table) and compare.md."""
-    lines, tested = summary(made.rows), methods[0].tested
+    lines, answers = summary(made.rows), methods[0].answers
     about = {"data": plan.data, "backbone": plan.backbone, "overrides": plan.overrides, "seeds": plan.seeds}
     disk.write_json(
         out / "compare.json",
         about
         | {
-            "test_images": {key: tested.pictures(key) for key in KEYS},
+            "test_images": {key: answers.pictures(key) for key in KEYS},
             "summary": lines,
             "differences": [asdict(one) | {"exceeds_noise": one.exceeds} for one in found],
             "rows": [asdict(row) for row in made.rows],
@@ -266,7 +266,7 @@ def write(out: Path, plan: Comparison, made: Made, methods: Sequence[Contender],
     )
     columns, cells = table(made.rows)
     text = [f"# {plan.data} with {plan.backbone}", ""]
-    text += [f"Accuracy in percent on {counted(tested)}. Mean ± standard deviation over seeds.", ""]
+    text += [f"Accuracy in percent on {counted(answers)}. Mean ± standard deviation over seeds.", ""]
     text += [_line(columns), _line(["---"] * len(columns)), *map(_line, cells), ""]
     text += [*(f"* {one.sentence()}" for one in found), "", caveat(plan.seeds), ""]
     text += [f"* {one.sentence()}" for one in made.failures] + [""] * bool(made.failures)

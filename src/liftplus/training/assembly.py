@@ -17,7 +17,7 @@ from liftplus.data.loader import seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.evaluation.features import Cache, image_features, text_features
-from liftplus.evaluation.inference import Reading
+from liftplus.evaluation.inference import SplitReader
 from liftplus.machine.determinism import own_stream
 from liftplus.machine.progress import Progress
 from liftplus.machine.runtime import Runtime
@@ -103,7 +103,7 @@ def check(config: RunConfig, dataset: DataSet) -> None:
         raise UserError(f"Data set {dataset.name!r} has no training images.")
     tracking.require(config.track)
     selection.check(config, dataset)
-    config.loss.weights_of(dataset.class_names)
+    config.loss.class_weight_tensor(dataset.class_names)
     reads_names = [
         key
         for key, used in (
@@ -143,10 +143,10 @@ def plain_stream(
 
     def part(chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
         split = Split([train.keys[i] for i in chosen], [train.labels[i] for i in chosen])
-        reading = Reading(
+        reader = SplitReader(
             dataset.store, split, config.train.workers, progress, label="Features for the first classifier"
         )
-        out = image_features(cache, backbone, reading, view, runtime, config.evaluation.batch_size)
+        out = image_features(cache, backbone, reader, view, runtime, config.evaluation.batch_size)
         return out[:, 0], torch.tensor(split.labels)
 
     def stream(shots: int | None) -> Stream:

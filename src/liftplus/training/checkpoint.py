@@ -29,7 +29,7 @@ from liftplus.model.classifier import Classifier
 from liftplus.model.head_init import centres, class_prompts
 from liftplus.words import counted
 
-FILE, LAST, STATE = "model.safetensors", "model-last.safetensors", "last.safetensors"
+FILE, LAST_MODEL, STATE = "model.safetensors", "model-last.safetensors", "last.safetensors"
 FORMAT = 2
 """1 had a checksum of the tensors' values alone, and none before that."""
 

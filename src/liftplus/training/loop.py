@@ -16,8 +16,8 @@ from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import Loader, TrainView
 from liftplus.errors import DivergedError
-from liftplus.evaluation.features import Cache, FixedCrop, Rows, bare, image_features
-from liftplus.evaluation.inference import Reading
+from liftplus.evaluation.features import Cache, FeatureLoader, FixedCrop, bare, image_features
+from liftplus.evaluation.inference import SplitReader
 from liftplus.machine.determinism import deterministic
 from liftplus.machine.progress import Progress
 from liftplus.machine.runtime import Runtime
@@ -187,15 +187,17 @@ def training_batches(
     runtime: Runtime,
     cache: Cache | None = None,
     progress: Progress | None = None,
-) -> Loader | Rows:
+) -> Loader | FeatureLoader:
     """Batches of pictures; of features, where backbone and pictures stay the same through all epochs."""
     train, facts, cache = dataset.splits["train"], model.backbone.facts, cache or Cache.of(config.cache, runtime.job)
     order = config.sampler.order(train.labels, config.train.epochs, config.seed)
     if cache.on and config.augment.fixed and config.train.keep == 1 and bare(model):
         crop = FixedCrop(config.augment, facts.image_size, facts.interpolation)
-        reading = Reading(dataset.store, train, config.train.workers, progress, label="Features of the training images")
-        rows = image_features(cache, model.backbone, reading, crop, runtime, config.evaluation.batch_size)
-        return Rows(rows[:, 0], train.labels, order, config.train.batch_size, runtime.job)
+        reader = SplitReader(
+            dataset.store, train, config.train.workers, progress, label="Features of the training images"
+        )
+        rows = image_features(cache, model.backbone, reader, crop, runtime, config.evaluation.batch_size)
+        return FeatureLoader(rows[:, 0], train.labels, order, config.train.batch_size, runtime.job)
     view = TrainView(config.augment, facts.image_size, facts.interpolation, config.train.epochs, config.seed)
     return Loader(
         dataset.store,

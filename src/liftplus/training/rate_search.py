@@ -14,7 +14,7 @@ from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.splits import held_out
 from liftplus.errors import DivergedError
-from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine.progress import Progress, Silent
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
@@ -100,8 +100,8 @@ def _accuracy(
     kept = parts.splits["val"]
     try:
         loop.fit(model, config, parts, runtime, log=log)
-        reading = Reading(parts.store, kept, config.train.workers)
-        found = predict(model, reading, plain, model.backbone.facts, runtime)
+        reader = SplitReader(parts.store, kept, config.train.workers)
+        found = predict(model, reader, plain, model.backbone.facts, runtime)
     except DivergedError:
         return 0.0
     return score(found, kept, tuple(parts.counts())).mean_class

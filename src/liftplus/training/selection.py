@@ -12,7 +12,7 @@ from torch import Tensor
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
-from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine.progress import Advance
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
@@ -47,7 +47,7 @@ class Selection:
         self.every = config.train.validate_every or int(self.by != "last")
         self.evaluation = config.evaluation.model_copy(update={"tte": False})
         if self.every:
-            self.reading = Reading(dataset.store, dataset.splits["val"], config.train.workers)
+            self.reader = SplitReader(dataset.store, dataset.splits["val"], config.train.workers)
         self.latest: dict[str, Any] | None = None  # accuracies after the present epoch, where measured
         self.best: Chosen | None = None
         self.weights: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ class Selection:
         """Batches of all measurements until this many epochs are finished."""
         if not self.every:
             return 0
-        mine = len(self.runtime.job.part(len(self.reading.split)))
+        mine = len(self.runtime.job.part(len(self.reader.split)))
         return -(-mine // self.evaluation.batch_size) * sum(self.due(number + 1) for number in range(epoch))
 
     def measure(self, epoch: int, advance: Advance) -> dict[str, Any]:
@@ -68,9 +68,9 @@ class Selection:
         self.latest = None
         if not self.due(epoch):
             return {}
-        reading = Reading(self.reading.store, self.reading.split, self.reading.workers, _Within(advance))
-        found = predict(self.model, reading, self.evaluation, self.model.backbone.facts, self.runtime)
-        self.latest = score(found, reading.split, self.counts).summary()
+        reader = SplitReader(self.reader.store, self.reader.split, self.reader.workers, _Within(advance))
+        found = predict(self.model, reader, self.evaluation, self.model.backbone.facts, self.runtime)
+        self.latest = score(found, reader.split, self.counts).summary()
         now = Chosen(epoch, self.epochs, self.by, self.latest)
         if self.by != "last" and (self.best is None or _value(now) > _value(self.best)):
             self.best = now

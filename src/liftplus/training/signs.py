@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from liftplus.config import RunConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
-from liftplus.evaluation.inference import Reading, predict, score
+from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.evaluation.metrics import Metrics
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
@@ -26,7 +26,7 @@ FALLING = 0.1
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """Accuracies of a model at one moment, with one crop.
 
     Attributes:
@@ -42,21 +42,21 @@ class Look:
     training: float
 
 
-def look(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> Look:
-    """The model's accuracies now; the same pictures at every look of a run."""
+def snapshot(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> Snapshot:
+    """The model's accuracies now; the same pictures at every snapshot of a run."""
     training = runtime.job.from_leader(lambda: 100 * Probe(model, config, dataset, runtime).accuracy())
     split = next((name for name in ("val", "test") if len(dataset.splits.get(name, ()))), None)
     if split is None:
-        return Look(None, None, 0, training)
+        return Snapshot(None, None, 0, training)
     whole = dataset.splits[split]
     chosen = torch.randperm(len(whole), generator=seeded(config.seed, -4))[:PICTURES].tolist()
     part = Split([whole.keys[i] for i in chosen], [whole.labels[i] for i in chosen])
     plain = config.evaluation.model_copy(update={"tte": False})
-    found = predict(model, Reading(dataset.store, part, config.train.workers), plain, model.backbone.facts, runtime)
-    return Look(split, score(found, part, tuple(dataset.counts())).overall, len(part), training)
+    found = predict(model, SplitReader(dataset.store, part, config.train.workers), plain, model.backbone.facts, runtime)
+    return Snapshot(split, score(found, part, tuple(dataset.counts())).overall, len(part), training)
 
 
-def below_start(before: Look, after: Look) -> str | None:
+def below_start(before: Snapshot, after: Snapshot) -> str | None:
     """Where a run ends below its own start; it is no success then."""
     if before.held_out is None or after.held_out is None or after.held_out >= before.held_out:
         return None
@@ -66,8 +66,8 @@ def below_start(before: Look, after: Look) -> str | None:
     )
 
 
-def of_training(config: RunConfig, losses: Sequence[float], before: Look, after: Look) -> list[str]:
-    """What the losses and two looks show, one sentence each."""
+def of_training(config: RunConfig, losses: Sequence[float], before: Snapshot, after: Snapshot) -> list[str]:
+    """What the losses and two snapshots show, one sentence each."""
     said, train = [], config.train
     lower, more = f"Try lr={train.lr / 4:g}.", longer(config)
     if worse := below_start(before, after):

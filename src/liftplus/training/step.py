@@ -119,7 +119,7 @@ class Step:
         """Forward and backward over the batch's pieces; this process's share of the batch's loss."""
         total = torch.zeros((), device=self.runtime.device)
         truth = batch.labels.to(self.runtime.device, non_blocking=True)
-        whole = self.loss.total_weight(truth)
+        whole = self.loss.batch_weight(truth)
         self.job.add([whole])
         if not len(truth):  # a batch smaller than the number of processes
             return total
@@ -130,7 +130,7 @@ class Step:
             with self.patches.on(self.patches.draw(seeds, self.micro, self.runtime.device)), self.runtime.autocast():
                 logits = self.forward(self.normalise(images))
             # A piece counts by its share of the batch's weights, as its images do in the loss of the whole batch.
-            loss = self.loss(logits, labels) * (self.loss.total_weight(labels) / whole)
+            loss = self.loss(logits, labels) * (self.loss.batch_weight(labels) / whole)
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
