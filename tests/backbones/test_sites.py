@@ -57,7 +57,7 @@ class Seen:
 @cache
 def seen(name: str) -> tuple[Backbone, list[Site], Seen]:
     backbone = backbone_of(name)
-    return backbone, backbone.sites(), Seen(backbone)
+    return backbone, backbone.all_sites(), Seen(backbone)
 
 
 def axis(site: Site) -> int:
@@ -242,7 +242,7 @@ def test_text_towers_sites() -> None:
     for module in text.modules():
         module.register_forward_hook(keep)
     text.encode(["red ant", "bee"])
-    for site in text.sites():
+    for site in text.all_sites():
         assert (calls[id(site.entry)], calls[id(site.exit)]) == (1, 1), site
         if site.kind not in ("block", "q", "k", "v"):
             assert outputs[id(site.exit)].shape[-1] == site.out_width, site

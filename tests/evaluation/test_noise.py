@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,13 @@ from liftplus.evaluation.seed_variance import SeedPart
 
 COUNTS = (200, 50, 5, 3)
 LABELS = np.repeat([0, 1, 2, 3], [7, 5, 3, 1])
+
+
+def compare(*given: Any) -> tuple[float, float | None, float | None]:
+    """Points, half the interval's width and p of two methods by themselves."""
+    a, b, weight, strata = given
+    found = noise.compare_all([a, b], [(0, 1)], weight, strata)[0]
+    return found.points, found.half, found.p
 
 
 def test_weights_are_the_accuracies() -> None:
@@ -43,7 +51,7 @@ def test_one_seed_is_the_interval_of_paired_shares() -> None:
     first = np.repeat([1.0, 1.0, 0.0, 0.0], [both, b, c, n - both - b - c])[None]
     second = np.repeat([1.0, 0.0, 1.0, 0.0], [both, b, c, n - both - b - c])[None]
     weight, strata = noise.weights("overall", np.zeros(n, dtype=np.int64), (n,))
-    points, half, p = noise.compare(first, second, weight, strata)
+    points, half, p = compare(first, second, weight, strata)
     error = 100 * math.sqrt(((b + c) - (b - c) ** 2 / n) / (n * (n - 1)))
     assert points == pytest.approx(100 * (b - c) / n, rel=1e-12)
     assert half == pytest.approx(stats.t.ppf(0.975, n - 1) * error, rel=1e-10)
@@ -107,18 +115,18 @@ def test_classes_of_one_image_get_a_verdict() -> None:
     counts = (5,) * 60
     weight, strata = noise.weights("few", np.arange(60), counts)
     right = [(rng.random((3, 60)) < share).astype(float) for share in (0.9, 0.2)]
-    points, half, p = noise.compare(*right, weight, strata)
+    points, half, p = compare(*right, weight, strata)
     assert half is not None and p is not None and half < points and p < 0.001
-    points, half, p = noise.compare(*(one[:, :1] for one in right), weight[:1], strata[:1])
+    points, half, p = compare(*(one[:, :1] for one in right), weight[:1], strata[:1])
     assert (half, p) == (None, None)  # of a single image nothing is known
 
 
 def test_equal_and_hopeless_cases() -> None:
     weight, strata = noise.weights("overall", np.zeros(4, dtype=np.int64), (9,))
     ones, zeros = np.ones((3, 4)), np.zeros((3, 4))
-    assert noise.compare(ones, ones, weight, strata) == (0.0, 0.0, 1.0)
+    assert compare(ones, ones, weight, strata) == (0.0, 0.0, 1.0)
     # Nothing varies, so nothing is known of the noise: no claim is made.
-    points, half, p = noise.compare(ones, zeros, weight, strata)
+    points, half, p = compare(ones, zeros, weight, strata)
     assert (points, half, p) == (100.0, None, None)
     assert not Difference("a", "b", "overall", points, half, p, None, 3, 4).exceeds
 

@@ -91,8 +91,8 @@ def missed(world: World, trials: int, points: float = 0.0) -> dict[str, float]:
     for _ in range(trials):
         right = world.draw(rng, behind)
         for key, (weight, strata) in weights.items():
-            found, half, _ = noise.compare(right[0], right[1], weight, strata)
-            wrong[key] += half is None or abs(found + points) > half
+            found = noise.compare_all(right[:2], [(0, 1)], weight, strata)[0]
+            wrong[key] += found.half is None or abs(found.points + points) > found.half
     return {key: 100 * count / trials for key, count in wrong.items()}
 
 
@@ -115,7 +115,8 @@ def confirmed(world: World, trials: int, points: float, key: str) -> float:
     weight, strata = noise.weights(key, world.labels, world.counts)
     for _ in range(trials):
         right = world.draw(rng, behind)
-        difference = Difference("a", "b", key, *noise.compare(right[0], right[1], weight, strata), None, world.seeds, 9)
+        one = noise.compare_all(right[:2], [(0, 1)], weight, strata)[0]
+        difference = Difference("a", "b", key, one.points, one.half, one.p, None, world.seeds, 9)
         found += verdicts.decide("x", claim, [(difference, "")]).verdict == "confirmed"
     return 100 * found / trials
 

@@ -13,6 +13,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from clip_shape import shape_of
 from liftplus.backbones import clip, weights
 from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.normalise import Normalise
@@ -81,7 +82,7 @@ def _backbone(reference: Any, model: str) -> Backbone:
         half = (0.5, 0.5, 0.5)
         return Backbone(model, tower, Facts(size, half, half, patch_size=patch.shape[-1]))
     heads = POOL_HEADS if "visual.attnpool.k_proj.weight" in state else None
-    shape = clip.shape_of(state, heads=heads, text_heads=TEXT_HEADS)
+    shape = shape_of(state, heads=heads, text_heads=TEXT_HEADS)
     return clip.clip_backbone(model, shape, state, tokenizer=Rows(reference.tensors["text/tokens"]))
 
 

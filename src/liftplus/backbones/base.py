@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from liftplus.backbones.sites import Side, Site, is_norm, residual_blocks, sites_of, split_packed_attention
+from liftplus.backbones.sites import Site, Tower, is_norm, residual_blocks, sites_of, split_packed_attention
 from liftplus.backbones.text import TextEncoder
 from liftplus.errors import UserError
 
@@ -55,7 +55,7 @@ class Facts:
     saw_imagenet: bool = False  # trained with ImageNet's labels, so that ImageNet's classes are no fair test
 
 
-class Backbone(nn.Module):
+class Backbone(Tower):
     """Images to features, [B, 3, R, R] -> [B, dim]; everything frozen and in evaluation mode.
 
     Attributes:
@@ -67,9 +67,9 @@ class Backbone(nn.Module):
         facts: size, mean, std and resize kernel of the weights.
         identity: SHA-256 of the weight file, or "random".
         notes: what a user should know about the weights before long work starts, one sentence each.
-        joint_end: passes joint-space features through; a place for hooks.
     """
 
+    side = "image"  # the text encoder is a tower of its own
     image_projection: Tensor | None
     image_bias: Tensor | None
 
@@ -87,30 +87,19 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.facts, self.identity, self.notes = name, facts, identity, notes
+        self.label = f"backbone {name!r}"
         split_packed_attention(image)
         self.image = image
         self.text = text
         self.register_buffer("image_bias", image_bias, persistent=False)
         projection = None if image_projection is None else nn.Parameter(image_projection.detach().clone())
         self.register_parameter("image_projection", projection)
-        self.joint_end = nn.Identity()
         for first in residual_blocks(image)[:1]:
             first.register_forward_pre_hook(in_precision)
         self.requires_grad_(False).eval()
 
     @property
-    def label(self) -> str:
-        """How errors call it."""
-        return f"backbone {self.name!r}"
-
-    @property
-    def side(self) -> Side:
-        """Tuners see the image side; the text encoder is a tower of its own."""
-        return "image"
-
-    @property
     def dim(self) -> int:
-        """Width of the features."""
         for name in ("head_hidden_size", "num_features", "output_dim"):
             width = getattr(self.image, name, None)
             if isinstance(width, int):
@@ -118,26 +107,14 @@ class Backbone(nn.Module):
         raise AssertionError(f"{type(self.image).__name__} does not say how wide its features are")
 
     @property
-    def depth(self) -> int:
-        """Number of residual blocks, L in the papers."""
-        return len(residual_blocks(self.image))
-
-    @property
     def trunk(self) -> nn.Module:
-        """The image tower."""
         return self.image
 
     @property
     def to_joint(self) -> nn.Parameter | None:
-        """P_img, where features lie before the joint space."""
         return self._parameters["image_projection"]
 
-    def kinds(self) -> frozenset[str]:
-        """Kinds of sites that the image tower has."""
-        return frozenset(site.kind for site in self.sites())
-
-    def sites(self, kind: str | None = None) -> list[Site]:
-        """Sites of the image tower, of one kind or of all."""
+    def all_sites(self) -> list[Site]:
         blocks = residual_blocks(self.image)
         sites = sites_of(blocks, self._prefix())
         last = max(0, len(blocks) - 1)
@@ -146,7 +123,7 @@ class Backbone(nn.Module):
         if self.text is not None:
             joint = self.text.joint_dim
             sites.append(Site("joint", last, self.joint_end, self.joint_end, joint, joint))
-        return [site for site in sites if kind in (None, site.kind)]
+        return sites
 
     def _prefix(self) -> int | None:
         """Class and register tokens of a plain transformer's sequence; None for other towers."""
@@ -177,8 +154,7 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.image(images)
-        return features
+        return self.image(images)
 
     def joint(self, features: Tensor) -> Tensor:
         """Image features to unit vectors in the joint space, [B, dim] -> [B, joint]."""
@@ -198,6 +174,12 @@ class Backbone(nn.Module):
                 "Choose a CLIP backbone, or head_init=class_mean."
             )
         return self.text
+
+
+def check_size(name: str, size: int, patch: int | None) -> None:
+    """Refuse an input side that holds no whole number of patches, or (no patches) that five halvings use up."""
+    if size < (patch or 32) or size % (patch or 1):
+        raise UserError(f"backbone.image_size is {size}; {name!r} takes multiples of {patch or 32} pixels.")
 
 
 def in_precision(_block: nn.Module, args: tuple[Any, ...]) -> Any:

@@ -22,7 +22,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.text import TextEncoder
 from liftplus.backbones.weights import UnfitError, load_strict, read_tensors, single_precision, with_scalar
-from liftplus.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -95,8 +94,7 @@ class LeanQuickGELU(TimmQuickGELU):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # a compiler fuses the factors with what is beside them
             return F.silu(QUICK * x) * (1 / QUICK)
-        out: Tensor = _QuickGELU.apply(x)
-        return out
+        return _QuickGELU.apply(x)
 
 
 class _QuickGELU(torch.autograd.Function):
@@ -111,8 +109,7 @@ class _QuickGELU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        out: Tensor = torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
-        return out
+        return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
 
 
 def image_tower(shape: Shape, image_size: int | None = None) -> VisionTransformer | ModifiedResNet:
@@ -170,61 +167,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for extra in ("input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias"):
         plain.pop(extra, None)
     return with_scalar(plain, "logit_scale")
-
-
-def shape_of(
-    state: dict[str, Tensor], *, heads: int | None = None, text_heads: int | None = None, quick_gelu: bool = True
-) -> Shape:
-    """Sizes read off a state dict; heads are width / 64, as in every published CLIP, unless given."""
-    absent = [name for name in _TEXT_MARKS if name not in state]
-    if absent:
-        raise UserError(f"These weights hold no CLIP text tower: {absent[0]!r} is missing. Give a CLIP weight file.")
-    text_width = state["ln_final.weight"].shape[0]
-    return Shape(
-        **_image_shape(state, heads),
-        joint=state["text_projection"].shape[1],
-        text_width=text_width,
-        text_layers=_numbered(state, "transformer.resblocks."),
-        text_heads=text_heads or max(1, text_width // 64),
-        context=state["positional_embedding"].shape[0],
-        vocabulary=state["token_embedding.weight"].shape[0],
-        quick_gelu=quick_gelu,
-    )
-
-
-_TEXT_MARKS = ("ln_final.weight", "text_projection", "positional_embedding", "token_embedding.weight")
-
-
-def _numbered(state: dict[str, Tensor], prefix: str) -> int:
-    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
-
-
-def _image_shape(state: dict[str, Tensor], heads: int | None) -> dict[str, Any]:
-    """Image size, patch, width, layers and heads of either kind of image tower."""
-    if "visual.conv1.weight" in state and "visual.positional_embedding" in state:
-        width, patch = state["visual.conv1.weight"].shape[0], state["visual.conv1.weight"].shape[-1]
-        return {
-            "image_size": _grid(state["visual.positional_embedding"]) * patch,
-            "patch": patch,
-            "width": width,
-            "layers": _numbered(state, "visual.transformer.resblocks."),
-            "heads": heads or max(1, width // 64),
-        }
-    if "visual.layer1.0.conv1.weight" in state and "visual.attnpool.positional_embedding" in state:
-        width = state["visual.layer1.0.conv1.weight"].shape[0]
-        stages = tuple(_numbered(state, f"visual.layer{stage}.") for stage in range(1, 5))
-        # Five halvings lie before the attention pool, which has 32 times the first stage's width.
-        return {
-            "image_size": _grid(state["visual.attnpool.positional_embedding"]) * 32,
-            "patch": None,
-            "width": width,
-            "layers": stages,
-            "heads": heads or max(1, 32 * width // 64),
-        }
-    raise UserError(
-        "These weights hold no CLIP image tower that liftplus knows: neither 'visual.positional_embedding' "
-        "of a ViT nor 'visual.attnpool.positional_embedding' of a ResNet is there."
-    )
 
 
 def _grid(positions: Tensor) -> int:

@@ -19,7 +19,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from liftplus.backbones import clip, from_timm
-from liftplus.backbones.base import Backbone, BackboneConfig, Facts
+from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.text import TextEncoder
 from liftplus.backbones.weights import find, identity_of, load_strict, read_tensors, single_precision, with_scalar
@@ -55,7 +55,8 @@ def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = Tru
     identity = "random" if path is None else identity_of(path)
     if vision.keys() <= _PLAIN_IMAGE and about["text_cfg"].keys() <= _PLAIN_TEXT:
         shape = clip.shape_from(about, quick_gelu=quick)
-        _check_size(config, shape.patch or 32)
+        if config.image_size is not None:
+            check_size(config.name, config.image_size, shape.patch or 32)
         state = None if path is None else clip.read_state(path)
         facts = replace(facts, patch_size=shape.patch)
         built = clip.clip_backbone(config.name, shape, state, facts=facts, identity=identity)
@@ -103,7 +104,7 @@ def assemble(
     # open_clip sizes its own transformer when it builds it; a timm tower is resized once it is loaded.
     resized = facts.image_size != about["vision_cfg"].get("image_size", 224)
     if resized and "timm_model_name" not in about["vision_cfg"]:
-        _check_size(config, about["vision_cfg"].get("patch_size", 32))
+        check_size(config.name, facts.image_size, about["vision_cfg"].get("patch_size", 32))
         sides["vision_cfg"] = about["vision_cfg"] | {"image_size": facts.image_size}
     model = CustomTextCLIP(**sides, quick_gelu=quick_gelu, init_logit_bias=about.get("init_logit_bias"))
     state = None if path is None else _state(model, path)
@@ -212,12 +213,6 @@ def _joint_width(visual: TimmModel) -> int:
     return int(linears[-1].out_features if linears else visual.trunk.num_features)
 
 
-def _check_size(config: BackboneConfig, patch: int) -> None:
-    size = config.image_size
-    if size is not None and (size < patch or size % patch):
-        raise UserError(f"backbone.image_size is {size}; {config.name!r} takes multiples of {patch} pixels.")
-
-
 class Tokenizer:
     """open_clip's tokenizer of an architecture, made at its first use: some need a further package and the hub."""
 
@@ -236,5 +231,4 @@ class Tokenizer:
             ) from error
 
     def __call__(self, texts: list[str]) -> Tensor:
-        ids: Tensor = torch.as_tensor(self._made(texts))
-        return ids
+        return torch.as_tensor(self._made(texts))

@@ -16,7 +16,7 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from liftplus.backbones.base import Backbone, BackboneConfig, Facts
+from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.weights import UnfitError, find, identity_of, read_tensors
 from liftplus.errors import UserError
@@ -114,7 +114,7 @@ def _build(pinned: str, state: dict[str, Tensor] | None, name: str, size: int) -
         plain: nn.Module = timm.create_model(pinned, pretrained=False, num_classes=0)
         if not resized:
             return plain
-        check_size(plain, size, name)
+        check_size(name, size, patch_of(plain))
         # Random weights too are drawn at the native size, so that their other tensors are the same at every size.
         state = plain.state_dict() if state is None else state
     try:
@@ -175,20 +175,12 @@ def _create(pinned: str, size: int | None, **options: Any) -> nn.Module:
                 raise
         else:
             return sized
-    built: nn.Module = timm.create_model(pinned, **options)
-    return built
-
-
-def check_size(model: nn.Module, size: int, name: str) -> None:
-    """Refuse an input side that holds no whole number of patches."""
-    patch = patch_of(model) or 32
-    if size < patch or (patch_of(model) and size % patch):
-        raise UserError(f"backbone.image_size is {size}; {name!r} takes multiples of {patch} pixels.")
+    return timm.create_model(pinned, **options)
 
 
 def set_input_size(model: nn.Module, size: int, name: str) -> None:
     """Change the input side of a model that has its weights; position embeddings are resampled where there are any."""
-    check_size(model, size, name)
+    check_size(name, size, patch_of(model))
     resize = getattr(model, "set_input_size", None)
     if resize is None:
         if getattr(model, "pretrained_cfg", {}).get("fixed_input_size"):

@@ -14,10 +14,9 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from liftplus.backbones.base import Backbone, BackboneConfig, Facts
+from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
 from liftplus.backbones.text import TextEncoder
 from liftplus.backbones.weights import UnfitError, identity_of, load_strict, read_tensors, single_precision
-from liftplus.errors import UserError
 from liftplus.machine.paths import expanded
 
 IMAGE_SIZE, PATCH = 64, 8
@@ -90,8 +89,7 @@ def weight_file(config: BackboneConfig) -> Path:
 def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
     """mini_clip with its weights from the package, or from another file of the same form."""
     size = config.image_size or IMAGE_SIZE
-    if size % PATCH:
-        raise UserError(f"backbone.image_size is {size}; {config.name!r} takes multiples of {PATCH} pixels.")
+    check_size(config.name, size, PATCH)
     image, text = image_tower(size), text_tower()
     projection: Tensor = nn.init.normal_(torch.empty(WIDTH, JOINT), std=WIDTH**-0.5)
     scale, identity = math.log(1 / 0.07), "random"

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch.nn.functional as F
 from timm.layers import RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
@@ -66,38 +66,53 @@ class Site:
         return str(self.layer) if self.name in ("", self.kind) else f"{self.layer}_{self.name}"
 
 
-class Tower(Protocol):
-    """What tuners act on: the image side of a backbone, or its text encoder."""
+class Tower(nn.Module):
+    """What tuners act on: the image side of a backbone, or its text encoder.
 
-    @property
-    def label(self) -> str:
-        """How errors call it."""
+    Attributes:
+        side: image or text.
+        label: how errors call it.
+        joint_end: passes joint-space features through; a place for hooks.
+    """
 
-    @property
-    def side(self) -> Side:
-        """Image or text."""
+    side: Side
+    label: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joint_end = nn.Identity()
 
     @property
     def dim(self) -> int:
         """Width of its features."""
-
-    @property
-    def depth(self) -> int:
-        """Number of residual blocks."""
+        raise NotImplementedError
 
     @property
     def trunk(self) -> nn.Module:
         """The library's own module, with all its parameters."""
+        raise NotImplementedError
 
     @property
     def to_joint(self) -> nn.Parameter | None:
         """Projection of its features to the joint space, where there is one."""
+        raise NotImplementedError
+
+    def all_sites(self) -> list[Site]:
+        """Its sites of all kinds, in order of the layers."""
+        raise NotImplementedError
+
+    @property
+    def depth(self) -> int:
+        """Number of residual blocks, L in the papers."""
+        return len(residual_blocks(self.trunk))
 
     def kinds(self) -> frozenset[str]:
         """Kinds of sites it has."""
+        return frozenset(site.kind for site in self.all_sites())
 
-    def sites(self, kind: str | None = None) -> list[Site]:
-        """Its sites, of one kind or of all."""
+    def sites(self, kind: str) -> list[Site]:
+        """Its sites of one kind."""
+        return [site for site in self.all_sites() if site.kind == kind]
 
 
 def residual_blocks(tower: nn.Module) -> list[nn.Module]:

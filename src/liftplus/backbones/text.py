@@ -12,7 +12,7 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from liftplus.backbones.sites import Side, Site, residual_blocks, sites_of, split_packed_attention
+from liftplus.backbones.sites import Site, Tower, residual_blocks, sites_of, split_packed_attention
 from liftplus.errors import UserError
 
 CHUNK = 256
@@ -32,10 +32,8 @@ def text_features(tower: TextTransformer, ids: Tensor) -> Tensor:
     x = x + tower.positional_embedding[:length].to(x.dtype)
     x = tower.transformer(x, attn_mask=_mask(tower, ids, length))
     if tower.cls_emb is not None:
-        last: Tensor = tower.ln_final(x[:, -1])
-        return last
-    features: Tensor = text_global_pool(tower.ln_final(x), ids, tower.pool_type, eos_token_id=tower.eos_id)
-    return features
+        return tower.ln_final(x[:, -1])
+    return text_global_pool(tower.ln_final(x), ids, tower.pool_type, eos_token_id=tower.eos_id)
 
 
 def masks_padding(tower: TextTransformer) -> bool:
@@ -85,7 +83,7 @@ def _pieces(counts: Sequence[int], chunk: int) -> Iterator[tuple[slice, slice]]:
         yield slice(first, len(counts)), slice(row, row + taken)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Tower):
     """A text tower with its tokenizer and the projection to the joint space.
 
     Attributes:
@@ -97,9 +95,9 @@ class TextEncoder(nn.Module):
         ids: their token ids [P, tokens], class by class.
         counts: number of prompts of each class [C]; None where each has one.
         centre: whether `forward` centres the class features.
-        joint_end: passes joint-space features through; a place for hooks.
     """
 
+    side, label = "text", "the text encoder"
     ids: Tensor | None
     counts: Tensor | None
 
@@ -113,7 +111,6 @@ class TextEncoder(nn.Module):
         self.chunk = chunk
         self.texts: list[list[str]] = []
         self.centre = False
-        self.joint_end = nn.Identity()
         self.register_buffer("ids", None, persistent=False)
         self.register_buffer("counts", None, persistent=False)
 
@@ -123,8 +120,7 @@ class TextEncoder(nn.Module):
         projection = self.tower.text_projection
         if projection is None:
             return torch.eye(self.dim, device=self.tower.positional_embedding.device)
-        weight: Tensor = projection.weight.T if isinstance(projection, nn.Linear) else projection
-        return weight
+        return projection.weight.T if isinstance(projection, nn.Linear) else projection
 
     @property
     def joint_dim(self) -> int:
@@ -132,51 +128,27 @@ class TextEncoder(nn.Module):
         return int(self.projection.shape[1])
 
     @property
-    def label(self) -> str:
-        """How errors call it."""
-        return "the text encoder"
-
-    @property
-    def side(self) -> Side:
-        """Always "text"."""
-        return "text"
-
-    @property
     def dim(self) -> int:
-        """Width of the tower."""
         return int(self.tower.width)
 
     @property
-    def depth(self) -> int:
-        """Number of residual blocks."""
-        return len(self.tower.transformer.resblocks)
-
-    @property
     def trunk(self) -> nn.Module:
-        """The text transformer."""
-        tower: nn.Module = self.tower
-        return tower
+        return self.tower
 
     @property
     def to_joint(self) -> nn.Parameter | None:
         """The weight of the projection: P_text [width, joint], or a linear's [joint, width]."""
         projection = self.tower.text_projection
-        weight: nn.Parameter | None = getattr(projection, "weight", projection)
-        return weight
+        return getattr(projection, "weight", projection)
 
-    def kinds(self) -> frozenset[str]:
-        """Kinds of sites that the text tower has."""
-        return frozenset(site.kind for site in self.sites())
-
-    def sites(self, kind: str | None = None) -> list[Site]:
-        """Sites of the text tower, of one kind or of all."""
+    def all_sites(self) -> list[Site]:
         joint, last = self.joint_dim, self.depth - 1
         embedding = self.tower.token_embedding
         # A mask for each text's own length leaves no room for further tokens.
         sites = sites_of(residual_blocks(self.tower), None if masks_padding(self.tower) else 1)
         sites.append(Site("embedding", 0, embedding, embedding, 1, self.dim))
         sites.append(Site("joint", last, self.joint_end, self.joint_end, joint, joint))
-        return [site for site in sites if kind in (None, site.kind)]
+        return sites
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Ids [n, tokens], cut after the longest text's end where what follows changes nothing."""
@@ -247,8 +219,7 @@ class TextEncoder(nn.Module):
         if isinstance(projection, nn.Linear):
             bias = None if projection.bias is None else projection.bias.float()
             return F.linear(features, projection.weight.float(), bias)
-        joint: Tensor = features @ projection.float()
-        return joint
+        return features @ projection.float()
 
 
 def _check(tower: object) -> None:

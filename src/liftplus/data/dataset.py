@@ -39,6 +39,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def taken(self, places: Iterable[int]) -> Split:
+        """The pictures at these places, in their order."""
+        chosen = list(places)
+        return Split([self.keys[i] for i in chosen], [self.labels[i] for i in chosen])
+
 
 @dataclass(frozen=True)
 class DataSet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -86,15 +86,7 @@ def collect(
 
     With `each`, every crop's own [N, crops, ...]. Several processes each run over their part, and each gets all rows.
     """
-    part = replace(reader, split=_part(reader.split, runtime))
-    return runtime.job.whole(_outputs(model, part, view, facts, runtime, batch_size, each=each), len(reader.split))
-
-
-def _part(split: Split, runtime: Runtime) -> Split:
-    if runtime.job.size == 1:
-        return split
-    chosen = runtime.job.part(len(split))
-    return Split([split.keys[i] for i in chosen], [split.labels[i] for i in chosen])
+    return runtime.job.whole(_outputs(model, reader, view, facts, runtime, batch_size, each=each), len(reader.split))
 
 
 def _outputs(
@@ -107,10 +99,11 @@ def _outputs(
     *,
     each: bool = False,
 ) -> Tensor:
-    """`collect` in this process alone."""
+    """`collect` for this process's part alone."""
+    split = reader.split if runtime.job.size == 1 else reader.split.taken(runtime.job.part(len(reader.split)))
     loader = Loader(
         reader.store,
-        reader.split,
+        split,
         FixedView(view.picture, skips=reader.unreadable is not None),
         batch_size=batch_size,
         workers=reader.workers,
@@ -123,7 +116,7 @@ def _outputs(
     with keeping(), (reader.progress or Silent()).task(reader.label, len(loader)) as advance:
         for batch in loader.epoch():
             if reader.unreadable is not None:
-                reader.unreadable.update((reader.split.keys[k], reason) for k, reason in batch.unreadable.items())
+                reader.unreadable.update((split.keys[k], reason) for k, reason in batch.unreadable.items())
             pictures = batch.images.to(runtime.device, non_blocking=True)
             images = view.cut(pictures, batch.sizes.to(runtime.device, non_blocking=True))
             with runtime.autocast():
@@ -139,8 +132,7 @@ def _outputs(
 @torch.inference_mode()
 def predict(model: nn.Module, reader: SplitReader, evaluation: Evaluation, facts: Facts, runtime: Runtime) -> TopK:
     """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
-    part = replace(reader, split=_part(reader.split, runtime))
-    logits = _outputs(model, part, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
+    logits = _outputs(model, reader, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
     if reader.unreadable is not None:
         for noted in runtime.job.from_all(dict(reader.unreadable)):
             reader.unreadable.update(noted)

@@ -59,14 +59,7 @@ class Metrics:
 
     def summary(self) -> dict[str, float | int | None]:
         """The figures without the per-class list."""
-        return {
-            "overall": self.overall,
-            "mean_class": self.mean_class,
-            "many": self.many,
-            "medium": self.medium,
-            "few": self.few,
-            "images": self.images,
-        }
+        return {key: value for key, value in vars(self).items() if key != "per_class"}
 
 
 def accuracies(
@@ -96,8 +89,8 @@ def accuracies(
     for accuracy, count in zip(per_class, train_counts, strict=True):
         if accuracy is not None:
             groups[group_of(count)].append(accuracy)
-    present = [accuracy for accuracy in per_class if accuracy is not None]
     means = {name: float(np.mean(values)) if values else None for name, values in groups.items()}
+    present = [accuracy for accuracy in per_class if accuracy is not None]
     return Metrics(
         overall=100 * float((truth == guess).mean()),
         mean_class=float(np.mean(present)),

@@ -179,15 +179,6 @@ def _image_variances(values: Floats, weight: Floats, strata: Ints) -> tuple[Floa
     return (total**2 * variances / n).sum(1), float(freedom)
 
 
-def compare(a: Floats, b: Floats, weight: Floats, strata: Ints) -> tuple[float, float | None, float | None]:
-    """Mean difference of two methods in percent, half the width of its 95 % interval, and p.
-
-    `a` and `b` tell which images are right, 0 or 1, [S, N] for S seeds.
-    """
-    found = compare_all([a, b], [(0, 1)], weight, strata)[0]
-    return found.points, found.half, found.p
-
-
 def compare_all(
     right: Sequence[Floats],
     pairs: Sequence[tuple[int, int]],

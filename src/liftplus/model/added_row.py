@@ -175,12 +175,10 @@ def margin(features: Tensor, new: Tensor, old_rows: Tensor, without: int | None 
     return features.double() @ new.T - _best(features, old_rows, without)[0][:, None]
 
 
-def harm(old: Old, new: Tensor, without: int | None = None) -> Tensor:
+def harm(old: Old, new: Tensor) -> Tensor:
     """What the mean accuracy of the old classes in the sample loses to each new row [k, D], 0 to 1, [k]."""
     x, y = old.sample.features.double(), old.sample.labels
-    keep = torch.ones_like(y, dtype=torch.bool) if without is None else y != without
-    x, y = x[keep], y[keep]
-    best, where = _best(x, old.rows, without)
+    best, where = _best(x, old.rows, None)
     lost = ((where == y)[:, None] & (x @ new.T > best[:, None])).double()
     counts = torch.bincount(y, minlength=len(old.rows)).double()
     per_class = torch.zeros(len(counts), lost.shape[1], dtype=torch.float64).index_add_(0, y, lost)
@@ -192,5 +190,4 @@ def _best(features: Tensor, old_rows: Tensor, without: int | None) -> tuple[Tens
     scores = features.double() @ old_rows.double().T
     if without is not None:
         scores[:, without] = -torch.inf
-    best, where = scores.max(1)
-    return best, where
+    return scores.max(1)

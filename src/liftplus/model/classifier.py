@@ -92,15 +92,13 @@ class Classifier(nn.Module):
             features = self.backbone.joint(features)
             if self.reads_text:
                 return self.head.compare(features, self._class_features())
-        logits: Tensor = self.head(features)
-        return logits
+        return self.head(features)
 
     def _class_features(self) -> Tensor:
         """Unit vectors of the classes [C, joint]: encoded now, or as kept."""
         encoder = self.backbone.text_encoder("a trained text side")
         if not self._keeps:
-            classes: Tensor = encoder()
-            return classes
+            return encoder()
         if self._kept is None:
             with torch.no_grad():
                 self._kept = encoder()

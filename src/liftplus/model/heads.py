@@ -69,24 +69,23 @@ class _Linear(HeadModule):
         return F.linear(features, self.weight, self.bias)
 
 
-class _Cosine(HeadModule):
-    def __init__(self, dim: int, num_classes: int, scale: float) -> None:
-        super().__init__(dim, num_classes)
-        self.scale = scale
-
-    def logits(self, features: Tensor) -> Tensor:
-        return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
-
-
 class _L2Norm(HeadModule):
     def logits(self, features: Tensor) -> Tensor:
         return F.linear(features, F.normalize(self.weight, dim=-1))
 
 
-class _LayerNorm(HeadModule):
+class _Cosine(_L2Norm):
+    def __init__(self, dim: int, num_classes: int, scale: float) -> None:
+        super().__init__(dim, num_classes)
+        self.scale = scale
+
     def logits(self, features: Tensor) -> Tensor:
-        features = F.layer_norm(features, features.shape[-1:], eps=1e-12)
-        return F.linear(features, F.normalize(self.weight, dim=-1))
+        return self.scale * super().logits(F.normalize(features, dim=-1))
+
+
+class _LayerNorm(_L2Norm):
+    def logits(self, features: Tensor) -> Tensor:
+        return super().logits(F.layer_norm(features, features.shape[-1:], eps=1e-12))
 
 
 @register("head", "linear")

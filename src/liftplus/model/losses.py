@@ -259,8 +259,7 @@ class ClassBalanced(Loss):
         return _Weighted(self._weights(counts.double()), self._weights(counts.float()))
 
     def _weights(self, counts: Tensor) -> Tensor:
-        weights: Tensor = (1 - self.beta) / (1 - self.beta ** counts.clamp_min(1))
-        return weights
+        return (1 - self.beta) / (1 - self.beta ** counts.clamp_min(1))
 
 
 @register("loss", "reweight")

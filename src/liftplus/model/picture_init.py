@@ -35,8 +35,7 @@ def sampled(labels: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Ascending positions of at most `most` of the labels: as many of each class as fit, those of small classes all."""
     order = torch.randperm(len(labels), generator=generator)
     # Everybody's first picture goes before anybody's second.
-    taken: Tensor = order[ranks(labels[order]).argsort(stable=True)[:most]].sort()[0]
-    return taken
+    return order[ranks(labels[order]).argsort(stable=True)[:most]].sort()[0]
 
 
 def ranks(labels: Tensor) -> Tensor:

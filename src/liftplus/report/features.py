@@ -19,7 +19,7 @@ from torch import Tensor
 from liftplus import config
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
-from liftplus.data.dataset import DataSet, Split
+from liftplus.data.dataset import DataSet
 from liftplus.data.loader import seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
@@ -188,7 +188,7 @@ class Workbench:
         for name in ("train", "test"):
             whole = self.dataset.splits[name]
             chosen = first_of_each(whole, self.per_class, seeded(0, -2))
-            part = Split([whole.keys[i] for i in chosen], [whole.labels[i] for i in chosen])
+            part = whole.taken(chosen)
             reader = SplitReader(self.dataset.store, part, progress=self.progress, label=f"Features ({label}, {name})")
             features = collect(backbone, reader, view, facts, self.runtime, self.batch_size)
             labels = torch.tensor(part.labels)

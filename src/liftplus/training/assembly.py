@@ -142,7 +142,7 @@ def plain_stream(
     train, view = dataset.splits["train"], CentreCrop(backbone.facts.image_size, backbone.facts.interpolation, margin=0)
 
     def part(chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-        split = Split([train.keys[i] for i in chosen], [train.labels[i] for i in chosen])
+        split = train.taken(chosen)
         reader = SplitReader(
             dataset.store, split, config.train.workers, progress, label="Features for the first classifier"
         )

@@ -82,8 +82,7 @@ def _parted(dataset: DataSet, seed: int) -> DataSet:
     aside = set(held_out(whole.labels, SHARE, seed).tolist())
 
     def part(kept: bool) -> Split:
-        chosen = [i for i in range(len(whole)) if (i in aside) == kept]
-        return Split([whole.keys[i] for i in chosen], [whole.labels[i] for i in chosen])
+        return whole.taken(i for i in range(len(whole)) if (i in aside) == kept)
 
     return replace(dataset, splits={"train": part(False), "val": part(True)})
 

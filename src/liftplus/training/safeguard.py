@@ -18,7 +18,7 @@ from torch import Tensor
 
 from liftplus.backbones.normalise import Normalise
 from liftplus.config import RunConfig
-from liftplus.data.dataset import DataSet, Split
+from liftplus.data.dataset import DataSet
 from liftplus.data.loader import FixedView, Loader, seeded
 from liftplus.data.transforms import CentreCrop
 from liftplus.machine.runtime import Runtime
@@ -42,7 +42,7 @@ class Probe:
         train, facts = dataset.splits["train"], model.backbone.facts
         count = min(PICTURES, max(PIECE, len(train) // 16))
         chosen = torch.randperm(len(train), generator=seeded(config.seed, -3))[:count].tolist()
-        split = Split([train.keys[i] for i in chosen], [train.labels[i] for i in chosen])
+        split = train.taken(chosen)
         self.labels = torch.tensor(split.labels)
         self.view = CentreCrop(facts.image_size, facts.interpolation)
         loader = Loader(dataset.store, split, FixedView(self.view.picture), batch_size=PIECE, workers=0)

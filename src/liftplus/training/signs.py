@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from liftplus.config import RunConfig
-from liftplus.data.dataset import DataSet, Split
+from liftplus.data.dataset import DataSet
 from liftplus.data.loader import seeded
 from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.evaluation.metrics import Metrics
@@ -50,7 +50,7 @@ def snapshot(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Ru
         return Snapshot(None, None, 0, training)
     whole = dataset.splits[split]
     chosen = torch.randperm(len(whole), generator=seeded(config.seed, -4))[:PICTURES].tolist()
-    part = Split([whole.keys[i] for i in chosen], [whole.labels[i] for i in chosen])
+    part = whole.taken(chosen)
     plain = config.evaluation.model_copy(update={"tte": False})
     found = predict(model, SplitReader(dataset.store, part, config.train.workers), plain, model.backbone.facts, runtime)
     return Snapshot(split, score(found, part, tuple(dataset.counts())).overall, len(part), training)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from liftplus.backbones.sites import Tower
 from liftplus.registry import register
-from liftplus.tuners.base import TEXT_WIDTH, Sized
+from liftplus.tuners.base import Bottlenecked
 from liftplus.tuners.bottleneck import Bottleneck
 
 
@@ -29,28 +28,19 @@ class Parallel(Bottleneck):
         residual, self._residual = self._residual, None
         assert residual is not None
         self.joins(residual)
-        out: Tensor = output + self(residual)
-        return out
+        return output + self(residual)
 
 
 @register("tuner", "adaptformer")
-class AdaptFormer(Sized):
+class AdaptFormer(Bottlenecked):
     """A bottleneck with its own norm and a learned scale, parallel to each MLP (Chen et al. 2022, eq. 3)."""
 
-    needs = ("mlp",)
     order = 20  # after adapter, which reads the MLP's own output
 
-    width: int | None = Field(default=None, ge=1)
-    """Bottleneck width r; by default 2^floor(log2(C / 2L)), on the text side 4; see `sizes`."""
-
-    min_width: int = Field(default=1, ge=1)
-    """Least width that the default may come to."""
-
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
-        default = TEXT_WIDTH if tower.side == "text" else max(self.min_width, self.auto_width(num_classes, 2, tower))
-        layers = nn.ModuleDict()
+        width, layers = self.chosen_width(tower, num_classes), nn.ModuleDict()
         for site in self.sites(tower, "mlp"):
-            branch = Parallel(site.width, self.width or default)
+            branch = Parallel(site.width, width)
             site.entry.register_forward_pre_hook(branch.see)
             site.exit.register_forward_hook(branch.join)
             layers[site.key] = branch

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from liftplus.backbones.base import Backbone
@@ -157,3 +157,20 @@ class Sized(Tuner):
     def auto_width(self, num_classes: int, divisor: int, tower: Tower) -> int:
         """The rule's width."""
         return auto_width(num_classes, divisor, self.blocks(tower))
+
+
+class Bottlenecked(Sized):
+    """A tuner that puts bottlenecks of one width beside the tower's MLPs."""
+
+    needs = ("mlp",)
+
+    width: int | None = Field(default=None, ge=1)
+    """Bottleneck width r; by default 2^floor(log2(C / 2L)), on the text side 4; see `sizes`."""
+
+    min_width: int = Field(default=1, ge=1)
+    """Least width that the default may come to."""
+
+    def chosen_width(self, tower: Tower, num_classes: int) -> int:
+        """The width that was given, else the default."""
+        default = TEXT_WIDTH if tower.side == "text" else max(self.min_width, self.auto_width(num_classes, 2, tower))
+        return self.width or default

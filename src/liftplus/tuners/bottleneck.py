@@ -30,8 +30,7 @@ class Bottleneck(Branch):
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.down(self.norm(x)))
         if self.scale is None:
-            out: Tensor = self.up(hidden)
-            return out
+            return self.up(hidden)
         # Scaling the weights is the same as scaling their output, of which nothing has to be kept this way.
         return F.linear(hidden, self.up.weight * self.scale, self.up.bias * self.scale)
 
@@ -41,5 +40,4 @@ class Bottleneck(Branch):
     def add(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
         """Hook after a module: its output y becomes y + own(y)."""
         self.joins(output)
-        out: Tensor = output + self(output)
-        return out
+        return output + self(output)

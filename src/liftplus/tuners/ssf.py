@@ -29,8 +29,7 @@ class ScaleShift(nn.Module):
 
     def replace(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
         """Hook after a module."""
-        out: Tensor = self(output)
-        return out
+        return self(output)
 
     @torch.no_grad()
     def merge(self, module: nn.Module) -> bool:
