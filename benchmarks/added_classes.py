@@ -25,7 +25,7 @@ from liftplus.data.dataset import DataSet, Split
 from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import new_classes
-from liftplus.runs.inputs import Rows
+from liftplus.runs.inputs import Inputs
 from liftplus.training import checkpoint
 
 CLASSES, SEEDS, PICTURES = 10, (0, 1, 2), 5
@@ -79,7 +79,7 @@ def one(args: argparse.Namespace, dataset: DataSet, new: int, seed: int) -> dict
     """Both ways for one class and seed."""
     without, whole, few = parts(dataset, new, seed)
     last = whole.num_classes - 1
-    named = {"seed": seed, "workers": 0, "tte": False} | dict(item.split("=", 1) for item in args.set)
+    named: dict[str, Any] = {"seed": seed, "workers": 0, "tte": False} | dict(item.split("=", 1) for item in args.set)
     with tempfile.TemporaryDirectory() as folder:
         joint = liftplus.fit(whole, args.backbone, args.method, **named)
         line = {"trained": accuracies(joint.trained, whole, joint.session.runtime, last)}
@@ -88,7 +88,7 @@ def one(args: argparse.Namespace, dataset: DataSet, new: int, seed: int) -> dict
         line["before"] = accuracies(begun.trained, without, begun.session.runtime, None)
         for harm in HARMS:
             out = Path(folder) / f"harm{harm}"
-            pictures = {whole.class_names[-1]: Rows(whole.store, few)}
+            pictures = {whole.class_names[-1]: Inputs(whole.store, few)}
             new_classes.add(begun.session, begun.trained, run, pictures, out, lambda: without, harm=harm)
             place = begun.session.runtime
             line[f"added, {harm:g}"] = accuracies(checkpoint.load_model(out, place), whole, place, last)

@@ -25,7 +25,8 @@ from liftplus.data.loader import Batch
 from liftplus.data.stores import ArrayStore
 from liftplus.machine import runtime
 from liftplus.model.classifier import Classifier
-from liftplus.training import assembly, loop
+from liftplus.training import assembly
+from liftplus.training import step as training_step
 from liftplus.tuners.base import auto_width
 
 # Our name, timm's of the same architecture.
@@ -106,7 +107,7 @@ def our_model(work: Work, chosen: runtime.Runtime, data: DataSet) -> Classifier:
 def ours(work: Work, chosen: runtime.Runtime, batch: Batch) -> Step:
     """liftplus as `train` runs it: its own placement and its own step."""
     data = dataset(work.classes)
-    step = loop.Step(our_model(work, chosen, data), work.settings(chosen), data, chosen)
+    step = training_step.Step(our_model(work, chosen, data), work.settings(chosen), data, chosen)
     return lambda: step(batch)
 
 

@@ -49,7 +49,7 @@ def first_batch(store: Store, split: Split, view: FixedView, size: int, device: 
     """The first pictures of a split on the device."""
     first = Split(split.keys[:size], split.labels[:size])
     batch = next(iter(Loader(store, first, view, batch_size=size, workers=0).epoch()))
-    return Batch(*(part.to(device) for part in batch.parts()))
+    return batch.changed(lambda part: part.to(device))
 
 
 def resident(device: torch.device) -> Callable[..., Any]:

@@ -21,8 +21,9 @@ import torch
 import contenders
 import harness
 from contenders import MODELS, Work
+from liftplus.errors import UserError
 from liftplus.machine import runtime
-from liftplus.training import loop
+from liftplus.training.step import Step
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,7 +42,7 @@ def one(work: Work, chosen: runtime.Runtime) -> dict[str, Any]:
     """Bytes at the peak of a step after the first, which makes the optimiser's state."""
     data = contenders.dataset(work.classes)
     model = contenders.our_model(work, chosen, data)
-    step = loop.Step(model, work.settings(chosen), data, chosen)
+    step = Step(model, work.settings(chosen), data, chosen)
     batch = contenders.batch_of(work, chosen.device)
     step(batch)
     peak = harness.peak_memory(lambda: step(batch), chosen.device)
@@ -63,7 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             row: dict[str, Any] = {"batch": batch, "checkpointing": checkpointing}
             try:
                 row |= one(now, chosen)
-            except (torch.OutOfMemoryError, runtime.UserError) as error:
+            except (torch.OutOfMemoryError, UserError) as error:
                 row["error"] = str(error).splitlines()[0][:200]
             row |= compared(row.get("peak_bytes"), predicted(now, chosen))
             if args.limit_gib and "peak_bytes" in row:

@@ -99,7 +99,7 @@ def one(args: argparse.Namespace, arm: str, keys: Sequence[str], seed: int) -> d
     chosen = runtime.choose(settings.device, settings.precision, compiling=settings.compile)
     data = smaller(loaded(settings.data.model_dump_json()), args)
     split, rounds = data.splits["test"], emulates(chosen)
-    with RoundedProducts() if rounds else nullcontext():
+    with RoundedProducts() if rounds else nullcontext():  # type: ignore[no-untyped-call]
         model = assembly.build(settings, data, chosen)
         fitted = loop.fit(model, settings, data, chosen)
         found = predict(model, SplitReader(data.store, split), settings.evaluation, model.backbone.facts, chosen)

@@ -52,7 +52,7 @@ def difference(test: Record) -> Difference | None:
     if "points" not in test:
         return None
     part = test.get("part")
-    found = {field.name: test.get(field.name) for field in fields(Difference)}
+    found: Record = {field.name: test.get(field.name) for field in fields(Difference)}
     found |= {"a": test["better"], "b": test["worse"], "key": test["metric"], "adjusted": test["p"]}
     return Difference(**found | {"part": None if part is None else ImagePart(**part)})
 
@@ -72,8 +72,8 @@ def renewed(tests: Sequence[Record], record: Record) -> list[Record]:
         if metric not in noise.KEYS:  # of such a group a file has no accuracies by seed
             for place in places:
                 test = tests[place]
-                images, seeds = _both_parts(test)
-                out[place] = test | _again(test, images, SeedPart(seeds, test["seeds"] - 1))
+                images, seed = _both_parts(test)
+                out[place] = test | _again(test, images, SeedPart(seed, test["seeds"] - 1))
             continue
         names = list(dict.fromkeys(tests[place][which] for place in places for which in ("better", "worse")))
         runs = [_runs(made[name], metric) for name in names]

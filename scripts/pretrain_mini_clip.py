@@ -327,7 +327,7 @@ def main() -> None:
         views = left.float().split(len(right))
         matches = [contrast(view, right, scale) for view in views]
         if len(views) == 2:
-            matches.append(contrast(*views, scale))
+            matches.append(contrast(views[0], views[1], scale))
         loss = torch.stack(matches).mean()
         optimiser.zero_grad()
         loss.backward()

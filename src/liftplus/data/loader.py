@@ -48,7 +48,11 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Called by the data loader for copies to a GPU."""
-        images, labels, indices, sizes, seeds = (part.pin_memory() for part in self.parts())
+        return self.changed(Tensor.pin_memory)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with each of its tensors changed."""
+        images, labels, indices, sizes, seeds = map(change, self.parts())
         return Batch(images, labels, indices, sizes, self.unreadable, seeds)
 
     def parts(self) -> tuple[Tensor, ...]:
