@@ -1,24 +1,27 @@
-"""Memory and time of a start in closed form on made-up features, one pass and one solve.
+"""Memory and time of a start in closed form on made-up features, beside the forward passes that real ones take.
 
-    python benchmarks/start_statistics.py --pictures 1000000 --classes 8142 --dim 768
+    python benchmarks/start_statistics.py --pictures 1000000 --classes 8142 --out benchmarks/results/cpu-start.json
 
 Features are drawn batch by batch, as a backbone would give them. Memory is the process's peak over what it had before.
-Time is that of the statistics alone, then of choosing gamma and solving; drawing the features is not counted.
+Time is that of the statistics, of choosing gamma and of the solve; drawing the features is not counted. Then forward
+passes of ViT-B/16 on random pictures are timed as in a test, and their time is carried over to all pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import contenders
+import harness
 import torch
 from torch import Tensor
 
+from liftplus.machine import runtime
 from liftplus.model.head_init import InitContext, Stream
 from liftplus.model.heads import Cosine
 from liftplus.model.picture_init import Ridge
@@ -29,7 +32,7 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(pictures: int, classes: int, dim: int, batch: int = 512) -> dict[str, Any]:
+def start(pictures: int, classes: int, dim: int, batch: int = 512) -> dict[str, Any]:
     """What a ridge start takes for so many pictures."""
     generator = torch.Generator().manual_seed(0)
     # Classes come as often as 1 / rank.
@@ -54,23 +57,40 @@ def measure(pictures: int, classes: int, dim: int, batch: int = 512) -> dict[str
     before, clock = peak(), time.perf_counter()
     rows = Cosine().rows(context, Ridge())
     assert rows.isfinite().all()
-    return {
-        "pictures": pictures,
-        "classes": classes,
-        "dim": dim,
-        "peak_bytes": peak() - before,
-        "seconds": round(time.perf_counter() - clock - waited, 1),
-        "threads": torch.get_num_threads(),
-    }
+    return {"peak_bytes": peak() - before, "seconds": harness.significant(time.perf_counter() - clock - waited)}
+
+
+def forward(args: argparse.Namespace, chosen: runtime.Runtime) -> dict[str, Any]:
+    """Forward passes of ViT-B/16 without weights' files, one crop."""
+    work = contenders.Work("vit_b16", args.batch, args.classes)
+    model = contenders.our_model(work, chosen, contenders.dataset(work.classes)).eval()
+    images = contenders.batch_of(work, chosen.device).images.float() / 255
+
+    @torch.inference_mode()
+    def once() -> Tensor:
+        with chosen.autocast():
+            return model.backbone(images)
+
+    timing = harness.timing(args, chosen.device)
+    seconds = harness.interleaved([harness.Contender("forward", once, args.batch)], chosen.device, **timing)["forward"]
+    return {"batch": args.batch, "seconds": harness.spread(seconds)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--pictures", type=int, default=1_000_000)
     parser.add_argument("--classes", type=int, default=8142)
     parser.add_argument("--dim", type=int, default=768)
-    given = parser.parse_args()
-    print(json.dumps(measure(given.pictures, given.classes, given.dim)))
+    parser.add_argument("--batch", type=int, default=64, help="pictures of a forward pass")
+    args = parser.parse_args()
+    chosen = runtime.choose(args.device, args.precision)
+    record = harness.about(args, chosen) | {"start": start(args.pictures, args.classes, args.dim)}
+    record["forward"] = forward(args, chosen)
+    passes = args.pictures / args.batch * record["forward"]["seconds"]["median"]
+    record["forward"]["seconds_of_all"] = harness.significant(passes)
+    record["share"] = harness.significant(record["start"]["seconds"] / passes)
+    harness.write(args.out, record)
+    print(record["start"], record["forward"], f"share {record['share']:.2%}")
 
 
 if __name__ == "__main__":
