@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import contenders
-import harness
 import torch
 from torch import Tensor
 
+import contenders
+import harness
 from liftplus.machine import runtime
 from liftplus.model.head_init import InitContext, Stream
 from liftplus.model.heads import Cosine
