@@ -396,11 +396,12 @@ def test_interrupted_while_testing(
     def interrupt(*_args: Any) -> None:
         raise KeyboardInterrupt
 
+    handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr("liftplus.runs.testing.predict_once", lambda *_args: signal.raise_signal(number))
         stopped = command(*arguments(photos, tmp_path / "run"))
     assert stopped.code == 128 + number and "Traceback" not in stopped.err
-    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert signal.getsignal(number) is handler
     assert "Stopped while testing" in stopped.err and "run (which only tests" in stopped.err
     before = contents(tmp_path / "run")
     assert checkpoint.STATE in before and checkpoint.FILE in before and "metrics.json" not in before

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from liftplus.errors import UserError
+from liftplus.machine import allocation
 from liftplus.machine.compiling import Compiled, PatchProduct, cuts_into_patches
 from liftplus.machine.parallel import ALONE, Job
 from liftplus.words import counted
@@ -112,6 +113,8 @@ def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE, comp
         raise UserError("precision=fp16 needs a GPU. On this device choose bf16 or fp32, or leave precision=auto.")
     if compiling == "graphs" and chosen.type != "cuda":
         raise UserError("compile=graphs needs an NVIDIA GPU. On this device choose on or off, or leave compile=auto.")
+    if chosen.type == "cpu":
+        allocation.keep_freed_memory()
     compiles = chosen.type == "cuda" if compiling == "auto" else compiling != "off"
     return Runtime(chosen, precision, job, compiles, compiling == "graphs")
 
