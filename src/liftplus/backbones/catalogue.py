@@ -1,4 +1,7 @@
-"""Backbones by name: short names for much-used weights, and every timm and open_clip model under its own."""
+"""Backbones by name: short names for much-used weights, and every timm and open_clip model under its own.
+
+Either library takes seconds to import, so it waits until a backbone of its own is wanted.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import open_clip
-import timm
 import torch
 
-from liftplus.backbones import from_open_clip, from_timm, mini_clip
+from liftplus.backbones import mini_clip
 from liftplus.backbones import weights as weight_files
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.backbones.unfilled import Unfilled
@@ -30,6 +31,9 @@ def entries() -> dict[str, dict[str, Any]]:
 
 def find(pattern: str) -> list[str]:
     """All names, short and full, that contain the pattern; case does not matter."""
+    import open_clip
+    import timm
+
     names = [*entries(), *(f"timm/{name}" for name in timm.list_pretrained())]
     names += [f"open_clip/{arch}/{tag}" for arch, tag in open_clip.list_pretrained()]
     return [name for name in names if pattern.casefold() in name.casefold()]
@@ -84,7 +88,11 @@ def locate(config: BackboneConfig, *, fetch: bool = True) -> Path | None:
     if library == "mini_clip":
         return weight_files.existing(mini_clip.weight_file(config))
     if library == "timm":
+        from liftplus.backbones import from_timm
+
         return from_timm.locate(config, rest, fetch=fetch)
+    from liftplus.backbones import from_open_clip
+
     arch, _, tag = rest.partition("/")
     return from_open_clip.locate(config, arch, tag, fetch=fetch)
 
@@ -121,6 +129,10 @@ def _built(config: BackboneConfig, *, weights: bool) -> Backbone:
     if library == "mini_clip":
         return mini_clip.backbone(config, weights=weights)
     if library == "timm":
+        from liftplus.backbones import from_timm
+
         return from_timm.backbone(config, rest, weights=weights)
+    from liftplus.backbones import from_open_clip
+
     arch, _, tag = rest.partition("/")
     return from_open_clip.backbone(config, arch, tag, weights=weights)

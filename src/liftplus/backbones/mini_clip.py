@@ -3,82 +3,35 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-from open_clip import SimpleTokenizer
-from open_clip.transformer import TextTransformer
-from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
+from liftplus.backbones.mini_tokenizer import CONTEXT_LENGTH, MERGES, MiniTokenizer, mini_tokenizer
+from liftplus.backbones.mini_towers import ImageTower, TextTower
 from liftplus.backbones.text import TextEncoder
 from liftplus.backbones.weights import UnfitError, identity_of, load_strict, read_tensors, single_precision
 from liftplus.machine.paths import expanded
 
+__all__ = ["CONTEXT_LENGTH", "MERGES", "MiniTokenizer", "backbone", "image_tower", "text_tower", "weight_file"]
+
 IMAGE_SIZE, PATCH = 64, 8
 HALF = (0.5, 0.5, 0.5)
 WIDTH, JOINT = 192, 128
-MERGES = 6000
-CONTEXT_LENGTH = 24
 WEIGHTS = Path(str(files("liftplus"))) / "weights" / "mini_clip.safetensors"
 
 
-class MiniTokenizer(SimpleTokenizer):
-    """CLIP's byte-pair encoding with only its first `MERGES` merges, so that the table stays small.
-
-    Rare words split into more pieces; every text still has an encoding.
-    """
-
-    encoder: dict[str, int]
-    bpe_ranks: dict[tuple[str, str], int]
-
-    def __init__(self) -> None:
-        super().__init__(context_length=CONTEXT_LENGTH)
-        merges = sorted(self.bpe_ranks, key=self.bpe_ranks.__getitem__)[:MERGES]
-        vocabulary = sorted(self.encoder, key=self.encoder.__getitem__)[:512]
-        vocabulary += ["".join(merge) for merge in merges] + ["<start_of_text>", "<end_of_text>"]
-        self.encoder = {token: index for index, token in enumerate(vocabulary)}
-        self.decoder = {index: token for token, index in self.encoder.items()}
-        self.bpe_ranks = {merge: rank for rank, merge in enumerate(merges)}
-        self.vocab_size = len(self.encoder)
-        self.all_special_ids = [self.vocab_size - 2, self.vocab_size - 1]
-        self.sot_token_id, self.eot_token_id = self.all_special_ids
-
-
-@cache
-def mini_tokenizer() -> MiniTokenizer:
-    """The one tokenizer of all backbones of this kind in a process."""
-    return MiniTokenizer()
-
-
-def image_tower(image_size: int = IMAGE_SIZE) -> VisionTransformer:
+def image_tower(image_size: int = IMAGE_SIZE) -> ImageTower:
     """ViT of width 192, 6 blocks, 3 heads, patch 8, on 64 x 64 pixels; features are the class token."""
-    return VisionTransformer(
-        img_size=image_size,
-        patch_size=PATCH,
-        embed_dim=WIDTH,
-        depth=6,
-        num_heads=3,
-        num_classes=0,
-        global_pool="token",
-    )
+    return ImageTower(image_size, PATCH, WIDTH, depth=6, heads=3)
 
 
-def text_tower() -> TextTransformer:
+def text_tower() -> TextTower:
     """Causal text transformer of width 192, 4 blocks, 3 heads; joint space of 128 dimensions."""
-    return TextTransformer(
-        context_length=CONTEXT_LENGTH,
-        vocab_size=512 + MERGES + 2,
-        width=WIDTH,
-        heads=3,
-        layers=4,
-        output_dim=JOINT,
-        act_layer=nn.GELU,
-    )
+    return TextTower(CONTEXT_LENGTH, 512 + MERGES + 2, WIDTH, depth=4, heads=3, joint=JOINT)
 
 
 def weight_file(config: BackboneConfig) -> Path:
@@ -97,7 +50,9 @@ def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
         path = weight_file(config)
         state = single_precision(read_tensors(path))
         tower = {name.removeprefix("image."): value for name, value in state.items() if name.startswith("image.")}
-        if "pos_embed" in tower:
+        if "pos_embed" in tower and tower["pos_embed"].shape != image.pos_embed.shape:
+            from timm.layers import resample_abs_pos_embed
+
             grid = list(image.patch_embed.grid_size)
             tower["pos_embed"] = resample_abs_pos_embed(tower["pos_embed"], grid, num_prefix_tokens=1)
         load_strict(image, tower, "mini_clip's image tower")

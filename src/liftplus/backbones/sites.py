@@ -30,7 +30,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch.nn.functional as F
-from timm.layers import RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
 from torch import Tensor, nn
 
 Side = Literal["image", "text"]
@@ -236,21 +235,16 @@ def _mlps(layer: int, block: nn.Module) -> Iterator[Site]:
             yield Site("mlp", layer, children[norm], children[behind[-1]], width, width, name=path)
 
 
-_NORMS = (
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.modules.batchnorm._BatchNorm,
-    RmsNorm,
-    RmsNorm2d,
-    SimpleNorm,
-    SimpleNorm2d,
-)
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_TIMM_NORMS = {"RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d"}
+"""timm's own norms by name, so that timm is not imported to look for them in other towers."""
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises, in any of the forms that timm and open_clip use."""
-    return isinstance(module, _NORMS)
+    return isinstance(module, _NORMS) or any(
+        kind.__name__ in _TIMM_NORMS and kind.__module__.startswith("timm.") for kind in type(module).__mro__
+    )
 
 
 def _norms(layer: int, block: nn.Module) -> Iterator[Site]:

@@ -1,26 +1,29 @@
-"""Text towers: open_clip's `TextTransformer` of any kind, read out before and after its projection."""
+"""Text towers: open_clip's `TextTransformer` of any kind and the bundled one, read out before and after its projection."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from liftplus.backbones.mini_towers import TextTower
 from liftplus.backbones.sites import Site, Tower, residual_blocks, sites_of, split_packed_attention
 from liftplus.errors import UserError
+
+if TYPE_CHECKING:
+    from open_clip.transformer import TextTransformer
 
 CHUNK = 256
 # A class's prompt, or its several ones.
 ClassTexts = Sequence[str] | Sequence[Sequence[str]]
 
 
-def text_features(tower: TextTransformer, ids: Tensor) -> Tensor:
+def text_features(tower: TextTransformer | TextTower, ids: Tensor) -> Tensor:
     """Pooled features after the final LayerNorm and before the projection: [n, tokens] -> [n, width].
 
     Where `trims` holds, columns that are padding in every row may be left out: they change nothing.
@@ -33,20 +36,29 @@ def text_features(tower: TextTransformer, ids: Tensor) -> Tensor:
     x = tower.transformer(x, attn_mask=_mask(tower, ids, length))
     if tower.cls_emb is not None:
         return tower.ln_final(x[:, -1])
-    return text_global_pool(tower.ln_final(x), ids, tower.pool_type, eos_token_id=tower.eos_id)
+    return tower.ln_final(x)[torch.arange(len(x), device=x.device), _read_at(tower, ids)]
 
 
-def masks_padding(tower: TextTransformer) -> bool:
+def _read_at(tower: TextTransformer | TextTower, ids: Tensor) -> Tensor | int:
+    """The token [n] whose vector is a text's feature; `argmax` is the end-of-text token, whose id is the largest."""
+    if tower.pool_type == "argmax":
+        return ids.argmax(dim=-1)
+    if tower.pool_type == "eos":
+        return (ids == tower.eos_id).int().argmax(dim=-1)
+    return 0 if tower.pool_type == "first" else -1
+
+
+def masks_padding(tower: TextTransformer | TextTower) -> bool:
     """Whether every text has an attention mask of its own, which hides its padding."""
     return bool(tower.use_pad_mask) or tower.cls_emb is not None
 
 
-def trims(tower: TextTransformer) -> bool:
+def trims(tower: TextTransformer | TextTower) -> bool:
     """Whether what follows the end of a text changes nothing: causal attention, read at the end-of-text token."""
     return tower.attn_mask is not None and tower.pool_type == "argmax" and not masks_padding(tower)
 
 
-def _mask(tower: TextTransformer, ids: Tensor, length: int) -> Tensor | None:
+def _mask(tower: TextTransformer | TextTower, ids: Tensor, length: int) -> Tensor | None:
     """What is added to the attention's logits: [length, length], or [n x heads, length, length], or nothing."""
     causal: Tensor | None = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
     if not masks_padding(tower):
@@ -87,7 +99,7 @@ class TextEncoder(Tower):
     """A text tower with its tokenizer and the projection to the joint space.
 
     Attributes:
-        tower: open_clip's text transformer, its packed attention split (see `sites.SplitAttention`).
+        tower: the text transformer, open_clip's or the bundled model's, its packed attention split (see `sites.SplitAttention`).
         tokenizer: texts to ids [n, context].
         logit_scale: logarithm of the scale of cosines between image and text.
         chunk: most prompts that are encoded at a time.
@@ -101,7 +113,7 @@ class TextEncoder(Tower):
     ids: Tensor | None
     counts: Tensor | None
 
-    def __init__(self, tower: TextTransformer, tokenizer: Any, logit_scale: float, chunk: int = CHUNK) -> None:
+    def __init__(self, tower: TextTransformer | TextTower, tokenizer: Any, logit_scale: float, chunk: int = CHUNK) -> None:
         super().__init__()
         _check(tower)
         split_packed_attention(tower)
@@ -224,6 +236,10 @@ class TextEncoder(Tower):
 
 def _check(tower: object) -> None:
     """Refuse a text tower that cannot be read out."""
+    if isinstance(tower, TextTower):
+        return
+    from open_clip.transformer import TextTransformer  # whose tower it is has imported it already
+
     if not isinstance(tower, TextTransformer):
         raise UserError(
             f"The text tower is a {type(tower).__name__}; liftplus reads open_clip's TextTransformer. "

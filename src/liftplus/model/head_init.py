@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -107,6 +106,8 @@ def templates_of(name: str) -> list[str]:
         raise unknown("prompt set", name, table)
     entry = table[name]
     if "library" in entry:
+        import open_clip  # seconds, which the others need not wait for
+
         return [fill("{}") for fill in getattr(open_clip, entry["library"])]
     return list(entry["templates"])
 
