@@ -241,7 +241,8 @@ class Pretrained(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.image = mini_clip.image_tower()
-        self.image.patch_drop = PatchDropout(0.5, num_prefix_tokens=1)
+        self.patch_drop = PatchDropout(0.5, num_prefix_tokens=1)
+        self.image.blocks[0].register_forward_pre_hook(lambda _block, args: self.patch_drop(*args))
         self.image_projection = nn.Parameter(torch.randn(mini_clip.WIDTH, mini_clip.JOINT) * mini_clip.WIDTH**-0.5)
         for block in self.image.blocks:
             block.attn.fused_attn = False  # the fused bf16 backward is 1.5 times slower on CPU at 33 tokens

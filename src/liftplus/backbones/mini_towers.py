@@ -66,16 +66,21 @@ class _PatchEmbed(nn.Module):
 
 
 class _ImageAttention(nn.Module):
+    """Attention in PyTorch's one kernel, or (`fused_attn` false) as two products and a softmax."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused_attn = heads, True
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         q, k, v = self.qkv(x).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v)
+        if self.fused_attn:
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            out = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         return self.proj(out.transpose(1, 2).reshape(batch, length, width))
 
 

