@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
     """mini_clip with its weights from the package, or from another file of the same form."""
     size = config.image_size or IMAGE_SIZE
     check_size(config.name, size, PATCH)
-    image, text = image_tower(size), text_tower()
+    with torch.device("meta") if weights else nullcontext():  # every one of its tensors is in the file
+        image = image_tower(size)
+    text = text_tower()
     projection: Tensor = nn.init.normal_(torch.empty(WIDTH, JOINT), std=WIDTH**-0.5)
     scale, identity = math.log(1 / 0.07), "random"
     if weights:
@@ -55,9 +58,9 @@ def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
 
             grid = list(image.patch_embed.grid_size)
             tower["pos_embed"] = resample_abs_pos_embed(tower["pos_embed"], grid, num_prefix_tokens=1)
-        load_strict(image, tower, "mini_clip's image tower")
+        load_strict(image, tower, "mini_clip's image tower", assign=True)
         words = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
-        load_strict(text, words, "mini_clip's text tower")
+        load_strict(text, words, "mini_clip's text tower", assign=True)
         wanted = {"image_projection": (WIDTH, JOINT), "logit_scale": ()}
         stray = [name for name in state if not name.startswith(("image.", "text.")) and name not in wanted]
         if stray:

@@ -125,7 +125,8 @@ class TextTower(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(context, width))
         self.transformer = _TextBlocks(width, depth, heads)
         self.ln_final = _TextNorm(width)
-        self.register_buffer("attn_mask", torch.full((context, context), -math.inf).triu_(1), persistent=False)
+        causal = [[0.0] * (row + 1) + [-math.inf] * (context - row - 1) for row in range(context)]
+        self.register_buffer("attn_mask", torch.tensor(causal), persistent=False)
         self.text_projection = nn.Parameter(torch.empty(width, joint))
         self._draw(width, depth)
 

@@ -287,8 +287,8 @@ class UnfitError(UserError):
         super().__init__(f"The weights do not fit {what}: {reason}.")
 
 
-def load_strict(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load every tensor or refuse, naming the first few that do not fit."""
+def load_strict(module: nn.Module, state: dict[str, Tensor], what: str, *, assign: bool = False) -> None:
+    """Load every tensor or refuse, naming the first few that do not fit; `assign` takes them over without a copy."""
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is not expected" for name in state if name not in own]
@@ -300,4 +300,4 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UnfitError(what, f"{'; '.join(wrong[:3])}{more}")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)

@@ -30,6 +30,7 @@ from liftplus.config import RunConfig
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule
+from liftplus.training.momentum import Momentum
 from liftplus.training.patch_dropout import PatchDropout
 
 OVERHEAD = 700_000_000
@@ -298,12 +299,12 @@ class Trial:
 
     def step(self, images: int, *, adds: bool = False) -> None:
         """Forward, loss, backward and update as `step.Step` does them; `adds`: onto the gradients of a piece before."""
-        optimiser = torch.optim.SGD(
-            self.trained,
+        # One weight after the other, as on the CPU; on a GPU the fused update needs as little.
+        optimiser = Momentum(
+            [{"params": self.trained}],
             lr=self.config.train.lr,
             momentum=self.config.train.momentum,
             weight_decay=self.config.train.weight_decay,
-            foreach=False,  # one weight after the other, as on the CPU; on a GPU the fused update needs as little
         )
         for p, momentum in zip(self.trained, self.momentum, strict=True):
             optimiser.state[p]["momentum_buffer"] = momentum
@@ -317,7 +318,7 @@ class Trial:
         start = (torch.ones_like(loss),)
         _engine_run_backward((loss,), start, False, False, (), allow_unreachable=True, accumulate_grad=True)
         optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
 
     @torch.no_grad()
     def test(self, images: int) -> None:

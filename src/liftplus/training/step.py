@@ -22,6 +22,7 @@ from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule
 from liftplus.training import memory
 from liftplus.training.checkpoint import sound
+from liftplus.training.momentum import Momentum
 from liftplus.training.patch_dropout import PatchDropout
 from liftplus.words import counted
 
@@ -57,7 +58,7 @@ class Step:
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.rates = {name: rate for name, rate in (rates or {}).items() if name in self.trained}
-        self.optimiser = torch.optim.SGD(
+        self.optimiser = Momentum(
             self._groups(),
             lr=config.train.lr,
             momentum=config.train.momentum,
@@ -83,7 +84,7 @@ class Step:
     def restart(self, start: dict[str, Tensor], slowed: float) -> None:
         """Take over learned weights as at the start of a run, with all rates multiplied by `slowed`."""
         self.model.load_learned(start)
-        self.optimiser.state.clear()
+        self.optimiser.forget()
         self.watch.forget()
         self.slowed = slowed
 
@@ -96,9 +97,9 @@ class Step:
             self._check_gradients()
         self._add_up(total)
         if self.watch.sound(total, batch, self.rate):
-            self.scaler.step(self.optimiser)
+            self.scaler.step(self.optimiser)  # type: ignore[arg-type]  # all that it asks of one is there
             self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         return total
 
     def _short_of_memory(self, images: int) -> RunFailedError:
