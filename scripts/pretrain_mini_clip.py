@@ -245,7 +245,7 @@ class Pretrained(nn.Module):
         self.image.blocks[0].register_forward_pre_hook(lambda _block, args: self.patch_drop(*args))
         self.image_projection = nn.Parameter(torch.randn(mini_clip.WIDTH, mini_clip.JOINT) * mini_clip.WIDTH**-0.5)
         for block in self.image.blocks:
-            block.attn.fused_attn = False  # the fused bf16 backward is 1.5 times slower on CPU at 33 tokens
+            block.get_submodule("attn").fused_attn = False  # type: ignore[assignment]  # the fused bf16 backward is 1.5 times slower on CPU at 33 tokens
         self.text = mini_clip.text_tower()
         self.logit_scale = nn.Parameter(torch.tensor(14.0).log())
 
@@ -318,7 +318,7 @@ def main() -> None:
     started, losses = time.time(), []
     while step < args.steps:
         if step >= args.steps * (1 - args.decay_share / 2):
-            model.image.patch_drop.prob = 0.0
+            model.patch_drop.prob = 0.0
         for group in optimiser.param_groups:
             group["lr"] = rate(step, args)
         images, ids = pairs.next(1 if step < args.plain_steps else 2)

@@ -48,7 +48,7 @@ class ImageTower(nn.Module):
         return self.norm(self.blocks(x))[:, 0]
 
 
-def _truncated_normal(weight: nn.Parameter, std: float = 0.02) -> None:
+def _truncated_normal(weight: Tensor, std: float = 0.02) -> None:
     """Draw as timm does, by the inverse of the distribution, within [-2, 2]."""
     with torch.no_grad():
         weight.uniform_(-1, 1).erfinv_().mul_(std * math.sqrt(2)).add_(0).clamp_(-2, 2)
@@ -115,12 +115,12 @@ class TextTower(nn.Module):
         joint: dimensions of the joint space.
     """
 
-    pool_type, cls_emb, use_pad_mask = "argmax", None, False
+    pool_type, cls_emb, use_pad_mask = "argmax", None, False  # read at the end of the text; padding is not masked
     attn_mask: Tensor
 
     def __init__(self, context: int, vocabulary: int, width: int, depth: int, heads: int, joint: int) -> None:
         super().__init__()
-        self.width = width
+        self.context_length, self.width = context, width
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.empty(context, width))
         self.transformer = _TextBlocks(width, depth, heads)
@@ -133,12 +133,12 @@ class TextTower(nn.Module):
     def _draw(self, width: int, depth: int) -> None:
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
+        last = width**-0.5 * (2 * depth) ** -0.5
+        stds = {"attn.in_proj_weight": width**-0.5, "attn.out_proj.weight": last}
+        stds |= {"mlp.c_fc.weight": (2 * width) ** -0.5, "mlp.c_proj.weight": last}
         for block in self.transformer.resblocks:
-            attention, mlp = block.attn, block.mlp
-            nn.init.normal_(attention.in_proj_weight, std=width**-0.5)
-            nn.init.normal_(attention.out_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
-            nn.init.normal_(mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(mlp.c_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+            for name, std in stds.items():
+                nn.init.normal_(block.get_parameter(name), std=std)
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
 

@@ -1,10 +1,10 @@
-"""Text towers: open_clip's `TextTransformer` of any kind and the bundled one, read out before and after its projection."""
+"""Text towers: open_clip's `TextTransformer` of any kind, or the bundled one, read out around their projection."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,14 @@ from liftplus.backbones.mini_towers import TextTower
 from liftplus.backbones.sites import Site, Tower, residual_blocks, sites_of, split_packed_attention
 from liftplus.errors import UserError
 
-if TYPE_CHECKING:
-    from open_clip.transformer import TextTransformer
-
 CHUNK = 256
+AnyTextTower: TypeAlias = Any
+"""open_clip's `TextTransformer`, or the bundled model's `TextTower`."""
 # A class's prompt, or its several ones.
 ClassTexts = Sequence[str] | Sequence[Sequence[str]]
 
 
-def text_features(tower: TextTransformer | TextTower, ids: Tensor) -> Tensor:
+def text_features(tower: AnyTextTower, ids: Tensor) -> Tensor:
     """Pooled features after the final LayerNorm and before the projection: [n, tokens] -> [n, width].
 
     Where `trims` holds, columns that are padding in every row may be left out: they change nothing.
@@ -39,7 +38,7 @@ def text_features(tower: TextTransformer | TextTower, ids: Tensor) -> Tensor:
     return tower.ln_final(x)[torch.arange(len(x), device=x.device), _read_at(tower, ids)]
 
 
-def _read_at(tower: TextTransformer | TextTower, ids: Tensor) -> Tensor | int:
+def _read_at(tower: AnyTextTower, ids: Tensor) -> Tensor | int:
     """The token [n] whose vector is a text's feature; `argmax` is the end-of-text token, whose id is the largest."""
     if tower.pool_type == "argmax":
         return ids.argmax(dim=-1)
@@ -48,17 +47,17 @@ def _read_at(tower: TextTransformer | TextTower, ids: Tensor) -> Tensor | int:
     return 0 if tower.pool_type == "first" else -1
 
 
-def masks_padding(tower: TextTransformer | TextTower) -> bool:
+def masks_padding(tower: AnyTextTower) -> bool:
     """Whether every text has an attention mask of its own, which hides its padding."""
     return bool(tower.use_pad_mask) or tower.cls_emb is not None
 
 
-def trims(tower: TextTransformer | TextTower) -> bool:
+def trims(tower: AnyTextTower) -> bool:
     """Whether what follows the end of a text changes nothing: causal attention, read at the end-of-text token."""
     return tower.attn_mask is not None and tower.pool_type == "argmax" and not masks_padding(tower)
 
 
-def _mask(tower: TextTransformer | TextTower, ids: Tensor, length: int) -> Tensor | None:
+def _mask(tower: AnyTextTower, ids: Tensor, length: int) -> Tensor | None:
     """What is added to the attention's logits: [length, length], or [n x heads, length, length], or nothing."""
     causal: Tensor | None = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
     if not masks_padding(tower):
@@ -99,7 +98,7 @@ class TextEncoder(Tower):
     """A text tower with its tokenizer and the projection to the joint space.
 
     Attributes:
-        tower: the text transformer, open_clip's or the bundled model's, its packed attention split (see `sites.SplitAttention`).
+        tower: the text transformer, its packed attention split (see `sites.SplitAttention`).
         tokenizer: texts to ids [n, context].
         logit_scale: logarithm of the scale of cosines between image and text.
         chunk: most prompts that are encoded at a time.
@@ -113,7 +112,7 @@ class TextEncoder(Tower):
     ids: Tensor | None
     counts: Tensor | None
 
-    def __init__(self, tower: TextTransformer | TextTower, tokenizer: Any, logit_scale: float, chunk: int = CHUNK) -> None:
+    def __init__(self, tower: AnyTextTower, tokenizer: Any, logit_scale: float, chunk: int = CHUNK) -> None:
         super().__init__()
         _check(tower)
         split_packed_attention(tower)
