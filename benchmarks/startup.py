@@ -1,6 +1,6 @@
 """Seconds of a fresh process: import, `--help`, and `liftplus train` stage by stage to the end of its first step.
 
-    python benchmarks/startup.py --device cpu --repeats 5 --out benchmarks/results/cpu-startup.json
+    python benchmarks/startup.py --device cpu --repeats 5 --out startup.json
 
 With `--base FOLDER`, the `src` of another checkout, both builds start in turn instead: `liftplus train` to the end of
 its first step, and `liftplus predict RUN one.png` to its answer, on a run that the other build made. Beside the seconds

@@ -110,7 +110,7 @@ def epoch_table(record: dict[str, Any]) -> str:
 STARTUP = {
     "import liftplus": "`import liftplus`",
     "--help": "`liftplus --help`",
-    "torch and timm": "`liftplus train`: torch and timm are imported",
+    "torch": "`liftplus train`: torch is imported",
     "imports": "everything is imported",
     "data": "the pictures are found",
     "model": "the model is built",
@@ -119,12 +119,29 @@ STARTUP = {
 
 
 def startup_table(record: dict[str, Any]) -> str:
-    """Of startup.py: from the start of a process on."""
+    """Of startup.py: from the start of a process on; with `--base`, two builds side by side."""
+    if "same_answers" in record:
+        return caption(record) + table(["", "starts each", "other build, s", "this build, s", "ratio"], _builds(record))
     rows = []
     for row in record["rows"]:
         middle, low, high = (f"{row['seconds'][key]:.2f}" for key in ("median", "min", "max"))
         rows.append([STARTUP[row["name"]], f"{middle} ({low}–{high})"])
     return caption(record) + table(["", "s"], rows)
+
+
+CLOCKS = {"wall": "seconds that pass", "cpu": "seconds of the CPU"}
+COMMANDS = {"train": "`liftplus train`, to the end of its first step", "predict": "`liftplus predict RUN one.png`"}
+
+
+def _builds(record: dict[str, Any]) -> list[list[str]]:
+    """A row for each command and clock."""
+    rows = []
+    for row in record["rows"]:
+        spans = ["{median:.1f} ({min:.1f}–{max:.1f})".format(**row[build]) for build in ("base", "this")]
+        rows.append(
+            [f"{COMMANDS[row['name']]}: {CLOCKS[row['clock']]}", str(row["starts"]), *spans, f"{row['ratio']:.2f}"]
+        )
+    return rows
 
 
 VIEWS = {
