@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from liftplus.training.momentum import Momentum
+from liftplus.training.momentum import Momentum, descent
 
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.9, 5e-4), (0.0, 0.1), (0.5, 0.0)])
@@ -31,5 +31,11 @@ def test_updates_are_those_of_torch_to_the_bit(momentum: float, decay: float) ->
         assert all(torch.equal(own, other) for own, other in zip(mine, theirs, strict=True))
     kept = [ours.state[p].get("momentum_buffer") for p in mine]
     assert all((buffer is None) == (momentum == 0) for buffer in kept)
-    ours.forget()
-    assert all(not state for state in ours.state.values())
+
+
+def test_a_gpu_has_torchs_own_fused_update() -> None:
+    weights = [{"params": [nn.Parameter(torch.zeros(2))]}]
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+    assert isinstance(descent(weights, torch.device("cpu"), **settings), Momentum)
+    elsewhere = descent(weights, torch.device("mps"), **settings)
+    assert isinstance(elsewhere, torch.optim.SGD) and not elsewhere.defaults["fused"]

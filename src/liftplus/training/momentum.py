@@ -1,16 +1,25 @@
-"""Stochastic gradient descent with momentum, by the kernels of `torch.optim.SGD`.
-
-Every `torch.optim.Optimizer` imports PyTorch's compiler when it is made: two seconds before a run's first step.
-"""
+"""Stochastic gradient descent with momentum."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
+
+
+def descent(groups: Sequence[dict[str, Any]], device: torch.device, **settings: float) -> torch.optim.SGD | Momentum:
+    """What updates groups of weights on a device; `settings` are lr, momentum and weight_decay.
+
+    A `torch.optim.Optimizer` imports PyTorch's compiler when it is made, two seconds before a run's first step. A GPU's
+    run needs the compiler anyway, a CPU's does not.
+    """
+    if device.type == "cpu":
+        return Momentum(groups, **settings)
+    return torch.optim.SGD(list(groups), fused=device.type == "cuda", **settings)
 
 
 class Momentum:
@@ -25,15 +34,12 @@ class Momentum:
         lr: rate of all groups at first.
         momentum: share of the last update that stays, in [0, 1).
         weight_decay: share of a weight that is added to its gradient.
-        fused: whether one kernel updates all weights, on a GPU.
     """
 
-    def __init__(
-        self, groups: Sequence[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float, fused: bool = False
-    ) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float) -> None:
         self.param_groups = [{**group, "lr": lr} for group in groups]
-        self.state: dict[nn.Parameter, dict[str, Tensor]] = {p: {} for group in groups for p in group["params"]}
-        self.momentum, self.weight_decay, self.fused = momentum, weight_decay, fused
+        self.state: defaultdict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        self.momentum, self.weight_decay = momentum, weight_decay
 
     @torch.no_grad()
     def step(self) -> None:
@@ -46,7 +52,6 @@ class Momentum:
                 [p.grad for p in weights],
                 buffers,
                 foreach=False,
-                fused=self.fused,
                 weight_decay=self.weight_decay,
                 momentum=self.momentum,
                 lr=group["lr"],
@@ -63,8 +68,3 @@ class Momentum:
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
-
-    def forget(self) -> None:
-        """Start anew, without momentum."""
-        for kept in self.state.values():
-            kept.clear()

@@ -22,7 +22,7 @@ from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule
 from liftplus.training import memory
 from liftplus.training.checkpoint import sound
-from liftplus.training.momentum import Momentum
+from liftplus.training.momentum import descent
 from liftplus.training.patch_dropout import PatchDropout
 from liftplus.words import counted
 
@@ -58,12 +58,12 @@ class Step:
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.rates = {name: rate for name, rate in (rates or {}).items() if name in self.trained}
-        self.optimiser = Momentum(
+        self.optimiser = descent(
             self._groups(),
+            runtime.device,
             lr=config.train.lr,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
-            fused=runtime.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.watch = Watch(model, dataset.splits["train"].keys, runtime, self.micro)
@@ -84,7 +84,7 @@ class Step:
     def restart(self, start: dict[str, Tensor], slowed: float) -> None:
         """Take over learned weights as at the start of a run, with all rates multiplied by `slowed`."""
         self.model.load_learned(start)
-        self.optimiser.forget()
+        self.optimiser.state.clear()
         self.watch.forget()
         self.slowed = slowed
 
