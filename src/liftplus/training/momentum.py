@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 
-def descent(groups: Sequence[dict[str, Any]], device: torch.device, **settings: float) -> torch.optim.SGD | Momentum:
-    """What updates groups of weights on a device; `settings` are lr, momentum and weight_decay.
+def descent(
+    groups: Sequence[dict[str, Any]], device: torch.device, *, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.SGD | Momentum:
+    """What updates groups of weights on a device; settings as of `Momentum`.
 
     A `torch.optim.Optimizer` imports PyTorch's compiler when it is made, two seconds before a run's first step. A GPU's
     run needs the compiler anyway, a CPU's does not.
     """
     if device.type == "cpu":
-        return Momentum(groups, **settings)
-    return torch.optim.SGD(list(groups), fused=device.type == "cuda", **settings)
+        return Momentum(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    fused = device.type == "cuda"
+    return torch.optim.SGD(list(groups), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
 
 class Momentum:
