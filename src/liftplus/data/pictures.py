@@ -9,16 +9,16 @@ import math
 import re
 import threading
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from liftplus.data.images import decode, is_upright
+
+if TYPE_CHECKING:  # what only looks at files starts without PyTorch
+    from torch import Tensor
 
 Box = tuple[int, int, int, int]
 Decode = Literal["fast", "exact", "scaled"]
@@ -41,6 +41,8 @@ class Picture(Protocol):
 
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB picture to uint8 [3, H, W]."""
+    import torch
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -196,6 +198,9 @@ def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
 
 
 def _resized(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], kernel: str) -> Tensor:
+    import torch
+    from torch.nn.functional import interpolate
+
     left, top, right, bottom = box
     if not pixels.flags.writeable:
         pixels = pixels.copy()
