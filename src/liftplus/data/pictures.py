@@ -82,19 +82,28 @@ class JpegPicture:
     Attributes:
         data: the file.
         name: what an error calls it.
+        mode: as Pillow names it, RGB or L.
         end: where its end mark ends.
         frame: where the header of the frame starts.
         unit: rows that are coded together, 8 or 16 as a rule.
         scaled: decode at 1/2, 1/4 or 1/8 of the size where the box is still no smaller than what is asked for.
+        annotated: whether there are blocks that Pillow reads and libjpeg passes over, so that Pillow alone minds them.
     """
 
     data: bytes
     name: str
+    mode: str
     size: tuple[int, int]
     end: int
     frame: int
     unit: int
     scaled: bool
+    annotated: bool = False
+
+    def top(self, rows: int) -> NDArray[np.uint8] | None:
+        """The first rows of pixels, [rows, W, 3], until the next call; None where the file is not what it seems."""
+        pixels = self._decoded(min(rows, self.size[1]), 1)
+        return None if pixels is None else pixels[:rows]
 
     def cut(self, box: Box, size: tuple[int, int], kernel: str) -> Tensor:
         least = min((box[2] - box[0]) // size[0], (box[3] - box[1]) // size[1])
@@ -153,19 +162,22 @@ def picture(data: bytes, name: str, how: Decode) -> Picture:
     """The picture in the bytes of an image file. Raises `UnreadableImage`, here or when pixels are asked for."""
     if how == "exact":
         return PillowPicture(decode(data, name))
-    return _plain_jpeg(data, name, how == "scaled") or ArrayPicture(np.asarray(decode(data, name)))
+    return plain_jpeg(data, name, how == "scaled") or ArrayPicture(np.asarray(decode(data, name)))
 
 
 # In the coded pixels of one scan, 0xFF stands before 0x00, before restart marks or before further 0xFF only.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_LARGEST = 65_500  # the longest side that libjpeg takes
 _TURNS = (b"Exif\0", b"http://ns.adobe.com/xap")  # the blocks that may say so
+_READ = (0xE2, 0xED)  # colour profiles, several pictures in one file, Photoshop's
+_SHORT = {0xE0: 16, 0xEE: 14}  # JFIF's and Adobe's, which are of one length
 
 
-def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
+def plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
     """A JPEG that libjpeg reads without any doubt; None for all other files, which are Pillow's."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
-    place, frame, parts = 2, 0, 0
+    place, frame, parts, annotated = 2, 0, 0, False
     while data[place : place + 1] == b"\xff" and place + 10 < len(data):
         kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if kind in (0xC0, 0xC1):
@@ -178,6 +190,8 @@ def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
             return None  # progressive, lossless or arithmetic
         elif kind == 0xE1 and data.startswith(_TURNS, place + 4) and not is_upright(data):
             return None
+        elif kind in _READ or (kind in _SHORT and length < _SHORT[kind]):
+            annotated = True
         place += 2 + length
     if not frame or parts not in (1, 3):
         return None
@@ -187,14 +201,15 @@ def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
     if data[place : place + 5] != start or data[scan + 1 : scan + 4] != b"\0\x3f\0":
         return None
     depth, height, width = data[frame + 4], *(int.from_bytes(data[frame + k : frame + k + 2], "big") for k in (5, 7))
-    if depth != 8 or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or math.inf):
+    if depth != 8 or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or math.inf) or max(width, height) > _LARGEST:
         return None  # Pillow may take it for a bomb
     end = _MARKER.search(data, scan + 4)
     if end is None or end.group() != b"\xff\xd9":
         return None
     factors = [data[frame + 11 + 3 * part] & 15 for part in range(parts)]
     unit = 8 * (max(factors) if parts > 1 else 1)
-    return JpegPicture(data, name, (width, height), end.end(), frame, unit, scaled)
+    mode = "RGB" if parts == 3 else "L"
+    return JpegPicture(data, name, mode, (width, height), end.end(), frame, unit, scaled, annotated)
 
 
 def _resized(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], kernel: str) -> Tensor:
