@@ -56,11 +56,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def counts(pictures: int, classes: int) -> list[int]:
-    """Pictures of each class: a geometric tail from 500 to 1, scaled."""
+    """Pictures of each class, at least one: a geometric tail from 500 to 1, scaled."""
     shares = 500.0 ** -np.linspace(0, 1, classes)
-    sizes = np.maximum(1, np.floor(shares / shares.sum() * pictures)).astype(int)
-    sizes[0] += pictures - int(sizes.sum())
-    return [int(size) for size in sizes]
+    ends = np.rint(np.cumsum(shares) / shares.sum() * (pictures - classes)).astype(int)
+    return [1 + int(size) for size in np.diff(ends, prepend=0)]
 
 
 def jpegs(args: argparse.Namespace) -> list[bytes]:

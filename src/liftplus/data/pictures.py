@@ -178,8 +178,9 @@ def plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     place, frame, parts, annotated = 2, 0, 0, False
-    while data[place : place + 1] == b"\xff" and place + 10 < len(data):
-        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+    last = len(data) - 10
+    while place < last and data[place] == 0xFF:
+        kind, length = data[place + 1], _number(data, place + 2)
         if kind in (0xC0, 0xC1):
             frame, parts = place, data[place + 9]
             if length != 8 + 3 * parts:
@@ -200,7 +201,7 @@ def plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
     start = b"\xff\xda" + bytes([0, 6 + 2 * parts, parts])
     if data[place : place + 5] != start or data[scan + 1 : scan + 4] != b"\0\x3f\0":
         return None
-    depth, height, width = data[frame + 4], *(int.from_bytes(data[frame + k : frame + k + 2], "big") for k in (5, 7))
+    depth, height, width = data[frame + 4], _number(data, frame + 5), _number(data, frame + 7)
     if depth != 8 or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or math.inf) or max(width, height) > _LARGEST:
         return None  # Pillow may take it for a bomb
     end = _MARKER.search(data, scan + 4)
@@ -210,6 +211,10 @@ def plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
     unit = 8 * (max(factors) if parts > 1 else 1)
     mode = "RGB" if parts == 3 else "L"
     return JpegPicture(data, name, mode, (width, height), end.end(), frame, unit, scaled, annotated)
+
+
+def _number(data: bytes, place: int) -> int:
+    return data[place] << 8 | data[place + 1]
 
 
 def _resized(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], kernel: str) -> Tensor:
