@@ -141,7 +141,9 @@ def _bytes(used: resource.struct_rusage) -> float:
 
 def inspected(folder: Path, source: Path | None, cache: Path, planted: dict[str, int]) -> dict[str, float]:
     """One run of `data inspect`; all that was planted must be found."""
-    text, used = timed(["-m", "liftplus", "data", "inspect", "--data", str(folder / "all.txt"), "--json"], source, cache)
+    text, used = timed(
+        ["-m", "liftplus", "data", "inspect", "--data", str(folder / "all.txt"), "--json"], source, cache
+    )
     found = json.loads(text)
     assert {name: len(found[name]) for name in planted} == planted, {name: len(found[name]) for name in planted}
     return used

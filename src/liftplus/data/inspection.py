@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from liftplus.data import file_facts
 from liftplus.data.dataset import DataSet, Store
+from liftplus.data.each_picture import Progress, over
 from liftplus.data.file_facts import DARK, PALE, Facts
 from liftplus.data.images import UnreadableImage
 from liftplus.data.stores import ByteStore
 from liftplus.data.tally import Tally, spread
 from liftplus.words import counted
-
-_Found = TypeVar("_Found")
-
-Progress = Callable[[int, int], None]
-"""Called with the number of files done and of all files."""
-
-_CHUNK = 64  # pictures that a thread takes at a time: one each would cost more than looking at it
 
 
 @dataclass(frozen=True)
@@ -133,7 +123,7 @@ def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | Non
     present = [count for count in train if count > 0]
     pictures = _Pictures(dataset)
     tally = Tally()
-    for facts in _over(dataset.store, pictures.keys if check_files else [], _facts, progress):
+    for facts in over(dataset.store, pictures.keys if check_files else [], _facts, progress):
         tally.add(facts)
     return Inspection(
         name=dataset.name,
@@ -179,7 +169,7 @@ def _range_notes(tally: Tally, keys: Sequence[str]) -> tuple[str, ...]:
 def unreadable(dataset: DataSet, progress: Progress | None = None) -> dict[str, str]:
     """Key and reason of every picture that cannot be decoded."""
     keys = list(dict.fromkeys(_Pictures(dataset).keys))
-    reasons = _over(dataset.store, keys, _damage, progress)
+    reasons = over(dataset.store, keys, _damage, progress)
     return {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}
 
 
@@ -216,30 +206,6 @@ def _damage(store: Store, key: str) -> str:
     except UnreadableImage as error:
         return str(error)
     return ""
-
-
-def _over(
-    store: Store, keys: Sequence[str], work: Callable[[Store, str], _Found], progress: Progress | None
-) -> Iterator[_Found]:
-    """The work on every key, in order; several threads, as reading and decoding leave the interpreter free."""
-    # A store that draws its pictures may not be safe to call from several threads.
-    threads = min(os.cpu_count() or 1, 8) if isinstance(store, ByteStore) else 1
-    done = 0
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[list[_Found]]] = deque()
-        starts = iter(range(0, len(keys), _CHUNK))
-
-        def many(start: int) -> list[_Found]:
-            return [work(store, key) for key in keys[start : start + _CHUNK]]
-
-        waiting.extend(pool.submit(many, start) for start in islice(starts, 2 * threads))
-        while waiting:
-            for result in waiting.popleft().result():
-                done += 1
-                if progress is not None:
-                    progress(done, len(keys))
-                yield result
-            waiting.extend(pool.submit(many, start) for start in islice(starts, 1))
 
 
 def _groups(train: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
