@@ -1,4 +1,4 @@
-"""The same work on each of many pictures, results in order: by forked processes, or by threads where none can be."""
+"""The same work on each of many pictures, results in order: by forked processes, or by threads where none can be.
 
 Small files are looked at so fast that threads would mostly wait for each other. Processes are forked, since others
 would begin by running the user's script again.
