@@ -7,7 +7,8 @@ planted: empty, cut off, damaged in the header, no picture at all, doubles. `--s
 larger ones; `--photos` copies real JPEGs of a folder or zip instead of noise. Every command is a fresh process; the
 builds take turns. The rows of `inspect` give wall and CPU seconds, peak memory, and whether all that was planted was
 found. `inspect, again` runs with what the run before it kept. The rows of `train` give the seconds to the end of the
-first step with this list and with the first 1,000 of its pictures.
+first step with this list and with 1,000 of its pictures, both with all classes; `run_folder_bytes` is what the
+run folder holds by then.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from liftplus.machine import runtime
 CLASSES, PICTURES = 8142, 437_513  # of iNaturalist 2018's training split
 FEW = 1000
 TEMPLATES = 200
-SAME_EPOCH = ["train.epochs=1", "image_size=32", "recipe=papers", "evaluation.tte=false"]
+KEYS = ["train.epochs=1", "recipe=paper", "device=cpu", "train.workers=0"]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -114,6 +115,7 @@ def make(folder: Path, args: argparse.Namespace) -> dict[str, int]:
         shutil.copyfile(folder / key, folder / other)
     for name, listed in (("all", rows), ("few", rows[:: max(1, len(rows) // FEW)][:FEW])):
         (folder / f"{name}.txt").write_text("".join(f"{key} {label}\n" for key, label in listed))
+    (folder / "names.txt").write_text("".join(f"kind {label}\n" for label in range(args.classes)))
     return {"unreadable": 40, "duplicates": 10}
 
 
@@ -153,9 +155,10 @@ def first_step(folder: Path, name: str, cache: Path) -> dict[str, float]:
     """One run of `train` up to the end of its first step."""
     with tempfile.TemporaryDirectory() as run:
         data = ["--data", str(folder / f"{name}.txt"), "--backbone", "mini_clip", "--out", f"{run}/run"]
-        keys = [*SAME_EPOCH, "device=cpu", "loader.workers=0"]
-        text, used = timed(["-c", startup.CHILD, str(time.time()), "", "train", *data, *keys], None, cache)
-        return used | json.loads(text.splitlines()[-1])
+        names = f"data.class_names={folder}/names.txt"
+        text, used = timed(["-c", startup.CHILD, str(time.time()), "", "train", *data, *KEYS, names], None, cache)
+        size = sum(path.stat().st_size for path in Path(run).rglob("*") if path.is_file())
+        return used | json.loads(text.splitlines()[-1]) | {"run_folder_bytes": float(size)}
 
 
 def rows(args: argparse.Namespace, folder: Path, record: dict[str, Any]) -> None:

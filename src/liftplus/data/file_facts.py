@@ -1,4 +1,4 @@
-"""What the bytes of a picture's file say: whether it decodes, its mode and size, and whether is nearly black or white.
+"""What the bytes of a picture's file say: whether it decodes, its mode and size, whether it is nearly black or white.
 
 Most JPEGs need no full decode for that. Where `plain_jpeg` has checked their structure to the end mark, nothing in the
 coded pixels can make libjpeg give up: it mends damage there. Their headers and tables are proved by decoding the first
