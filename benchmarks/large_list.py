@@ -6,9 +6,8 @@ It makes a folder of small JPEGs, no two alike, in a long tail of classes, and t
 planted: empty, cut off, damaged in the header, no picture at all, doubles. `--side` and `--pictures` make fewer and
 larger ones; `--photos` copies real JPEGs of a folder or zip instead of noise. Every command is a fresh process; the
 builds take turns. The rows of `inspect` give wall and CPU seconds, peak memory, and whether all that was planted was
-found. `inspect, again` runs with what the run before it kept. The rows of `train` give the seconds to the end of the
-first step with this list and with 1,000 of its pictures, both with all classes; `run_folder_bytes` is what the
-run folder holds by then.
+found. The rows of `train` give the seconds to the end of the first step with this list and with 1,000 of its
+pictures, both with all classes; `run_folder_bytes` is what the run folder holds by then.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -40,6 +38,19 @@ from liftplus.machine import runtime
 CLASSES, PICTURES = 8142, 437_513  # of iNaturalist 2018's training split
 FEW = 1000
 TEMPLATES = 200
+# By way of a small process: a process counts the memory of the one that it was forked from as its own.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+child = subprocess.Popen(sys.argv[2:])
+_, status, used = os.wait4(child.pid, 0)
+seconds = time.perf_counter() - began
+peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+figures = {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": peak}
+with open(sys.argv[1], "w") as out:
+    json.dump(figures, out)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 KEYS = ["train.epochs=1", "recipe=paper", "device=cpu", "train.workers=0"]
 
 
@@ -119,44 +130,32 @@ def make(folder: Path, args: argparse.Namespace) -> dict[str, int]:
     return {"unreadable": 40, "duplicates": 10}
 
 
-def timed(command: Sequence[str], source: Path | None, cache: Path) -> tuple[str, dict[str, float]]:
+def timed(command: Sequence[str], source: Path | None) -> tuple[str, dict[str, float]]:
     """What a fresh Python prints, its wall and CPU seconds, and the largest memory of one process of it."""
-    path = source or Path(__file__).parents[1] / "src"
-    out = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below
-    began = time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": str(path), "LIFTPLUS_CACHE": str(cache)}
-    child = subprocess.Popen([sys.executable, *command], stdout=out, env=environment)
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    wall = time.perf_counter() - began
-    with out:
-        out.seek(0)
-        text = out.read()
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)[-200:]} failed: {text[-2000:]}")
-    return text, {"seconds": wall, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": _bytes(used)}
+    environment = os.environ | {"PYTHONPATH": str(source or Path(__file__).parents[1] / "src")}
+    with tempfile.NamedTemporaryFile("r") as figures:
+        given = [sys.executable, "-c", LAUNCHER, figures.name, sys.executable, *command]
+        ended = subprocess.run(given, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+        if ended.returncode:
+            raise RuntimeError(f"{' '.join(command)[-200:]} failed: {ended.stdout[-2000:]}")
+        used: dict[str, float] = json.load(figures)
+    return ended.stdout, used
 
 
-def _bytes(used: resource.struct_rusage) -> float:
-    return float(used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-
-
-def inspected(folder: Path, source: Path | None, cache: Path, planted: dict[str, int]) -> dict[str, float]:
+def inspected(folder: Path, source: Path | None, planted: dict[str, int]) -> dict[str, float]:
     """One run of `data inspect`; all that was planted must be found."""
-    text, used = timed(
-        ["-m", "liftplus", "data", "inspect", "--data", str(folder / "all.txt"), "--json"], source, cache
-    )
+    text, used = timed(["-m", "liftplus", "data", "inspect", "--data", str(folder / "all.txt"), "--json"], source)
     found = json.loads(text)
     assert {name: len(found[name]) for name in planted} == planted, {name: len(found[name]) for name in planted}
     return used
 
 
-def first_step(folder: Path, name: str, cache: Path) -> dict[str, float]:
+def first_step(folder: Path, name: str) -> dict[str, float]:
     """One run of `train` up to the end of its first step."""
     with tempfile.TemporaryDirectory() as run:
         data = ["--data", str(folder / f"{name}.txt"), "--backbone", "mini_clip", "--out", f"{run}/run"]
         names = f"data.class_names={folder}/names.txt"
-        text, used = timed(["-c", startup.CHILD, str(time.time()), "", "train", *data, *KEYS, names], None, cache)
+        text, used = timed(["-c", startup.CHILD, str(time.time()), "", "train", *data, *KEYS, names], None)
         size = sum(path.stat().st_size for path in Path(run).rglob("*") if path.is_file())
         return used | json.loads(text.splitlines()[-1]) | {"run_folder_bytes": float(size)}
 
@@ -177,14 +176,11 @@ def rows(args: argparse.Namespace, folder: Path, record: dict[str, Any]) -> None
         ]
         harness.write(args.out, record)
 
-    for turn in range(args.repeats):
+    for _ in range(args.repeats):
         for name, source in builds.items() if "inspect" in args.parts else ():
-            cache = folder / f"cache-{name}-{turn}"
-            note(f"inspect, {name}", inspected(folder, source, cache, planted))
-            if source is None:
-                note("inspect, again", inspected(folder, source, cache, planted))
+            note(f"inspect, {name}", inspected(folder, source, planted))
         for name in ("few", "all") if "train" in args.parts else ():
-            note(f"train, {name}", first_step(folder, name, folder / "cache-train"))
+            note(f"train, {name}", first_step(folder, name))
     for name, other in (("inspect, base", "inspect, this"), ("train, all", "train, few")):
         if name in taken and other in taken:
             pairs = zip(taken[name], taken[other], strict=True)

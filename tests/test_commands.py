@@ -359,7 +359,7 @@ def test_inspect(photos: Path, command: Command) -> None:
 
 def test_inspect_needs_no_pytorch(photos: Path) -> None:
     code = (
-        "import sys; from liftplus import describe_data as told; told.data(sys.argv[1], True, ['test_share=0.3'], True);"
+        "import sys; from liftplus import describe_data as d; d.data(sys.argv[1], True, ['test_share=0.3'], True);"
         "assert not {'torch', 'timm', 'open_clip', 'sklearn'} & set(sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(photos)], check=True, capture_output=True, text=True)

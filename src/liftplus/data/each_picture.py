@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files."""
 
 MANY = 2048  # pictures that processes are forked for
-_CHUNK = 64  # pictures that go to a process or thread at a time: one each would cost more than looking at it
+_CHUNK = 128  # pictures that go to a process or thread at a time: one each would cost more than looking at it
 
 
 def over(store: Store, keys: Sequence[str], work: Work[_Found], progress: Progress | None = None) -> Iterator[_Found]:

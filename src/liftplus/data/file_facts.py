@@ -8,7 +8,7 @@ rows.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -21,8 +21,7 @@ DIGEST = 16
 """Bytes of a digest."""
 
 
-@dataclass(slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What one file holds.
 
     Attributes:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +76,7 @@ class ArrayPicture:
         return _resized(self.pixels, box, size, kernel)
 
 
-@dataclass(frozen=True)
-class JpegPicture:
+class JpegPicture(NamedTuple):
     """A plain JPEG of one scan, of which only the rows down to the end of the box are decoded.
 
     Attributes:
@@ -120,9 +120,11 @@ class JpegPicture:
         width, height = self.size
         # One unit more than the box, since colours are interpolated from the rows below.
         rows = min(height, (-(-bottom // self.unit) + 1) * self.unit)
-        data = _file.of(self.end)
-        data[:] = np.frombuffer(self.data, np.uint8, self.end)
-        data[self.frame + 5 : self.frame + 7] = divmod(rows, 256)
+        data: bytes | NDArray[np.uint8] = self.data
+        if rows < height or self.end < len(self.data):
+            data = _file.of(self.end)
+            data[:] = np.frombuffer(self.data, np.uint8, self.end)
+            data[self.frame + 5 : self.frame + 7] = divmod(rows, 256)
         wanted = (-(-rows // shrink), -(-width // shrink))
         try:
             # Not strict: damage that libjpeg can mend is mended, as Pillow has it.
@@ -167,6 +169,8 @@ def picture(data: bytes, name: str, how: Decode) -> Picture:
 
 # In the coded pixels of one scan, 0xFF stands before 0x00, before restart marks or before further 0xFF only.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_BLOCK = struct.Struct(">BH")  # the kind of a block and its length
+_PASSED = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE3, 0xED), 0xEF})  # tables, comments and what nobody reads
 _LARGEST = 65_500  # the longest side that libjpeg takes
 _TURNS = (b"Exif\0", b"http://ns.adobe.com/xap")  # the blocks that may say so
 _READ = (0xE2, 0xED)  # colour profiles, several pictures in one file, Photoshop's
@@ -180,8 +184,10 @@ def plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
     place, frame, parts, annotated = 2, 0, 0, False
     last = len(data) - 10
     while place < last and data[place] == 0xFF:
-        kind, length = data[place + 1], _number(data, place + 2)
-        if kind in (0xC0, 0xC1):
+        kind, length = _BLOCK.unpack_from(data, place + 1)
+        if kind in _PASSED:
+            pass
+        elif kind in (0xC0, 0xC1):
             frame, parts = place, data[place + 9]
             if length != 8 + 3 * parts:
                 return None
