@@ -144,6 +144,28 @@ def _builds(record: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+LARGE_LIST = {
+    "inspect, base": "`data inspect`, commit 2405afc",
+    "inspect, this": "`data inspect`, this build",
+    "train, few": "`train` with 1,000 of the pictures, to its first step",
+    "train, all": "`train` with all of them, to its first step",
+}
+
+
+def large_list_table(record: dict[str, Any]) -> str:
+    """Of large_list.py: whole commands."""
+    rows = [
+        [
+            LARGE_LIST[row["name"]],
+            *(f"{row[key]['median']:.1f}" for key in ("seconds", "cpu_seconds")),
+            f"{row['peak_bytes']['median'] / 1e6:,.0f}",
+        ]
+        for row in record["rows"]
+        if row["name"] in LARGE_LIST
+    ]
+    return caption(record) + table(["", "s", "CPU s", "peak memory, MB"], rows)
+
+
 VIEWS = {
     "mda_start": "MDA, first epoch",
     "mda_middle": "MDA, middle",
@@ -220,6 +242,7 @@ KINDS = {
     "scaling": scaling_table,
     "epoch": epoch_table,
     "startup": startup_table,
+    "large-list": large_list_table,
     "data_path": data_table,
     "stream": stream_table,
 }

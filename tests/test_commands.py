@@ -6,6 +6,8 @@ import csv
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -353,6 +355,15 @@ def test_inspect(photos: Path, command: Command) -> None:
     text = ended.out
     assert "bad.png" in text and "copy.png" in text
     assert command("data", "inspect", "--data", photos).code == 0
+
+
+def test_inspect_needs_no_pytorch(photos: Path) -> None:
+    code = (
+        "import sys; from liftplus import describe_data as d; d.data(sys.argv[1], True, ['test_share=0.3'], True);"
+        "assert not {'torch', 'timm', 'open_clip', 'sklearn'} & set(sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(photos)], check=True, capture_output=True, text=True)
+    assert json.loads(ended.stdout)["checked"]
 
 
 def test_inspect_is_a_table_for_people(photos: Path, command: Command) -> None:

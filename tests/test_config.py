@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from liftplus import config
+from liftplus.config import full_key
+from liftplus.data.config import DataConfig, of_words
 from liftplus.errors import UserError
 from liftplus.model.heads import Cosine
 from liftplus.model.losses import LogitAdjusted
@@ -223,3 +225,29 @@ def test_presets_reach_short_keys() -> None:
     for given in ("source", "name", "method"):
         with pytest.raises(UserError, match="not of the form key=value"):
             config.resolve(overrides=[given])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.root=1"],
+        ["root=x y", "val_share=0.1", "decode=exact"],
+        ["data.class_names=7", "unreadable=skip", "split_seed=3", "level=null", "num_classes=null"],
+        ["imbalance_ratio=10"],
+    ],
+)
+def test_words_about_data_alone_are_read_as_in_a_run(words: list[str]) -> None:
+    found = of_words("some.csv", words)
+    assert found is not None and found == config.resolve(data="some.csv", overrides=words).data
+
+
+@pytest.mark.parametrize(
+    "word", ["train.lr=1", "root", "val_share=2", "nothing=1", "source=x", "level=planet", "cache=false"]
+)
+def test_other_words_are_left_to_the_whole_configuration(word: str) -> None:
+    assert of_words("some.csv", [word]) is None
+
+
+def test_short_keys_of_data_mean_data_alone() -> None:
+    for name in DataConfig.model_fields:
+        assert full_key(name) == f"data.{name}"

@@ -1,4 +1,4 @@
-"""What `info` and `data inspect` tell: the parts there are, a model's parameters, a data set's shape."""
+"""What `info` tells of a model: its parameters, shapes, memory and settings."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from liftplus import config as configs
 from liftplus import console, registry
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
-from liftplus.data import inspection, sources
-from liftplus.data.dataset import DataSet, listing
-from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER
+from liftplus.data import sources
 from liftplus.model.classifier import Classifier
 from liftplus.training import memory
 from liftplus.tuners.base import Tuner
 from liftplus.words import counted
 
-ROWS, FAULTS = 40, 5  # classes and faults that are shown of very many
 CLASSES = 1000  # to plan for where neither num_classes nor data are given
 
 
@@ -130,73 +127,3 @@ def _show_memory(need: dict[str, Any] | None) -> None:
             f"At most {counted(most['plain'], 'image at a time fits', 'images at a time fit')} into this GPU's free "
             f"memory, {most['grad_checkpointing']:,} with grad_checkpointing=true."
         )
-
-
-def data(source: str, files: bool, overrides: list[str], as_json: bool) -> None:
-    """Counts, groups, doubtful classes and files of a data set."""
-    config = configs.resolve(data=source, overrides=overrides)
-    dataset = sources.load(config.data)
-    found = inspect_with_bar(dataset, files)
-    if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
-        return
-    _show_data(found)
-
-
-def inspect_with_bar(dataset: DataSet, files: bool) -> inspection.Inspection:
-    """Inspect with a progress bar over the files."""
-    total = sum(len(split) for split in dataset.splits.values()) if files else 0
-    with console.Bars().task("Reading files", max(1, total)) as advance:
-        return inspection.inspect(dataset, check_files=files, progress=lambda done, total: advance())
-
-
-def _show_data(found: inspection.Inspection) -> None:
-    images = ", ".join(f"{count:,} {split}" for split, count in found.totals.items())
-    console.out.print(f"{found.name}: {len(found.class_names):,} classes, {images} images")
-    if found.imbalance_ratio is not None:
-        console.out.print(f"imbalance ratio: {console.figure(found.imbalance_ratio)}")
-    bounds = {"many": f" (over {MANY_OVER} training images)", "few": f" (under {FEW_UNDER})"}
-    groups = ", ".join(f"{name}{bounds.get(name, '')} {len(group):,}" for name, group in found.groups.items())
-    console.out.print(f"classes by group: {groups}")
-    _show_counts(found)
-    names = found.class_names
-    for what, classes in (("training", found.without_training), ("test", found.absent_from_test)):
-        if classes:
-            console.out.print(f"classes without {what} images: {listing([names[k] for k in classes])}")
-    for side, spread in (("widths", found.widths), ("heights", found.heights)):
-        if spread is not None:
-            console.out.print(f"{side}: {spread[0]:,} to {spread[2]:,}, median {spread[1]:,}")
-    if found.modes:
-        modes = ", ".join(f"{mode} {count:,}" for mode, count in found.modes.items())
-        console.out.print(f"colour modes: {modes}")
-    _show_faults(found)
-    for note in found.notes:
-        console.out.print(f"Note: {note}")
-
-
-def _show_counts(found: inspection.Inspection) -> None:
-    """A table of class, train, val and test by count; of very many classes the largest and the smallest."""
-    splits = list(found.counts)
-    order = sorted(range(len(found.class_names)), key=lambda k: [-found.counts[split][k] for split in splits])
-    rows = [(found.class_names[k], *(found.counts[split][k] for split in splits)) for k in order]
-    if len(rows) > ROWS:
-        left_out = f"… {len(rows) - ROWS:,} more; all with --json"
-        rows = [*rows[: ROWS // 2], (left_out, *("" for _ in splits)), *rows[-ROWS // 2 :]]
-    console.table("Images", ("class", *splits), rows)
-
-
-def _show_faults(found: inspection.Inspection) -> None:
-    """Doubles and files that cannot be read, the first of each kind."""
-    if found.duplicates:
-        console.out.print(
-            f"equal files: {counted(len(found.duplicates), 'group')}, {len(found.leaks):,} across splits, "
-            f"{len(found.conflicts):,} with different labels"
-        )
-    shown = {id(twin): twin for twin in (*found.conflicts, *found.leaks, *found.duplicates)}
-    for twin in list(shown.values())[:FAULTS]:
-        places = [f"{place.split} {found.class_names[place.label]!r} {place.key}" for place in twin.places]
-        console.out.print(f"  {'; '.join(places[:4])}{' …' if len(places) > 4 else ''}")
-    if found.unreadable:
-        console.out.print(f"files that cannot be read: {len(found.unreadable):,}")
-    for broken in found.unreadable[:FAULTS]:
-        console.out.print(f"  {broken.reason}")

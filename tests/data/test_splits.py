@@ -71,3 +71,15 @@ def test_one_image_a_class_leaves_no_test_split() -> None:
     done, notes = complete({"train": [("a", "0"), ("b", "1")]}, test_share=0.5, val_share=0, seed=0)
     assert set(done) == {"train"}
     assert "No test split could be made" in notes[0]
+
+
+def test_the_same_pictures_are_drawn_as_ever() -> None:
+    """Classes were once gathered one by one; runs that noted their splits' digests go on."""
+    labels = np.random.default_rng(0).integers(0, 40, 500).tolist()
+    rng = np.random.RandomState(7)
+    members = np.unique(np.array(labels), return_inverse=True)[1]
+    shuffled = [rng.permutation(np.flatnonzero(members == k)) for k in range(40)]
+    held = set(held_out(labels, 0.3, seed=7).tolist())
+    sizes = [len(held & set(own.tolist())) for own in shuffled]
+    assert held == {int(i) for own, size in zip(shuffled, sizes, strict=True) for i in own[:size]}
+    assert len(held) == 150

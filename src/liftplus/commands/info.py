@@ -81,6 +81,6 @@ def inspect(
     overrides: Overrides = None,
 ) -> None:
     """Counts, imbalance ratio, groups, duplicate or empty classes, unreadable files."""
-    from liftplus import describe
+    from liftplus import describe_data
 
-    describe.data(data, files, overrides or [], as_json)
+    describe_data.data(data, files, overrides or [], as_json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin
 
@@ -12,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from liftplus import registry
 from liftplus.config.schema import PARTS, RunConfig, from_dict
+from liftplus.data.config import plain_value
 from liftplus.errors import UserError
 from liftplus.names import presets
 
@@ -103,7 +103,7 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
         raise UserError(f"{override!r} is not of the form key=value, for example epochs=10.")
     run = from_dict(values)
     full = _full_key(run, values, key.strip())
-    value = text.strip() if _is_text(run, full) else _value(text.strip())
+    value = text.strip() if _is_text(run, full) else plain_value(text.strip())
     if full == "tuner" or full in PARTS:
         # A swapped part starts from its own defaults, which later keys may change.
         return from_dict(values | {full: part_by_name(values["method"], full, str(value))}).to_dict()
@@ -141,14 +141,6 @@ def _is_table(run: RunConfig, key: str) -> bool:
     dicts = [choice for choice in (annotation, *get_args(annotation)) if get_origin(choice) is dict]
     items = [get_args(choice)[1] for choice in dicts]
     return any(item is float or get_args(item)[:1] == (float,) for item in items)
-
-
-def _value(text: str) -> Any:
-    """JSON where it is JSON (numbers, true, null, lists), else the text itself."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # numbers of over 4300 digits are a ValueError
-        return {"True": True, "False": False, "None": None, "none": "none"}.get(text, text)
 
 
 def part_by_name(method: str, kind: str, name: str) -> dict[str, Any]:

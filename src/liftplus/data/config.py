@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from liftplus.data.pictures import Decode
 
@@ -59,3 +61,30 @@ _FIRST_SAVED = frozenset(
         *("val_share", "test_share", "split_seed", "unreadable", "num_classes"),
     }
 )
+
+
+def of_words(source: str, words: Sequence[str]) -> DataConfig | None:
+    """What key=value words say of the data, without what a whole run needs.
+
+    None where another setting is among them or one is wrong: the configuration of a run says what of that is amiss.
+    """
+    values: dict[str, Any] = {"source": source}
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = key.strip().removeprefix("data.")
+        field = DataConfig.model_fields.get(key)
+        if not equals or field is None or key == "source":
+            return None
+        values[key] = text.strip() if field.annotation in (str, str | None) else plain_value(text.strip())
+    try:
+        return DataConfig(**values)
+    except ValidationError:
+        return None
+
+
+def plain_value(text: str) -> Any:
+    """JSON where it is JSON (numbers, true, null, lists), else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # numbers of over 4300 digits are a ValueError
+        return {"True": True, "False": False, "None": None, "none": "none"}.get(text, text)

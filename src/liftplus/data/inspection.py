@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from liftplus.data import file_facts
 from liftplus.data.dataset import DataSet, Store
-from liftplus.data.images import UnreadableImage, extremes, is_wide, original, scale
+from liftplus.data.each_picture import Progress, over
+from liftplus.data.file_facts import DARK, PALE, Facts
+from liftplus.data.images import UnreadableImage
 from liftplus.data.stores import ByteStore
+from liftplus.data.tally import Tally, spread
 from liftplus.words import counted
-
-_Found = TypeVar("_Found")
-
-Progress = Callable[[int, int], None]
-"""Called with the number of files done and of all files."""
-
-DARK, PALE = 64, 191
-"""A picture without a brighter or without a darker value is nearly black or white."""
 
 
 @dataclass(frozen=True)
@@ -119,20 +110,8 @@ class Inspection:
         return {**asdict(self), "duplicates": twins, "totals": self.totals}
 
 
-@dataclass(frozen=True)
-class _File:
-    digest: bytes | None = None
-    mode: str = ""
-    size: tuple[int, int] = (0, 0)
-    reason: str = ""
-    shades: tuple[int, int] = (0, 255)
-    white: float | None = None
-    below: bool = False
-    missing: bool = False
-
-
 def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | None = None) -> Inspection:
-    """Count, and with `check_files` read and decode every picture.
+    """Count, and with `check_files` read every picture's file.
 
     Args:
         dataset: what to look at.
@@ -142,9 +121,10 @@ def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | Non
     counts = {split: dataset.counts(split) for split in dataset.splits}
     train = counts.get("train", ())
     present = [count for count in train if count > 0]
-    places = _places(dataset) if check_files else []
-    files = list(_over(dataset.store, [place.key for place in places], _examine, progress))
-    good = [file for file in files if not file.reason]
+    pictures = _Pictures(dataset)
+    tally = Tally()
+    for facts in over(dataset.store, pictures.keys if check_files else [], _facts, progress):
+        tally.add(facts)
     return Inspection(
         name=dataset.name,
         class_names=dataset.class_names,
@@ -154,114 +134,78 @@ def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | Non
         without_training=tuple(k for k, count in enumerate(train) if count == 0),
         absent_from_test=tuple(k for k, count in enumerate(counts.get("test", ())) if count == 0),
         checked=check_files,
-        duplicates=_duplicates(places, files),
-        unreadable=tuple(Broken(place, file.reason) for place, file in zip(places, files, strict=True) if file.reason),
-        modes=dict(Counter(file.mode for file in good).most_common()),
-        widths=_spread([file.size[0] for file in good]),
-        heights=_spread([file.size[1] for file in good]),
-        notes=(*dataset.notes, *_range_notes(places, files)),
+        duplicates=tuple(Duplicate(tuple(map(pictures.place, group))) for group in tally.equal()),
+        unreadable=tuple(Broken(pictures.place(number), reason) for number, reason in tally.unreadable),
+        modes=dict(tally.modes.most_common()),
+        widths=spread(tally.widths),
+        heights=spread(tally.heights),
+        notes=(*dataset.notes, *_range_notes(tally, pictures.keys)),
     )
 
 
-def _range_notes(places: list[Place], files: list[_File]) -> tuple[str, ...]:
+def _range_notes(tally: Tally, keys: Sequence[str]) -> tuple[str, ...]:
     """Notes on pictures whose values fill so little of their format's range that they come out black or white."""
-    good = [(place.key, file) for place, file in zip(places, files, strict=True) if not file.reason]
-    dark = [(key, file.mode) for key, file in good if file.shades[1] <= DARK]
-    pale = [(key, file.mode) for key, file in good if file.shades[0] >= PALE]
-    scales = Counter(file.white for _, file in good if file.white is not None)
     notes: tuple[str, ...] = ()
-    for found, what in ((dark, f"black: no value above {DARK}"), (pale, f"white: no value under {PALE}")):
-        if found:
-            key, mode = found[0]
+    for found, what in ((tally.dark, f"black: no value above {DARK}"), (tally.pale, f"white: no value under {PALE}")):
+        if found.count:
             notes += (
-                f"{counted(len(found), 'picture comes', 'pictures come')} out nearly {what} of 255, first {key!r} of "
-                f"mode {mode}. Check that values fill the range of their format.",
+                f"{counted(found.count, 'picture comes', 'pictures come')} out nearly {what} of 255, first "
+                f"{keys[found.first]!r} of mode {found.mode}. Check that values fill the range of their format.",
             )
-    if under := [key for key, file in good if file.below]:
-        have = counted(len(under), "picture has", "pictures have")
-        notes += (f"{have} values under 0, which come out black, first {under[0]!r}.",)
-    if absent := [key for key, file in good if file.missing]:
+    if count := tally.below.count:
+        have = counted(count, "picture has", "pictures have")
+        notes += (f"{have} values under 0, which come out black, first {keys[tally.below.first]!r}.",)
+    if count := tally.missing.count:
         notes += (
-            f"{counted(len(absent), 'picture has', 'pictures have')} missing values (declared as no data, or NaN), "
-            f"which come out black, first {absent[0]!r}.",
+            f"{counted(count, 'picture has', 'pictures have')} missing values (declared as no data, or NaN), "
+            f"which come out black, first {keys[tally.missing.first]!r}.",
         )
-    if len(scales) > 1:
-        shown = ", ".join(f"{count:,} with white at {value:g}" for value, count in sorted(scales.items()))
+    if len(tally.whites) > 1:
+        shown = ", ".join(f"{count:,} with white at {value:g}" for value, count in sorted(tally.whites.items()))
         notes += (f"Pictures of fractions are on different scales: {shown}. Save them on one.",)
     return notes
 
 
 def unreadable(dataset: DataSet, progress: Progress | None = None) -> dict[str, str]:
     """Key and reason of every picture that cannot be decoded."""
-    keys = list(dict.fromkeys(place.key for place in _places(dataset)))
-    reasons = _over(dataset.store, keys, _reason, progress)
+    keys = list(dict.fromkeys(_Pictures(dataset).keys))
+    reasons = over(dataset.store, keys, _damage, progress)
     return {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}
 
 
-def _places(dataset: DataSet) -> list[Place]:
-    return [
-        Place(name, key, label)
-        for name, split in dataset.splits.items()
-        for key, label in zip(split.keys, split.labels, strict=True)
-    ]
+class _Pictures:
+    """All pictures of a data set by one number."""
+
+    def __init__(self, dataset: DataSet) -> None:
+        self.splits = dataset.splits
+        self.keys = [key for split in dataset.splits.values() for key in split.keys]
+
+    def place(self, number: int) -> Place:
+        """Where the picture of this number is."""
+        for name, split in self.splits.items():
+            if number < len(split):
+                return Place(name, split.keys[number], split.labels[number])
+            number -= len(split)
+        raise IndexError(number)
 
 
-def _examine(store: Store, key: str) -> _File:
+def _facts(store: Store, key: str) -> Facts:
     try:
-        if not isinstance(store, ByteStore):
-            image = store.image(key)
-            content = f"{image.size}".encode() + image.tobytes()
-            return _File(_digest(content), image.mode, image.size, shades=extremes(image))
-        data = store.read(key)
+        if isinstance(store, ByteStore):
+            return file_facts.of_bytes(store.read(key), store.where(key))
+        return file_facts.of_image(store.image(key))
     except UnreadableImage as error:
-        return _File(reason=str(error))
-    try:
-        image = original(data, store.where(key))
-        found = _File(_digest(data), image.mode, image.size, shades=extremes(image))
-        if not is_wide(image):
-            return found
-        own = scale(image)
-        full = own.white if image.mode == "F" else None
-        return replace(found, white=full, below=own.lowest < 0, missing=own.missing > 0)
-    except UnreadableImage as error:
-        return _File(_digest(data) if data else None, reason=str(error))
+        return Facts(reason=str(error))
 
 
-def _reason(store: Store, key: str) -> str:
+def _damage(store: Store, key: str) -> str:
     try:
+        if isinstance(store, ByteStore):
+            return file_facts.damage(store.read(key), store.where(key))
         store.image(key)
     except UnreadableImage as error:
         return str(error)
     return ""
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _over(
-    store: Store, keys: list[str], work: Callable[[Store, str], _Found], progress: Progress | None
-) -> Iterator[_Found]:
-    """The work on every key, in order; several threads, as decoding leaves the interpreter free."""
-    # A store that draws its pictures may not be safe to call from several threads.
-    threads = min(os.cpu_count() or 1, 8) if isinstance(store, ByteStore) else 1
-    remaining = iter(keys)
-    done = 0
-    with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(islice(remaining, 64 * threads)):
-            for result in pool.map(lambda key: work(store, key), chunk):
-                done += 1
-                if progress is not None:
-                    progress(done, len(keys))
-                yield result
-
-
-def _duplicates(places: list[Place], files: list[_File]) -> tuple[Duplicate, ...]:
-    groups: dict[bytes, list[Place]] = {}
-    for place, file in zip(places, files, strict=True):
-        if file.digest is not None:
-            groups.setdefault(file.digest, []).append(place)
-    return tuple(Duplicate(tuple(group)) for group in groups.values() if len(group) > 1)
 
 
 def _groups(train: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -270,8 +214,3 @@ def _groups(train: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         "medium": tuple(k for k, count in enumerate(train) if 20 <= count <= 100),
         "few": tuple(k for k, count in enumerate(train) if count < 20),
     }
-
-
-def _spread(values: list[int]) -> tuple[int, int, int] | None:
-    ordered = sorted(values)
-    return (ordered[0], ordered[len(ordered) // 2], ordered[-1]) if ordered else None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Collection, Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-from torch import Tensor
 
 from liftplus.data.dataset import listing
 from liftplus.errors import UserError
 from liftplus.words import agreeing, counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,24 @@ def _listed(labels: Any) -> list[Any]:
     """A list of plain values, or of lists of them where the labels have two dimensions."""
     if isinstance(labels, str | bytes | Mapping | Set):
         raise UserError(f"The labels are a {type(labels).__name__}; give a list or an array with one for each picture.")
-    if isinstance(labels, Tensor):
+    if _is_tensor(labels):
         labels = _dense(labels)
     elif hasattr(labels, "to_pylist"):  # Arrow's columns
         labels = labels.to_pylist()
     elif hasattr(labels, "__array__") and not isinstance(labels, np.ndarray):
         labels = np.asarray(labels)
-    if isinstance(labels, Tensor | np.ndarray):
+    if _is_tensor(labels) or isinstance(labels, np.ndarray):
         found = _plain(labels)
         return found if isinstance(found, list) else [found]
     try:
         return [_plain(value) for value in labels]
     except TypeError as error:
         raise UserError(f"The labels are a {type(labels).__name__}; give one for each picture.") from error
+
+
+def _is_tensor(value: Any) -> TypeGuard[Tensor]:
+    """PyTorch is not imported for it: whoever has a tensor has done so."""
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
 def _dense(labels: Tensor) -> Tensor:
@@ -83,7 +91,7 @@ def _plain(value: Any) -> Any:
     """Numbers and lists for what tensors and arrays hold; a tuple holds labels as a list does."""
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "mM":
         return _moments(value)
-    if isinstance(value, Tensor | np.ndarray | np.generic):
+    if _is_tensor(value) or isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 

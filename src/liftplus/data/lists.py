@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,7 +36,9 @@ def read_list(path: Path) -> list[tuple[str, str]]:
 
 def normal(path: str) -> str:
     """A listed path as stores know it: no "./" at the start."""
-    return posixpath.normpath(path)
+    if "/." in path or "//" in path or path.startswith(".") or path.endswith("/") or not path:
+        return posixpath.normpath(path)
+    return path  # as most are
 
 
 def find(folder: Path) -> dict[str, dict[str, Path]]:
@@ -90,7 +93,8 @@ def is_list(path: Path) -> bool:
 
 def _row(line: str, path: Path, number: int) -> tuple[str, str]:
     fields = line.strip().rsplit(None, 1)
-    if len(fields) < 2 or re.fullmatch(r"[+-]?\d+", fields[1], re.ASCII) is None:
+    digits = fields[-1].removeprefix("-") if fields[-1].startswith("-") else fields[-1].removeprefix("+")
+    if len(fields) < 2 or not (digits.isascii() and digits.isdecimal()):
         raise UserError(
             f'{path}, line {number} has no label: {line.strip()!r}; write "path label", the label a whole number.'
         )
@@ -99,4 +103,4 @@ def _row(line: str, path: Path, number: int) -> tuple[str, str]:
             f"{path}, line {number} has the label {fields[1][:40]}; labels are whole numbers from 0 up, of at most "
             f"{_DIGITS} characters."
         )
-    return normal(fields[0]), str(int(fields[1]))
+    return normal(fields[0]), sys.intern(str(int(fields[1])))  # one text a class, not one a picture

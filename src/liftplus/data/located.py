@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from liftplus.data.dataset import Table
@@ -10,7 +11,7 @@ from liftplus.data.stores import FileStore
 from liftplus.words import agreeing, counted
 
 
-def respelled(table: Table, store: FileStore, origin: Path) -> Table:
+def respelled(table: Table, store: FileStore, missing: Sequence[str], origin: Path) -> Table:
     """The table with paths as the store spells them, and a note where that is not as they were listed.
 
     Slashes, a slash at the start, the Unicode form and the case of letters may differ. Paths that the store holds in no
@@ -19,10 +20,10 @@ def respelled(table: Table, store: FileStore, origin: Path) -> Table:
     Args:
         table: rows of listed paths.
         store: holds the pictures.
+        missing: those of its paths that the store does not hold.
         origin: the file that lists them.
     """
-    missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
-    names = store.respelled(dict.fromkeys(missing)) if missing else {}
+    names = store.respelled(dict.fromkeys(missing))
     if not names:
         return table
     key, name = next(iter(names.items()))

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import threading
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from liftplus.data.images import decode, is_upright
+
+if TYPE_CHECKING:  # what only looks at files starts without PyTorch
+    from torch import Tensor
 
 Box = tuple[int, int, int, int]
 Decode = Literal["fast", "exact", "scaled"]
@@ -41,6 +42,8 @@ class Picture(Protocol):
 
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB picture to uint8 [3, H, W]."""
+    import torch
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -73,26 +76,34 @@ class ArrayPicture:
         return _resized(self.pixels, box, size, kernel)
 
 
-@dataclass(frozen=True)
-class JpegPicture:
+class JpegPicture(NamedTuple):
     """A plain JPEG of one scan, of which only the rows down to the end of the box are decoded.
 
     Attributes:
         data: the file.
         name: what an error calls it.
+        mode: as Pillow names it, RGB or L.
         end: where its end mark ends.
         frame: where the header of the frame starts.
         unit: rows that are coded together, 8 or 16 as a rule.
         scaled: decode at 1/2, 1/4 or 1/8 of the size where the box is still no smaller than what is asked for.
+        annotated: whether there are blocks that Pillow reads and libjpeg passes over, so that Pillow alone minds them.
     """
 
     data: bytes
     name: str
+    mode: str
     size: tuple[int, int]
     end: int
     frame: int
     unit: int
     scaled: bool
+    annotated: bool = False
+
+    def top(self, rows: int) -> NDArray[np.uint8] | None:
+        """The first rows of pixels, [rows, W, 3], until the next call; None where the file is not what it seems."""
+        pixels = self._decoded(min(rows, self.size[1]), 1)
+        return None if pixels is None else pixels[:rows]
 
     def cut(self, box: Box, size: tuple[int, int], kernel: str) -> Tensor:
         least = min((box[2] - box[0]) // size[0], (box[3] - box[1]) // size[1])
@@ -109,9 +120,11 @@ class JpegPicture:
         width, height = self.size
         # One unit more than the box, since colours are interpolated from the rows below.
         rows = min(height, (-(-bottom // self.unit) + 1) * self.unit)
-        data = _file.of(self.end)
-        data[:] = np.frombuffer(self.data, np.uint8, self.end)
-        data[self.frame + 5 : self.frame + 7] = divmod(rows, 256)
+        data: bytes | NDArray[np.uint8] = self.data
+        if rows < height or self.end < len(self.data):
+            data = _file.of(self.end)
+            data[:] = np.frombuffer(self.data, np.uint8, self.end)
+            data[self.frame + 5 : self.frame + 7] = divmod(rows, 256)
         wanted = (-(-rows // shrink), -(-width // shrink))
         try:
             # Not strict: damage that libjpeg can mend is mended, as Pillow has it.
@@ -151,22 +164,30 @@ def picture(data: bytes, name: str, how: Decode) -> Picture:
     """The picture in the bytes of an image file. Raises `UnreadableImage`, here or when pixels are asked for."""
     if how == "exact":
         return PillowPicture(decode(data, name))
-    return _plain_jpeg(data, name, how == "scaled") or ArrayPicture(np.asarray(decode(data, name)))
+    return plain_jpeg(data, name, how == "scaled") or ArrayPicture(np.asarray(decode(data, name)))
 
 
 # In the coded pixels of one scan, 0xFF stands before 0x00, before restart marks or before further 0xFF only.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_BLOCK = struct.Struct(">BH")  # the kind of a block and its length
+_PASSED = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE3, 0xED), 0xEF})  # tables, comments and what nobody reads
+_LARGEST = 65_500  # the longest side that libjpeg takes
 _TURNS = (b"Exif\0", b"http://ns.adobe.com/xap")  # the blocks that may say so
+_READ = (0xE2, 0xED)  # colour profiles, several pictures in one file, Photoshop's
+_SHORT = {0xE0: 16, 0xEE: 14}  # JFIF's and Adobe's, which are of one length
 
 
-def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
+def plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
     """A JPEG that libjpeg reads without any doubt; None for all other files, which are Pillow's."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
-    place, frame, parts = 2, 0, 0
-    while data[place : place + 1] == b"\xff" and place + 10 < len(data):
-        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if kind in (0xC0, 0xC1):
+    place, frame, parts, annotated = 2, 0, 0, False
+    last = len(data) - 10
+    while place < last and data[place] == 0xFF:
+        kind, length = _BLOCK.unpack_from(data, place + 1)
+        if kind in _PASSED:
+            pass
+        elif kind in (0xC0, 0xC1):
             frame, parts = place, data[place + 9]
             if length != 8 + 3 * parts:
                 return None
@@ -176,6 +197,8 @@ def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
             return None  # progressive, lossless or arithmetic
         elif kind == 0xE1 and data.startswith(_TURNS, place + 4) and not is_upright(data):
             return None
+        elif kind in _READ or (kind in _SHORT and length < _SHORT[kind]):
+            annotated = True
         place += 2 + length
     if not frame or parts not in (1, 3):
         return None
@@ -184,18 +207,26 @@ def _plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
     start = b"\xff\xda" + bytes([0, 6 + 2 * parts, parts])
     if data[place : place + 5] != start or data[scan + 1 : scan + 4] != b"\0\x3f\0":
         return None
-    depth, height, width = data[frame + 4], *(int.from_bytes(data[frame + k : frame + k + 2], "big") for k in (5, 7))
-    if depth != 8 or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or math.inf):
+    depth, height, width = data[frame + 4], _number(data, frame + 5), _number(data, frame + 7)
+    if depth != 8 or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or math.inf) or max(width, height) > _LARGEST:
         return None  # Pillow may take it for a bomb
     end = _MARKER.search(data, scan + 4)
     if end is None or end.group() != b"\xff\xd9":
         return None
     factors = [data[frame + 11 + 3 * part] & 15 for part in range(parts)]
     unit = 8 * (max(factors) if parts > 1 else 1)
-    return JpegPicture(data, name, (width, height), end.end(), frame, unit, scaled)
+    mode = "RGB" if parts == 3 else "L"
+    return JpegPicture(data, name, mode, (width, height), end.end(), frame, unit, scaled, annotated)
+
+
+def _number(data: bytes, place: int) -> int:
+    return data[place] << 8 | data[place + 1]
 
 
 def _resized(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], kernel: str) -> Tensor:
+    import torch
+    from torch.nn.functional import interpolate
+
     left, top, right, bottom = box
     if not pixels.flags.writeable:
         pixels = pixels.copy()

@@ -47,7 +47,7 @@ def _identity(rows: Rows, store: Store) -> Callable[[str], str]:
     """What is the same for all keys of one file; a table may give paths both from its folder and in full."""
     if not isinstance(store, FolderStore):
         return str
-    if not any(os.path.isabs(key) or "./" in key or "//" in key for part in rows.values() for key, _ in part):
+    if not any("./" in key or "//" in key or os.path.isabs(key) for part in rows.values() for key, _ in part):
         return str
     root = os.path.abspath(store.path)
     return lambda key: os.path.normpath(os.path.join(root, key))

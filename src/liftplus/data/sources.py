@@ -320,17 +320,20 @@ def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> 
 
 def _checked(table: Table, store: FileStore, origin: Path) -> Table:
     """The table of pictures that are all there, their paths spelled as the store has them; names get their ending."""
-    table = respelled(table, store, origin)
-    missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
-    if missing:
-        table = endings.completed(table, store, missing, origin.name)
-        _refuse_missing(table, store, origin)
+    if missing := _missing(table, store):
+        table = respelled(table, store, missing, origin)
+        if missing := _missing(table, store):
+            table = endings.completed(table, store, missing, origin.name)
+            _refuse_missing(table, store, origin)
     return table
 
 
+def _missing(table: Table, store: FileStore) -> list[str]:
+    return store.missing(key for rows in table.rows.values() for key, _ in rows)
+
+
 def _refuse_missing(table: Table, store: FileStore, origin: Path) -> None:
-    missing = store.missing(key for rows in table.rows.values() for key, _ in rows)
-    if missing:
+    if missing := _missing(table, store):
         total = sum(map(len, table.rows.values()))
         near = endings.near(store, missing[0])
         way_out = (

@@ -21,7 +21,8 @@ def held_out(labels: Sequence[int], share: float, seed: int) -> NDArray[np.intp]
     counts = np.bincount(members, minlength=len(classes))
     sizes = _quotas(counts, share)
     rng = np.random.RandomState(seed)  # its streams are the same in every NumPy version
-    chosen = [rng.permutation(np.flatnonzero(members == k))[: sizes[k]] for k in range(len(classes))]
+    each = np.split(np.argsort(members, kind="stable"), np.cumsum(counts)[:-1])
+    chosen = [rng.permutation(own)[:size] for own, size in zip(each, sizes, strict=True)] if len(classes) else []
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.intp)
 
 

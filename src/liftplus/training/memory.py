@@ -299,13 +299,9 @@ class Trial:
 
     def step(self, images: int, *, adds: bool = False) -> None:
         """Forward, loss, backward and update as `step.Step` does them; `adds`: onto the gradients of a piece before."""
+        about, groups = self.config.train, [{"params": self.trained}]
         # One weight after the other, as on the CPU; on a GPU the fused update needs as little.
-        optimiser = Momentum(
-            [{"params": self.trained}],
-            lr=self.config.train.lr,
-            momentum=self.config.train.momentum,
-            weight_decay=self.config.train.weight_decay,
-        )
+        optimiser = Momentum(groups, lr=about.lr, momentum=about.momentum, weight_decay=about.weight_decay)
         for p, momentum in zip(self.trained, self.momentum, strict=True):
             optimiser.state[p]["momentum_buffer"] = momentum
             p.grad = torch.empty_like(p) if adds else None

@@ -1,0 +1,98 @@
+"""What the bytes of a picture's file say: whether it decodes, its mode and size, whether it is nearly black or white.
+
+Most JPEGs need no full decode for that. Where `plain_jpeg` has checked their structure to the end mark, nothing in the
+coded pixels can make libjpeg give up: it mends damage there. Their headers and tables are proved by decoding the first
+rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from PIL import Image
+
+from liftplus.data.images import UnreadableImage, decode, extremes, is_upright, is_wide, original, scale
+from liftplus.data.pictures import plain_jpeg
+
+DARK, PALE = 64, 191
+"""A picture without a brighter or without a darker value is nearly black or white."""
+DIGEST = 16
+"""Bytes of a digest."""
+
+
+class Facts(NamedTuple):
+    """What one file holds.
+
+    Attributes:
+        digest: of its bytes; None where there are none.
+        reason: why it cannot be decoded, or "".
+        mode: as Pillow names it.
+        size: (width, height) in pixels, upright.
+        dark: no value is above `DARK`.
+        pale: no value is under `PALE`.
+        white: of a picture of fractions, the value that becomes 255.
+        below: some values are under 0.
+        missing: some values are missing.
+    """
+
+    digest: bytes | None = None
+    reason: str = ""
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    dark: bool = False
+    pale: bool = False
+    white: float | None = None
+    below: bool = False
+    missing: bool = False
+
+
+def of_bytes(data: bytes, name: str) -> Facts:
+    """The facts of an image file's content; an error calls it `name`."""
+    found = digest(data) if data else None
+    try:
+        return _of_rows(data, name, found) or of_image(original(data, name), found)
+    except UnreadableImage as error:
+        return Facts(found, str(error))
+
+
+def of_image(image: Image.Image, found: bytes | None = None) -> Facts:
+    """The facts of a decoded picture, of whose pixels the digest is taken unless it is given."""
+    if found is None:
+        found = digest(f"{image.size}".encode() + image.tobytes())
+    low, high = extremes(image)
+    dark, pale = high <= DARK, low >= PALE
+    if not is_wide(image):
+        return Facts(found, "", image.mode, image.size, dark, pale)
+    own = scale(image)
+    white = own.white if image.mode == "F" else None
+    return Facts(found, "", image.mode, image.size, dark, pale, white, own.lowest < 0, own.missing > 0)
+
+
+def damage(data: bytes, name: str) -> str:
+    """Why an image file's content gives no picture, or ""."""
+    try:
+        if _of_rows(data, name) is None:
+            decode(data, name)
+    except UnreadableImage as error:
+        return str(error)
+    return ""
+
+
+def _of_rows(data: bytes, name: str, found: bytes | None = None) -> Facts | None:
+    """The facts of a plain JPEG, of which no more rows are decoded than show that it is neither dark nor pale."""
+    plain = plain_jpeg(data, name, scaled=False)
+    if plain is None or (plain.annotated and not is_upright(data)):
+        return None
+    rows, height = plain.unit, plain.size[1]
+    while (pixels := plain.top(rows)) is not None:
+        dark, pale = int(pixels.max()) <= DARK, int(pixels.min()) >= PALE
+        if rows >= height or not (dark or pale):
+            return Facts(found, "", plain.mode, plain.size, dark, pale)
+        rows *= 8
+    return None
+
+
+def digest(data: bytes) -> bytes:
+    """Bytes that differ where the data do."""
+    return hashlib.sha256(data).digest()[:DIGEST]
