@@ -155,7 +155,7 @@ def first_step(folder: Path, name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as run:
         data = ["--data", str(folder / f"{name}.txt"), "--backbone", "mini_clip", "--out", f"{run}/run"]
         names = f"data.class_names={folder}/names.txt"
-        text, used = timed(["-c", startup.CHILD, str(time.time()), "", "train", *data, *KEYS, names], None)
+        text, used = timed(["-c", startup.CHILD, "", str(time.time()), "train", *data, *KEYS, names], None)
         size = sum(path.stat().st_size for path in Path(run).rglob("*") if path.is_file())
         return used | json.loads(text.splitlines()[-1]) | {"run_folder_bytes": float(size)}
 

@@ -288,6 +288,28 @@ def test_start_times_are_told(script: Callable[[str], Any], tmp_path: Path) -> N
     assert "the first step is done" in script("tables").of_kind(out.name, record)
 
 
+@pytest.mark.slow
+def test_a_long_list_is_inspected_and_trained_on(script: Callable[[str], Any], tmp_path: Path) -> None:
+    out = tmp_path / "cpu-large-list.json"
+    run("large_list.py", "--pictures", 1500, "--classes", 30, "--repeats", 1, "--out", out)
+    record = json.loads(out.read_text())
+    assert [row["name"] for row in record["rows"]] == ["inspect, this", "train, few", "train, all"]
+    assert all(row["peak_bytes"]["median"] > 2**24 for row in record["rows"])
+    assert "to its first step" in script("tables").of_kind(out.name, record)
+
+
+@pytest.mark.slow
+def test_builds_take_turns(tmp_path: Path) -> None:
+    out, ours, plain = tmp_path / "builds.json", "liftplus", "plain fp32 loop"
+    given = ("--device", "cpu", "--model", "mini", "--batch", 2, "--repeats", 2, "--warm-up", 1, "--only", ours, plain)
+    run("builds.py", *given, "--out", out)
+    rows = {(row["what"], row["name"]): row for row in json.loads(out.read_text())["rows"]}
+    assert list(rows) == [("step", ours), ("step", plain), ("test", ours), ("test", plain)]
+    for what in ("step", "test"):
+        ratios = (rows[what, ours]["times"][plain]["median"], rows[what, plain]["times"][ours]["median"])
+        assert ratios[0] > 0 and rows[what, ours]["turns"] == 2
+
+
 def test_the_page_on_settings_has_the_tables_of_its_study(script: Callable[[str], Any]) -> None:
     page = (ROOT / "docs" / "recipe.md").read_text()
     assert script("recipe_study").filled(page, BENCHMARKS / "results" / "recipe.jsonl") == page
