@@ -5,7 +5,8 @@
     python benchmarks/demo_study.py figure --out docs/images/demo.png
 
 `search` trains every method at several learning rates and measures the validation split only; the best go into
-presets/data.toml by hand. `test` runs the presets as the demo does, each method with one crop and with five.
+presets/data.toml by hand. `test` runs the demo's methods and both linear probes, those with LIFT+'s test with one crop
+and with five.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from liftplus.training import assembly, loop
 
 RATES = {
     "linear_probe": (0.1, 0.3, 1.0, 3.0),
-    "full": (0.03, 0.1),
+    "linear_probe+": (0.1, 0.3, 1.0, 3.0),
+    "full": (0.01, 0.03, 0.1),
+    "full+": (0.01, 0.03, 0.1, 0.3),
     "lift+": (0.02, 0.05, 0.15, 0.4),
 }
+METHODS = ("zeroshot", "closed_form", *RATES)
 SEARCH_SEED = 1000
 GROUPS = ("overall", "many", "medium", "few")
 
@@ -39,12 +43,16 @@ def about() -> dict[str, Any]:
 
 
 def search(out: Path) -> None:
-    """Every method at every learning rate, one seed that `test` does not use, accuracies on validation."""
+    """Every method at every learning rate, one seed that `test` does not use, accuracies on validation.
+
+    Rows that are there are kept.
+    """
     chosen = runtime.choose()
     dataset = opening.Session(config.resolve(data=demo.DATA, backbone=demo.BACKBONE), chosen).data()
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = disk.read_json(out)["rows"] if out.exists() else []
+    done = {(row["method"], row["lr"]) for row in rows}
     for method, rates in RATES.items():
-        for lr in rates:
+        for lr in sorted({*rates} - {rate for name, rate in done if name == method}):
             given = [f"seed={SEARCH_SEED}", f"lr={lr}", "tte=false"]
             settings = config.resolve(data=demo.DATA, backbone=demo.BACKBONE, method=method, overrides=given)
             model = assembly.build(settings, dataset, chosen)
@@ -52,29 +60,42 @@ def search(out: Path) -> None:
             split = dataset.splits["val"]
             found = predict(model, SplitReader(dataset.store, split), settings.evaluation, model.backbone.facts, chosen)
             metrics = score(found, split, dataset.counts())
-            rows.append({"method": method, "lr": lr, "seconds": round(fitted.seconds, 1)} | metrics.summary())
+            rows.append({"method": method, "lr": lr, "seconds": round(fitted.seconds, 1)} | metrics.summary() | about())
             print(rows[-1], flush=True)
-            disk.write_json(out, about() | {"split": "val", "seed": SEARCH_SEED, "rows": rows})
+            rows.sort(key=lambda row: ([*RATES].index(row["method"]), row["lr"]))
+            disk.write_json(out, {"split": "val", "seed": SEARCH_SEED, "rows": rows})
 
 
 def test(out: Path, seeds: int) -> None:
-    """The demo's rows for several seeds, with mean and standard deviation over the seeds."""
+    """Rows as the demo's for several seeds, with mean and standard deviation over the seeds.
+
+    Methods that have rows for all the seeds are left out.
+    """
     chosen = runtime.choose()
+    kept: list[dict[str, Any]] = disk.read_json(out)["rows"] if out.exists() else []
 
     def write(found: list[compare.Row]) -> None:
-        rows = demo.lines(found)
+        rows = [*others, *(row | about() for row in demo.lines(found))]
+        rows.sort(key=lambda row: (row["seed"], METHODS.index(row["method"]), row["tte"]))
         print(rows[-1], flush=True)
-        done = max(row["seed"] for row in rows) + 1
-        disk.write_json(out, about() | {"seeds": done, "summary": summary(rows), "rows": rows})
+        disk.write_json(out, {"seeds": seeds, "summary": summary(rows), "rows": rows})
 
-    with tempfile.TemporaryDirectory() as folder:
-        made = compare.run(demo.plan(seeds), Path(folder), lambda config: opening.Session(config, chosen), print, write)
-        made.refuse_failures()
+    for method in METHODS:
+        if {row["seed"] for row in kept if row["method"] == method} >= set(range(seeds)):
+            continue
+        others = [row for row in kept if row["method"] != method]
+        plan = compare.Comparison(demo.DATA, demo.BACKBONE, (compare.Entry(method, method),), seeds)
+        with tempfile.TemporaryDirectory() as folder:
+            made = compare.run(plan, Path(folder), lambda config: opening.Session(config, chosen), print, write)
+            made.refuse_failures()
+        kept = disk.read_json(out)["rows"]
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
-    for method, tte in dict.fromkeys((row["method"], row["tte"]) for row in rows):
+    for method, tte in sorted(
+        {(row["method"], row["tte"]) for row in rows}, key=lambda one: (METHODS.index(one[0]), one[1])
+    ):
         same = [row for row in rows if (row["method"], row["tte"]) == (method, tte)]
         entry: dict[str, Any] = {"method": method, "tte": tte, "runs": len(same)}
         for key in (*GROUPS, "seconds"):
@@ -92,10 +113,10 @@ def figure(source: Path, out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    entries = json.loads(source.read_text())["summary"]
+    entries = [entry for entry in json.loads(source.read_text())["summary"] if entry["method"] in demo.METHODS]
     names = {"zeroshot": "zero-shot", "closed_form": "closed form", "linear_probe": "linear probe"}
-    names |= {"full": "full fine-tuning", "lift+": "LIFT+"}
-    colours = ("#9aa5b1", "#8f7fb8", "#6c8ebf", "#d08770", "#5e9c76", "#2f6b4a")
+    names |= {"full": "full", "full+": "full, LIFT+'s start and crops", "lift+": "LIFT+"}
+    colours = ("#9aa5b1", "#8f7fb8", "#e3b09a", "#d08770", "#a9542f", "#5e9c76", "#2f6b4a")
     plot, axes = plt.subplots(figsize=(8, 3.6), dpi=150)
     width = 0.8 / len(entries)
     for index, entry in enumerate(entries):
@@ -114,7 +135,7 @@ def figure(source: Path, out: Path) -> None:
     axes.set_ylabel("test accuracy, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylim(0, 100)
-    axes.legend(frameon=False, fontsize=8, ncols=6, columnspacing=1.0, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    axes.legend(frameon=False, fontsize=8, ncols=4, columnspacing=1.0, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     runs_each = max(entry["runs"] for entry in entries)
     axes.set_title(
         f"openmoji_lt with mini_clip, mean and standard deviation of {runs_each} seeds", fontsize=9, loc="left"

@@ -38,7 +38,17 @@ def test_presets_follow_the_papers() -> None:
     assert config.resolve(method="zeroshot").train.epochs == 0
     assert config.resolve(data="inat2018").train.epochs == 15
     assert config.resolve(data="inat2018", method="lift").train.epochs == 20
-    assert {config.resolve(data="inat2018", method=name).train.epochs for name in ("full", "linear_probe")} == {15}
+    names = ("full", "linear_probe", "full+", "linear_probe+")
+    assert {config.resolve(data="inat2018", method=name).train.epochs for name in names} == {15}
+
+
+@pytest.mark.parametrize("backbone", ["mini_clip", "clip_vit_b16", "timm/resnet18.a1_in1k"])
+@pytest.mark.parametrize(("method", "tuner"), [("full+", ["full"]), ("linear_probe+", [])])
+def test_fair_rivals_differ_from_lift_plus_in_what_is_tuned_alone(backbone: str, method: str, tuner: list[str]) -> None:
+    ours, rival = (config.flat(config.resolve(backbone=backbone, method=name)) for name in ("lift+", method))
+    assert list(config.resolve(backbone=backbone, method=method).tuner) == tuner
+    differing = {key for key in {*ours, *rival} if ours.get(key) != rival.get(key)}
+    assert {key for key in differing if not key.startswith("tuner")} == {"method", "train.lr"}
 
 
 def test_lifts_own_choices_belong_to_its_preset() -> None:

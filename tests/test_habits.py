@@ -137,7 +137,7 @@ def test_completion_of_the_shell() -> None:
 
 def test_completion_knows_what_there_is(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert completion.methods("li") == ["lift+", "lift", "linear_probe"]
+    assert completion.methods("li") == ["lift+", "lift", "linear_probe", "linear_probe+"]
     assert set(names.DATA_SETS) == set(sources.KNOWN)
     assert set(completion.backbones("")) == set(names.presets("backbones"))
     assert completion.data("open") == ["openmoji_lt"] and completion.data("pho") == ["photos" + os.sep]

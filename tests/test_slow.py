@@ -29,6 +29,9 @@ def test_committed_results_support_the_claim() -> None:
     assert mean(rows, "lift+", "overall") >= mean(rows, "full", "overall")
     assert mean(rows, "lift+", "overall") >= mean(rows, "linear_probe", "overall")
     assert mean(rows, "zeroshot", "overall") < mean(rows, "linear_probe", "overall")
+    for rival in ("full+", "linear_probe+"):
+        for key in ("overall", "few"):
+            assert mean(rows, "lift+", key, tte=True) > mean(rows, rival, key, tte=True)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def compare(
     methods: Annotated[
         str,
         typer.Option("--methods", "-m", help="Between commas, each with own settings: lift+,full:lr=0.003."),
-    ] = "zeroshot,closed_form,linear_probe,full,lift+",
+    ] = "zeroshot,closed_form,linear_probe,linear_probe+,full,full+,lift+",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, …")] = 3,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the runs and tables; finished runs in it are reused.")

@@ -19,7 +19,10 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different seeds.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Zero-shot, closed form, linear probe, full fine-tuning and LIFT+ on the bundled model and drawn data."""
+    """Zero-shot, closed form, full fine-tuning and LIFT+ on the bundled model and drawn data.
+
+    Full fine-tuning runs twice: as a baseline from random rows with the usual crops, and with LIFT+'s start and crops.
+    """
     from liftplus import console
     from liftplus.commands import compare
     from liftplus.machine import disk, parallel

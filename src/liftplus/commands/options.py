@@ -33,7 +33,7 @@ Method = Annotated[
         "--method",
         "-m",
         autocompletion=completion.methods,
-        help="lift+, lift, linear_probe, full, closed_form or zeroshot.",
+        help="lift+, lift, linear_probe, linear_probe+, full, full+, closed_form or zeroshot.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder: new, or one that this command began.")]

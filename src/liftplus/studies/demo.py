@@ -11,7 +11,7 @@ from liftplus.errors import UserError
 from liftplus.machine import disk
 from liftplus.studies.compare import Comparison, Entry, Row
 
-METHODS = ("zeroshot", "closed_form", "linear_probe", "full", "lift+")
+METHODS = ("zeroshot", "closed_form", "full", "full+", "lift+")
 DATA, BACKBONE = "openmoji_lt", "mini_clip"
 FEATURES = 20  # pictures of a class and split; the report takes half a minute with them
 MARKER, ROWS = ".liftplus-demo", "results.json"
