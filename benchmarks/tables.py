@@ -166,6 +166,21 @@ def large_list_table(record: dict[str, Any]) -> str:
     return caption(record) + table(["", "s", "CPU s", "peak memory, MB"], rows)
 
 
+def builds_table(record: dict[str, Any]) -> str:
+    """Of builds.py: contenders in processes of their own."""
+    rows = []
+    for row in record["rows"]:
+        times = [f"{row['times'][name]['median']:.2f}" if name in row["times"] else "" for name in BUILDS]
+        work = {"step": "training step", "test": "test, five crops"}[row["what"]]
+        pace, faults = f"{row['images_per_second']:.3g}", f"{row['page_faults']:,.0f}"
+        rows.append([work, row["name"], row["precision"], pace, *times, faults])
+    return caption(record) + table(
+        ["", "", "precision", "images/s", *(f"× {name}" for name in BUILDS), "page faults"], rows
+    )
+
+
+BUILDS = ("other build", "plain fp32 loop")
+
 VIEWS = {
     "mda_start": "MDA, first epoch",
     "mda_middle": "MDA, middle",
@@ -245,6 +260,7 @@ KINDS = {
     "large-list": large_list_table,
     "data_path": data_table,
     "stream": stream_table,
+    "builds": builds_table,
 }
 
 
