@@ -124,7 +124,8 @@ def make(folder: Path, args: argparse.Namespace) -> dict[str, int]:
         (folder / key).write_bytes(whole[:place] + b"\xff" * 16 + whole[place + 16 :])
     for key, other in zip(chosen[40:50], chosen[50:60], strict=True):
         shutil.copyfile(folder / key, folder / other)
-    for name, listed in (("all", rows), ("few", rows[:: max(1, len(rows) // FEW)][:FEW])):
+    sound = [row for row in rows if row[0] not in set(chosen[:40])]  # training stops at a picture that it cannot read
+    for name, listed in (("whole", rows), ("all", sound), ("few", sound[:: max(1, len(sound) // FEW)][:FEW])):
         (folder / f"{name}.txt").write_text("".join(f"{key} {label}\n" for key, label in listed))
     (folder / "names.txt").write_text("".join(f"kind {label}\n" for label in range(args.classes)))
     return {"unreadable": 40, "duplicates": 10}
@@ -144,7 +145,7 @@ def timed(command: Sequence[str], source: Path | None) -> tuple[str, dict[str, f
 
 def inspected(folder: Path, source: Path | None, planted: dict[str, int]) -> dict[str, float]:
     """One run of `data inspect`; all that was planted must be found."""
-    text, used = timed(["-m", "liftplus", "data", "inspect", "--data", str(folder / "all.txt"), "--json"], source)
+    text, used = timed(["-m", "liftplus", "data", "inspect", "--data", str(folder / "whole.txt"), "--json"], source)
     found = json.loads(text)
     assert {name: len(found[name]) for name in planted} == planted, {name: len(found[name]) for name in planted}
     return used
