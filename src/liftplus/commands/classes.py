@@ -47,10 +47,10 @@ def add(
             min=0,
             max=100,
         ),
-    ] = 0.4,
+    ] = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Add classes without training, by name or from 1 to 20 pictures each: folders or files that follow the name."""
+    """Add classes without training, by name or from a few pictures each: folders or files that follow the name."""
     from liftplus import console
     from liftplus.runs import edit_classes
 
@@ -75,10 +75,11 @@ def add(
         return
     for one in added:
         own = "" if one.own is None else f" {one.own:.0f} % of them are right when left out in turn."
+        equal = f" {counted(one.equal, 'equal picture')} left out." if one.equal else ""
         console.out.print(
             f"{one.name}: {counted(one.pictures, 'picture')}"
-            f"{' and its name' if one.text else ''}.{own} Older classes lose {one.harm:.1f} points, by training "
-            "pictures that the run keeps features of."
+            f"{' and its name' if one.text else ''}.{equal}{own} Older classes lose about {one.harm:.1f} points, by an "
+            "estimate for pictures that the run has not seen."
         )
     console.out.print(f"{out} knows {_told(names)}; old results do not apply.")
 

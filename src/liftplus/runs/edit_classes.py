@@ -115,10 +115,10 @@ def _refuse_bad_name(name: str) -> None:
 
 
 def _refuse_twice(names: Sequence[str], new: set[str]) -> None:
-    """Refuse a new name that another class bears; case does not tell classes apart."""
-    folded = [name.casefold() for name in names]
+    """Refuse a new name that another class bears; case and spaces at the ends do not tell classes apart."""
+    folded = [name.strip().casefold() for name in names]
     for name in sorted(new):
-        if folded.count(name.casefold()) > 1:
+        if folded.count(name.strip().casefold()) > 1:
             raise UserError(f"Two classes would be called {name!r}. Give each its own name.")
 
 
@@ -134,7 +134,11 @@ def _backbone(config: RunConfig, about: dict[str, Any], weights: str | None) -> 
         raise UserError(
             f"The run was trained on other weights of {config.backbone.name!r}. Give the original file: --weights PATH."
         )
-    backbone.text_encoder("a class without images")
+    if backbone.text is None:
+        raise UserError(
+            f"Backbone {config.backbone.name!r} has no text tower, so a name alone gives no row. Put pictures of the "
+            "class behind its name."
+        )
     return backbone
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liftplus.backbones import catalogue
+from liftplus.backbones.base import Backbone
 from liftplus.data.dataset import DataSet, Split, Store
+from liftplus.data.file_facts import digest
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import SplitReader, collect
 from liftplus.machine.determinism import deterministic
 from liftplus.model import added_row, heads
 from liftplus.model.added_row import Old
-from liftplus.model.closed_form import Sample, Statistics
+from liftplus.model.closed_form import RIDGES, LeaveOneOut, Ridge, Sample, Statistics
 from liftplus.model.picture_init import sampled
 from liftplus.runs import edit_classes
 from liftplus.runs.inputs import Inputs
@@ -29,6 +31,7 @@ from liftplus.training.checkpoint import FORMAT, Trained, checksum, read_model, 
 FILE = "statistics.safetensors"
 PICTURES, KEPT = 20_000, 4_000
 """Most training pictures behind the statistics, and most of whose features are kept."""
+_SAMPLE = {"sample": "as unseen"}
 _TENSORS = ("counts", "sums", "balanced", "pooled")
 
 
@@ -38,13 +41,15 @@ class Added:
 
     Attributes:
         pictures: how many it came from.
+        equal: further pictures that are equal to one of them, pixel by pixel, and were left out.
         text: whether its name counts too.
         own: share of these pictures that are right by a row made without them, in percent; None for one picture.
-        harm: points that the mean accuracy of the older classes loses on training pictures kept in the statistics.
+        harm: points that the mean accuracy of the older classes loses, estimated for pictures that it has not seen.
     """
 
     name: str
     pictures: int
+    equal: int
     text: bool
     own: float | None
     harm: float
@@ -52,7 +57,12 @@ class Added:
 
 @dataclass(frozen=True)
 class Known:
-    """Statistics of the tuned features of all classes so far, and some of the features, as the head sees them."""
+    """Statistics of the tuned features of all classes so far, and some of the features, as the head sees them.
+
+    Attributes:
+        sample: features of training pictures moved to where unseen ones lie (`added_row.as_unseen`), and of pictures
+            that classes were added from, which were not trained on.
+    """
 
     statistics: Statistics
     sample: Sample
@@ -61,7 +71,7 @@ class Known:
         """Into a run's folder, with what tells that the file belongs to it."""
         tensors = {key: getattr(self.statistics, key) for key in _TENSORS}
         tensors |= {"features": self.sample.features, "labels": self.sample.labels}
-        write_tensors(folder / FILE, tensors, {"format": FORMAT, **belongs_to})
+        write_tensors(folder / FILE, tensors, {"format": FORMAT, **_SAMPLE, **belongs_to})
 
     @classmethod
     def read(cls, folder: Path, belongs_to: Mapping[str, Any]) -> Known | None:
@@ -69,7 +79,7 @@ class Known:
         if not (folder / FILE).is_file():
             return None
         about, tensors = read_tensors(folder / FILE)
-        if any(about.get(key) != value for key, value in belongs_to.items()):
+        if any(about.get(key) != value for key, value in (_SAMPLE | dict(belongs_to)).items()):
             return None
         statistics = Statistics(*(tensors[key] for key in _TENSORS))
         return cls(statistics, Sample(tensors["features"], tensors["labels"]))
@@ -81,27 +91,49 @@ class Known:
         return Known(self.statistics + added_row.gathered(x), sample)
 
 
-def features(session: Session, trained: Trained, store: Store, split: Split, label: str) -> Tensor:
-    """Tuned features of pictures as the head sees them, fp32 [N, D]."""
-    facts = trained.model.backbone.facts
-    view = CentreCrop(facts.image_size, facts.interpolation, margin=0)
+def features(session: Session, backbone: Backbone, store: Store, split: Split, label: str) -> Tensor:
+    """Features of pictures as the head sees them, fp32 [N, D]."""
+    view = CentreCrop(backbone.facts.image_size, backbone.facts.interpolation, margin=0)
     reader = SplitReader(store, split, session.config.train.workers, session.progress, label)
     with deterministic(session.config.deterministic):
         size = session.config.evaluation.batch_size
-        out = collect(trained.model.backbone, reader, view, facts, session.runtime, size, each=True)
+        out = collect(backbone, reader, view, backbone.facts, session.runtime, size, each=True)
     return session.config.head.view(out[:, 0].float())
 
 
-def known(session: Session, trained: Trained, dataset: DataSet) -> Known:
-    """Statistics of a run from some of its training pictures, evenly from its classes as far as they have any."""
+def known(session: Session, trained: Trained, dataset: DataSet, rows: Tensor) -> Known:
+    """Statistics of a run from some of its training pictures, evenly from its classes as far as they have any.
+
+    Args:
+        rows: the run's unit rows [C, D].
+    """
     train = dataset.splits["train"]
     labels, generator = torch.tensor(train.labels), torch.Generator().manual_seed(0)
     chosen = sampled(labels, PICTURES, generator)
-    split = Split([train.keys[i] for i in chosen.tolist()], labels[chosen].tolist())
-    found = features(session, trained, dataset.store, split, "Features of the training images")
+    split = train.taken(chosen.tolist())
+    found = features(session, trained.model.backbone, dataset.store, split, "Features of the training images")
     statistics = added_row.gathered(found, labels[chosen], len(trained.class_names))
     kept = sampled(labels[chosen], KEPT, generator)
-    return Known(statistics, Sample(found[kept], labels[chosen][kept]))
+    sample = Sample(found[kept], labels[chosen][kept])
+    unseen = _unseen_accuracy(session, trained, dataset.store, split.taken(kept.tolist()))
+    return Known(statistics, sample if unseen is None else added_row.as_unseen(sample, rows, unseen))
+
+
+def _unseen_accuracy(session: Session, trained: Trained, store: Store, split: Split) -> float | None:
+    """An estimate of the run's accuracy on pictures that it has not seen, mean over classes, 0 to 1.
+
+    It is that of a ridge on features of the backbone as it came, each picture left out in turn: these features know no
+    labels. None where no class has two pictures.
+    """
+    backbone = catalogue.load(session.config.backbone)
+    session.runtime.place(backbone)
+    found = features(session, backbone, store, split, "Features before training")
+    labels = torch.tensor(split.labels)
+    if not (torch.bincount(labels) > 1).any():
+        return None
+    ridge = Ridge(added_row.gathered(found, labels, len(trained.class_names)))
+    left_out = LeaveOneOut(ridge, Sample(found, labels))
+    return max(left_out.accuracy(gamma) for gamma in RIDGES)
 
 
 def add(
@@ -132,12 +164,12 @@ def add(
     found = [_features_of(session, trained, name, given) for name, given in pictures.items()]
     texts = edit_classes.text_rows_of(about, list(pictures), weights) if reads else None
     belongs = {"weights": _digest(about, state), "class_ids": about["class_ids"]}
-    have = Known.read(run if run.is_dir() else run.parent, belongs) or known(session, trained, data())
     rows, added = F.normalize(trained.model.head.weight.detach().cpu().double(), dim=-1), []
-    for name, x in zip(pictures, found, strict=True):
+    have = Known.read(run if run.is_dir() else run.parent, belongs) or known(session, trained, data(), rows)
+    for (name, given), x in zip(pictures.items(), found, strict=True):
         old = Old(rows, have.sample, None if texts is None else texts[: len(rows)])
         row, one = _added(name, old, have.statistics, x, None if texts is None else texts[len(rows)], harm)
-        added.append(one)
+        added.append(one if given is None else replace(one, equal=len(given) - len(x)))
         rows, have = torch.cat([rows, row]), have.and_class(x)
     counts = [len(x) for x in found]
     edit = {"added": list(pictures), "pictures": counts, "measured": [asdict(one) for one in added]}
@@ -150,7 +182,16 @@ def _features_of(session: Session, trained: Trained, name: str, given: Inputs | 
     if given is None:
         return torch.empty(0, trained.model.backbone.dim)
     given.store.decode = session.config.data.decode
-    return features(session, trained, given.store, Split(given.keys, [0] * len(given)), f"Features of {name}")
+    # A twin of the picture that is left out would stay in.
+    distinct = {_pixels(given.store, key): key for key in reversed(given.keys)}
+    keys = [key for key in given.keys if key in set(distinct.values())]
+    split = Split(keys, [0] * len(keys))
+    return features(session, trained.model.backbone, given.store, split, f"Features of {name}")
+
+
+def _pixels(store: Store, key: str) -> bytes:
+    image = store.image(key)
+    return digest(f"{image.size}".encode() + image.tobytes())
 
 
 def reads_text(trained: Trained) -> bool:
@@ -186,7 +227,7 @@ def _added(
     if not len(x):
         assert text is not None
         row = F.normalize(text.double(), dim=-1)[None]
-        return row, Added(name, 0, True, None, 100 * float(added_row.harm(old, row)))
+        return row, Added(name, 0, 0, True, None, 100 * float(added_row.harm(old, row)))
     made = added_row.fit(old, statistics, x, text, harm / 100)
     own = None if made.own is None else 100 * made.own
-    return made.row, Added(name, len(x), made.choice.text, own, 100 * float(added_row.harm(old, made.row)))
+    return made.row, Added(name, len(x), 0, made.choice.text, own, 100 * float(added_row.harm(old, made.row)))
