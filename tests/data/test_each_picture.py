@@ -12,7 +12,7 @@ from time import sleep
 
 import pytest
 
-from liftplus.data import each_picture
+from liftplus.data import each_picture, workers
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import Store
 from liftplus.data.each_picture import over
@@ -33,7 +33,7 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few pictures are enough for processes, and there are two cores."""
     monkeypatch.setattr(each_picture, "MANY", 2)
     monkeypatch.setattr(each_picture, "_CHUNK", 3)
-    monkeypatch.setattr(each_picture, "_cores", lambda: 2)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
 
 
 def named(store: Store, key: str) -> tuple[str, int]:
@@ -73,7 +73,7 @@ def test_a_killed_process_is_told(many: None) -> None:
 @pytest.mark.parametrize("alone", [True, False])
 def test_threads_where_none_can_be_forked(many: None, monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
     if alone:
-        monkeypatch.setattr(each_picture, "_cores", lambda: 1)
+        monkeypatch.setattr(workers, "cores", lambda: 1)
     else:
         monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
     assert {pid for _, pid in over(FolderStore("x"), list("abcdef"), named)} == {os.getpid()}
@@ -83,6 +83,6 @@ def test_the_same_findings_by_processes(faulty: Path, monkeypatch: pytest.Monkey
     dataset = load(DataConfig(source=str(faulty)))
     by_threads = inspect(dataset), unreadable(dataset)
     monkeypatch.setattr(each_picture, "MANY", 2)
-    monkeypatch.setattr(each_picture, "_cores", lambda: 2)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
     assert (inspect(dataset), unreadable(dataset)) == by_threads
     assert len(by_threads[0].duplicates) == 2 and len(by_threads[1]) == 3

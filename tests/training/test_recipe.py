@@ -215,7 +215,10 @@ def test_signs_of_a_poor_fit() -> None:
     assert said((2.0, 1.0, 0.98), 80.0) == []
     (worse,) = said((2.0, 1.0), 4.6)
     assert "ended below its own start: 4.6 % against 50.0 %" in worse and "Try lr=0.005." in worse
-    assert "gained little" in said((2.0, 1.0, 0.98), 51.0)[0]
+    assert (
+        "gained little: 50.0 % before it, 51.0 % after, on 400 val pictures with one crop"
+        in said((2.0, 1.0, 0.98), 51.0)[0]
+    )
     top = Snapshot("val", 100.0, 400, 60.0)
     assert signs.of_training(settings, (2.0, 1.0, 0.98), top, Snapshot("val", 100.0, 400, 90.0)) == []
     assert "still falling" in said((2.0, 1.0), 80.0)[0] and "epochs=10" in said((2.0, 1.0), 80.0)[0]
@@ -262,6 +265,10 @@ def test_minutes_choose_the_epochs_and_leave_the_model_as_it_was(
     assert chosen.train.epochs == 21 and seconds == pytest.approx(19 * 0.1 * 21 + 1)
     assert recipe.sentences(chosen, dataset, seconds)[0].startswith(
         "19 training pictures, 3 classes: batch 128, 21 epochs, lr 0.02, head_init semantic, about 41 s."
+    )
+    untrained = chosen.model_copy(update={"train": chosen.train.model_copy(update={"epochs": 0})})
+    assert recipe.sentences(untrained, dataset)[0].startswith(
+        "19 training pictures, 3 classes: head_init semantic. recipe=paper"
     )
     with pytest.raises(UserError, match=r"One epoch takes 1.9 s here and the test 1 s, which train.minutes=1 has no"):
         recipe.timed(settings, dataset, model, CPU, began=42.0)

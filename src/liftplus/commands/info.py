@@ -33,7 +33,7 @@ def info(
     """List what there is, or show a backbone's tuners and count parameters, without loading weights."""
     if find is not None:
         _backbones(find, as_json)
-    elif backbone is None and data is None and not overrides:
+    elif backbone is None and data is None and not overrides and method == "lift+":
         _parts(as_json)
     else:
         from liftplus import describe

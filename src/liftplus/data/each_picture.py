@@ -7,7 +7,6 @@ would begin by running the user's script again.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +43,7 @@ def over(store: Store, keys: Sequence[str], work: Work[_Found], progress: Progre
         UserError: a process was killed.
     """
     # A store that draws its pictures may not be safe to call from several threads.
-    count = min(_cores(), 8) if isinstance(store, ByteStore) else 1
+    count = min(workers.cores(), 8) if isinstance(store, ByteStore) else 1
     with _pool(store, keys, work, count) as pool:
         starts = iter(range(0, len(keys), _CHUNK))
         done, waiting = 0, deque(_submitted(pool, islice(starts, 3 * count)))
@@ -108,10 +107,6 @@ def _has_locks() -> bool:
     except (ImportError, OSError):
         return False
     return True
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _given: list[tuple[Store, Sequence[str], Work[Any]]] = []  # in a forked process: what it works on

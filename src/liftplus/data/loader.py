@@ -23,7 +23,7 @@ from liftplus.data.images import UnreadableImage
 from liftplus.data.pictures import Picture
 from liftplus.data.stores import ArrayStore
 from liftplus.data.transforms import Augment, progress_of
-from liftplus.data.workers import asked_to_end_later, leave_unguarded, lost, refuse_nameless_script, settle
+from liftplus.data.workers import asked_to_end_later, cores, leave_unguarded, lost, refuse_nameless_script, settle
 from liftplus.errors import UserError
 from liftplus.machine.parallel import ALONE, Job
 
@@ -207,8 +207,7 @@ def auto_workers(store: Store) -> int:
     """
     if isinstance(store, ArrayStore):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+    return min(16, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
 class Loader:

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from liftplus.data import documents
+from liftplus.data import documents, workers
 from liftplus.data.dataset import DataSet, Table
 from liftplus.data.identity import Trace, identity
 from liftplus.data.images import UnreadableImage, decode
@@ -252,7 +252,7 @@ def _fill(folder: Path, dataset: DataSet, recipe: Recipe, done: _Done, advance: 
 
 def _copies(dataset: DataSet, split: str, recipe: Recipe, first: int) -> Iterator[tuple[bytes, str]]:
     """The new file of each picture from `first` on with its ending; threads, as Pillow leaves the interpreter free."""
-    threads = min(os.cpu_count() or 1, 16)
+    threads = min(workers.cores(), 16)
     keys = islice(dataset.splits[split].keys, first, None)
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(keys, 16 * threads)):

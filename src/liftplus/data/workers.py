@@ -15,6 +15,11 @@ from functools import partial
 from liftplus.errors import UserError
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def settle(_worker: int) -> None:
     """Tie a worker to the main process, which alone decides when to stop.
 

@@ -159,6 +159,8 @@ def sentences(config: RunConfig, dataset: DataSet, seconds: float | None = None)
         "train.lr": f"lr {train.lr:.2g}",
         "head_init": f"head_init {config.head_init.name}",
     }
+    if not train.epochs:  # the others are of training
+        parts = {"head_init": parts["head_init"]}
     if not config.automatic or not parts.keys() & set(config.automatic):
         return []
     chosen = ", ".join(text for key, text in parts.items() if key in config.automatic or key == "train.epochs")

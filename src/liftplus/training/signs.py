@@ -78,7 +78,7 @@ def of_training(config: RunConfig, losses: Sequence[float], before: Snapshot, af
         if before.held_out < 100 and after.held_out - before.held_out <= noise:
             said.append(
                 f"Training gained little: {before.held_out:.1f} % before it, {after.held_out:.1f} % after, on "
-                f"{counted(after.pictures, f'{after.split} picture')}. Try another --backbone."
+                f"{counted(after.pictures, f'{after.split} picture')} with one crop. Try another --backbone."
             )
     if len(losses) > 1 and losses[-2] - losses[-1] > FALLING * losses[-1]:
         said.append(f"The loss was still falling ({losses[-2]:.3g} to {losses[-1]:.3g} in the last epoch). {more}")
