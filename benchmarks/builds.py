@@ -31,7 +31,7 @@ given = json.loads(sys.argv[1])
 sys.path[:0] = [given["tree"] + "/benchmarks", given["tree"] + "/src"]
 import torch
 import contenders, evaluation
-from liftplus.data.transforms import Evaluation
+from liftplus import config
 runtime = contenders.runtime
 if given["threads"]:
     torch.set_num_threads(given["threads"])
@@ -46,7 +46,8 @@ if given["what"] == "step":
     batch = contenders.batch_of(work, device)
     once = contenders.plain(work, batch) if plain else contenders.ours(work, chosen, batch)
 else:
-    data, settings = contenders.dataset(work.classes, work.batch), Evaluation(tte=True, batch_size=work.batch)
+    data = contenders.dataset(work.classes, work.batch)
+    settings = config.resolve(overrides=["tte=true", f"evaluation.batch_size={work.batch}"]).evaluation
     if plain:
         once = evaluation.plain(work, device, data, settings)
     else:

@@ -25,9 +25,9 @@ import harness
 from contenders import MODELS, Work
 from harness import FP16, FP32, OURS
 from liftplus.backbones.normalise import Normalise
+from liftplus.config import EvaluationConfig
 from liftplus.data.dataset import DataSet, Split, Store
 from liftplus.data.loader import Batch, FixedView, Loader
-from liftplus.data.transforms import Evaluation
 from liftplus.evaluation import inference
 from liftplus.evaluation.inference import SplitReader
 from liftplus.machine import runtime
@@ -70,7 +70,7 @@ def resident(device: torch.device) -> Callable[..., Any]:
     return Resident
 
 
-def ours(work: Work, chosen: runtime.Runtime, data: DataSet, evaluation: Evaluation) -> Callable[[], object]:
+def ours(work: Work, chosen: runtime.Runtime, data: DataSet, evaluation: EvaluationConfig) -> Callable[[], object]:
     model, loader = contenders.our_model(work, chosen, data), resident(chosen.device)
     reader = SplitReader(data.store, data.splits["test"], workers=0)
 
@@ -82,7 +82,7 @@ def ours(work: Work, chosen: runtime.Runtime, data: DataSet, evaluation: Evaluat
 
 
 def plain(
-    work: Work, device: torch.device, data: DataSet, evaluation: Evaluation, dtype: torch.dtype | None = None
+    work: Work, device: torch.device, data: DataSet, evaluation: EvaluationConfig, dtype: torch.dtype | None = None
 ) -> Callable[[], object]:
     """No gradients, mean logits over the crops, the best five classes: the loop that one writes first."""
     model = contenders.plain_classifier(work, device)
@@ -113,7 +113,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     record = harness.about(args, chosen) | {"work": work.shown | {"images": images}}
     record |= {"peak": harness.peak(args, chosen), "rows": []}
     for crops in args.crops:
-        evaluation = Evaluation(tte=crops == 5, batch_size=args.batch)
+        evaluation = EvaluationConfig(tte=crops == 5, batch_size=args.batch)
         useful = float(images * crops * a_crop)
         runners = [
             harness.Contender(OURS, ours(work, chosen, data, evaluation), images, useful),

@@ -14,9 +14,9 @@ from liftplus import registry
 from liftplus.backbones import clip
 from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import TextEncoder, centred
+from liftplus.config import EvaluationConfig
 from liftplus.data.dataset import Split
 from liftplus.data.stores import ArrayStore
-from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import SplitReader, predict
 from liftplus.machine.runtime import choose
@@ -253,7 +253,7 @@ class Counted:
 def test_evaluation_encodes_class_prompts_once(centre: bool) -> None:
     model = classifier(SEVERAL, centre=centre)
     pictures = torch.randint(0, 256, (9, 20, 20, 3), dtype=torch.uint8).numpy()
-    split, evaluation = Split(list(range(9)), [0] * 9), Evaluation(batch_size=2, tte=False, top_k=7)
+    split, evaluation = Split(list(range(9)), [0] * 9), EvaluationConfig(batch_size=2, tte=False, top_k=7)
     counted = Counted(model)
     found = read(model, pictures, split, evaluation)
     assert counted.times == 1
@@ -264,7 +264,7 @@ def test_evaluation_encodes_class_prompts_once(centre: bool) -> None:
     assert torch.equal(found.probabilities, again.probabilities)
 
 
-def read(model: nn.Module, pictures: Any, split: Split, evaluation: Evaluation) -> Any:
+def read(model: nn.Module, pictures: Any, split: Split, evaluation: EvaluationConfig) -> Any:
     facts = clip_backbone().facts
     return predict(model, SplitReader(ArrayStore(pictures), split, workers=0), evaluation, facts, CPU)
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from liftplus.backbones.base import Facts
+from liftplus.config import EvaluationConfig
 from liftplus.data.transforms import (
     MDA,
     MIN_AREA,
     CentreCrop,
-    Evaluation,
     FiveCrops,
     LiftAugment,
     NoAugment,
@@ -118,15 +118,15 @@ def test_centre_crop() -> None:
 
 def test_one_crop_of_a_larger_picture() -> None:
     facts = Facts(40, (0.5,) * 3, (0.5,) * 3)
-    view = crops(Evaluation(one_crop_expand=24), facts)(ramp(100, 64))
+    view = crops(EvaluationConfig(one_crop_expand=24), facts)(ramp(100, 64))
     assert (int(view[0, 0, 0, 0]), int(view[0, 1, 0, 0])) == (30, 12), "the central one of the five below"
-    assert crops(Evaluation(), facts) == CentreCrop(40)
-    assert crops(Evaluation(one_crop_expand=0), facts)(ramp(40, 40))[0, 0, 0].tolist() == list(range(40))
+    assert crops(EvaluationConfig(), facts) == CentreCrop(40)
+    assert crops(EvaluationConfig(one_crop_expand=0), facts)(ramp(40, 40))[0, 0, 0].tolist() == list(range(40))
 
 
 def test_five_crops_without_a_margin() -> None:
     """The papers test a margin of 0 too: of a square all five are the same, of a longer picture they differ."""
-    assert Evaluation(expand=0).expand == 0
+    assert EvaluationConfig(expand=0).expand == 0
     square, long = FiveCrops(40, 0)(ramp(40, 40)), FiveCrops(40, 0)(ramp(60, 40))
     assert all(torch.equal(one, square[0]) for one in square)
     assert [int(one[0, 0, 0]) for one in long] == [0, 20, 0, 20, 10]

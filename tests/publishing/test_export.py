@@ -16,10 +16,9 @@ from PIL import Image, ImageOps
 import liftplus
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone, BackboneConfig
-from liftplus.config import resolve
+from liftplus.config import EvaluationConfig, resolve
 from liftplus.data.dataset import Split
 from liftplus.data.stores import FolderStore
-from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import SplitReader, collect, crops
 from liftplus.machine import runtime
@@ -78,7 +77,7 @@ def noise(run: Trained, count: int = 5, *, five: bool = False) -> torch.Tensor:
 def test_graph_is_pytorch(backbone: str, tuner: str, form: Any, five: bool, tmp_path: Path) -> None:
     run = trained(backbone_of(backbone), tuner)
     images = noise(run, five=five)
-    asked = Evaluation(tte=five, prior="training")
+    asked = EvaluationConfig(tte=five, prior="training")
     parity = export.export(run, tmp_path / "new" / f"m.{form}", form, images, Silent(), asked)
     tmp_path = tmp_path / "new"
     assert parity.holds and parity.images == 5 and parity.agree == 1 and parity.deviation > 0.1
@@ -117,7 +116,7 @@ def test_a_graph_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Classifier, "merge", wrong)
     with pytest.raises(UserError, match="was not kept"):
-        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), Evaluation())
+        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), EvaluationConfig())
     assert not list(tmp_path.iterdir())
 
 
@@ -180,9 +179,9 @@ def test_on_100_photographs(name: str, tuner: str, tmp_path: Path) -> None:
         archive.extractall(tmp_path / "photos")
     files = sorted(map(str, (tmp_path / "photos").rglob("*.JPEG")))
     run = trained(real(name), tuner, 100)
-    images = export.views(FolderStore(""), Split(files, [0] * 100), Evaluation(), run, 100)
+    images = export.views(FolderStore(""), Split(files, [0] * 100), EvaluationConfig(), run, 100)
     assert len(images) == 100
-    parity = export.export(run, tmp_path / "m.onnx", "onnx", images, Silent(), Evaluation())
+    parity = export.export(run, tmp_path / "m.onnx", "onnx", images, Silent(), EvaluationConfig())
     print(name, tuner, parity)
     assert parity.difference <= 1e-4 and parity.merging <= 1e-4 and parity.agree == 1
     assert parity.deviation > 0.1
@@ -196,10 +195,10 @@ def test_pictures_are_the_tests_own_cut(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes(b"no picture")
     files = [str(tmp_path / f"{k}.png") for k in range(3)]
     split = Split(files, [0, 0, 0])
-    assert export.views(FolderStore(""), split, Evaluation(), run, 100).shape == (2, 3, 15, 15)
-    assert export.views(FolderStore(""), split, Evaluation(tte=True), run, 1).shape == (1, 5, 3, 15, 15)
+    assert export.views(FolderStore(""), split, EvaluationConfig(), run, 100).shape == (2, 3, 15, 15)
+    assert export.views(FolderStore(""), split, EvaluationConfig(tte=True), run, 1).shape == (1, 5, 3, 15, 15)
     with pytest.raises(UserError, match="--check"):
-        export.views(FolderStore(""), Split(files[2:], [0]), Evaluation(), run, 100)
+        export.views(FolderStore(""), Split(files[2:], [0]), EvaluationConfig(), run, 100)
 
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
@@ -209,16 +208,16 @@ CUT = re.search(r"^crops, crop, short = .*^images = .*?$", PAGE.read_text(encodi
 @pytest.mark.parametrize(
     "evaluation",
     [
-        Evaluation(),
-        Evaluation(one_crop_expand=0),
-        Evaluation(one_crop_expand=5),
-        Evaluation(tte=True),
-        Evaluation(tte=True, expand=7, one_crop_expand=0),
+        EvaluationConfig(),
+        EvaluationConfig(one_crop_expand=0),
+        EvaluationConfig(one_crop_expand=5),
+        EvaluationConfig(tte=True),
+        EvaluationConfig(tte=True, expand=7, one_crop_expand=0),
     ],
     ids=str,
 )
 def test_the_written_recipe_gives_the_logits_of_testing(
-    evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluation: EvaluationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The page's own lines cut pictures by what the file says; the graph's module then gives what testing computes."""
     run = trained(backbone_of("timm_vit"), "lora")
@@ -305,7 +304,7 @@ def refused_export(error: Exception, form: Any, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torch.onnx if form == "onnx" else torch.export, "export", fails)
     run = trained(backbone_of("timm_vit"), "lora")
     with pytest.raises(UserError) as told:
-        export.export(run, tmp_path / f"m.{form}", form, noise(run), Silent(), Evaluation())
+        export.export(run, tmp_path / f"m.{form}", form, noise(run), Silent(), EvaluationConfig())
     assert not list(tmp_path.iterdir())
     return str(told.value)
 
@@ -363,7 +362,7 @@ def test_a_full_disk_is_no_matter_of_the_exporter(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(torch.export, "save", full)
     with pytest.raises(OSError, match="No space"):
-        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), Evaluation())
+        export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), EvaluationConfig())
 
 
 @pytest.mark.slow
@@ -377,5 +376,5 @@ def test_hiera_has_no_onnx_but_a_pt2(tmp_path: Path) -> None:
             "onnx",
             noise(trained(trunk, "bitfit"), 2),
             Silent(),
-            Evaluation(),
+            EvaluationConfig(),
         )

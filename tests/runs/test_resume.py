@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from liftplus import api, config
+from liftplus.config import EvaluationConfig
 from liftplus.data import sources
-from liftplus.data.transforms import Evaluation
 from liftplus.errors import DivergedError, UserError
 from liftplus.evaluation.inference import best
 from liftplus.machine import disk, runtime, stopping
@@ -498,7 +498,7 @@ def test_numbers_that_are_not_finite_are_never_written_and_give_no_answer(tmp_pa
         with pytest.raises(DivergedError, match=r"1 weight is not finite or beyond all use, first b"):
             checkpoint.write_tensors(tmp_path / "x", {"a": torch.ones(2), "b": torch.tensor([1, value])}, {"format": 2})
         with pytest.raises(DivergedError, match=r"not finite for 1 of 2 pictures.*lower train\.lr"):
-            best(torch.tensor([[0.0, 1.0], [value, 0.0]]), Evaluation(), CPU, 2)
+            best(torch.tensor([[0.0, 1.0], [value, 0.0]]), EvaluationConfig(), CPU, 2)
     with pytest.raises(DivergedError, match="1 weight is not finite or beyond all use, first a"):
         checkpoint.write_tensors(tmp_path / "x", {"a": torch.full((4,), 1e30)}, {"format": 2})
     assert list(tmp_path.iterdir()) == []

@@ -2,11 +2,12 @@
 
 from liftplus.config.overrides import after_training, changed, full_key, locate, placed
 from liftplus.config.presets import AUTOMATIC, replaced, resolve
-from liftplus.config.schema import PARTS, RunConfig, TrainConfig, flat, from_dict, saved
+from liftplus.config.schema import PARTS, EvaluationConfig, RunConfig, TrainConfig, flat, from_dict, saved
 
 __all__ = [
     "AUTOMATIC",
     "PARTS",
+    "EvaluationConfig",
     "RunConfig",
     "TrainConfig",
     "after_training",

@@ -11,7 +11,7 @@ from liftplus import registry
 from liftplus.backbones.base import BackboneConfig
 from liftplus.data.config import DataConfig
 from liftplus.data.samplers import Instance, Sampler
-from liftplus.data.transforms import MDA, Augment, Evaluation
+from liftplus.data.transforms import MDA, Augment
 from liftplus.errors import UserError
 from liftplus.model.head_init import HeadInit, Semantic
 from liftplus.model.heads import Cosine, Head
@@ -97,6 +97,23 @@ class TrainConfig(BaseModel):
     """Minutes between saves of the run's state; it is saved at the end of each epoch too."""
 
 
+class EvaluationConfig(registry.Component):
+    """How pictures are cut for testing: the `evaluation.*` keys."""
+
+    tte: bool = False
+    """Test-time ensembling: the mean of the logits over five crops."""
+    expand: int = Field(default=24, ge=0)
+    """Pixels by which the short side exceeds the input size under TTE; best no multiple of the patch size."""
+    one_crop_expand: int | None = Field(default=None, ge=0)
+    """Pixels by which the short side exceeds the input size with one crop; None for a seventh of that size."""
+    batch_size: int = Field(default=128, ge=1)
+    """Images a batch (five crops each under TTE)."""
+    top_k: int = Field(default=5, ge=1)
+    """Classes kept for each image in predictions."""
+    prior: str = "as_trained"
+    """How often classes come in use: as_trained (logits as they are), training, uniform, or a JSON file of counts."""
+
+
 class RunConfig(BaseModel):
     """Everything that defines a run."""
 
@@ -133,7 +150,7 @@ class RunConfig(BaseModel):
     loss: Annotated[SerializeAsAny[Loss], _part("loss")] = LogitAdjusted()
     sampler: Annotated[SerializeAsAny[Sampler], _part("sampler")] = Instance()
     train: TrainConfig = TrainConfig()
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` reads back; components carry their name."""

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
 from liftplus.data.pictures import Box, Picture, PillowPicture
@@ -137,23 +136,6 @@ class NoAugment(Augment):
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         return left, top, left + side, top + side
-
-
-class Evaluation(Component):
-    """How pictures are cut for testing: the `evaluation.*` keys."""
-
-    tte: bool = False
-    """Test-time ensembling: the mean of the logits over five crops."""
-    expand: int = Field(default=24, ge=0)
-    """Pixels by which the short side exceeds the input size under TTE; best no multiple of the patch size."""
-    one_crop_expand: int | None = Field(default=None, ge=0)
-    """Pixels by which the short side exceeds the input size with one crop; None for a seventh of that size."""
-    batch_size: int = Field(default=128, ge=1)
-    """Images a batch (five crops each under TTE)."""
-    top_k: int = Field(default=5, ge=1)
-    """Classes kept for each image in predictions."""
-    prior: str = "as_trained"
-    """How often classes come in use: as_trained (logits as they are), training, uniform, or a JSON file of counts."""
 
 
 class Crops(Protocol):

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone, in_precision
 from liftplus.backbones.text import ClassTexts, TextEncoder, nested
+from liftplus.config import EvaluationConfig
 from liftplus.data.identity import identity
 from liftplus.data.loader import Batch
 from liftplus.data.pictures import Picture
-from liftplus.data.transforms import Augment, Crops, Evaluation
+from liftplus.data.transforms import Augment, Crops
 from liftplus.evaluation.inference import SplitReader, TopK, best, collect, crops, predict
 from liftplus.machine.parallel import ALONE, Job
 from liftplus.machine.paths import cache_folder
@@ -322,7 +323,7 @@ class FeatureLoader:
 
 
 def predict_once(
-    model: Classifier, reader: SplitReader, evaluation: Evaluation, runtime: Runtime, cache: Cache
+    model: Classifier, reader: SplitReader, evaluation: EvaluationConfig, runtime: Runtime, cache: Cache
 ) -> TopK:
     """`inference.predict`, with the features of a bare backbone kept: the same bits."""
     facts = model.backbone.facts

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from liftplus.backbones.base import Facts
 from liftplus.backbones.normalise import Normalise
+from liftplus.config import EvaluationConfig
 from liftplus.data.dataset import Split, Store
 from liftplus.data.loader import FixedView, Loader
-from liftplus.data.transforms import CentreCrop, Crops, Evaluation, FiveCrops
+from liftplus.data.transforms import CentreCrop, Crops, FiveCrops
 from liftplus.errors import DivergedError
 from liftplus.evaluation.metrics import Metrics, accuracies, ranked
 from liftplus.machine.progress import Progress, Silent
@@ -33,14 +34,14 @@ class TopK:
     probabilities: Tensor
 
 
-def crops(evaluation: Evaluation, facts: Facts) -> CentreCrop | FiveCrops:
+def crops(evaluation: EvaluationConfig, facts: Facts) -> CentreCrop | FiveCrops:
     """The test-time cut that the options ask for."""
     if evaluation.tte:
         return FiveCrops(facts.image_size, evaluation.expand, facts.interpolation)
     return CentreCrop(facts.image_size, facts.interpolation, evaluation.one_crop_expand)
 
 
-def coinciding_grids(evaluation: Evaluation, facts: Facts) -> str | None:
+def coinciding_grids(evaluation: EvaluationConfig, facts: Facts) -> str | None:
     """A warning where the five crops would share one patch grid, which takes most of the gain away."""
     patch = facts.patch_size
     if not evaluation.tte or patch is None or evaluation.expand % patch:
@@ -130,7 +131,9 @@ def _outputs(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, reader: SplitReader, evaluation: Evaluation, facts: Facts, runtime: Runtime) -> TopK:
+def predict(
+    model: nn.Module, reader: SplitReader, evaluation: EvaluationConfig, facts: Facts, runtime: Runtime
+) -> TopK:
     """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
     logits = _outputs(model, reader, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
     if reader.unreadable is not None:
@@ -139,7 +142,7 @@ def predict(model: nn.Module, reader: SplitReader, evaluation: Evaluation, facts
     return best(logits, evaluation, runtime, len(reader.split))
 
 
-def best(logits: Tensor, evaluation: Evaluation, runtime: Runtime, count: int) -> TopK:
+def best(logits: Tensor, evaluation: EvaluationConfig, runtime: Runtime, count: int) -> TopK:
     """Top-k classes and probabilities of all `count` images, from the logits of this process's part [n, C].
 
     Raises:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from liftplus.backbones.normalise import Normalise
+from liftplus.config import EvaluationConfig
 from liftplus.data.dataset import Split, Store
 from liftplus.data.images import UnreadableImage
-from liftplus.data.transforms import Evaluation
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
 from liftplus.evaluation.inference import crops
@@ -91,7 +91,7 @@ def required(form: Format) -> None:
         raise UserError(f"Exporting to ONNX needs {', '.join(missing)}. Install: pip install 'liftplus[onnx]'.")
 
 
-def views(store: Store, split: Split, evaluation: Evaluation, trained: Trained, most: int) -> Tensor:
+def views(store: Store, split: Split, evaluation: EvaluationConfig, trained: Trained, most: int) -> Tensor:
     """Pictures as the graph takes them, fp32 [n, 3, R, R] or [n, 5, 3, R, R]: at most so many of the split."""
     cut = crops(evaluation, trained.model.backbone.facts)
     chosen = range(0, len(split), max(1, len(split) // most))
@@ -109,7 +109,7 @@ def views(store: Store, split: Split, evaluation: Evaluation, trained: Trained, 
 
 @torch.no_grad()
 def export(
-    trained: Trained, out: Path, form: Format, images: Tensor, progress: Progress, evaluation: Evaluation
+    trained: Trained, out: Path, form: Format, images: Tensor, progress: Progress, evaluation: EvaluationConfig
 ) -> Parity:
     """Write the graph and, beside it, FILE.json with class names and input; what fails the comparison is not kept.
 
@@ -150,7 +150,7 @@ def export(
     return parity
 
 
-def description(trained: Trained, evaluation: Evaluation, kept: list[str]) -> dict[str, Any]:
+def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str]) -> dict[str, Any]:
     """What a program has to know to use the graph."""
     facts = trained.model.backbone.facts
     cut = crops(evaluation, facts)

@@ -166,10 +166,10 @@ class Experiment:
 
 def _tests_only(setting: str) -> bool:
     """Whether a key=value pair changes testing alone."""
-    from liftplus.data.transforms import Evaluation  # here, as it imports PyTorch, which a list of names does without
+    from liftplus.config import EvaluationConfig  # here, as it imports PyTorch, which a list of names does without
 
     key = setting.partition("=")[0]
-    return key.startswith("evaluation.") or (key in Evaluation.model_fields and key != "batch_size")
+    return key.startswith("evaluation.") or (key in EvaluationConfig.model_fields and key != "batch_size")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from liftplus.config import RunConfig, from_dict, saved
+from liftplus.config import EvaluationConfig, RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
-from liftplus.data.transforms import Evaluation
 from liftplus.errors import InUseError, UserError
 from liftplus.machine import disk
 from liftplus.runs import changes, execution, testing
@@ -82,7 +81,7 @@ def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -
     return metrics(folder)
 
 
-def test_folder(folder: Path, evaluation: Evaluation) -> Path:
+def test_folder(folder: Path, evaluation: EvaluationConfig) -> Path:
     """Where a run's test of these settings lies: in its folder if they are the run's own, else in a folder inside."""
     own = disk.read_json(folder / changes.CONFIG, "config")["config"]["evaluation"]
     wanted = evaluation.model_dump(mode="json")
