@@ -31,43 +31,53 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_train_eval_predict(photos: Path, command: Command, tmp_path: Path) -> None:
+WRITTEN = {
+    ".lock",
+    "config.json",
+    "model.safetensors",
+    "metrics.json",
+    "per_class.csv",
+    "confusion.csv",
+    "predictions.csv",
+    "log.jsonl",
+}
+
+
+@pytest.fixture
+def trained(photos: Path, command: Command, tmp_path: Path) -> Path:
     ended = command("train", "--data", photos, "--out", "run", *QUICK)
     assert ended.code == 0, ended.err
     assert "overall" in ended.out and "Files are in run" in ended.out
-    run = tmp_path / "run"
-    written = {
-        ".lock",
-        "config.json",
-        "model.safetensors",
-        "metrics.json",
-        "per_class.csv",
-        "confusion.csv",
-        "predictions.csv",
-        "log.jsonl",
-    }
-    assert {file.name for file in run.iterdir()} == written
-    about = json.loads((run / "config.json").read_text())
+    return tmp_path / "run"
+
+
+def test_files_of_a_run(trained: Path) -> None:
+    assert {file.name for file in trained.iterdir()} == WRITTEN
+    about = json.loads((trained / "config.json").read_text())
     assert about["config"]["seed"] == 0 and "torch" in about["versions"] and len(about["backbone_identity"]) == 64
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["images"] == 6 and metrics["many"] is None and metrics["few"] == pytest.approx(metrics["overall"])
-    assert [(r["name"], r["train_images"], r["group"]) for r in rows(run / "per_class.csv")] == [
+    assert [(r["name"], r["train_images"], r["group"]) for r in rows(trained / "per_class.csv")] == [
         ("blue sky", "2", "few"),
         ("green hill", "5", "few"),
         ("red square", "12", "few"),
     ]
-    assert sum(int(r["images"]) for r in rows(run / "confusion.csv")) == 6
-    assert len((run / "log.jsonl").read_text().splitlines()) == 1
+    assert sum(int(r["images"]) for r in rows(trained / "confusion.csv")) == 6
+    assert len((trained / "log.jsonl").read_text().splitlines()) == 1
 
+
+def test_eval_and_predict_give_what_training_measured(
+    trained: Path, photos: Path, command: Command, tmp_path: Path
+) -> None:
     ended = command("eval", "run", "--json")
     assert ended.code == 0, ended.err
-    assert json.loads(ended.out)["overall"] == metrics["overall"]
-    assert rows(run / "eval" / "predictions.csv") == rows(run / "predictions.csv")
+    assert json.loads(ended.out)["overall"] == json.loads((trained / "metrics.json").read_text())["overall"]
+    assert rows(trained / "eval" / "predictions.csv") == rows(trained / "predictions.csv")
 
     ended = command("predict", "run", photos / "test", "--out", "guesses.csv")
     assert ended.code == 0, ended.err
     guesses = {Path(r["path"]).relative_to(photos).as_posix(): r for r in rows(tmp_path / "guesses.csv")}
-    for row in rows(run / "predictions.csv"):
+    for row in rows(trained / "predictions.csv"):
         guess = guesses[row["path"]]
         assert guess["class_1"] == row["predicted"]
         assert float(guess["probability_1"]) == pytest.approx(float(row["probability"]), abs=2e-3)

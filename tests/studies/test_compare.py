@@ -59,19 +59,7 @@ def test_runs_are_made_reused_and_refused(photos: Path, command: Command, tmp_pa
         for seed in (0, 1)
         for method, tte in (("lift+", False), ("lift+", True), ("full:lr=0.003", False))
     ]
-    for row in found["rows"]:
-        metrics = json.loads((tmp_path / row["folder"] / "metrics.json").read_text())
-        assert sys.platform != "linux" or row["peak_memory_bytes"] > 50 * 2**20
-        assert metrics["overall"] == row["overall"] and metrics["evaluation"]["tte"] == row["tte"]
-    for line in found["summary"]:
-        values = [r["overall"] for r in found["rows"] if (r["method"], r["tte"]) == (line["method"], line["tte"])]
-        assert line["runs"] == 2 and line["overall"]["mean"] == pytest.approx(sum(values) / 2)
-        assert line["overall"]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-    pairs = {(one["a"], one["b"]) for one in found["differences"]}
-    assert pairs == {("lift+", "lift+ (five crops)"), ("lift+", "full:lr=0.003")}
-    overall = next(one for one in found["differences"] if one["key"] == "overall" and one["b"] == "full:lr=0.003")
-    means = {line["method"]: line["overall"]["mean"] for line in found["summary"] if not line["tte"]}
-    assert overall["points"] == pytest.approx(means["lift+"] - means["full:lr=0.003"])
+    check_summary(found, tmp_path)
     with (out / "compare.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
     assert [(line["method"], line["crops"]) for line in table] == [
@@ -87,6 +75,23 @@ def test_runs_are_made_reused_and_refused(photos: Path, command: Command, tmp_pa
     refused(command(*given, "--seeds", 2, *QUICK[1:], "epochs=2"), "holds a run with other settings", "train.epochs")
     (photos / "test" / "blue sky" / "0.png").unlink()
     refused(command(*given, "--seeds", 2, *QUICK), "the test split has other images")
+
+
+def check_summary(found: dict[str, Any], folder: Path) -> None:
+    """Rows are those of the runs' files, and means, spreads and differences are of the rows."""
+    for row in found["rows"]:
+        metrics = json.loads((folder / row["folder"] / "metrics.json").read_text())
+        assert sys.platform != "linux" or row["peak_memory_bytes"] > 50 * 2**20
+        assert metrics["overall"] == row["overall"] and metrics["evaluation"]["tte"] == row["tte"]
+    for line in found["summary"]:
+        values = [r["overall"] for r in found["rows"] if (r["method"], r["tte"]) == (line["method"], line["tte"])]
+        assert line["runs"] == 2 and line["overall"]["mean"] == pytest.approx(sum(values) / 2)
+        assert line["overall"]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    pairs = {(one["a"], one["b"]) for one in found["differences"]}
+    assert pairs == {("lift+", "lift+ (five crops)"), ("lift+", "full:lr=0.003")}
+    overall = next(one for one in found["differences"] if one["key"] == "overall" and one["b"] == "full:lr=0.003")
+    means = {line["method"]: line["overall"]["mean"] for line in found["summary"] if not line["tte"]}
+    assert overall["points"] == pytest.approx(means["lift+"] - means["full:lr=0.003"])
 
 
 def test_a_failed_method_ends_no_comparison(photos: Path, command: Command, tmp_path: Path) -> None:
