@@ -30,6 +30,12 @@ class DataConfig(BaseModel):
     """File of class names: one per line in label order, "id: name" lines, or a CSV / JSON / TOML from id to name."""
     level: Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"] | None = None
     """Taxonomy level that serves as the class, for iNaturalist's annotations; None: its categories."""
+    boxes: bool = False
+    """Whether each box of COCO's or LVIS's annotations is a picture of its class; boxes of one image share a split."""
+    box_margin: float = Field(default=0.0, ge=0, le=1)
+    """Share of a box's width and height that is added on each side, as far as the image goes."""
+    box_least: int = Field(default=16, ge=1)
+    """Pixels of the shorter side under which a box is left out."""
     imbalance_ratio: float | None = Field(default=None, ge=1)
     """Largest over smallest class size to cut an artificial long tail to (CIFAR-LT, openmoji_lt)."""
     val_share: float = Field(default=0.0, ge=0, lt=1)

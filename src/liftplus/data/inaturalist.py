@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ LEVELS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 """Of the taxonomy, the highest first."""
 
 
-def read(paths: Mapping[str, Path], level: str | None = None, asked: Collection[str] = ("train",)) -> Table:
+Rows = Callable[[dict[str, Any], Path], list[tuple[str, str]]]
+"""What makes (key, category id) pairs of an annotation file."""
+
+
+def read(
+    paths: Mapping[str, Path],
+    level: str | None = None,
+    asked: Collection[str] = ("train",),
+    rows_of: Rows | None = None,
+) -> Table:
     """The table of one annotation file a split; category ids stay the class ids.
 
     Args:
@@ -26,6 +35,7 @@ def read(paths: Mapping[str, Path], level: str | None = None, asked: Collection[
         level: a taxonomy level whose names become the classes instead; a `categories.json` beside the
             training file is asked where the annotations do not hold it.
         asked: splits that must have annotations; others are left out without them, as a competition's test file is.
+        rows_of: what a row is; by default a picture and its category.
     """
     documents = {split: _document(path) for split, path in paths.items()}
     bare = [split for split, document in documents.items() if split not in asked and not document.get("annotations")]
@@ -37,7 +47,7 @@ def read(paths: Mapping[str, Path], level: str | None = None, asked: Collection[
     extra = paths["train"].with_name("categories.json")
     if os.path.isfile(extra):
         categories.update(_categories(_json(extra), extra))
-    rows = {split: _rows(document, paths[split]) for split, document in documents.items()}
+    rows = {split: (rows_of or _rows)(document, paths[split]) for split, document in documents.items()}
     used = {label for pairs in rows.values() for _, label in pairs}
     unknown = sorted_ids(used - set(categories))
     if unknown:
@@ -54,7 +64,7 @@ def _without_class(documents: Mapping[str, dict[str, Any]], paths: Mapping[str, 
     notes: tuple[str, ...] = ()
     for split, document in documents.items():
         named = {note["image_id"] for note in document["annotations"]}
-        bare = [str(image["file_name"]) for image in document["images"] if image["id"] not in named]
+        bare = [str(image.get("file_name", image["id"])) for image in document["images"] if image["id"] not in named]
         if bare:
             notes += (
                 f"{counted(len(bare), 'picture')} of {paths[split].name} {agreeing(len(bare), 'has', 'have')} no "

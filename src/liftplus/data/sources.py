@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import cast
 
 from liftplus.data import (
+    boxes,
     cifar,
     class_names,
     documents,
@@ -23,6 +24,7 @@ from liftplus.data import (
     splits,
     tables,
     tree,
+    unused,
 )
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split, Store, Table, listing, sorted_ids
@@ -67,7 +69,7 @@ def load(
     Raises:
         UserError: it does not exist, is incomplete or contradicts itself.
     """
-    _refuse_unused(config)
+    unused.refuse(config, made=("openmoji_lt", *_CIFAR), benchmarks=_LISTS, listed=_LISTED)
     dataset = dataclasses.replace(_read(config, for_testing), config=config)
     dataset.store.decode = config.decode
     return without_unreadable(dataset, progress) if config.unreadable == "skip" else dataset
@@ -113,8 +115,9 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
     parts = dict(table.rows)
     split_notes: tuple[str, ...] = ()
     if not for_testing:
+        whole = boxes.file_of if isinstance(store, boxes.BoxStore) else None
         parts, split_notes = splits.complete(
-            table.rows, test_share=config.test_share, val_share=config.val_share, seed=config.split_seed
+            table.rows, test_share=config.test_share, val_share=config.val_share, seed=config.split_seed, whole=whole
         )
     index = {label: i for i, label in enumerate(names)}
     made: dict[str, Split] = {
@@ -160,43 +163,6 @@ def without_unreadable(dataset: DataSet, progress: Callable[[int, int], None] | 
     outdated = naming.untrained(dataset)
     kept_notes = tuple(text for text in dataset.notes if text not in outdated)
     return dataclasses.replace(left_out, notes=(*kept_notes, note, *naming.untrained(left_out)))
-
-
-def _refuse_unused(config: DataConfig) -> None:
-    """A key that the source cannot heed must not be passed over in silence."""
-    made = ("openmoji_lt", *_CIFAR)
-    if config.source == "openmoji_lt":
-        given_keys = config.model_fields_set - {"source", "imbalance_ratio", "unreadable", "num_classes", "decode"}
-        idle = [key for key in sorted(given_keys) if getattr(config, key) != type(config).model_fields[key].default]
-        if idle:
-            raise UserError(
-                f"data.{idle[0]} means nothing to openmoji_lt, whose classes and splits are fixed; leave it out."
-            )
-    if config.imbalance_ratio is not None and config.source not in made:
-        raise UserError(
-            f"data.imbalance_ratio={config.imbalance_ratio:g} was given with data.source={config.source!r}, but only "
-            f"{', '.join(made)} can be cut to a ratio; leave it out."
-        )
-    given = [config.train_list, config.val_list, config.test_list]
-    no_lists = config.source in made or (
-        config.train_list is None and Path(config.source).suffix.lower() not in _LISTED
-    )
-    if any(path is not None for path in given) and no_lists and config.source not in _LISTS:
-        raise UserError(
-            f"Lists were given with data.source={config.source!r}, which is not read by lists; leave them out, or "
-            "set data.train_list too and let data.source name the folder or archive that the paths start from."
-        )
-    named = [str(path).lower() for path in (config.source, *given)]
-    annotated = config.source == "inat2018" or any(name.endswith(".json") for name in named)
-    if config.level is not None and not annotated:
-        raise _no_levels(config)
-
-
-def _no_levels(config: DataConfig) -> UserError:
-    return UserError(
-        f"data.level={config.level!r} was given with data.source={config.source!r}, but only iNaturalist's "
-        "annotations (.json) have taxonomy levels; leave it out."
-    )
 
 
 def _uses_lists(config: DataConfig) -> bool:
@@ -296,26 +262,47 @@ def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> 
     train = paths["train"]
     kinds = {path.suffix.lower() for path in paths.values()}
     if config.level is not None and kinds != {".json"}:
-        raise _no_levels(config)
+        raise unused.no_levels(config)
     inside: Store | None = None
     if all(map(tables.is_one, paths.values())):
         if config.level is not None:
-            raise _no_levels(config)
+            raise unused.no_levels(config)
         table, inside = tables.read(paths, alone=len(paths) == 1)
     elif kinds == {".json"}:
-        table = inaturalist.read(paths, config.level, ["train", *_given_lists(config)])
+        asked = ["train", *_given_lists(config)]
+        if config.boxes:
+            return _boxes(paths, asked, root, config)
+        table = inaturalist.read(paths, config.level, asked)
     elif kinds & {*tables.ENDINGS, ".json"}:
         raise UserError(f"The lists have different forms ({', '.join(sorted(kinds))}); give all of them in one.")
     else:
         table = lists.read(paths)
-    read = {split: path for split, path in paths.items() if table.rows.get(split)}
-    if len(read) > 1:
-        files = ", ".join(f"{split} from {path.name}" for split, path in read.items())
-        table = dataclasses.replace(table, notes=(*table.notes, f"Splits were read as {files}."))
+    table = _with_note(table, paths)
     if inside is not None:
         return table, inside
     store = open_store(root) if root is not None else FolderStore(train.parent)
     return _checked(table, store, train), store
+
+
+def _with_note(table: Table, paths: Mapping[str, Path]) -> Table:
+    """The table with a note on which file is which split, where there are several."""
+    read = {split: path for split, path in paths.items() if table.rows.get(split)}
+    if len(read) < 2:
+        return table
+    files = ", ".join(f"{split} from {path.name}" for split, path in read.items())
+    return dataclasses.replace(table, notes=(*table.notes, f"Splits were read as {files}."))
+
+
+def _boxes(
+    paths: Mapping[str, Path], asked: Sequence[str], root: str | None, config: DataConfig
+) -> tuple[Table, Store]:
+    """Every box of annotation files as a picture."""
+    reader = boxes.Reader(boxes.BoxOptions(config.box_margin, config.box_least))
+    table = _with_note(inaturalist.read(paths, config.level, asked, reader.rows), paths)
+    base = open_store(root) if root is not None else FolderStore(paths["train"].parent)
+    _refuse_missing(boxes.images_of(table), base, paths["train"])
+    notes = (*table.notes, *reader.notes, *boxes.shared(table.rows))
+    return dataclasses.replace(table, notes=notes), boxes.BoxStore(base, reader.sizes)
 
 
 def _checked(table: Table, store: FileStore, origin: Path) -> Table:

@@ -1,0 +1,223 @@
+"""Boxes of a detection file as pictures: each is cut out when it is read, and nothing is written.
+
+A key is the image's path, a "#" and the box in whole pixels: left, top, right and bottom, as `img/7.jpg#10,20,110,80`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from liftplus.data.dataset import Table, listing
+from liftplus.data.identity import Trace, identity
+from liftplus.data.images import UnreadableImage
+from liftplus.data.lists import normal
+from liftplus.data.pictures import Box, Picture
+from liftplus.data.stores import ByteStore, FileStore
+from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BoxOptions:
+    """How boxes become pictures.
+
+    Attributes:
+        margin: share of the box's width and height that is added on each side, as far as the image goes.
+        least: pixels of the shorter side, without the margin, under which a box is left out.
+    """
+
+    margin: float
+    least: int
+
+
+def key_of(file: str, box: Box) -> str:
+    """What a store of boxes calls a box."""
+    return f"{file}#{','.join(map(str, box))}"
+
+
+def parts(key: str) -> tuple[str, Box]:
+    """The image's path and the box."""
+    file, _, numbers = key.rpartition("#")
+    left, top, right, bottom = map(int, numbers.split(","))
+    return file, (left, top, right, bottom)
+
+
+def file_of(key: str) -> str:
+    """The image that a box is in."""
+    return key.rpartition("#")[0]
+
+
+class Reader:
+    """Boxes of COCO's and LVIS's annotation files.
+
+    Attributes:
+        sizes: width and height of each image that has been read of.
+        notes: what was left out, one sentence each.
+    """
+
+    def __init__(self, options: BoxOptions) -> None:
+        self.options = options
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.notes: tuple[str, ...] = ()
+
+    def rows(self, document: Mapping[str, Any], path: Path) -> list[tuple[str, str]]:
+        """(key, class id) of every box that can be taken.
+
+        Raises:
+            UserError: the file has another form.
+        """
+        try:
+            files = {image["id"]: normal(_path_of(image)) for image in document["images"]}
+            self.sizes |= {files[one["id"]]: (int(one["width"]), int(one["height"])) for one in document["images"]}
+            found: dict[str, str] = {}
+            left_out: Counter[str] = Counter()
+            several: set[str] = set()
+            for note in document["annotations"]:
+                file, label = files[note["image_id"]], str(note["category_id"])
+                box = self._box(note, self.sizes[file], path)
+                if isinstance(box, str):
+                    left_out[box] += 1
+                elif found.setdefault(key := key_of(file, box), label) != label:
+                    several.add(key)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is not in COCO's form: {type(error).__name__} at {error}. With data.boxes=true it needs "
+                "images (id, file_name or coco_url, width, height) and annotations (image_id, category_id, bbox) that "
+                "refer to them."
+            ) from error
+        if several:
+            left_out[f"with two classes, first {min(several)!r}"] = len(several)
+        self.notes += tuple(
+            f"{counted(count, 'box', 'boxes')} of {path.name} {agreeing(count, 'was', 'were')} left out: {why}."
+            for why, count in left_out.items()
+        )
+        return [row for row in found.items() if row[0] not in several]
+
+    def _box(self, note: Mapping[str, Any], size: tuple[int, int], path: Path) -> Box | str:
+        """Whole pixels with the margin, inside the image; or why the box is left out."""
+        try:
+            x, y, w, h = map(float, note["bbox"])
+        except (KeyError, TypeError, ValueError):
+            x, y, w, h = (math.nan,) * 4
+        if not all(map(math.isfinite, (x, y, w, h))) or w < 0 or h < 0:
+            raise UserError(
+                f"{path}, annotation {note.get('id', '?')} has the bbox {str(note.get('bbox'))[:60]}; with "
+                "data.boxes=true each one needs [left, top, width, height] in pixels."
+            )
+        if note.get("iscrowd"):
+            return "around a crowd (iscrowd)"
+        inside = min(x + w, size[0]) - max(x, 0.0), min(y + h, size[1]) - max(y, 0.0)
+        if min(inside) <= 0:
+            return "without any pixel in the image"
+        if min(inside) < self.options.least:
+            return f"smaller than {self.options.least} pixels (data.box_least)"
+        more = self.options.margin * w, self.options.margin * h
+        left, top = max(0, math.floor(x - more[0])), max(0, math.floor(y - more[1]))
+        return left, top, min(size[0], math.ceil(x + w + more[0])), min(size[1], math.ceil(y + h + more[1]))
+
+
+def _path_of(image: Mapping[str, Any]) -> str:
+    """LVIS names an image by COCO's address of it: the last folder and the file are below COCO's folder too."""
+    return str(image["file_name"]) if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])
+
+
+class BoxStore(ByteStore):
+    """Parts of the images that another store holds.
+
+    Args:
+        base: holds the images.
+        sizes: width and height of each, as the annotations say; boxes of an image of another size lie elsewhere.
+    """
+
+    def __init__(self, base: FileStore, sizes: Mapping[str, tuple[int, int]]) -> None:
+        self.base, self.sizes = base, sizes
+
+    def where(self, key: str) -> str:
+        """The image's file, and the box."""
+        file, box = parts(key)
+        return f"{self.base.where(file)}#{','.join(map(str, box))}"
+
+    def image(self, key: str) -> Image.Image:
+        """The box, cut out of the image."""
+        file, box = parts(key)
+        image = self.base.image(file)
+        self._check(file, image.size)
+        return image.crop(box)
+
+    def picture(self, key: str) -> Picture:
+        """The box, to be cut and resized as `decode` says."""
+        file, box = parts(key)
+        self.base.decode = self.decode
+        whole = self.base.picture(file)
+        self._check(file, whole.size)
+        return Part(whole, box)
+
+    def read(self, key: str) -> bytes:
+        """The box as an uncompressed image file, so that equal pixels are equal bytes."""
+        buffer = io.BytesIO()
+        self.image(key).save(buffer, "BMP")
+        return buffer.getvalue()
+
+    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
+        """What the images' store notes of them."""
+        found = identity(self.base, list(dict.fromkeys(map(file_of, keys))))
+        if found is None:
+            raise ValueError("the images have no identity")
+        trace.text(found)
+
+    def _check(self, file: str, size: tuple[int, int]) -> None:
+        if size != self.sizes[file]:
+            raise UnreadableImage(
+                f"{self.base.where(file)} is {size[0]} x {size[1]} pixels, and its boxes are for "
+                f"{self.sizes[file][0]} x {self.sizes[file][1]}, so they would show something else."
+            )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box of a picture as a picture."""
+
+    whole: Picture
+    box: Box
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.box[2] - self.box[0], self.box[3] - self.box[1]
+
+    def cut(self, box: Box, size: tuple[int, int], kernel: str) -> Tensor:
+        left, top = self.box[:2]
+        return self.whole.cut((box[0] + left, box[1] + top, box[2] + left, box[3] + top), size, kernel)
+
+
+def shared(rows: Mapping[str, Iterable[tuple[str, str]]]) -> tuple[str, ...]:
+    """A note on images that have boxes in several splits."""
+    files = {split: {file_of(key) for key, _ in pairs} for split, pairs in rows.items()}
+    names = list(files)
+    both = sorted({f for k, one in enumerate(names) for other in names[k + 1 :] for f in files[one] & files[other]})
+    if not both:
+        return ()
+    return (
+        f"{counted(len(both), 'image has', 'images have')} boxes in several splits: {listing(both, 3)}; a test on them "
+        "says little about unseen images.",
+    )
+
+
+def images_of(table: Table) -> Table:
+    """The images that the boxes of a table are in, each once a split."""
+    return Table(
+        {
+            split: [(f, "") for f in dict.fromkeys(file_of(key) for key, _ in pairs)]
+            for split, pairs in table.rows.items()
+        }
+    )
