@@ -152,7 +152,10 @@ def figure(value: Any) -> str:
 
 
 def accuracy_table(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Overall, many, medium, few of several results, in percent."""
-    keys = ("overall", "many", "medium", "few", "mean_class")
+    """Overall, many, medium, few of several results, in percent, and by frequency where the data have it."""
+    from liftplus.evaluation.metrics import FREQUENCIES  # here, as it imports NumPy
+
+    by_frequency = [key for key in FREQUENCIES if any(key in metrics for _, metrics in rows)]
+    keys = ("overall", "many", "medium", "few", "mean_class", *by_frequency)
     columns = ("", *(key.replace("_", " ") for key in keys))
-    table(title, columns, [(name, *(metrics[key] for key in keys)) for name, metrics in rows])
+    table(title, columns, [(name, *(metrics.get(key) for key in keys)) for name, metrics in rows])

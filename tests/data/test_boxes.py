@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 from pathlib import Path
@@ -177,8 +178,10 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
         sources.load(DataConfig(source=str(path), boxes=True))
 
 
-def test_a_run_on_boxes(tmp_path: Path, command: Command) -> None:
-    """Inspect, train and test by the command line; predictions name image and box."""
+def test_a_run_on_boxes(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inspect, train and test by the command line; predictions name image and box, groups by frequency are measured."""
+    monkeypatch.setitem(CATEGORIES[0], "frequency", "f")
+    monkeypatch.setitem(CATEGORIES[1], "frequency", "r")
     notes = [box(k, 1 if k % 3 else 7, 30 * n, 10, 28, 40) for k in range(9) for n in range(2)]
     path = written(tmp_path, document(9, notes))
     given = ("data.boxes=true", "data.test_share=0.3")
@@ -200,5 +203,13 @@ def test_a_run_on_boxes(tmp_path: Path, command: Command) -> None:
     assert ended.code == 0, ended.err
     assert "img/" in (tmp_path / "run" / "predictions.csv").read_text()
     assert "#0,10,28,50" in (tmp_path / "run" / "predictions.csv").read_text()
-    ended = command("eval", "run", "workers=0", "device=cpu")
+    ended = command("eval", "run", "workers=0", "device=cpu", "--json")
     assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    with (tmp_path / "run" / "per_class.csv").open(newline="") as stream:
+        table = {row["name"]: row for row in csv.DictReader(stream)}
+    assert {name: row["frequency"] for name, row in table.items()} == {"cat": "frequent", "rare bird": "rare"}
+    assert found["frequent"] == pytest.approx(float(table["cat"]["accuracy"]), abs=0.01) and found["common"] is None
+    assert found["rare"] == pytest.approx(float(table["rare bird"]["accuracy"]), abs=0.01)
+    ended = command("eval", "run", "workers=0", "device=cpu")
+    assert all(word in ended.out for word in ("frequent", "common", "rare")), ended.out

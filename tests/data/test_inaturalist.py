@@ -106,3 +106,14 @@ def test_pictures_and_categories_without_annotation_are_told(tmp_path: Path) -> 
         "1 picture of a.json has no annotation: 'bare.jpg'.",
         "1 of 3 categories has no annotation and is no class: 'Rosa canina'.",
     )
+
+
+def test_frequency_needs_every_class(tmp_path: Path) -> None:
+    """LVIS says it of all its categories; a group of some classes alone would mislead."""
+    rows = [("a.jpg", 7477), ("b.jpg", 12), ("c.jpg", 300)]
+    said = [entry | {"frequency": group} for entry, group in zip(CATEGORIES, "rcf", strict=True)]
+    table = inaturalist.read({"train": write(tmp_path / "a.json", rows, said)})
+    assert table.frequency == {"7477": "rare", "12": "common", "300": "frequent"}
+    some = [*said[:2], CATEGORIES[2]]
+    assert inaturalist.read({"train": write(tmp_path / "b.json", rows, some)}).frequency == {}
+    assert inaturalist.read({"train": write(tmp_path / "c.json", rows[:2], some)}).frequency.keys() == {"7477", "12"}

@@ -59,6 +59,7 @@ class DataSet:
         made: splits that the source did not have; they were drawn from its pictures.
         named: False where the names are only numbers, so that text features of them mean nothing.
         config: what it was read by; None where it was made in memory.
+        frequency: "frequent", "common" or "rare" by class id, where the source says it of every class (LVIS).
     """
 
     name: str
@@ -70,6 +71,7 @@ class DataSet:
     named: bool = True
     made: tuple[str, ...] = ()
     config: DataConfig | None = None
+    frequency: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -97,12 +99,14 @@ class Table:
         class_ids: the classes in label order where the source declares them, else None.
         names: words for class ids; an id that is not in it is its own name.
         notes: what the reader decided or left out, one sentence each.
+        frequency: as in `DataSet`.
     """
 
     rows: Mapping[str, Sequence[tuple[str, str]]]
     class_ids: tuple[str, ...] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    frequency: Mapping[str, str] = field(default_factory=dict)
 
     def ids(self, *splits: str) -> set[str]:
         """The class ids that occur in the given splits, or in all of them."""

@@ -54,7 +54,8 @@ def read(
         raise UserError(f"{paths['train']} has annotations of category {unknown[0]!r}, which it does not describe.")
     notes += (*_without_class(documents, paths), *_without_pictures(documents, used))
     if level is None:
-        return Table(rows, sorted_ids(used), {label: _name(categories[label], label) for label in used}, notes)
+        names = {label: _name(categories[label], label) for label in used}
+        return Table(rows, sorted_ids(used), names, notes, _frequency(categories, used))
     table = _at_level(rows, categories, level, paths["train"])
     return replace(table, notes=(*notes, *table.notes))
 
@@ -85,6 +86,16 @@ def _without_pictures(documents: Mapping[str, dict[str, Any]], used: set[str]) -
         return ()
     has, classes = agreeing(len(idle), "has", "have"), agreeing(len(idle), "is no class", "are no classes")
     return (f"{len(idle):,} of {len(described):,} categories {has} no annotation and {classes}: {listing(idle)}.",)
+
+
+FREQUENCY = {"f": "frequent", "c": "common", "r": "rare"}
+"""LVIS's groups of classes: over 100 training images, 11 to 100, and at most 10 (Gupta et al. 2019)."""
+
+
+def _frequency(categories: Mapping[str, dict[str, Any]], used: set[str]) -> dict[str, str]:
+    """The group of each class; none where the file does not have one for every class."""
+    groups = {label: FREQUENCY.get(str(categories[label].get("frequency")), "") for label in used}
+    return groups if all(groups.values()) else {}
 
 
 def _at_level(

@@ -130,7 +130,9 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
     if "val" in given:
         given.add("test")  # which it serves as, where there is none
     drawn = () if for_testing else tuple(split for split in made if split not in given)
-    dataset = DataSet(name, tuple(names.values()), tuple(names), made, store, notes, named, drawn)
+    dataset = DataSet(
+        name, tuple(names.values()), tuple(names), made, store, notes, named, drawn, frequency=table.frequency
+    )
     return dataset if for_testing else dataclasses.replace(dataset, notes=notes + naming.untrained(dataset))
 
 

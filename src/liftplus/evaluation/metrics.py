@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANY_OVER, FEW_UNDER = 100, 20
+FREQUENCIES = ("frequent", "common", "rare")
+"""LVIS's groups of classes, by the training images of the whole data set; data may name them."""
 
 
 def group_of(count: int) -> str:
@@ -47,6 +49,7 @@ class Metrics:
         many, medium, few: the same over the classes of one group.
         per_class: accuracy of each class, None for a class without test images.
         images: number of test images.
+        frequency: the mean over the classes of each group that the data name themselves; none where they do not.
     """
 
     overall: float
@@ -56,10 +59,21 @@ class Metrics:
     few: float | None
     per_class: tuple[float | None, ...]
     images: int
+    frequency: Mapping[str, float | None] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float | int | None]:
-        """The figures without the per-class list."""
-        return {key: value for key, value in vars(self).items() if key != "per_class"}
+        """The figures without the per-class list, those by frequency among them."""
+        return {key: value for key, value in vars(self).items() if key not in ("per_class", "frequency")} | dict(
+            self.frequency
+        )
+
+    def with_frequency(self, groups: Sequence[str]) -> Metrics:
+        """The same with means over groups of classes, given for each class [C]."""
+        found = {}
+        for name in FREQUENCIES:
+            own = [a for a, group in zip(self.per_class, groups, strict=True) if group == name and a is not None]
+            found[name] = float(np.mean(own)) if own else None
+        return replace(self, frequency=found)
 
 
 def accuracies(

@@ -25,11 +25,12 @@ def write_evaluation(
     """metrics.json, per_class.csv, confusion.csv and predictions.csv of one tested split."""
     names = dataset.class_names
     tested = Counter(split.labels)
+    extra = ["frequency"] if dataset.frequency else []
     best = predictions.classes[:, 0].tolist()
     write_json(folder / "metrics.json", about | metrics.summary())
     write_csv(
         folder / "per_class.csv",
-        ("class", "id", "name", "group", "train_images", "test_images", "accuracy"),
+        ("class", "id", "name", "group", "train_images", "test_images", "accuracy", *extra),
         (
             (
                 k,
@@ -39,6 +40,7 @@ def write_evaluation(
                 train_counts[k],
                 tested[k],
                 "" if metrics.per_class[k] is None else f"{metrics.per_class[k]:.2f}",
+                *(dataset.frequency.get(dataset.class_ids[k], "") for _ in extra),
             )
             for k in range(len(names))
         ),

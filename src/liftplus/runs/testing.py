@@ -49,7 +49,10 @@ def measure(
     reader = SplitReader(dataset.store, part, session.config.train.workers, session.progress)
     with deterministic(session.config.deterministic):
         found = predict_once(model, reader, session.config.evaluation, session.runtime, session.cache)
-    return found, score(found, part, tuple(train_counts))
+    metrics = score(found, part, tuple(train_counts))
+    if dataset.frequency:
+        metrics = metrics.with_frequency([dataset.frequency.get(one, "") for one in dataset.class_ids])
+    return found, metrics
 
 
 def expect(session: Session, model: Classifier, class_names: Sequence[str], train_counts: Sequence[int]) -> None:
