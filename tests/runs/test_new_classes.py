@@ -105,7 +105,8 @@ def test_names_and_pictures_together(run: Path, command: Command, tmp_path: Path
         (["lemon", "yellow/", "lemon", "yellow/"], "named twice"),
         (["lemon", "plum", "yellow/", "--no-text"], "'lemon' has no pictures, and --no-text was given"),
         (["lemon", "--no-text"], "Leave that out"),
-        (["RED square ", "yellow/"], "Two classes would be called"),
+        (["RED square", "yellow/"], "Two classes would be called"),
+        (["plum ", "yellow/"], "begins or ends with a blank"),
         (["lemon", "broken/"], "broken/0.png"),
     ],
 )

@@ -112,13 +112,15 @@ def rename(
 def _refuse_bad_name(name: str) -> None:
     if not name.strip() or not name.isprintable():
         raise UserError(f"The class name {name!r} is empty or holds characters that cannot be shown. Give another.")
+    if name != name.strip():
+        raise UserError(f"The class name {name!r} begins or ends with a blank. Give it without.")
 
 
 def _refuse_twice(names: Sequence[str], new: set[str]) -> None:
-    """Refuse a new name that another class bears; case and spaces at the ends do not tell classes apart."""
-    folded = [name.strip().casefold() for name in names]
+    """Refuse a new name that another class bears; case does not tell classes apart."""
+    folded = [name.casefold() for name in names]
     for name in sorted(new):
-        if folded.count(name.strip().casefold()) > 1:
+        if folded.count(name.casefold()) > 1:
             raise UserError(f"Two classes would be called {name!r}. Give each its own name.")
 
 
