@@ -138,8 +138,8 @@ def _backbone(config: RunConfig, about: dict[str, Any], weights: str | None) -> 
         )
     if backbone.text is None:
         raise UserError(
-            f"Backbone {config.backbone.name!r} has no text tower, so a name alone gives no row. Put pictures of the "
-            "class behind its name."
+            f"Backbone {config.backbone.name!r} has no text tower, so a name alone gives no row. `classes add` "
+            "also takes pictures, behind the name."
         )
     return backbone
 
