@@ -1,11 +1,12 @@
 """A class added from five pictures without training against the same class trained in with them, on CPU.
 
-    python benchmarks/added_classes.py run --data photos.zip --backbone mini_clip --method lift+ --rows rows.jsonl
-    python benchmarks/added_classes.py table --rows benchmarks/results/added-classes.jsonl
+    python benchmarks/added_classes.py run --shared ../shared/data
+    python benchmarks/added_classes.py write
 
-Ten classes are left out in turn, with three seeds. One run is trained without the class, which is then added with
-`classes add`; the other is trained with five pictures of it. Both are measured on the whole test split with one crop:
-the new class, and the mean over the old ones. One line a class and seed is appended; lines that are there are left out.
+Ten classes are left out in turn, with three seeds, of two of the sets of start_study.py. One run is trained without the
+class, which is then added with `classes add`; the other is trained with five pictures of it. Both are measured on the
+whole test split with one crop: the new class, and the mean over the old ones. One line a class and seed is appended;
+lines that are there are left out. `write` puts the table into docs/export.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import liftplus
+import start_study
 import study
 from liftplus.data.dataset import DataSet, Split
 from liftplus.evaluation.inference import SplitReader, predict, score
@@ -27,8 +29,15 @@ from liftplus.machine import runtime
 from liftplus.runs import new_classes
 from liftplus.runs.inputs import Inputs
 from liftplus.training import checkpoint
+from recipe_study import Pair, cut
 
-CLASSES, SEEDS, PICTURES = 10, (0, 1, 2), 5
+ROWS = Path("benchmarks/results/added-classes.jsonl")
+PAGE = Path("docs/export.md")
+METHOD, CLASSES, SEEDS, PICTURES = "lift+", 10, (0, 1, 2), 5
+PAIRS = {
+    "20 objects, efficientnet_lite0, lift+": start_study.PAIRS["20 objects, EfficientNet-Lite0"],
+    "17 clothes, mini_clip, lift+": start_study.PAIRS["17 clothes, mini_clip"],
+}
 HARMS = (0.5, 2.0)
 """Points that old classes may lose: the default of `classes add`, and about what training in costs them."""
 
@@ -75,16 +84,16 @@ def accuracies(
     return {"new": None if new is None else by_class[new], "old": statistics.mean(old)}
 
 
-def one(args: argparse.Namespace, dataset: DataSet, new: int, seed: int) -> dict[str, Any]:
+def one(pair: Pair, dataset: DataSet, new: int, seed: int) -> dict[str, Any]:
     """Both ways for one class and seed."""
     without, whole, few = parts(dataset, new, seed)
     last = whole.num_classes - 1
-    named: dict[str, Any] = {"seed": seed, "workers": 0, "tte": False} | dict(item.split("=", 1) for item in args.set)
+    named: dict[str, Any] = {"seed": seed, "workers": 0, "tte": False, "image_size": pair.image_size}
     with tempfile.TemporaryDirectory() as folder:
-        joint = liftplus.fit(whole, args.backbone, args.method, **named)
+        joint = liftplus.fit(whole, pair.backbone, METHOD, **named)
         line = {"trained": accuracies(joint.trained, whole, joint.session.runtime, last)}
         run = Path(folder) / "run"
-        begun = liftplus.fit(without, args.backbone, args.method, out=run, **named)
+        begun = liftplus.fit(without, pair.backbone, METHOD, out=run, **named)
         line["before"] = accuracies(begun.trained, without, begun.session.runtime, None)
         for harm in HARMS:
             out = Path(folder) / f"harm{harm}"
@@ -96,11 +105,18 @@ def one(args: argparse.Namespace, dataset: DataSet, new: int, seed: int) -> dict
 
 
 def run(args: argparse.Namespace) -> None:
-    dataset = liftplus.load_data(args.data)
-    setting = f"{args.name or Path(args.data).stem}, {args.backbone}, {args.method}"
-    number = {dataset.class_names[new]: new for new in held_out(dataset)}
-    keys = ({"setting": setting, "class": name, "seed": seed} for seed in SEEDS for name in number)
-    study.fill(args.rows, keys, lambda key: one(args, dataset, number[key["class"]], key["seed"]))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, pair in PAIRS.items():
+            dataset = liftplus.load_data(cut(pair, args.shared, Path(folder)))
+            number = {dataset.class_names[new]: new for new in held_out(dataset)}
+            keys = [{"setting": name, "class": left_out, "seed": seed} for seed in SEEDS for left_out in number]
+
+            def line(
+                key: dict[str, Any], pair: Pair = pair, dataset: DataSet = dataset, number: dict[str, int] = number
+            ) -> dict[str, Any]:
+                return one(pair, dataset, number[key["class"]], key["seed"])
+
+            study.fill(args.rows, keys, line)
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -119,18 +135,19 @@ def spread(rows: list[dict[str, Any]], way: str, which: str) -> str:
     return study.spread([statistics.mean(row[way][which] for row in rows if row["seed"] == seed) for seed in seeds])
 
 
+def filled(page: str, rows: Path) -> str:
+    """docs/export.md with the table anew."""
+    return study.with_block(page, "added", "table", "\n".join(table(study.read(rows))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--data")
-    parser.add_argument("--name", help="what the table calls the data")
-    parser.add_argument("--backbone", default="mini_clip")
-    parser.add_argument("--method", default="lift+")
-    parser.add_argument("--rows", type=Path, default=Path("benchmarks/results/added-classes.jsonl"))
-    parser.add_argument("--set", nargs="*", default=[], help="key=value settings of every run")
+    parser.add_argument("what", choices=("run", "write"))
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--rows", type=Path, default=ROWS)
     args = parser.parse_args()
-    if args.what == "table":
-        print("\n".join(table(study.read(args.rows))))
+    if args.what == "write":
+        PAGE.write_text(filled(PAGE.read_text(), args.rows))
     else:
         run(args)
 

