@@ -207,7 +207,7 @@ def test_the_page_on_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch, t
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
-    assert len(blocks) == 7 and (tmp_path / "models" / "best" / "model.safetensors").is_file()
+    assert len(blocks) == 8 and (tmp_path / "models" / "best" / "model.safetensors").is_file()
     assert "Did you mean 'epochs'" in str(names.get("error", "Did you mean 'epochs'"))
     assert names["model"].class_names == ("grey noise", "red noise", "grey")
 

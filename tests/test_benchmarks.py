@@ -326,3 +326,44 @@ def test_the_page_on_classes_has_the_table_of_added_ones(script: Callable[[str],
     page = (ROOT / "docs" / "export.md").read_text()
     assert script("added_classes").filled(page, BENCHMARKS / "results" / "added-classes.jsonl") == page
     assert page.count("| 17 clothes, mini_clip, lift+ |") == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_shares_of_lt_soups_are_those_of_its_recursion(script: Callable[[str], Any], share: float) -> None:
+    rivals, runs = script("rivals"), [5.0, -2.0, 11.0, 0.5]
+    weight = 3.0  # the start's
+    for own in runs:
+        weight = share * weight + (1 - share) * own
+    counts = rivals.shares(4, share)
+    assert sum(counts) == pytest.approx(1)
+    assert sum(c * own for c, own in zip(counts, [3.0, *runs], strict=True)) == pytest.approx(weight)
+
+
+def test_subsets_of_lt_soups_double_until_all_are_in(script: Callable[[str], Any]) -> None:
+    limits = script("rivals").limits
+    assert limits([12, 5, 0, 2]) == [2, 4, 8, 16]
+    assert limits([16, 2]) == [2, 4, 8, 16]
+    assert limits([7, 7]) == [7]
+
+
+@pytest.mark.slow
+def test_every_rival_is_made_and_tabled(
+    script: Callable[[str], Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its cost; LT-Soups trains on subsets from the most even one to all pictures."""
+    rivals = script("rivals")
+    monkeypatch.setattr(rivals, "LEAST_STEPS", 2)
+    monkeypatch.setattr(rivals, "SEEDS", (0,))
+    few = {"lr": (0.01,)}
+    further = {"full+, layer decay": {"layer_decay": (0.5,)}, "LT-Soups": {"share": (0.3, 0.7)}}
+    further["full+, between it and its start"] = {"start": (0.5,)}
+    small = {name: rivals.Rival(one.make, few | further.get(name, {})) for name, one in rivals.RIVALS.items()}
+    monkeypatch.setattr(rivals, "RIVALS", small)
+    given = ("epochs=1", "train.batch_size=8", "workers=0", "device=cpu", "precision=fp32", "val_share=0.3")
+    work, rows = rivals.Work(str(photos), "mini_clip", given, tmp_path / "runs"), tmp_path / "rows.jsonl"
+    for stage in ("search", "test"):
+        rivals.fill(rows, rivals.keys(stage, list(small), rows), lambda key: rivals.one(key, work))
+    found = {row["rival"]: row for row in rivals.read(rows) if row["stage"] == "test"}
+    assert found.keys() == small.keys() and len(list(rivals.table(rivals.read(rows)))) == 2 + len(small)
+    assert found["full+, mean of 3 seeds"]["epochs"] == 3 and found["lift+, GLA"]["test_passes"] == 2
+    assert found["full+"]["epochs"] == 1 and found["LT-Soups"]["epochs"] > 3

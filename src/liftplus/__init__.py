@@ -1,7 +1,8 @@
 """Fine-tune vision foundation models on long-tailed image data: LIFT and LIFT+.
 
 From Python: `load_data` or `from_images`, `fit`, then `Model.evaluate`, `Model.predict`, `Model.save`; `load` brings a
-model back. `LiftPlusClassifier` is the same for scikit-learn. Nothing heavy is imported before one of them is used.
+model back, and `merge` makes one of several. `LiftPlusClassifier` is the same for scikit-learn. Nothing heavy is
+imported before one of them is used.
 """
 
 from importlib import import_module
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from liftplus.api import fit, from_images, load, load_data
+    from liftplus.api import fit, from_images, load, load_data, merge
     from liftplus.classifier import LiftPlusClassifier
     from liftplus.errors import UserError
     from liftplus.fitted import Model, Predictions
@@ -23,6 +24,7 @@ __all__ = [
     "from_images",
     "load",
     "load_data",
+    "merge",
 ]
 
 _HOMES = {

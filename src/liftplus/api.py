@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,12 +27,12 @@ from liftplus.fitted import Data, Model, Predictions
 from liftplus.machine import disk, parallel, runtime
 from liftplus.machine.paths import expanded
 from liftplus.machine.progress import Progress, Silent
-from liftplus.runs import changes, execution, opening
+from liftplus.runs import changes, execution, merging, opening
 from liftplus.runs.opening import Session
 from liftplus.training import checkpoint, loop, recipe
 from liftplus.training.checkpoint import Chosen, Trained
 
-__all__ = ["Model", "Predictions", "fit", "from_images", "load", "load_data"]
+__all__ = ["Model", "Predictions", "fit", "from_images", "load", "load_data", "merge"]
 
 
 def load_data(source: str | os.PathLike[str], **settings: Any) -> DataSet:
@@ -193,3 +193,41 @@ def load(folder: str | os.PathLike[str], *, progress: bool | Progress = False, *
     session = _session(chosen, progress)
     trained = checkpoint.load_model(place, session.runtime, chosen.backbone)
     return Model(trained, session, file=place if place.is_file() else place / checkpoint.FILE)
+
+
+def merge(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    start: float = 0.0,
+    shares: Sequence[float] = (),
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> Model:
+    """One run of several: the mean of their weights (model soups), or weights between a run and its start (WiSE-FT).
+
+    Args:
+        runs: folders of finished runs with the same backbone, tuner, head and classes, or model files in them.
+        out: folder of the merged run; it must not exist yet. It holds no test.
+        start: share of the weights before training, from 0 to 1; they are made anew from the training pictures.
+        shares: how much each run counts; by default all the same.
+        progress: True shows bars on stderr.
+        settings: as for `load`, for all runs; `**{"data.source": "photos"}` says where their data are now.
+
+    Raises:
+        UserError: the runs do not belong together, or a start cannot be made anew.
+
+    >>> between = liftplus.merge(["runs/photos"], "runs/between", start=0.5)
+    >>> between.class_names
+    ('blue sky', 'green hill', 'red square')
+    """
+    given, places = _overrides(settings), [expanded(run) for run in runs]
+    if not places:
+        raise UserError("No run was given; merge takes a list of run folders.")
+    chosen = [config.after_training(config.saved(checkpoint.read_about(run)["config"]), given) for run in places]
+    parts = [merging.Part.read(run, own) for run, own in zip(places, chosen, strict=True)]
+    session = _session(chosen[0], progress)
+    notes = merging.merge(parts, expanded(out), session, shares, start)
+    model = load(out, progress=progress, **settings)
+    model.notes = tuple(notes)
+    return model

@@ -103,7 +103,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset = session.data()
         (root / "runs" / name).mkdir(parents=True)
         execution.train_run(session, dataset, session.start(dataset)[1], root / "runs" / name)
-    for name, like in (("zeroshot-seed0", "photos"), ("full-seed0", "full"), ("lift+-seed0", "photos")):
+    copies = {"zeroshot-seed0": "photos", "full-seed0": "full", "lift+-seed0": "photos"}
+    for name, like in (copies | {"full-seed1": "full", "lift+-seed1": "photos"}).items():
         for study in ("demo", "compare"):
             shutil.copytree(root / "runs" / like, root / "runs" / study / name)
     return root

@@ -19,12 +19,16 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="Split to test on: test, val or train.")] = "test",
     five_crops: FiveCrops = None,
+    gla: Annotated[
+        bool, typer.Option("--gla", help="Add zero-shot logits, both without their priors; takes twice the time.")
+    ] = False,
     out: Out = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Test a finished run again: on its own data or other data, with other test options."""
     from liftplus import console
+    from liftplus.evaluation import priors
     from liftplus.machine import disk, parallel
     from liftplus.runs import matching, opening, testing
     from liftplus.training import checkpoint
@@ -36,13 +40,14 @@ def evaluate(
         disk.refuse_existing(folder)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     other = data is not None and not matching.same_data(data, trained.config.data.source)
-    dataset, metrics = testing.evaluate_run(session, trained, split, folder, other_data=other)
-    for note in [*opening.notes(settings, dataset, trained.model), *session.cache.notes]:
+    dataset, metrics = testing.evaluate_run(session, trained, split, folder, other_data=other, gla=gla)
+    unsure = priors.note(settings, "uniform") if gla and settings.evaluation.prior == "as_trained" else None
+    for note in [*opening.notes(settings, dataset, trained.model), *session.cache.notes, *([unsure] if unsure else [])]:
         console.err.print(f"Note: {note}")
     if as_json:
         print(json.dumps({"folder": str(folder)} | metrics.summary()))
         return
-    label = "five crops" if settings.evaluation.tte else "one crop"
+    label = ("five crops" if settings.evaluation.tte else "one crop") + (", GLA" if gla else "")
     weights = f"; {trained.chosen}" if trained.chosen else ""
     console.accuracy_table(f"{run} on {dataset.name} ({split}){weights}", [(label, metrics.summary())])
     console.out.print(f"Files are in {folder}")

@@ -43,6 +43,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "liftplus predict runs/photos 'new/*.jpg' --top-k 1 --json",
     ),
     "report": ("liftplus report runs/photos", "liftplus report runs/photos runs/full --features"),
+    "merge": (
+        "liftplus merge runs/one runs/two runs/three --out runs/mean",
+        "liftplus merge runs/photos --start 0.5 --out runs/between",
+    ),
     "classes add": ("liftplus classes add runs/photos 'rare moth' --out runs/more",),
     "classes rename": ("liftplus classes rename runs/photos 'moth=emperor moth' --out runs/renamed",),
     "export": ("liftplus export runs/photos --out photos.onnx", "liftplus export runs/photos --out photos.pt2"),

@@ -77,6 +77,10 @@ class TrainConfig(BaseModel):
     """SGD momentum."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """Weight decay on all tuned and head weights."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Layer-wise learning rates: of L blocks, block i and the light modules on it take the rate times
+    layer_decay^(L + 1 - i), embeddings as block 0; the classifier and a final norm take the whole rate. 1: one rate for
+    all. BEiT and MAE take 0.65 to 0.75 for full fine-tuning."""
     schedule: Literal["epoch", "step"] = "epoch"
     """Cosine decay of the learning rate stepped by epoch (as in the papers) or by step."""
     scale_rates: bool = False

@@ -25,14 +25,25 @@ def write(
         f"An image classifier of {len(about['class_names'])} classes, trained with "
         f"[liftplus](https://arxiv.org/abs/2504.13282): method `{config['method']}` on backbone "
         f"`{config['backbone']['name']}`. The file `model.safetensors` holds the learned weights alone; the backbone's "
-        f"come from where they were published (SHA-256 `{about['backbone_identity'][:16]}…`).\n",
-        _results(config, data, metrics, edited=bool(about.get("edits"))),
+        f"come from where they were published (SHA-256 `{about['backbone_identity'][:16]}…`).{_merged(about)}\n",
+        _results(config, data, metrics, edited=any("merged" not in edit for edit in about.get("edits", []))),
         _use(repo_id),
         _tail(about),
         _training(config, record),
         _classes(about["class_names"]),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _merged(about: dict[str, Any]) -> str:
+    """From how many runs the weights come, where they were merged."""
+    merged = [edit for edit in about.get("edits", []) if "merged" in edit]
+    told = ""
+    for edit in merged:
+        runs = counted(len(edit["merged"]), "run")
+        start = f", and {100 * edit['start']:.3g} % of those before training" if edit["start"] else ""
+        told += f" Its weights are the mean of the weights of {runs}{start}."
+    return told
 
 
 def _header(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, licence: str | None) -> str:

@@ -68,6 +68,11 @@ class EvaluationFiles:
         return evaluation.get("expand"), evaluation.get("one_crop_expand")
 
     @property
+    def adjusted(self) -> tuple[Any, bool]:
+        """For which prior the logits were adjusted, and whether zero-shot logits were added."""
+        return table(self.metrics.get("evaluation")).get("prior", "as_trained"), "gla" in self.metrics
+
+    @property
     def what(self) -> tuple[str, str]:
         """Data set and split."""
         return str(self.metrics.get("data", "")), str(self.metrics.get("split", ""))
@@ -97,10 +102,14 @@ class Run:
 
     @property
     def other_crops(self) -> EvaluationFiles | None:
-        """The evaluation of the same data and split with the other number of crops, the same margin before others."""
+        """The evaluation of the same data and split with the other number of crops, the same margin before others.
+
+        One whose logits were adjusted otherwise is not the same.
+        """
         if (own := self.tested) is None:
             return None
-        found = [t for t in self.others if t.what == own.what and t.tte != own.tte]
+        same = [t for t in self.others if (t.what, t.adjusted) == (own.what, own.adjusted)]
+        found = [t for t in same if t.tte != own.tte]
         return max(found, key=lambda t: t.margins == own.margins, default=None)
 
     @property

@@ -10,12 +10,14 @@ from typing import Any
 from liftplus.data.dataset import DataSet
 from liftplus.evaluation import priors, results
 from liftplus.evaluation.features import predict_once
-from liftplus.evaluation.inference import SplitReader, TopK, score
+from liftplus.evaluation.gla import Together
+from liftplus.evaluation.inference import SplitReader, TopK, predict, score
 from liftplus.evaluation.metrics import Metrics
 from liftplus.machine import disk
 from liftplus.machine.determinism import deterministic
 from liftplus.machine.runtime import command_line, describe
 from liftplus.model.classifier import Classifier
+from liftplus.runs import debiasing
 from liftplus.runs.matching import aligned, as_in_run
 from liftplus.runs.opening import Session, refuse_different
 from liftplus.training.checkpoint import Chosen, Trained
@@ -29,9 +31,10 @@ def test(
     train_counts: Sequence[int],
     folder: Path,
     about: dict[str, Any],
+    beside: Classifier | None = None,  # noqa: PT028 (no test of pytest's)
 ) -> Metrics:
     """Metrics and tables of one split, written into a folder by the leader."""
-    found, metrics = measure(session, model, dataset, split, train_counts)
+    found, metrics = measure(session, model, dataset, split, train_counts, beside)
     what: dict[str, Any] = {"data": dataset.name, "split": split, "evaluation": session.config.evaluation.model_dump()}
     if session.cache.notes:
         what["cache"] = session.cache.notes
@@ -41,39 +44,69 @@ def test(
 
 
 def measure(
-    session: Session, model: Classifier, dataset: DataSet, split: str, train_counts: Sequence[int]
+    session: Session,
+    model: Classifier,
+    dataset: DataSet,
+    split: str,
+    train_counts: Sequence[int],
+    beside: Classifier | None = None,
 ) -> tuple[TopK, Metrics]:
-    """The model's predictions for one split, and how good they are."""
-    part = dataset.splits[split]
-    expect(session, model, dataset.class_names, train_counts)
-    reader = SplitReader(dataset.store, part, session.config.train.workers, session.progress)
-    with deterministic(session.config.deterministic):
-        found = predict_once(model, reader, session.config.evaluation, session.runtime, session.cache)
+    """The model's predictions for one split, and how good they are.
+
+    Args:
+        beside: a debiased zero-shot classifier whose logits are added (`debiasing.zeroshot`).
+    """
+    part, config = dataset.splits[split], session.config
+    expect(session, model, dataset.class_names, train_counts, debiased=beside is not None)
+    reader = SplitReader(dataset.store, part, config.train.workers, session.progress)
+    with deterministic(config.deterministic):
+        if beside is None:
+            found = predict_once(model, reader, config.evaluation, session.runtime, session.cache)
+        else:
+            both = Together(model, beside)
+            found = predict(both, reader, config.evaluation, model.backbone.facts, session.runtime)
     metrics = score(found, part, tuple(train_counts))
     if dataset.frequency:
         metrics = metrics.with_frequency([dataset.frequency.get(one, "") for one in dataset.class_ids])
     return found, metrics
 
 
-def expect(session: Session, model: Classifier, class_names: Sequence[str], train_counts: Sequence[int]) -> None:
-    """Have the model reckon with the prior that `evaluation.prior` names."""
+def expect(
+    session: Session,
+    model: Classifier,
+    class_names: Sequence[str],
+    train_counts: Sequence[int],
+    *,
+    debiased: bool = False,
+) -> None:
+    """Have the model reckon with the prior that `evaluation.prior` names.
+
+    Args:
+        debiased: whether the training prior has to be taken off, also where none is named.
+    """
     config = session.config
-    shift = priors.shift(config, class_names, train_counts, config.evaluation.prior)
+    named = config.evaluation.prior
+    shift = priors.shift(config, class_names, train_counts, "uniform" if debiased and named == "as_trained" else named)
     model.shift = None if shift is None else shift.to(session.runtime.device)
 
 
 def evaluate_run(
-    session: Session, trained: Trained, split: str, folder: Path, *, other_data: bool
+    session: Session, trained: Trained, split: str, folder: Path, *, other_data: bool, gla: bool = False
 ) -> tuple[DataSet, Metrics]:
     """Test a trained run on one split of the session's data, whose classes are matched to the run's.
 
     Other data than the run's is never split: without a test split, all of it is tested. The run's own pictures are in
     the splits they had in training.
+
+    Args:
+        other_data: whether the session's data are others than the run's.
+        gla: whether debiased zero-shot logits are added (`evaluation.gla`), which takes twice the time.
     """
     expect(session, trained.model, trained.class_names, trained.train_counts)
     dataset = session.data(for_testing=other_data)
     dataset = aligned(dataset if other_data else as_in_run(dataset, trained.folder, split), split, trained)
     refuse_different(session, dataset, trained.model)
+    debiased = debiasing.zeroshot(session, trained, other_data=other_data) if gla else None
     if session.runtime.job.leads:
         disk.new_folder(folder)
     about = about_weights(trained.chosen) | {
@@ -81,7 +114,13 @@ def evaluate_run(
         "config": session.config.to_dict(),
         "versions": describe(session.runtime),
     }
-    return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)
+    if debiased is None:
+        return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)
+    about["gla"] = {"pictures": debiased.pictures}
+    metrics = test(session, trained.model, dataset, split, trained.train_counts, folder, about, debiased.model)
+    if session.runtime.job.leads:
+        debiased.write(folder, trained)
+    return dataset, metrics
 
 
 def about_weights(chosen: Chosen | None) -> dict[str, Any]:

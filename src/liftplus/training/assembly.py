@@ -23,7 +23,7 @@ from liftplus.machine.progress import Progress
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.head_init import InitContext, Stream, centres, class_prompts
-from liftplus.training import patch_dropout, selection, tracking
+from liftplus.training import layer_decay, patch_dropout, selection, tracking
 
 AT_ONCE = 65_536
 """Training images whose features are in memory at once where a start reads all of them."""
@@ -103,6 +103,7 @@ def check(config: RunConfig, dataset: DataSet) -> None:
         raise UserError(f"Data set {dataset.name!r} has no training images.")
     tracking.require(config.track)
     selection.check(config, dataset)
+    layer_decay.check(config)
     config.loss.class_weight_tensor(dataset.class_names)
     reads_names = [
         key

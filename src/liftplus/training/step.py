@@ -20,7 +20,7 @@ from liftplus.errors import DivergedError, RunFailedError
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
 from liftplus.model.losses import LossModule
-from liftplus.training import memory
+from liftplus.training import layer_decay, memory
 from liftplus.training.checkpoint import sound
 from liftplus.training.momentum import descent
 from liftplus.training.patch_dropout import PatchDropout
@@ -57,6 +57,7 @@ class Step:
         self.forward = runtime.compiled(model, adds=self.micro < config.train.batch_size)
         self.normalise = Normalise(model.backbone.facts).to(runtime.device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.decays = layer_decay.multiples(model, config.train.layer_decay)
         self.rates = {name: rate for name, rate in (rates or {}).items() if name in self.trained}
         self.optimiser = descent(
             self._groups(),
@@ -70,10 +71,18 @@ class Step:
         self.checked = False
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The trained weights: first those that take the run's rate, then each that takes a multiple of it."""
-        plain = {name: p for name, p in self.trained.items() if name not in self.rates}
-        groups: list[dict[str, Any]] = [{"params": list(plain.values()), "multiple": 1.0}] if plain else []
-        return groups + [{"params": [self.trained[n]], "multiple": rate, "of": n} for n, rate in self.rates.items()]
+        """The trained weights: those of each layer's rate, the run's own first, then each of a measured rate."""
+        plain: dict[float, list[nn.Parameter]] = {}
+        for name, p in self.trained.items():
+            if name not in self.rates:
+                plain.setdefault(self.decays.get(name, 1.0), []).append(p)
+        groups: list[dict[str, Any]] = [
+            {"params": plain[decay], "multiple": decay} for decay in sorted(plain, reverse=True)
+        ]
+        return groups + [
+            {"params": [self.trained[n]], "multiple": rate * self.decays.get(n, 1.0), "of": n}
+            for n, rate in self.rates.items()
+        ]
 
     def set_rate(self, lr: float) -> None:
         """Use this learning rate from the next step on."""
@@ -180,7 +189,7 @@ class Step:
         self.rates |= values.get("rates", {})
         for group in self.optimiser.param_groups:
             if "of" in group:
-                group["multiple"] = self.rates[group["of"]]
+                group["multiple"] = self.rates[group["of"]] * self.decays.get(group["of"], 1.0)
 
 
 class Watch:

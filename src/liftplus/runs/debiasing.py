@@ -1,0 +1,104 @@
+"""What Generalized Logit Adjustment needs beside a trained run: the zero-shot classifier without its prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from liftplus.data.dataset import DataSet
+from liftplus.errors import UserError
+from liftplus.evaluation import gla
+from liftplus.machine import disk
+from liftplus.machine.determinism import deterministic
+from liftplus.model.classifier import Classifier
+from liftplus.model.head_init import Semantic
+from liftplus.model.heads import Joint
+from liftplus.runs.matching import aligned, as_in_run
+from liftplus.runs.new_classes import reads_text
+from liftplus.runs.opening import Session
+from liftplus.training import assembly
+from liftplus.training.checkpoint import Trained
+
+SHOTS, MOST = 100, 100_000_000
+"""Most pictures of a class behind the prior, and most logits of all of them together."""
+FILE = "pretraining_prior.csv"
+
+
+@dataclass(frozen=True)
+class Debiased:
+    """A zero-shot classifier whose logits have lost its prior.
+
+    Attributes:
+        model: the classifier; its `shift` is what was taken off.
+        prior: the pre-training prior [C], fp64.
+        pictures: training pictures that it was estimated on.
+    """
+
+    model: Classifier
+    prior: Tensor
+    pictures: int
+
+    def write(self, folder: Path, trained: Trained) -> None:
+        """The prior by class, into the folder of a test."""
+        rows = zip(trained.class_ids, trained.class_names, self.prior.tolist(), strict=True)
+        disk.write_csv(folder / FILE, ("class", "id", "name", "prior"), ((k, *row) for k, row in enumerate(rows)))
+
+
+def zeroshot(session: Session, trained: Trained, *, other_data: bool) -> Debiased:
+    """The zero-shot classifier of a run's classes, with the prior estimated on the run's training pictures.
+
+    Args:
+        other_data: whether the session's data are others than the run's.
+
+    Raises:
+        UserError: the backbone reads no text, or the training pictures cannot be read.
+    """
+    config = session.config
+    if not reads_text(trained):
+        raise UserError(
+            f"--gla adds zero-shot logits, and backbone {config.backbone.name!r} has no text tower. It works with CLIP "
+            "and other dual encoders."
+        )
+    data = trained.config.data if other_data else config.data
+    init = config.head_init if isinstance(config.head_init, Semantic) else Semantic()
+    changes = {"data": data, "tuner": {}, "head": Joint(), "head_init": init}
+    own = replace(
+        session,
+        config=config.model_copy(
+            update=changes | {"train": config.train.model_copy(update={"epochs": 0, "keep": 1.0, "layer_decay": 1.0})}
+        ),
+    )
+    dataset = _training_pictures(own, trained)
+    with deterministic(config.deterministic):
+        model = assembly.build(own.config, dataset, session.runtime, session.progress, session.cache)
+        logits, labels = _logits(own, model, dataset)
+    prior = gla.pretraining_prior(logits, labels)
+    model.shift = -(prior.log() - prior.log().mean()).float().to(session.runtime.device)
+    return Debiased(model, prior, len(labels))
+
+
+def _training_pictures(session: Session, trained: Trained) -> DataSet:
+    """The run's training split, by the run's classes."""
+    try:
+        return aligned(as_in_run(session.data(), trained.folder, "train"), "train", trained)
+    except UserError as error:
+        raise UserError(
+            f"--gla estimates what the backbone prefers on the run's training pictures, which cannot be read: {error}"
+        ) from error
+
+
+@torch.no_grad()
+def _logits(session: Session, model: Classifier, dataset: DataSet) -> tuple[Tensor, Tensor]:
+    """Zero-shot logits [N, C] of some training pictures of each class, whose features are kept, and labels [N]."""
+    shots = max(1, min(SHOTS, MOST // dataset.num_classes**2))
+    backbone, runtime = model.backbone, session.runtime
+    stream = assembly.plain_stream(session.config, dataset, backbone, runtime, session.cache, session.progress)(shots)
+    parts = []
+    for features, _ in stream.batches():
+        for piece in features.split(4096):
+            with runtime.autocast():
+                parts.append(model(piece.to(runtime.device)).float().cpu())
+    return torch.cat(parts), stream.labels

@@ -1,0 +1,267 @@
+"""One run from several: the mean of their learned weights, and of these with where training began.
+
+The mean of several runs' weights is a model soup (Wortsman et al. 2022, arXiv 2203.05482, section 2); weights between a
+tuned model and its start are WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903, section 3). With shares s_r that add up
+to 1 and a share S of the start, each weight becomes
+
+    sum over runs r of s_r ((1 - S) tuned_r + S start_r).
+
+What is averaged are weights, also those of light modules: the mean of two LoRA modules is the product of the means of
+their factors, not the mean of their products, and units of bottlenecks are averaged by their place. Runs whose light
+modules began at the same random weights, those of one seed, are therefore closer to what the papers did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftplus.config import RunConfig, flat, from_dict, saved
+from liftplus.errors import UserError
+from liftplus.evaluation.metrics import Metrics
+from liftplus.machine import disk
+from liftplus.machine.determinism import deterministic
+from liftplus.machine.runtime import command_line
+from liftplus.runs import matching, testing
+from liftplus.runs.changes import CONFIG, FREE
+from liftplus.runs.opening import Session
+from liftplus.training import assembly, checkpoint
+
+TOLD = 4
+"""Most settings that a note lists."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run that is merged.
+
+    Attributes:
+        path: a run folder, or a model file.
+        config: its settings, with where its data and the backbone's weights are now.
+        about: the description in its model file.
+        shapes: type and shape of each learned tensor.
+    """
+
+    path: Path
+    config: RunConfig
+    about: dict[str, Any]
+    shapes: dict[str, tuple[torch.dtype, torch.Size]]
+
+    @classmethod
+    def read(cls, path: Path, config: RunConfig) -> Part:
+        """The run in a folder."""
+        about, state = checkpoint.read_model(path)
+        return cls(path, config, about, {name: (value.dtype, value.shape) for name, value in state.items()})
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent if self.path.is_file() else self.path
+
+    def fingerprints(self) -> dict[str, str]:
+        """The pictures of its splits, as far as its folder notes them."""
+        with suppress(UserError):
+            found: dict[str, str] = disk.read_json(self.folder / CONFIG, "data")["data"].get("fingerprints", {})
+            return found
+        return {}
+
+
+def merge(
+    parts: Sequence[Part], out: Path, session: Session, shares: Sequence[float] = (), start: float = 0.0
+) -> list[str]:
+    """Write the merged run into a new folder; what a user should know of it, in sentences.
+
+    Its settings are those of the first run, and its training counts, for each class, the largest of the runs'.
+
+    Args:
+        session: the first run's settings on this machine. Only with a start is a classifier built on it.
+        shares: how much each run counts, from 0; by default all the same.
+        start: share of the weights before training, from 0 to 1. They are made anew from a run's seed and training
+            pictures, as no run keeps them.
+
+    Raises:
+        UserError: the runs do not belong together, or a start cannot be made anew.
+    """
+    disk.refuse_existing(out)
+    counted = _shares(parts, shares, start)
+    for part in parts[1:]:
+        refuse_different(parts[0], part)
+    sums: dict[str, Tensor] = {}
+    for part, share in zip(parts, counted, strict=True):
+        if start < 1:
+            _add(sums, checkpoint.read_model(part.path)[1], share * (1 - start))
+        if start > 0:
+            _add(sums, start_of(part, session), share * start)
+    state = {name: value.to(parts[0].shapes[name][0]) for name, value in sums.items()}
+    _write(parts, out, state, {"merged": [str(part.path) for part in parts], "shares": counted, "start": start})
+    return _notes(parts)
+
+
+def _add(sums: dict[str, Tensor], state: Mapping[str, Tensor], share: float) -> None:
+    """Add a share of learned weights to their weighted sums, in fp64."""
+    for name, value in state.items():
+        sums[name] = sums.get(name, 0) + share * value.double()
+
+
+def _shares(parts: Sequence[Part], given: Sequence[float], start: float) -> list[float]:
+    """What each run counts, as shares of 1."""
+    if not 0 <= start <= 1:
+        raise UserError(f"The share of the start is {start:g}; give a number from 0 (tuned) to 1 (as before training).")
+    if len(parts) == 1 and not start:
+        raise UserError("One run has no mean. Give more runs, or mix its start in with --start 0.5.")
+    paths = [part.path.resolve() for part in parts]
+    if twice := [part.path for part in parts if paths.count(part.path.resolve()) > 1]:
+        raise UserError(f"The run {str(twice[0])!r} is given twice. Give it once; --shares says how much each counts.")
+    if not given:
+        return [1 / len(parts)] * len(parts)
+    if len(given) != len(parts):
+        raise UserError(f"{len(parts)} runs and {len(given)} shares were given. Give one share a run.")
+    if not all(math.isfinite(share) and share >= 0 for share in given) or not math.fsum(given) > 0:
+        shown = ",".join(f"{share:g}" for share in given)
+        raise UserError(f"The shares are {shown}; give numbers from 0 that are not all 0.")
+    return [share / math.fsum(given) for share in given]
+
+
+def refuse_different(one: Part, other: Part) -> None:
+    """Refuse runs whose weights do not stand for the same things, or that drew their test pictures otherwise."""
+    start = f"{str(one.path)!r} and {str(other.path)!r} cannot be merged: their"
+    for what, (mine, theirs) in _compared(one, other).items():
+        if mine != theirs:
+            raise UserError(
+                f"{start} {what} differ, {_shown(mine, theirs)}. Give runs with the same backbone, tuner, head and "
+                "classes."
+            )
+    first, second = one.fingerprints(), other.fingerprints()
+    for split in ("test", "val"):
+        if split in first and split in second and first[split] != second[split]:
+            raise UserError(
+                f"{start} {split} splits have other pictures, so one may have been trained on what the other is tested "
+                "on. Give runs with the same data and splits."
+            )
+
+
+def _compared(one: Part, other: Part) -> dict[str, tuple[Any, Any]]:
+    """What has to be the same, by what it is called in a sentence; the first that differs says most."""
+
+    def of(part: Part) -> dict[str, Any]:
+        config = part.config
+        tower = config.backbone.model_dump(exclude={"weights", "grad_checkpointing"})
+        reads_text = part.about.get("class_prompts") is not None
+        return {
+            "backbones": tower.pop("name"),
+            "settings of the backbone": tower,
+            "backbone weights": part.about["backbone_identity"],
+            "tuners": list(config.tuner),
+            "settings of the tuner": {name: tuner.model_dump() for name, tuner in config.tuner.items()},
+            "heads": {"name": config.head.name} | config.head.model_dump(),
+            "numbers of classes": len(part.about["class_names"]),
+            "classes": part.about["class_names"],
+            "ids of the classes": part.about["class_ids"],
+            "prompts of the classes": part.about["class_prompts"] if reads_text else None,
+            "shapes": {name: list(shape) for name, (_, shape) in part.shapes.items()},
+        }
+
+    mine, theirs = of(one), of(other)
+    return {key: (mine[key], theirs[key]) for key in mine}
+
+
+def _shown(mine: Any, theirs: Any) -> str:
+    """Two values of which the first difference is shown."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        key = next(key for key in (*mine, *theirs) if mine.get(key) != theirs.get(key))
+        return f"{key}: {_shown(mine.get(key), theirs.get(key))}"
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        mine, theirs = next(pair for pair in zip(mine, theirs, strict=True) if pair[0] != pair[1])
+    first, second = (f"{str(value)[:12]}…" if len(str(value)) == 64 else repr(value) for value in (mine, theirs))
+    return f"{first} and {second}"
+
+
+def start_of(part: Part, session: Session) -> dict[str, Tensor]:
+    """A run's learned weights as they were before its first step, made anew: backbone, light modules and head.
+
+    Raises:
+        UserError: the run was changed after training, keeps no record of its training pictures, or these are not the
+            same any more.
+    """
+    name = str(part.path)
+    if part.about.get("edits"):
+        raise UserError(
+            f"{name!r} was changed or merged after training, so there is no start that its weights belong to. Mix the "
+            "start into the runs that it was made of."
+        )
+    if (noted := part.fingerprints().get("train")) is None:
+        raise UserError(
+            f"{name!r} keeps no record of its training pictures ({CONFIG} is missing), so its start cannot be made "
+            "anew. Give the folder that training wrote."
+        )
+    own = replace(session, config=part.config)
+    try:
+        dataset = matching.as_in_run(own.data(), part.folder, "train")
+    except UserError as error:
+        raise UserError(
+            f"The start of {name!r} is made anew from its training pictures, which cannot be read: {error} Say where "
+            "they are with --data."
+        ) from error
+    if dataset.fingerprint("train") != noted:
+        raise UserError(
+            f"The training pictures of {name!r} are not the ones that it was trained on, so its start cannot be made "
+            "anew. Put them back, or say where they are with --data."
+        )
+    with deterministic(own.config.deterministic):
+        model = assembly.build(own.config, dataset, session.runtime, session.progress, session.cache)
+    return model.learned_state()
+
+
+def _write(parts: Sequence[Part], out: Path, state: dict[str, Tensor], edit: dict[str, Any]) -> None:
+    """The new run folder: the model, the record of where it came from, and the splits that the runs drew."""
+    first = parts[0]
+    disk.new_folder(out)
+    counts = [max(of_class) for of_class in zip(*(part.about["train_counts"] for part in parts), strict=True)]
+    own = {key: value for key, value in first.about.items() if key != "weights"}  # which is one epoch of one run
+    about = own | {
+        "format": checkpoint.FORMAT,
+        "train_counts": counts,
+        "edits": [*first.about.get("edits", []), edit],
+    }
+    checkpoint.write_tensors(out / checkpoint.FILE, state, about)
+    record: dict[str, Any] = {"data": {}}
+    with suppress(UserError):
+        record = disk.read_json(first.folder / CONFIG, "config", "data")
+    of_training = ("notes", "signs", "start", "changed", "cache")
+    record = {key: value for key, value in record.items() if key not in of_training}
+    disk.write_json(
+        out / CONFIG,
+        record
+        | {"command": command_line(), "config": about["config"], "edits": about["edits"]}
+        | {"data": record["data"] | {"train_counts": counts}},
+    )
+    if (first.folder / matching.SPLITS).is_file():
+        disk.write_json(out / matching.SPLITS, disk.read_json(first.folder / matching.SPLITS))
+
+
+def _notes(parts: Sequence[Part]) -> list[str]:
+    """In which settings the runs differ."""
+    first, *others = [flat(from_dict(saved(part.about["config"]))) for part in parts]
+    differing = [
+        key
+        for key in first
+        if key not in (*FREE, "automatic") and any(other.get(key) != first[key] for other in others)
+    ]
+    if not differing:
+        return []
+    listed = ", ".join(differing[:TOLD]) + (f" and {len(differing) - TOLD} more" if len(differing) > TOLD else "")
+    return [f"The runs differ in {listed}; the merged run is read and tested with the settings of {parts[0].path}."]
+
+
+def tested(session: Session, part: Part, out: Path) -> Metrics:
+    """The merged run tested on its own test split, with the files of a test in its folder."""
+    dataset = session.data()
+    trained = checkpoint.load_model(out, session.runtime, session.config.backbone)
+    dataset = matching.aligned(matching.as_in_run(dataset, part.folder, "test"), "test", trained)
+    return testing.test(session, trained.model, dataset, "test", trained.train_counts, out, testing.about_weights(None))
