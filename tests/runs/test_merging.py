@@ -137,6 +137,7 @@ def refused(runs: Any, tmp_path: Path, **given: Any) -> str:
     [
         (("tuner=lora",), "their tuners differ, 'adaptformer' and 'lora'"),
         (("tuner.adaptformer.width=3",), "their settings of the tuner differ, adaptformer: width: None and 3"),
+        (("tuner=none",), "their tuners differ, 'adaptformer' and 'none'"),
         (("head=linear",), "their heads differ, name: 'cosine' and 'linear'"),
         (("interpolation=bilinear",), "their settings of the backbone differ, interpolation: None and 'bilinear'"),
         (("backbone.pretrained=false",), "their settings of the backbone differ, pretrained: True and False"),

@@ -157,7 +157,7 @@ def _compared(one: Part, other: Part) -> dict[str, tuple[Any, Any]]:
             "backbones": tower.pop("name"),
             "settings of the backbone": tower,
             "backbone weights": part.about["backbone_identity"],
-            "tuners": list(config.tuner),
+            "tuners": "+".join(config.tuner) or "none",
             "settings of the tuner": {name: tuner.model_dump() for name, tuner in config.tuner.items()},
             "heads": {"name": config.head.name} | config.head.model_dump(),
             "numbers of classes": len(part.about["class_names"]),
@@ -197,8 +197,8 @@ def start_of(part: Part, session: Session) -> dict[str, Tensor]:
         )
     if (noted := part.fingerprints().get("train")) is None:
         raise UserError(
-            f"{name!r} keeps no record of its training pictures ({CONFIG} is missing), so its start cannot be made "
-            "anew. Give the folder that training wrote."
+            f"{name!r} keeps no record of its training pictures ({CONFIG} is missing or damaged), so its start cannot "
+            "be made anew. Give the folder that training wrote."
         )
     own = replace(session, config=part.config)
     try:
