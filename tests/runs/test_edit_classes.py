@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,23 @@ def test_what_cannot_be_added_is_refused(
     with pytest.raises(UserError, match=said):
         edit_classes.add(run, names, tmp_path / "plus")
     assert not (tmp_path / "plus").exists()
+
+
+def test_splits_that_were_drawn_stay(photos: Path, command: Command, tmp_path: Path) -> None:
+    """Else data that have grown since would be split anew, and training pictures tested."""
+    shutil.rmtree(photos / "test")
+    assert command("train", "--data", photos, "--out", "run", *QUICK, "epochs=0").code == 0
+    drawn = json.loads((tmp_path / "run" / "splits.json").read_text())
+    folder = max((photos / "train").iterdir())
+    for number in range(4):
+        shutil.copy(min(folder.iterdir()), folder / f"new{number}.png")
+    for words in (("add", "run", "plum"), ("rename", "run", "red square=red")):
+        ended = command("classes", *words, "--out", words[0])
+        assert ended.code == 0, ended.err
+        ended = command("eval", words[0], *QUICK[2:])
+        assert ended.code == 0, ended.err
+        with (tmp_path / words[0] / "eval" / "predictions.csv").open(newline="") as stream:
+            assert {row["path"] for row in csv.DictReader(stream)} == set(drawn["splits"]["test"])
 
 
 def test_without_a_text_tower_refused(train: Any, tmp_path: Path) -> None:
