@@ -201,13 +201,14 @@ def test_another_size_is_said(tmp_path: Path) -> None:
     assert F.cosine_similarity(found(pictures(98)), theirs("dinov2", model, pictures(98))).min() > 0.9
 
 
-@pytest.mark.parametrize("size", [224, 256])
+@pytest.mark.parametrize("size", [112, 336])
+@pytest.mark.parametrize("kind", [needs("dinov3"), needs("dinov2_with_registers")])
 @torch.no_grad()
-def test_rotary_positions_are_equal_at_every_size(size: int, tmp_path: Path) -> None:
-    if not hasattr(transformers, "DINOv3ViTModel"):
-        pytest.skip("this version of transformers has no DINOv3")
-    model = slim.saved("dinov3", tmp_path)
-    assert_equal(load(tmp_path, "dinov3", image_size=size)(pictures(size)), theirs("dinov3", model, pictures(size)))
+def test_rotary_and_smoothed_positions_are_equal_at_every_size(kind: str, size: int, tmp_path: Path) -> None:
+    model = slim.saved(kind, tmp_path)
+    found = load(tmp_path, kind, image_size=size)
+    assert not any("resampled" in note for note in found.notes)
+    assert_equal(found(pictures(size)), theirs(kind, model, pictures(size)))
 
 
 def test_dinov3_without_biases_is_told_by_their_values(tmp_path: Path) -> None:
@@ -371,6 +372,14 @@ def test_a_model_put_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found.facts.saw_imagenet and found.label == "backbone 'hf/own/vit-ft-in1k'"
     control = catalogue.load(BackboneConfig(name="hf/own/vit-ft-in1k", pretrained=False))
     assert control.identity != found.identity and control.dim == found.dim
+
+
+def test_a_folder_that_is_given_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a run's model has moved: liftplus eval RUN weights=FOLDER."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    slim.saved("vit", tmp_path / "moved")
+    found = catalogue.load(BackboneConfig(name="hf/own/moved", weights=str(tmp_path / "moved")))
+    assert found.identity == load(tmp_path / "moved", "vit").identity
 
 
 def unreachable(*_given: Any, local_files_only: bool = False, **_options: Any) -> str:

@@ -122,7 +122,7 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
         from liftplus.backbones import from_hub
 
         backbone.name, backbone.label = config.name, f"backbone {config.name!r}"
-        backbone.facts = replace(backbone.facts, saw_imagenet=from_hub.saw_imagenet(config.name))
+        backbone.facts = replace(backbone.facts, saw_imagenet=from_hub.saw_imagenet(config))
     if config.interpolation is not None:
         backbone.facts = replace(backbone.facts, interpolation=config.interpolation)
     if config.grad_checkpointing:

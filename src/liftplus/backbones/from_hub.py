@@ -10,6 +10,7 @@ from liftplus.backbones.base import BackboneConfig
 from liftplus.backbones.counterparts import counterpart
 from liftplus.backbones.transformers_config import CONFIG, PROCESSOR, About
 from liftplus.errors import UserError
+from liftplus.machine.paths import expanded
 
 _LABELS = (1000, 21841, 21843)
 """How many classes ImageNet's usual lists have."""
@@ -24,7 +25,7 @@ def same(config: BackboneConfig, *, weight: bool = True, fetch: bool = True) -> 
         fetch: whether the hub is asked for what is not on this machine.
     """
     weight = weight and config.pretrained
-    folder = _folder(config.name, weight=weight and config.weights is None, fetch=fetch)
+    folder = _where(config, weight=weight and config.weights is None, fetch=fetch)
     about = _about(config.name, folder)
     found = counterpart(about)
     if found is None:
@@ -39,10 +40,19 @@ def same(config: BackboneConfig, *, weight: bool = True, fetch: bool = True) -> 
     return config.model_copy(update={"name": found, "weights": path, "image_size": size})
 
 
-def saw_imagenet(name: str) -> bool:
+def saw_imagenet(config: BackboneConfig) -> bool:
     """Whether a model was trained with ImageNet's labels, as far as its name and its classes tell."""
-    labels = _about(name, _folder(name, weight=False, fetch=False)).whole.get("id2label") or {}
-    return len(labels) in _LABELS or re.search(r"in\d+k|ft\d+k|imagenet", name, re.IGNORECASE) is not None
+    labels = _about(config.name, _where(config, weight=False, fetch=False)).whole.get("id2label") or {}
+    return len(labels) in _LABELS or re.search(r"in\d+k|ft\d+k|imagenet", config.name, re.IGNORECASE) is not None
+
+
+def _where(config: BackboneConfig, *, weight: bool, fetch: bool) -> Path:
+    """The folder of the weights that are given, where they have their config.json; else see `_folder`."""
+    if config.weights is not None:
+        folder = weights.existing(expanded(config.weights)).parent
+        if (folder / CONFIG).is_file():
+            return folder
+    return _folder(config.name, weight=weight, fetch=fetch)
 
 
 def _about(name: str, folder: Path) -> About:

@@ -267,7 +267,8 @@ def _shown(value: Any) -> str:
 def _by_design(backbone: Backbone, about: About, processor: dict[str, Any]) -> Iterator[str]:
     """Where features or pictures differ from transformers' own, though the numbers are the same."""
     size, native = backbone.facts.image_size, about.image["image_size"]
-    if size != native and about.family != "dinov3":
+    smoothed = about.family in ("dinov3", "beit") or about.image.get("num_register_tokens")
+    if size != native and not smoothed:
         yield (
             f"The file's positions are for {native} px and are resampled to {size} px as timm does it, with "
             "antialiasing; transformers does it without, so features differ a little from its own."
