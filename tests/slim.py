@@ -14,7 +14,8 @@ import torch
 import transformers
 from torch import nn
 
-from liftplus.backbones import counterparts
+from liftplus.backbones import catalogue, counterparts
+from liftplus.backbones.base import Backbone, BackboneConfig
 
 WIDTH, DEPTH, HEADS, WORDS, CONTEXT = 48, 2, 2, 99, 13
 THIN = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS}
@@ -117,3 +118,33 @@ MODELS = {
 def config_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return found
+
+
+NAMES = {
+    "clip": "open_clip/ViT-B-16-quickgelu/openai",
+    "siglip": "open_clip/ViT-B-16-SigLIP/webli",
+    "dinov2": "timm/vit_base_patch14_dinov2.lvd142m",
+    "dinov2_with_registers": "timm/vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov3": "timm/vit_base_patch16_dinov3_qkvb.lvd1689m",
+    "vit": "timm/vit_base_patch16_224.augreg_in21k",
+    "beit": "timm/beit_base_patch16_224.in22k_ft_in22k",
+}
+CLASSES = {"dinov2_with_registers": "Dinov2WithRegistersModel", "dinov3": "DINOv3ViTModel"}
+
+
+def needs(kind: str) -> Any:
+    there = hasattr(transformers, CLASSES.get(kind, "CLIPModel"))
+    reason = f"this version of transformers has no {CLASSES.get(kind)}"
+    return pytest.param(kind, marks=pytest.mark.skipif(not there, reason=reason))
+
+
+KINDS = [needs(kind) for kind in NAMES]
+
+
+def load(path: Path, kind: str, **options: Any) -> Backbone:
+    return catalogue.load(BackboneConfig(name=NAMES[kind], weights=str(path), **options))
+
+
+def changed(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -14,42 +14,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from liftplus.backbones import catalogue, counterparts, from_hub, from_transformers, transformers_config, weights
-from liftplus.backbones.base import Backbone, BackboneConfig
+from liftplus.backbones import catalogue, from_transformers, weights
+from liftplus.backbones.base import BackboneConfig
 from liftplus.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 slim = pytest.importorskip("slim")
 
-NAMES = {
-    "clip": "open_clip/ViT-B-16-quickgelu/openai",
-    "siglip": "open_clip/ViT-B-16-SigLIP/webli",
-    "dinov2": "timm/vit_base_patch14_dinov2.lvd142m",
-    "dinov2_with_registers": "timm/vit_base_patch14_reg4_dinov2.lvd142m",
-    "dinov3": "timm/vit_base_patch16_dinov3_qkvb.lvd1689m",
-    "vit": "timm/vit_base_patch16_224.augreg_in21k",
-    "beit": "timm/beit_base_patch16_224.in22k_ft_in22k",
-}
-CLASSES = {"dinov2_with_registers": "Dinov2WithRegistersModel", "dinov3": "DINOv3ViTModel"}
-
-
-def needs(kind: str) -> Any:
-    there = hasattr(transformers, CLASSES.get(kind, "CLIPModel"))
-    reason = f"this version of transformers has no {CLASSES.get(kind)}"
-    return pytest.param(kind, marks=pytest.mark.skipif(not there, reason=reason))
-
-
-KINDS = [needs(kind) for kind in NAMES]
-
 
 @pytest.fixture(autouse=True)
-def thin(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "published" not in request.node.name:
-        slim.thin_libraries(monkeypatch)
-
-
-def load(path: Path, kind: str, **options: Any) -> Backbone:
-    return catalogue.load(BackboneConfig(name=NAMES[kind], weights=str(path), **options))
+def thin(monkeypatch: pytest.MonkeyPatch) -> None:
+    slim.thin_libraries(monkeypatch)
 
 
 def pictures(size: int) -> Tensor:
@@ -81,11 +56,11 @@ def assert_equal(ours: Tensor, own: Tensor) -> None:
     assert (ours - own).abs().max() < 1e-5 * spread
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slim.KINDS)
 @torch.no_grad()
 def test_features_are_transformers_own(kind: str, tmp_path: Path) -> None:
     model = slim.saved(kind, tmp_path)
-    backbone = load(tmp_path, kind)
+    backbone = slim.load(tmp_path, kind)
     images = pictures(backbone.facts.image_size)
     features = backbone(images)
     assert_equal(features, theirs(kind, model, images))
@@ -103,7 +78,7 @@ def test_features_are_transformers_own(kind: str, tmp_path: Path) -> None:
 
 SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("clip", {"hidden_act": "gelu", "layer_norm_eps": 1e-3}, "open_clip/ViT-B-16-quickgelu/openai"),
-    ("vit", {"hidden_act": "gelu_new", "layer_norm_eps": 0.1}, NAMES["vit"]),
+    ("vit", {"hidden_act": "gelu_new", "layer_norm_eps": 0.1}, slim.NAMES["vit"]),
     ("dinov2", {"use_swiglu_ffn": True}, "timm/vit_giant_patch14_dinov2.lvd142m"),
     ("dinov3", {"use_gated_mlp": True, "hidden_act": "silu"}, "timm/vit_small_plus_patch16_dinov3_qkvb.lvd1689m"),
     ("clip", {"projection_dim": 512}, "timm/vit_base_patch16_clip_quickgelu_224.openai"),
@@ -117,8 +92,8 @@ def test_settings_of_config_json_are_the_backbones(
     kind: str, settings: dict[str, Any], name: str, tmp_path: Path
 ) -> None:
     """Epsilon, activation and gates; a dual encoder's file gives timm its image tower."""
-    if not hasattr(transformers, CLASSES.get(kind, "CLIPModel")):
-        pytest.skip(f"this version of transformers has no {CLASSES[kind]}")
+    if not hasattr(transformers, slim.CLASSES.get(kind, "CLIPModel")):
+        pytest.skip(f"this version of transformers has no {slim.CLASSES[kind]}")
     model = slim.saved(kind, tmp_path, **settings)
     backbone = catalogue.load(BackboneConfig(name=name, weights=str(tmp_path)))
     images = pictures(backbone.facts.image_size)
@@ -137,7 +112,7 @@ def values(state: dict[str, Tensor]) -> Counter[float]:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slim.KINDS)
 @pytest.mark.parametrize("form", ["saved", "in memory"])
 def test_every_tensor_is_used_once(kind: str, form: str, tmp_path: Path) -> None:
     """Each number of the file is in the translation as often as in the file, but for what is said to be left out."""
@@ -150,7 +125,7 @@ def test_every_tensor_is_used_once(kind: str, form: str, tmp_path: Path) -> None
     assert values(found) == values(kept)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slim.KINDS)
 def test_what_is_left_out_is_said(kind: str, tmp_path: Path) -> None:
     slim.saved(kind, tmp_path)
     unused = from_transformers.left_out(load_file(tmp_path / "model.safetensors"))
@@ -161,13 +136,13 @@ def test_what_is_left_out_is_said(kind: str, tmp_path: Path) -> None:
 def test_a_bare_file_takes_the_backbones_own_settings(tmp_path: Path) -> None:
     slim.saved("vit", tmp_path / "whole")
     bare = (tmp_path / "whole" / "model.safetensors").rename(tmp_path / "own.safetensors")
-    found = load(bare, "vit")
+    found = slim.load(bare, "vit")
     assert {module.eps for module in found.image.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
     assert found.identity == hashlib.sha256(bare.read_bytes()).hexdigest()
     (note,) = [note for note in found.notes if "config.json" in note]
     assert "no config.json beside it" in note and "(1e-06)" in note and "(gelu)" in note
     bare.rename(tmp_path / "whole" / "model.safetensors")
-    again = load(tmp_path / "whole", "vit")
+    again = slim.load(tmp_path / "whole", "vit")
     assert {module.eps for module in again.image.modules() if isinstance(module, nn.LayerNorm)} == {1e-12}
     assert again.identity != found.identity  # so that a run refuses the file without its config.json
     assert any("epsilon of norms in the image tower is 1e-12 instead of 1e-06" in note for note in again.notes)
@@ -175,7 +150,7 @@ def test_a_bare_file_takes_the_backbones_own_settings(tmp_path: Path) -> None:
 
 def test_what_changes_nothing_leaves_the_files_identity(tmp_path: Path) -> None:
     slim.saved("clip", tmp_path)
-    found = load(tmp_path, "clip")
+    found = slim.load(tmp_path, "clip")
     assert found.identity == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
     assert found.notes == ()
 
@@ -184,29 +159,29 @@ def test_the_pictures_of_preprocessor_config(tmp_path: Path) -> None:
     slim.saved("vit", tmp_path)
     said = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3, "resample": 2, "size": {"height": 224, "width": 224}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-    found = load(tmp_path, "vit")
+    found = slim.load(tmp_path, "vit")
     assert (found.facts.mean, found.facts.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert found.facts.interpolation == "bilinear"
     assert any("mean of pictures is 0.1 0.2 0.3 instead of 0.5 0.5 0.5" in note for note in found.notes)
     assert any("squashes" in note for note in found.notes)
-    assert load(tmp_path, "vit", interpolation="bicubic").facts.interpolation == "bicubic"
+    assert slim.load(tmp_path, "vit", interpolation="bicubic").facts.interpolation == "bicubic"
 
 
 @torch.no_grad()
 def test_another_size_is_said(tmp_path: Path) -> None:
     """transformers resamples positions without antialiasing, so features are near, not equal."""
     model = slim.saved("dinov2", tmp_path)
-    found = load(tmp_path, "dinov2", image_size=98)
+    found = slim.load(tmp_path, "dinov2", image_size=98)
     assert any("positions are for 518 px and are resampled to 98 px" in note for note in found.notes)
     assert F.cosine_similarity(found(pictures(98)), theirs("dinov2", model, pictures(98))).min() > 0.9
 
 
 @pytest.mark.parametrize("size", [112, 336])
-@pytest.mark.parametrize("kind", [needs("dinov3"), needs("dinov2_with_registers")])
+@pytest.mark.parametrize("kind", [slim.needs("dinov3"), slim.needs("dinov2_with_registers")])
 @torch.no_grad()
 def test_rotary_and_smoothed_positions_are_equal_at_every_size(kind: str, size: int, tmp_path: Path) -> None:
     model = slim.saved(kind, tmp_path)
-    found = load(tmp_path, kind, image_size=size)
+    found = slim.load(tmp_path, kind, image_size=size)
     assert not any("resampled" in note for note in found.notes)
     assert_equal(found(pictures(size)), theirs(kind, model, pictures(size)))
 
@@ -222,7 +197,7 @@ def test_dinov3_without_biases_is_told_by_their_values(tmp_path: Path) -> None:
     zeros = {name: value * 0 for name, value in state.items() if name.endswith(("q_proj.bias", "v_proj.bias"))}
     save_file(state | zeros, path)
     catalogue.load(BackboneConfig(name=plain, weights=str(path)))
-    catalogue.load(BackboneConfig(name=NAMES["dinov3"], weights=str(path)))
+    catalogue.load(BackboneConfig(name=slim.NAMES["dinov3"], weights=str(path)))
 
 
 def refusal(path: Path, name: str) -> str:
@@ -231,11 +206,6 @@ def refusal(path: Path, name: str) -> str:
     said = str(error.value)
     assert "\n" not in said and len(said) < 900
     return said
-
-
-def changed(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def renamed(folder: Path, **tensors: Tensor) -> None:
@@ -255,30 +225,30 @@ def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
         ({"model_type": "dinov2"}, "seems to be a ViT, but config.json beside it is of a DINOv2"),
     ]
     for values, said in cases:
-        changed(tmp_path, **config | values)
-        assert said in refusal(tmp_path, NAMES["vit"])
+        slim.changed(tmp_path, **config | values)
+        assert said in refusal(tmp_path, slim.NAMES["vit"])
     (tmp_path / "config.json").write_text("{")
-    assert "config.json' cannot be read as JSON" in refusal(tmp_path, NAMES["vit"])
+    assert "config.json' cannot be read as JSON" in refusal(tmp_path, slim.NAMES["vit"])
 
 
 def test_rotary_positions_of_another_base_are_refused(tmp_path: Path) -> None:
     if not hasattr(transformers, "DINOv3ViTModel"):
         pytest.skip("this version of transformers has no DINOv3")
     slim.saved("dinov3", tmp_path)
-    changed(tmp_path, rope_theta=10000.0)
-    assert "rope_theta is 10000" in refusal(tmp_path, NAMES["dinov3"])
+    slim.changed(tmp_path, rope_theta=10000.0)
+    assert "rope_theta is 10000" in refusal(tmp_path, slim.NAMES["dinov3"])
 
 
 def test_sides_may_be_pairs(tmp_path: Path) -> None:
     slim.saved("vit", tmp_path)
-    changed(tmp_path, image_size=[224, 224], patch_size=[16, 16])
-    assert load(tmp_path, "vit").facts.image_size == 224
+    slim.changed(tmp_path, image_size=[224, 224], patch_size=[16, 16])
+    assert slim.load(tmp_path, "vit").facts.image_size == 224
 
 
 def test_buffers_of_older_versions_are_no_weights(tmp_path: Path) -> None:
     slim.saved("clip", tmp_path)
     renamed(tmp_path, **{"text_model.embeddings.position_ids": torch.arange(slim.CONTEXT)[None]})
-    assert load(tmp_path, "clip").notes == ()
+    assert slim.load(tmp_path, "clip").notes == ()
 
 
 @torch.no_grad()
@@ -287,7 +257,7 @@ def test_a_pickle_in_half_precision(tmp_path: Path) -> None:
     model = slim.saved("dinov2", tmp_path).half()
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    found = load(tmp_path, "dinov2", image_size=518)
+    found = slim.load(tmp_path, "dinov2", image_size=518)
     assert next(found.parameters()).dtype == torch.float32
     assert_equal(found(pictures(518)), theirs("dinov2", model.float(), pictures(518)))
 
@@ -295,14 +265,14 @@ def test_a_pickle_in_half_precision(tmp_path: Path) -> None:
 def test_unknown_tensors_are_refused(tmp_path: Path) -> None:
     slim.saved("vit", tmp_path)
     renamed(tmp_path, **{"embeddings.distillation_token": torch.zeros(1, 1, 48)})
-    said = refusal(tmp_path, NAMES["vit"])
+    said = refusal(tmp_path, slim.NAMES["vit"])
     assert "seem to be a ViT, but with tensors that liftplus does not know, such as 'embeddings.distil" in said
 
 
 def test_patches_of_any_number_are_refused(tmp_path: Path) -> None:
     slim.saved("siglip", tmp_path)
     renamed(tmp_path, **{"vision_model.embeddings.patch_embedding.weight": torch.zeros(48, 768)})
-    assert "NaFlex" in refusal(tmp_path, NAMES["siglip"])
+    assert "NaFlex" in refusal(tmp_path, slim.NAMES["siglip"])
 
 
 def test_a_missing_projection_is_refused(tmp_path: Path) -> None:
@@ -316,10 +286,10 @@ def test_a_missing_projection_is_refused(tmp_path: Path) -> None:
         },
         tmp_path / "model.safetensors",
     )
-    assert "lack the projection 'k'" in refusal(tmp_path, NAMES["vit"])
+    assert "lack the projection 'k'" in refusal(tmp_path, slim.NAMES["vit"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slim.KINDS)
 def test_a_wrong_backbone_learns_which_would_take_the_file(kind: str, tmp_path: Path) -> None:
     slim.saved(kind, tmp_path)
     wrong = "timm/test_convnext.r160_in1k"
@@ -327,161 +297,10 @@ def test_a_wrong_backbone_learns_which_would_take_the_file(kind: str, tmp_path: 
     family = {"dinov2_with_registers": "dinov2"}.get(kind, kind)
     assert f"seems to be a {from_transformers.LABELS[family]} in the form of the library transformers" in said
     assert f"of width {slim.WIDTH} with 2 blocks" in said
-    assert f"It fits backbone {NAMES[kind].rpartition('/')[0] if kind == 'siglip' else NAMES[kind]}" in said
+    assert f"It fits backbone {slim.NAMES[kind].rpartition('/')[0] if kind == 'siglip' else slim.NAMES[kind]}" in said
 
 
 def test_split_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert "split over several files" in refusal(tmp_path, NAMES["vit"])
-
-
-# hf/OWNER/NAME
-
-
-def in_cache(root: Path, repository: str, source: Path) -> None:
-    """A repository as the hub's client keeps it."""
-    place = root / f"models--{repository.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text("0" * 40)
-    (place / "snapshots").mkdir()
-    source.rename(place / "snapshots" / ("0" * 40))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_model_in_the_hubs_cache(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    slim.saved(kind, tmp_path / "model")
-    expected = load(tmp_path / "model", kind, image_size=518 if "dinov2" in kind else 224)
-    in_cache(tmp_path / "hub", f"own/{kind}", tmp_path / "model")
-    config = BackboneConfig(name=f"hf/own/{kind}")
-    found = catalogue.load(config)
-    assert found.name == config.name and found.identity == expected.identity and found.notes == expected.notes
-    own, wanted = found.state_dict(), expected.state_dict()
-    assert own.keys() == wanted.keys() and all(torch.equal(own[name], wanted[name]) for name in own)
-    assert found.facts.image_size == expected.facts.image_size and not found.facts.saw_imagenet
-    assert catalogue.locate(config, fetch=False) is not None
-    assert catalogue.traits(config.name).reads_text == (kind in ("clip", "siglip"))
-
-
-def test_a_model_put_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(tmp_path))
-    slim.saved("vit", tmp_path / "hf__own__vit-ft-in1k")
-    changed(tmp_path / "hf__own__vit-ft-in1k", image_size=224)
-    found = catalogue.load(BackboneConfig(name="hf/own/vit-ft-in1k"))
-    assert found.facts.saw_imagenet and found.label == "backbone 'hf/own/vit-ft-in1k'"
-    control = catalogue.load(BackboneConfig(name="hf/own/vit-ft-in1k", pretrained=False))
-    assert control.identity != found.identity and control.dim == found.dim
-
-
-def test_a_folder_that_is_given_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when a run's model has moved: liftplus eval RUN weights=FOLDER."""
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    slim.saved("vit", tmp_path / "moved")
-    found = catalogue.load(BackboneConfig(name="hf/own/moved", weights=str(tmp_path / "moved")))
-    assert found.identity == load(tmp_path / "moved", "vit").identity
-
-
-def unreachable(*_given: Any, local_files_only: bool = False, **_options: Any) -> str:
-    raise ConnectionError("no route")
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("hf/own/unknown", "put them into the folder"),
-        ("hf/unknown", "write hf/OWNER/NAME"),
-        ("hf/a/b/c", "write hf/OWNER/NAME"),
-        ("hf/../..", "put them into the folder"),
-    ],
-)
-def test_offline_a_name_is_refused(name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    for act in (catalogue.load, catalogue.without_weights, catalogue.locate):
-        with pytest.raises(UserError, match=said) as error:
-            act(BackboneConfig(name=name))
-        assert "\n" not in str(error.value)
-
-
-def test_a_model_without_counterpart_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(tmp_path))
-    folder = tmp_path / "hf__own__odd"
-    slim.saved("vit", folder)
-    for values, said in (
-        ({"hidden_size": 40}, "a vit of width 40 with 2 blocks"),
-        ({"model_type": None, "architecture": "vit"}, "named timm/ARCH.TAG"),
-    ):
-        changed(folder, **values)
-        with pytest.raises(UserError, match=said):
-            from_hub.same(BackboneConfig(name="hf/own/odd"))
-
-
-# The libraries as they are
-
-
-def about(whole: dict[str, Any], folder: Path) -> transformers_config.About:
-    (folder / "config.json").write_text(json.dumps(whole))
-    found = transformers_config.read(folder)
-    assert found is not None
-    return found
-
-
-CLIP_L = {
-    "text_config": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
-    "vision_config": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
-    | {"intermediate_size": 4096},
-    "projection_dim": 768,
-}
-SO400M = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
-PUBLISHED: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "clip"}, "open_clip/ViT-B-32-quickgelu/openai"),
-    ({"model_type": "clip", "vision_config": {"patch_size": 16}}, "open_clip/ViT-B-16-quickgelu/openai"),
-    ({"model_type": "clip", "vision_config_dict": {"patch_size": 16}}, "open_clip/ViT-B-16-quickgelu/openai"),
-    ({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}, "open_clip/ViT-B-32/laion"),
-    ({"model_type": "clip"} | CLIP_L, "open_clip/ViT-L-14-quickgelu/openai"),
-    (
-        {"model_type": "clip"} | CLIP_L | {"vision_config": CLIP_L["vision_config"] | {"image_size": 336}},  # type: ignore[operator]
-        "open_clip/ViT-L-14-336-quickgelu/openai",
-    ),
-    ({"model_type": "siglip"}, "open_clip/ViT-B-16-SigLIP/webli"),
-    ({"model_type": "siglip", "vision_config": {"image_size": 512}}, "open_clip/ViT-B-16-SigLIP-512/webli"),
-    (
-        {"model_type": "siglip", "text_config": {"vocab_size": 256000}, "vision_config": {"image_size": 224}},
-        "open_clip/ViT-B-16-SigLIP2/webli",
-    ),
-    (
-        {
-            "model_type": "siglip",
-            "text_config": SO400M,
-            "vision_config": SO400M | {"patch_size": 14, "image_size": 384},
-        },
-        "open_clip/ViT-SO400M-14-SigLIP-384/webli",
-    ),
-    ({"model_type": "dinov2", "image_size": 518}, "timm/vit_base_patch14_dinov2.lvd142m"),
-    (
-        {"model_type": "dinov2", "hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24},
-        "timm/vit_giant_patch14_dinov2.lvd142m",
-    ),
-    ({"model_type": "dinov2_with_registers", "patch_size": 14}, "timm/vit_base_patch14_reg4_dinov2.lvd142m"),
-    ({"model_type": "dinov3_vit"}, "timm/vit_small_patch16_dinov3_qkvb.lvd1689m"),
-    ({"model_type": "dinov3_vit", "use_gated_mlp": True}, "timm/vit_small_plus_patch16_dinov3_qkvb.lvd1689m"),
-    ({"model_type": "vit"}, "timm/vit_base_patch16_224.augreg_in21k"),
-    ({"model_type": "vit", "patch_size": 32}, "timm/vit_base_patch32_224.augreg_in21k"),
-    ({"model_type": "beit"}, "timm/beit_base_patch16_224.in22k_ft_in22k"),
-]
-
-
-def test_published_models_have_their_counterpart(tmp_path: Path) -> None:
-    """Of the same sizes, activation and input, by the settings that the hub's repositories state."""
-    for whole, name in PUBLISHED:
-        found = counterparts.counterpart(about(whole, tmp_path))
-        assert found is not None and found.startswith(name), (whole, found)
-
-
-def test_published_defaults_are_transformers_own() -> None:
-    """What a config.json leaves out."""
-    for kind, own in transformers_config.DEFAULTS.items():
-        if kind in transformers.CONFIG_MAPPING:
-            config = transformers.CONFIG_MAPPING[kind]()
-            assert {name: getattr(config, name) for name in own} == own, kind
+    assert "split over several files" in refusal(tmp_path, slim.NAMES["vit"])
