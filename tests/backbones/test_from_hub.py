@@ -64,6 +64,7 @@ def test_a_folder_that_is_given_needs_no_hub(tmp_path: Path, monkeypatch: pytest
     slim.saved("vit", tmp_path / "moved")
     found = catalogue.load(BackboneConfig(name="hf/own/moved", weights=str(tmp_path / "moved")))
     assert found.identity == slim.load(tmp_path / "moved", "vit").identity
+    assert catalogue.traits("hf/own/moved", str(tmp_path / "moved")).kinds == found.kinds()
 
 
 def unreachable(*_given: Any, local_files_only: bool = False, **_options: Any) -> str:

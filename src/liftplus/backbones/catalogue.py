@@ -60,9 +60,12 @@ class Traits:
 
 
 @cache
-def traits(name: str) -> Traits:
-    """Whether a backbone has a text tower, and the kinds of sites of its image tower."""
-    backbone = without_weights(BackboneConfig(name=name))
+def traits(name: str, weights: str | None = None) -> Traits:
+    """Whether a backbone has a text tower, and the kinds of sites of its image tower.
+
+    Only what hf/OWNER/NAME stands for may be told by the config.json beside the weights that are given.
+    """
+    backbone = without_weights(BackboneConfig(name=name, weights=weights if name.startswith("hf/") else None))
     return Traits(backbone.text is not None, backbone.kinds())
 
 
