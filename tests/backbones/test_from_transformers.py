@@ -99,7 +99,7 @@ def test_settings_of_config_json_are_the_backbones(
     images = pictures(backbone.facts.image_size)
     assert_equal(backbone(images), theirs(kind, model, images))
     if name.startswith("timm/") and kind in ("clip", "siglip"):
-        assert any("the text tower of the file is left out" in note for note in backbone.notes)
+        assert any("texts and projections are left out" in note for note in backbone.notes)
 
 
 def numbered(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -222,11 +222,16 @@ def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
         ({"model_type": "siglip2"}, "NaFlex"),
         ({"layer_norm_eps": None}, "layer_norm_eps is None; a number is needed"),
         ({"image_size": "large"}, "image_size is 'large'; a number is needed"),
+        ({"model_type": "clip", "vision_config": [1]}, "has a vision_config that is no table"),
         ({"model_type": "dinov2"}, "seems to be a ViT, but config.json beside it is of a DINOv2"),
     ]
     for values, said in cases:
         slim.changed(tmp_path, **config | values)
         assert said in refusal(tmp_path, slim.NAMES["vit"])
+    processor = tmp_path / "preprocessor_config.json"
+    processor.write_text(json.dumps({"image_std": [0, 1, 1], "resample": [2]}))
+    slim.changed(tmp_path, **config)
+    assert "image_std is [0.0, 1.0, 1.0]; positive numbers" in refusal(tmp_path, slim.NAMES["vit"])
     (tmp_path / "config.json").write_text("{")
     assert "config.json' cannot be read as JSON" in refusal(tmp_path, slim.NAMES["vit"])
 
@@ -260,6 +265,23 @@ def test_a_pickle_in_half_precision(tmp_path: Path) -> None:
     found = slim.load(tmp_path, "dinov2", image_size=518)
     assert next(found.parameters()).dtype == torch.float32
     assert_equal(found(pictures(518)), theirs("dinov2", model.float(), pictures(518)))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@torch.no_grad()
+def test_an_image_tower_saved_alone(kind: str, tmp_path: Path) -> None:
+    """transformers 5 saves it without a name around; a dual encoder is refused with its real sizes."""
+    sizes = slim.THIN | {"intermediate_size": 4 * slim.WIDTH, "image_size": 224, "patch_size": 16}
+    config, made = {
+        "clip": (transformers.CLIPVisionConfig, transformers.CLIPVisionModel),
+        "siglip": (transformers.SiglipVisionConfig, transformers.SiglipVisionModel),
+    }[kind]
+    model = made(config(**sizes)).eval()
+    model.save_pretrained(tmp_path)
+    name = {"clip": "vit_base_patch16_clip_quickgelu_224.openai", "siglip": "vit_base_patch16_siglip_224.webli"}[kind]
+    backbone = catalogue.load(BackboneConfig(name=f"timm/{name}", weights=str(tmp_path)))
+    assert_equal(backbone(pictures(224)), model(pictures(224)).pooler_output)
+    assert "with 2 blocks and patches of 16 px, without its text tower" in refusal(tmp_path, slim.NAMES[kind])
 
 
 def test_unknown_tensors_are_refused(tmp_path: Path) -> None:

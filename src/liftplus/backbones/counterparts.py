@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from liftplus.backbones.from_transformers import LABELS, family
+from liftplus.backbones.from_transformers import LABELS, bare_names, family
 from liftplus.backbones.transformers_config import About
 
 # How timm calls a plain transformer of this width and depth.
@@ -128,7 +128,7 @@ def described(table: Mapping[str, Tensor]) -> str | None:
         f"with {image['num_hidden_layers']} blocks and patches of {image['patch_size']} px"
     )
     if kind in ("clip", "siglip") and about.text is None:
-        return f"{what}, without its text tower. Take the file with both towers, or the image tower in timm's form."
+        return f"{what}, without its text tower. Take the file with both, or name timm's image tower of this size."
     found = counterpart(about)
     if found is None:
         return f"{what}. No backbone of timm or open_clip is known to have these sizes."
@@ -137,8 +137,8 @@ def described(table: Mapping[str, Tensor]) -> str | None:
 
 def _measured(kind: str, table: Mapping[str, Tensor]) -> About:
     """A model's settings as far as its tensors' shapes tell them."""
-    words = any(name.startswith("text_model.") for name in table)
-    ends = {name: tuple(value.shape) for name, value in table.items()}
+    ends = {bare: tuple(table[name].shape) for name, bare in bare_names(table).items()}
+    words = any(name.startswith("text_model.") for name in ends)
 
     def shape(ending: str, side: str = "") -> tuple[int, ...]:
         return next((size for name, size in ends.items() if name.startswith(side) and name.endswith(ending)), (0,) * 4)

@@ -109,10 +109,23 @@ _SIGLIP = (
 _TABLES = {"clip": _CLIP, "siglip": _SIGLIP} | dict.fromkeys(("dinov2", "dinov3", "vit", "beit"), _PLAIN)
 
 
+def bare_names(names: Mapping[str, Any]) -> dict[str, str]:
+    """The names in a table, each with that in the backbone alone.
+
+    A CLIP's or SigLIP's image tower that was saved alone by transformers 5 has no name around it.
+    """
+    bare = {name: _AROUND.sub("", name) for name in names}
+    if "embeddings.patch_embedding.weight" not in bare.values():
+        return bare
+    outside = ("visual_projection.", "classifier.")
+    return {name: new if new.startswith(outside) else f"vision_model.{new}" for name, new in bare.items()}
+
+
 def family(names: Mapping[str, Any]) -> str | None:
     """The family of a table in transformers' names; None for any other table."""
-    bare = {_AROUND.sub("", name) for name in names}
-    if bare & {"vision_model.head.probe", "text_model.head.weight", "vision_model.embeddings.patch_embedding.bias"}:
+    bare = set(bare_names(names).values())
+    image = "vision_model.embeddings.patch_embedding.bias" in bare
+    if "text_model.head.weight" in bare or (image and "vision_model.embeddings.class_embedding" not in bare):
         return "siglip"
     if "vision_model.pre_layrnorm.weight" in bare:  # the library's own spelling
         return "clip"
@@ -129,7 +142,7 @@ def family(names: Mapping[str, Any]) -> str | None:
 
 def left_out(names: Mapping[str, Any]) -> list[str]:
     """The tensors of a file in transformers' names that no feature depends on."""
-    return [name for name in names if _UNUSED.fullmatch(_AROUND.sub("", name))]
+    return [name for name, bare in bare_names(names).items() if _UNUSED.fullmatch(bare)]
 
 
 def translated(state: dict[str, Any]) -> dict[str, Any]:
@@ -142,10 +155,10 @@ def translated(state: dict[str, Any]) -> dict[str, Any]:
     if kind is None:
         return state
     unused = {*left_out(state), *filter(_BUFFER.fullmatch, state)}
-    parts = {name: _renamed(kind, _AROUND.sub("", name)) for name in state if name not in unused}
+    parts = {name: _renamed(kind, bare) for name, bare in bare_names(state).items() if name not in unused}
     unknown = [name for name, new in parts.items() if new is None]
-    patch = state.get("vision_model.embeddings.patch_embedding.weight")
-    if unknown or (kind == "siglip" and isinstance(patch, Tensor) and patch.ndim != 4):
+    patches = [state[name] for name in state if name.endswith("embeddings.patch_embedding.weight")]
+    if unknown or (kind == "siglip" and any(patch.ndim != 4 for patch in patches)):
         raise UserError(_unknown(kind, unknown))
     named = {new: state[name] for name, new in parts.items() if new is not None}
     return _FINISH.get(kind, _same)(_packed(named))

@@ -88,12 +88,12 @@ def read(folder: Path) -> About | None:
         )
     if kind not in ("clip", "siglip"):
         return About(FAMILIES[kind], _checked(DEFAULTS[kind] | whole), None, None, whole)
-    sides = {
-        side: DEFAULTS[f"{kind}_{side}_model"]
-        | (whole.get(f"{side}_config") or {})
-        | (whole.get(f"{side}_config_dict") or {})
-        for side in ("vision", "text")
-    }
+    sides = {}
+    for side in ("vision", "text"):
+        given = [whole.get(key) or {} for key in (f"{side}_config", f"{side}_config_dict")]
+        if not all(isinstance(table, dict) for table in given):
+            raise UserError(f"{str(folder / CONFIG)!r} has a {side}_config that is no table. Fetch it again.")
+        sides[side] = DEFAULTS[f"{kind}_{side}_model"] | given[0] | given[1]
     joint = whole.get("projection_dim", 512) if kind == "clip" else sides["text"]["hidden_size"]
     return About(kind, _checked(sides["vision"]), _checked(sides["text"]), joint, whole)
 
@@ -136,7 +136,9 @@ def settle(backbone: Backbone, kind: str, path: Path) -> None:
     """
     about = read(path.parent)
     if kind in ("clip", "siglip") and backbone.text is None:
-        backbone.notes += (f"{backbone.name!r} is an image tower alone, so the text tower of the file is left out.",)
+        backbone.notes += (
+            f"{backbone.name!r} is an image tower alone, so the file's texts and projections are left out.",
+        )
     if about is None:
         backbone.notes += (_unsaid(backbone),)
         return
@@ -245,8 +247,11 @@ def _pictures(facts: Facts, processor: dict[str, Any]) -> tuple[Facts, list[str]
     values: dict[str, Any] = {
         key: tuple(map(float, value)) for key, value in wanted.items() if value is not None and _three(value)
     }
-    if (kernel := kernels.get(processor.get("resample", -1))) is not None:
-        values["interpolation"] = kernel
+    if any(value <= 0 for value in values.get("std", ())):
+        raise UserError(f"{PROCESSOR}'s image_std is {list(values['std'])}; positive numbers are needed.")
+    kernel = processor.get("resample")
+    if isinstance(kernel, int) and kernel in kernels:
+        values["interpolation"] = kernels[kernel]
     before = {key: getattr(facts, key) for key in values}
     said = [
         f"{key} of pictures is {_shown(value)} instead of {_shown(before[key])}"
