@@ -118,7 +118,7 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
             backbone = _built(given, weights=weights)
         except weight_files.UnfitError as error:
             path = locate(given, fetch=False) if weights else None
-            raise UserError(f"{error} {weight_files.described(path)}" if path else str(error)) from error
+            raise UserError(f"{error} {_described(path)}" if path else str(error)) from error
     if weights:
         _read_beside(backbone, given)
     if given is not config:
@@ -131,6 +131,14 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
     if config.grad_checkpointing:
         backbone.recompute()
     return backbone
+
+
+def _described(path: Path) -> str:
+    """What a file that fits no backbone seems to be."""
+    from liftplus.backbones import counterparts
+
+    table = weight_files.outline(path)
+    return weight_files.described(list(table), counterparts.described(table))
 
 
 def _in_library(config: BackboneConfig, *, weight: bool = True, fetch: bool = True) -> BackboneConfig:

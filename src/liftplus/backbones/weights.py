@@ -138,17 +138,18 @@ def family_of(path: Path) -> str | None:
     """The family of a file in the names of the library transformers; None for any other file."""
     if path.suffix != ".safetensors" and _is_archive(path):
         return None
-    return from_transformers.family(without_prefixes(unwrapped(_opened(path, "meta"), path)[0]))
+    return from_transformers.family(outline(path))
 
 
-def described(path: Path) -> str:
+def outline(path: Path) -> dict[str, Any]:
+    """The tensors of a file by name, without their values where the format allows that."""
+    return without_prefixes(unwrapped(_opened(path, "meta"), path)[0])
+
+
+def described(names: Sequence[str], seems: str | None = None) -> str:
     """The first names in a file that fits no backbone, what the file seems to be, and what to do."""
-    from liftplus.backbones import counterparts  # which asks the libraries
-
-    table = without_prefixes(unwrapped(_opened(path, "meta"), path)[0])
-    names = list(table)
     first = ", ".join(repr(name) for name in names[:3])
-    return f"The file's names begin with {first}. {counterparts.described(table) or _seems(names)}"
+    return f"The file's names begin with {first}. {seems or _seems(names)}"
 
 
 def _opened(path: Path, device: str = "cpu") -> dict[str, Any]:
