@@ -39,13 +39,14 @@ def _parsed(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def full_backbone(name: str) -> str:
-    """timm/ARCH.TAG or open_clip/ARCH/TAG behind a name; mini_clip is its own."""
+    """timm/ARCH.TAG or open_clip/ARCH/TAG behind a name; mini_clip and hf/OWNER/NAME are their own."""
     table = presets("backbones")
-    if name.startswith(("timm/", "open_clip/")) or name == "mini_clip":
+    if name.startswith(("timm/", "open_clip/", "hf/")) or name == "mini_clip":
         return name
     if name not in table:
         raise UserError(
-            f"{unknown('backbone', name, table)} timm/ARCH.TAG and open_clip/ARCH/TAG work; `liftplus info` has all."
+            f"{unknown('backbone', name, table)} timm/ARCH.TAG, open_clip/ARCH/TAG and "
+            "hf/OWNER/NAME work; `liftplus info` has all."
         )
     full: str = table[name]["weights"]
     return full

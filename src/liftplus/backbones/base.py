@@ -24,9 +24,10 @@ class BackboneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
     name: str = "mini_clip"
-    """A name from `liftplus info`, such as clip_vit_b16; or any timm/ARCH.TAG or open_clip/ARCH/TAG."""
+    """A name from `liftplus info`, such as clip_vit_b16; any timm/ARCH.TAG, open_clip/ARCH/TAG or hf/OWNER/NAME."""
     weights: str | None = None
-    """A local weight file to use instead of the hub's: .safetensors, .pt, .pth, .bin, or OpenAI's archive."""
+    """A local weight file to use instead of the hub's: .safetensors, .pt, .pth, .bin, OpenAI's archive; or a folder of
+    transformers."""
     pretrained: bool = True
     """False leaves the weights out, as a control: the library's random initialisation, always drawn with seed 0."""
     image_size: int | None = Field(default=None, ge=1)

@@ -60,9 +60,12 @@ class Traits:
 
 
 @cache
-def traits(name: str) -> Traits:
-    """Whether a backbone has a text tower, and the kinds of sites of its image tower."""
-    backbone = without_weights(BackboneConfig(name=name))
+def traits(name: str, weights: str | None = None) -> Traits:
+    """Whether a backbone has a text tower, and the kinds of sites of its image tower.
+
+    Only what hf/OWNER/NAME stands for may be told by the config.json beside the weights that are given.
+    """
+    backbone = without_weights(BackboneConfig(name=name, weights=weights if name.startswith("hf/") else None))
     return Traits(backbone.text is not None, backbone.kinds())
 
 
@@ -82,9 +85,10 @@ def locate(config: BackboneConfig, *, fetch: bool = True) -> Path | None:
     Raises:
         UserError: it is not here, and the hub does not give it; without `fetch`, the hub is not asked.
     """
-    library, _, rest = full_name(config.name).partition("/")
     if not config.pretrained:
         return None
+    config = _in_library(config, fetch=fetch)
+    library, _, rest = full_name(config.name).partition("/")
     if library == "mini_clip":
         return weight_files.existing(mini_clip.weight_file(config))
     if library == "timm":
@@ -108,19 +112,56 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
         # Other versions of torch or of the library may draw others, which a trained run must not be loaded onto.
         backbone.identity = weight_files.identity_of_tensors(backbone.state_dict())
         return backbone
+    given = _in_library(config, weight=weights)
     with own_stream(0), Unfilled() if weights else nullcontext():
         try:
-            backbone = _built(config, weights=weights)
+            backbone = _built(given, weights=weights)
         except weight_files.UnfitError as error:
-            path = locate(config, fetch=False) if weights else None
-            raise UserError(f"{error} {weight_files.described(path)}" if path else str(error)) from error
-    if weights and config.weights is not None and (path := locate(config, fetch=False)) is not None:
-        backbone.notes += weight_files.remarks(path)
+            path = locate(given, fetch=False) if weights else None
+            raise UserError(f"{error} {_described(path)}" if path else str(error)) from error
+    if weights:
+        _read_beside(backbone, given)
+    if given is not config:
+        from liftplus.backbones import from_hub
+
+        backbone.name, backbone.label = config.name, f"backbone {config.name!r}"
+        backbone.facts = replace(backbone.facts, saw_imagenet=from_hub.saw_imagenet(config))
     if config.interpolation is not None:
         backbone.facts = replace(backbone.facts, interpolation=config.interpolation)
     if config.grad_checkpointing:
         backbone.recompute()
     return backbone
+
+
+def _described(path: Path) -> str:
+    """What a file that fits no backbone seems to be."""
+    from liftplus.backbones import counterparts
+
+    table = weight_files.outline(path)
+    return weight_files.described(list(table), counterparts.described(table))
+
+
+def _in_library(config: BackboneConfig, *, weight: bool = True, fetch: bool = True) -> BackboneConfig:
+    """The configuration of the backbone that equals a model of transformers; any other configuration as it is."""
+    if not config.name.startswith("hf/"):
+        return config
+    from liftplus.backbones import from_hub
+
+    return from_hub.same(config, weight=weight, fetch=fetch)
+
+
+def _read_beside(backbone: Backbone, config: BackboneConfig) -> None:
+    """Note what a weight file's form means, and take what stands beside a file in transformers' form."""
+    path = locate(config, fetch=False)
+    if path is None:
+        return
+    kind = None if full_name(config.name) == "mini_clip" else weight_files.family_of(path)
+    if kind is not None or config.weights is not None:
+        backbone.notes += weight_files.remarks(path)
+    if kind is not None:
+        from liftplus.backbones import transformers_config
+
+        transformers_config.settle(backbone, kind, path)
 
 
 def _built(config: BackboneConfig, *, weights: bool) -> Backbone:

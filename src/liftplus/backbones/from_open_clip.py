@@ -53,7 +53,7 @@ def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = Tru
         "bilinear" if published.get("interpolation") == "bilinear" else "bicubic",
     )
     identity = "random" if path is None else identity_of(path)
-    if vision.keys() <= _PLAIN_IMAGE and about["text_cfg"].keys() <= _PLAIN_TEXT:
+    if is_plain(about):
         shape = clip.shape_from(about, quick_gelu=quick)
         if config.image_size is not None:
             check_size(config.name, config.image_size, shape.patch or 32)
@@ -63,6 +63,11 @@ def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = Tru
         built.notes += _size_note(config, state, facts)
         return built
     return assemble(config, about, path, facts, Tokenizer(arch), quick_gelu=quick, identity=identity)
+
+
+def is_plain(about: dict[str, Any]) -> bool:
+    """Whether an architecture is a CLIP in OpenAI's form."""
+    return about["vision_cfg"].keys() <= _PLAIN_IMAGE and about["text_cfg"].keys() <= _PLAIN_TEXT
 
 
 def locate(config: BackboneConfig, arch: str, tag: str, *, fetch: bool = True) -> Path:

@@ -17,6 +17,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
+from liftplus.backbones.from_transformers import fitted
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.weights import UnfitError, find, identity_of, read_tensors
 from liftplus.errors import UserError
@@ -247,4 +248,4 @@ def _state(pinned: str, path: Path) -> dict[str, Tensor]:
     own = timm.create_model(pinned, pretrained=False).state_dict() if pinned in PACKAGED else {}
     if own and own.keys() != state.keys() and len(own) == len(state):
         return dict(zip(own, state.values(), strict=True))
-    return state
+    return fitted(state, pinned)

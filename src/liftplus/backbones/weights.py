@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from liftplus.backbones import from_transformers
 from liftplus.errors import UserError
 from liftplus.machine.paths import cache_folder, expanded
 
@@ -73,9 +74,21 @@ def find(name: str, given: str | None, hub: str, files: Sequence[str], *, fetch:
     ) from problem
 
 
+SAVED = ("model.safetensors", "pytorch_model.bin")
+"""How transformers calls the weight file in a folder with a config.json, the first that is there counts."""
+
+
 def existing(path: Path) -> Path:
-    """The path of a file that is there; any other is refused."""
+    """The path of a file that is there, that of a folder as transformers saves one included; others are refused."""
     if path.is_dir():
+        if (path / "config.json").is_file():
+            if found := next((path / name for name in SAVED if (path / name).is_file()), None):
+                return found
+            if any((path / f"{name}.index.json").is_file() for name in SAVED):
+                raise UserError(
+                    f"The weights in {str(path)!r} are split over several files. Save them as "
+                    "one: model.save_pretrained(FOLDER, max_shard_size='100GB')."
+                )
         inside = sorted(item.name for item in path.iterdir() if item.suffix in SUFFIXES)
         listed = f" In it are {', '.join(inside[:4])}." if inside else ""
         raise UserError(f"Weight file {str(path)!r} does not exist: it is a folder. Give a file.{listed}")
@@ -105,22 +118,38 @@ def read_tensors(path: Path) -> dict[str, Any]:
     What training scripts and PyTorch's wrappers put around it is removed (see `unwrapped` and `without_prefixes`).
     Anything unreadable ends in a `UserError`.
     """
-    existing(path)
-    return without_prefixes(unwrapped(_opened(path), path)[0])
+    path = existing(path)
+    return from_transformers.translated(without_prefixes(unwrapped(_opened(path), path)[0]))
 
 
 def remarks(path: Path) -> tuple[str, ...]:
-    """What a user should know about the choice among several tables in one file, one sentence each."""
-    if path.suffix == ".safetensors":  # which holds one table
-        return ()
-    return tuple(unwrapped(_opened(path, "meta"), path)[1])
+    """What a user should know about the choice of tables and tensors in one file, one sentence each."""
+    table, notes = unwrapped(_opened(path, "meta"), path)
+    names = without_prefixes(table)
+    if from_transformers.family(names) and (unused := from_transformers.left_out(names)):
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        notes.append(
+            f"No feature depends on {', '.join(map(repr, unused[:3]))}{more} in {path.name!r}, so they were left out."
+        )
+    return tuple(notes)
 
 
-def described(path: Path) -> str:
+def family_of(path: Path) -> str | None:
+    """The family of a file in the names of the library transformers; None for any other file."""
+    if path.suffix != ".safetensors" and _is_archive(path):
+        return None
+    return from_transformers.family(outline(path))
+
+
+def outline(path: Path) -> dict[str, Any]:
+    """The tensors of a file by name, without their values where the format allows that."""
+    return without_prefixes(unwrapped(_opened(path, "meta"), path)[0])
+
+
+def described(names: Sequence[str], seems: str | None = None) -> str:
     """The first names in a file that fits no backbone, what the file seems to be, and what to do."""
-    names = list(without_prefixes(unwrapped(_opened(path, "meta"), path)[0]))
     first = ", ".join(repr(name) for name in names[:3])
-    return f"The file's names begin with {first}. {_seems(names)}"
+    return f"The file's names begin with {first}. {seems or _seems(names)}"
 
 
 def _opened(path: Path, device: str = "cpu") -> dict[str, Any]:
@@ -155,17 +184,22 @@ def _reason(error: Exception, path: Path) -> str:
 def _read_any(path: Path, device: str) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            keys = list(file.keys())
-        return load_file(path) if device == "cpu" else dict.fromkeys(keys, torch.empty(0))
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            scripted = any(name.endswith("constants.pkl") or "/code/" in name for name in archive.namelist())
-        if scripted:
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        return load_file(path) if device == "cpu" else {k: torch.empty(v, device="meta") for k, v in shapes.items()}
+    if _is_archive(path):
+        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     state = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}, not a table of tensors")
     return state
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, as OpenAI published CLIP."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") or "/code/" in name for name in archive.namelist())
 
 
 RAW = ("state_dict", "model", "model_state_dict", "module")
@@ -244,7 +278,8 @@ def _seems(names: Sequence[str]) -> str:
     starts = {name.partition(".")[0] for name in names}
     if starts & {"vision_model", "text_model", "vit", "embeddings", "dinov2", "siglip", "swin", "convnext"}:
         return (
-            "These are the names of the library transformers. Take the same weights in timm's or open_clip's form: "
+            "These are the names of the library transformers, of which liftplus takes "
+            f"{', '.join(from_transformers.LABELS.values())}. Take the same weights in timm's or open_clip's form: "
             "model.safetensors of a timm repository, or open_clip_model.safetensors."
         )
     if any(".lora_A." in name or "base_layer." in name for name in names):

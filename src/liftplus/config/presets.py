@@ -92,7 +92,7 @@ def stand_ins(values: dict[str, Any]) -> dict[str, str]:
     Without a text tower the classifier starts from class means; where no block has an MLP beside its residual stream,
     AdaptFormer's place is taken by its convolutional counterpart, or by LoRA.
     """
-    traits, out = catalogue.traits(values["backbone"]["name"]), {}
+    traits, out = catalogue.traits(values["backbone"]["name"], values["backbone"]["weights"]), {}
     pictured = {"semantic": "class_mean", "mix": "ridge"}
     if not traits.reads_text and values["head_init"]["name"] in pictured:
         out["head_init"] = pictured[values["head_init"]["name"]]

@@ -79,7 +79,7 @@ def _header(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, l
 def base_model(backbone: str) -> str | None:
     """The hub's repository of a backbone's weights, where its name says so."""
     library, _, rest = names.full_backbone(backbone).partition("/")
-    return f"timm/{rest}" if library == "timm" else None
+    return {"timm": f"timm/{rest}", "hf": rest}.get(library)
 
 
 def _results(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, *, edited: bool) -> str:

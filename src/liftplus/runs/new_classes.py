@@ -196,7 +196,8 @@ def _pixels(store: Store, key: str) -> bytes:
 
 def reads_text(trained: Trained) -> bool:
     """Whether the run's backbone has a text tower."""
-    return catalogue.traits(trained.config.backbone.name).reads_text
+    backbone = trained.config.backbone
+    return catalogue.traits(backbone.name, backbone.weights).reads_text
 
 
 def _refuse(trained: Trained, pictures: Mapping[str, Inputs | None], text: bool | None) -> None:
