@@ -326,3 +326,14 @@ def test_split_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     assert "split over several files" in refusal(tmp_path, slim.NAMES["vit"])
+
+
+@pytest.mark.parametrize("part", [0, 2])
+def test_biases_in_metas_names_are_not_left_out(part: int, tmp_path: Path) -> None:
+    """timm 1.0.31 drops those of queries and values before strict loading sees them (timm.models.eva)."""
+    bias = torch.zeros(3 * 384)
+    bias[part * 384] = 0.1
+    save_file({"storage_tokens": torch.zeros(1, 4, 384), "blocks.0.attn.qkv.bias": bias}, tmp_path / "m.safetensors")
+    config = BackboneConfig(name="timm/vit_small_patch16_dinov3.lvd1689m", weights=str(tmp_path / "m.safetensors"))
+    with pytest.raises(UserError, match=r"has no place for\. .*'vit_small_patch16_dinov3_qkvb\.lvd1689m'"):
+        catalogue.load(config)

@@ -248,4 +248,17 @@ def _state(pinned: str, path: Path) -> dict[str, Tensor]:
     own = timm.create_model(pinned, pretrained=False).state_dict() if pinned in PACKAGED else {}
     if own and own.keys() != state.keys() and len(own) == len(state):
         return dict(zip(own, state.values(), strict=True))
+    _refuse_biases_without_place(state, pinned)
     return fitted(state, pinned)
+
+
+def _refuse_biases_without_place(state: dict[str, Tensor], pinned: str) -> None:
+    """timm 1.0.31 leaves biases in Meta's names of a DINOv3 out where the model has none, whatever their values."""
+    if "storage_tokens" not in state or "_dinov3" not in pinned or "_qkvb" in pinned:
+        return
+    parts = [value.chunk(3) for name, value in state.items() if name.endswith("attn.qkv.bias")]
+    if any(bool(query.any()) or bool(value.any()) for query, _, value in parts):  # those of keys are masked
+        raise UserError(
+            f"The weights have biases of queries and values, which {pinned!r} has no place for. Take the backbone of "
+            f"the same size with them: {pinned.replace('_dinov3', '_dinov3_qkvb', 1)!r}."
+        )
