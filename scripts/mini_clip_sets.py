@@ -1,0 +1,280 @@
+"""Which icon sets `mini_clip` may learn from, and what the names of their icons say.
+
+The sets come in one npm package, `@iconify/json`, each with its licence, author, category and icons. A set is taken if
+its licence allows weights trained on it to be passed on with credit, and if it shows things: logos, flags and file
+types are left out. OpenMoji is never taken, as its style is the test's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGES = {"@iconify/json": "2.2.535", "emojibase-data": "17.0.0"}
+LICENCES = {
+    *("Apache-2.0", "BSD-3-Clause", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "OFL-1.1", "Unlicense"),
+}
+EMOJI = (
+    *("noto", "noto-v1", "twemoji", "emojione", "fluent-emoji", "fluent-emoji-flat", "streamline-emojis"),
+    *("emojione-monotone", "fluent-emoji-high-contrast"),
+)
+"""Sets of emoji, whose icons have code points. The first artist of the two in one tone drew them in colour too."""
+HELD_OUT = ("fxemoji", "streamline-kameleon-color")
+"""Whole styles that are never trained on: choices of the recipe are made by the first, the card reports both."""
+VARIANTS = 3
+"""Most drawings of one concept from one set, which has it thin, bold, filled and in five sizes."""
+_BRANDS = ("simple-icons", "fa7-brands", "bxl")
+_UNFIT_CATEGORIES = ("Logos", "Programming")
+_UNFIT = {
+    *("circle-flags", "flag", "flagpack", "cif", "svg-spinners", "academicons", "bpmn", "ginetex", "fad", "geo"),
+    *("fa-brands", "fa6-brands", "topcoat", "websymbol", "gis"),
+    # Older versions of a set that is taken: the same drawings again.
+    *("fa", "fa-solid", "fa-regular", "fa6-solid", "fa6-regular", "la", "bx", "bxs", "heroicons-outline"),
+    *("heroicons-solid", "mono-icons", "material-symbols-light", "feather", "famicons", "zmdi", "pepicons"),
+}
+_STYLE = {
+    *("outline", "outlined", "fill", "filled", "bold", "thin", "regular", "duotone", "twotone", "tone", "rounded"),
+    *(
+        "sharp",
+        "solid",
+        "linear",
+        "duo",
+        "alt",
+        "variant",
+        "o",
+        "f",
+        "s",
+        "line",
+        "flat",
+        "remix",
+        "stroke",
+        "alternate",
+    ),
+    *("px", "broken", "baseline", "multiple", "color", "colour", "icon", "glyph", "one", "two", "three", "four"),
+}
+_INTERFACE = {
+    *("arrow", "arrows", "chevron", "chevrons", "caret", "align", "alignment", "border", "text", "format", "file"),
+    *(
+        "folder",
+        "document",
+        "user",
+        "users",
+        "account",
+        "database",
+        "server",
+        "cloud",
+        "type",
+        "sort",
+        "filter",
+        "menu",
+    ),
+    *("grid", "layout", "list", "table", "cursor", "circle", "square", "triangle", "hexagon", "octagon", "rectangle"),
+    *("page", "window", "browser", "app", "application", "data", "code", "git", "api", "letter", "alpha", "number"),
+    *("signal", "wifi", "battery", "add", "remove", "delete", "edit", "plus", "minus", "check", "x", "xmark", "off"),
+    *("bold", "underline", "italic", "strikethrough", "superscript", "subscript", "paragraph", "heading", "font"),
+    *("minimize", "maximize", "export", "import", "login", "logout", "fullscreen", "reply", "send", "css", "html"),
+    *(
+        "slash",
+        "cancel",
+        "close",
+        "up",
+        "down",
+        "left",
+        "right",
+        "top",
+        "bottom",
+        "horizontal",
+        "vertical",
+        "in",
+        "out",
+    ),
+    *("angle", "corner", "align", "justify", "indent", "expand", "collapse", "toggle", "checkbox", "radio", "button"),
+    *("question", "exclamation", "alert", "warning", "info", "error", "help", "set", "settings", "cog", "config"),
+    *("logo", "brand", "flag", "flags", "ai", "usb", "sim", "sd", "hd", "lte", "sign", "symbol", "abstract"),
+    *("undo", "redo", "refresh", "sync", "download", "upload", "share", "link", "unlink", "copy", "paste", "zoom"),
+    *("layer", "layers", "column", "columns", "row", "rows", "stack", "panel", "sidebar", "tab", "tabs", "view"),
+    *("select", "selection", "search", "person", "people", "man", "woman", "men", "women", "message", "chat", "mail"),
+    *("email", "comment", "bubble", "dots", "dot", "ellipsis", "crop", "resize", "rotate", "flip", "scale", "move"),
+    *("math", "function", "variable", "currency", "dollar", "euro", "pound", "yen", "rupee", "bitcoin", "sheet"),
+    *("slider", "sliders", "control", "controls", "play", "pause", "stop", "skip", "forward", "backward", "rewind"),
+    *("next", "previous", "repeat", "shuffle", "volume", "mute", "loading", "spinner", "progress", "status", "time"),
+    *("small", "large", "big", "mini", "medium", "half", "full", "empty", "low", "high", "new", "open", "closed", "no"),
+}
+"""Words of user interfaces: an icon whose name has one shows no thing that a picture could show."""
+
+
+@dataclass(frozen=True)
+class IconSet:
+    """One set of icons: what it is, and its documents by name."""
+
+    prefix: str
+    name: str
+    author: str
+    licence: str
+    url: str
+    coloured: bool
+    book: dict[str, Any]
+
+    @property
+    def artist(self) -> str:
+        """The first word of the set's name: sets of one house share their drawings' shapes."""
+        return self.prefix.split("-")[0]
+
+    def svg(self, name: str) -> str:
+        """The document of one icon."""
+        icon = self.book["icons"][name]
+        width, height = (icon.get(side, self.book.get(side, 16)) for side in ("width", "height"))
+        return (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}">{icon["body"]}</svg>'
+        )
+
+
+def fits(prefix: str, info: dict[str, Any]) -> bool:
+    """Whether a set may be drawn: by its licence, its category and its place in the lists above."""
+    if prefix.startswith("openmoji") or prefix in _UNFIT or info.get("category") in _UNFIT_CATEGORIES:
+        return False
+    return info["license"].get("spdx") in LICENCES
+
+
+def read_set(modules: Path, prefix: str) -> IconSet:
+    """One set of the installed package."""
+    book = json.loads((modules / "@iconify" / "json" / "json" / f"{prefix}.json").read_text(encoding="utf-8"))
+    info = book["info"]
+    licence, author = info["license"], info["author"]
+    url = author.get("url", "")
+    return IconSet(prefix, info["name"], author["name"], licence["spdx"], url, bool(info.get("palette")), book)
+
+
+def fitting_sets(modules: Path) -> list[str]:
+    """Names of the sets that may be drawn: emoji first, then coloured ones, then those in one tone."""
+    book = json.loads((modules / "@iconify" / "json" / "collections.json").read_text(encoding="utf-8"))
+    found = [prefix for prefix, info in book.items() if fits(prefix, info)]
+    order = {prefix: place for place, prefix in enumerate(EMOJI)}
+    return sorted(found, key=lambda prefix: (order.get(prefix, len(order)), not book[prefix].get("palette"), prefix))
+
+
+def plain(hexcode: str) -> str:
+    """A code-point sequence without the variation selector, which the sets use differently."""
+    return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
+
+
+def emoji_table(modules: Path) -> dict[str, dict[str, Any]]:
+    """Emoji without skin tones: code points -> name, keywords, group and subgroup words."""
+    base = modules / "emojibase-data" / "en"
+    words = json.loads((base / "messages.json").read_text(encoding="utf-8"))
+    groups = {entry["order"]: entry["message"] for entry in words["groups"]}
+    kinds = {entry["order"]: entry["message"] for entry in words["subgroups"]}
+    table = {}
+    for entry in json.loads((base / "data.json").read_text(encoding="utf-8")):
+        if "group" in entry:
+            table[plain(entry["hexcode"])] = {
+                "name": entry["label"],
+                "tags": entry.get("tags", []),
+                "group": groups[entry["group"]],
+                "kind": kinds.get(entry.get("subgroup"), ""),
+            }
+    return table
+
+
+def codes_by_name(modules: Path, table: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Code points by the names that the emoji sets give them."""
+    codes: dict[str, str] = {}
+    for prefix in ("noto", "twemoji", "fluent-emoji-flat"):
+        for code, name in read_set(modules, prefix).book["chars"].items():
+            if plain(code) in table:
+                codes.setdefault(name, plain(code))
+    # Mozilla's set writes names without hyphens, Streamline's numbers its variants.
+    for code, entry in table.items():
+        codes.setdefault(re.sub("[^a-z]", "", entry["name"].lower()), code)
+        codes.setdefault("-".join(re.findall("[a-z]+", entry["name"].lower())), code)
+    return codes
+
+
+def words_of(name: str, icons: IconSet) -> list[str]:
+    """The words of an icon's name without those that tell its style, its size or its category."""
+    name = _without_category(name, icons.book)
+    for ending in sorted(icons.book.get("suffixes") or {}, key=len, reverse=True):
+        if ending and name.endswith(f"-{ending}"):
+            name = name.removesuffix(f"-{ending}")
+            break
+    for start in sorted(icons.book.get("prefixes") or {}, key=len, reverse=True):
+        if start and name.startswith(f"{start}-"):
+            name = name.removeprefix(f"{start}-")
+            break
+    words = [word for word in name.split("-") if not re.fullmatch(r"\d+(px)?", word)]
+    words = [re.sub(r"\d+$", "", word) for word in words]
+    while len(words) > 1 and _is_style(words, icons.book):
+        words.pop()
+    return words
+
+
+def _is_style(words: list[str], book: dict[str, Any]) -> bool:
+    """Whether the last word tells the style. "light" does where the set has the icon without it too."""
+    return words[-1] in _STYLE or (words[-1] in {"light", "dark"} and "-".join(words[:-1]) in book["icons"])
+
+
+def _without_category(name: str, book: dict[str, Any]) -> str:
+    for category in book.get("categories") or {}:
+        start = "-".join(re.findall("[a-z]+", category.lower()))
+        if start and name.startswith(f"{start}-"):
+            return name.removeprefix(f"{start}-")
+    return name
+
+
+def logos(book: dict[str, Any]) -> set[str]:
+    """Icons that the set itself files under brands or logos."""
+    categories = (book.get("categories") or {}).items()
+    return {name for title, names in categories if re.search("logo|brand", title, re.IGNORECASE) for name in names}
+
+
+def is_thing(words: list[str]) -> bool:
+    """Whether the words may name something to be seen: one to three real words, none of a user interface."""
+    if not 1 <= len(words) <= 3 or any(not word.isascii() or not word.isalpha() for word in words):
+        return False
+    return all(len(word) > 2 for word in words) and not any(word in _INTERFACE for word in words)
+
+
+def concept_of(name: str) -> str:
+    """The form of a name in which equal ones meet: "French fries" and "french-fries"."""
+    return " ".join(re.findall("[a-z0-9]+", name.lower().replace("’", "").replace("'", "")))
+
+
+class Names:
+    """What icons show, by their names: emoji by their code points, all others by the words."""
+
+    def __init__(self, modules: Path) -> None:
+        self.table = emoji_table(modules)
+        self._codes = codes_by_name(modules, self.table)
+        self.emoji = {concept_of(entry["name"]): entry for entry in self.table.values()}
+        tags = {word for entry in self.table.values() for tag in entry["tags"] for word in concept_of(tag).split()}
+        self.vocabulary = tags | {word for name in self.emoji for word in name.split()}
+        brands = {name for prefix in _BRANDS for name in read_set(modules, prefix).book["icons"]}
+        self._brands = {concept_of(name) for name in brands} - self.vocabulary
+
+    def concepts(self, icons: IconSet) -> dict[str, str]:
+        """Icon name -> concept, for the icons of one set that show a thing; few variants of each."""
+        found: dict[str, list[str]] = {}
+        for name in icons.book["icons"]:
+            concept = self._emoji(name) if icons.prefix in (*EMOJI, "fxemoji") else self._icon(name, icons)
+            if concept:
+                found.setdefault(concept, []).append(name)
+        # Evenly over the sorted names, in which the sizes and weights of one style are neighbours.
+        chosen = {
+            concept: sorted(names)[:: max(1, len(names) // VARIANTS)][:VARIANTS] for concept, names in found.items()
+        }
+        return {name: concept for concept, names in chosen.items() for name in names}
+
+    def _emoji(self, name: str) -> str | None:
+        code = self._codes.get(name) or self._codes.get(re.sub(r"-\d+$", "", name))
+        return None if code is None else concept_of(self.table[code]["name"])
+
+    def _icon(self, name: str, icons: IconSet) -> str | None:
+        words = words_of(name, icons)
+        concept = " ".join(words)
+        if not is_thing(words) or concept in self._brands or name in logos(icons.book):
+            return None
+        return concept
