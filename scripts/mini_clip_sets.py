@@ -120,8 +120,8 @@ class IconSet:
 
     @property
     def artist(self) -> str:
-        """The first word of the set's name: sets of one house share their drawings' shapes."""
-        return self.prefix.split("-")[0]
+        """The first word of the set's name: those of one house share shapes, but for a first version."""
+        return self.prefix if self.prefix.endswith("-v1") else self.prefix.split("-")[0]
 
     def svg(self, name: str) -> str:
         """The document of one icon."""
