@@ -1,4 +1,4 @@
-"""The drawings that `mini_clip` learns from: fetched, drawn once at 64 pixels and kept on disk, a file a set.
+"""The drawings that `mini_clip` learns from: drawn once at 64 pixels and kept on disk, a file a set.
 
 Coloured sets are kept as RGBA, sets in one tone as two bytes a pixel: the ink's alpha, and the number of the enclosed
 region that the pixel lies in (0 outside), so that training can ink and fill an icon in any colours.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,11 @@ from torch import Tensor
 import mini_clip_sets
 from liftplus.data import openmoji
 from liftplus.data.compose import rasterise
-from mini_clip_sets import IconSet, Names
+from mini_clip_sets import IconSet
 
 SPRITE = 64
 _EMPTY, _FULL = 0.01, 0.97  # mean alpha below which a picture shows nothing, and above which it is a tile
 _HASH_BITS, _DIFFERENCE = 12, 0.2
-
-
-def fetch(folder: Path) -> Path:
-    """Install the pinned npm packages below `folder`, once."""
-    modules = folder / "node_modules"
-    if not (modules / "emojibase-data").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        packages = {"name": "pairs", "private": True, "dependencies": mini_clip_sets.PACKAGES}
-        (folder / "package.json").write_text(json.dumps(packages))
-        subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True)
-    return modules
 
 
 def regions(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -139,20 +127,32 @@ def draw_set(icons: IconSet, concepts: dict[str, str], held: Held) -> tuple[NDAr
     return out, about
 
 
-def draw(work: Path) -> None:
-    """Draw every fitting set that is not drawn yet, into `work`/drawn."""
-    modules = fetch(work / "npm")
-    folder = work / "drawn"
+def draw(icons: Path, folder: Path) -> None:
+    """Draw every set that `mini_clip_sets.collect` kept in `icons` and that is not drawn yet, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    names, held = Names(modules), Held()
-    for prefix in mini_clip_sets.fitting_sets(modules):
-        if (folder / f"{prefix}.json").exists():
-            continue
-        icons = mini_clip_sets.read_set(modules, prefix)
-        pictures, about = draw_set(icons, names.concepts(icons), held)
+    left = [name for name in mini_clip_sets.order(icons) if not (folder / f"{name}.json").exists()]
+    held = Held() if left else None
+    for prefix in left:
+        assert held is not None
+        chosen = mini_clip_sets.kept_set(icons, prefix)
+        pictures, about = draw_set(chosen, chosen.book["concepts"], held)
         np.save(folder / f"{prefix}.tmp.npy", pictures)
         os.replace(folder / f"{prefix}.tmp.npy", folder / f"{prefix}.npy")
         (folder / f"{prefix}.tmp").write_text(json.dumps(about), encoding="utf-8")
         os.replace(folder / f"{prefix}.tmp", folder / f"{prefix}.json")
-        left = f"{about['blank']} show nothing, {len(about['same as the test'])} are like the test's"
-        print(f"{prefix}: {len(pictures)} pictures; left out: {left}", flush=True)
+        less = f"{about['blank']} show nothing, {len(about['same as the test'])} are like the test's"
+        print(f"{prefix}: {len(pictures)} pictures; left out: {less}", flush=True)
+
+
+def credits(folder: Path) -> str:
+    """The sets that are drawn, with authors and licences, and what was left out of them, as Markdown."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        told, like = about["set"], len(about["same as the test"])
+        held = " (held out)" if told["prefix"] in mini_clip_sets.HELD_OUT else ""
+        author = f"[{told['author']}]({about['url']})" if about["url"] else told["author"]
+        cells = (f"{told['name']}{held}", author, told["licence"], len(about["icons"]), like, about["blank"])
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    head = "| set | author | licence | drawings | left out: like a test picture | left out: blank |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows, ""])

@@ -7,8 +7,11 @@ types are left out. OpenMoji is never taken, as its style is the test's.
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +136,17 @@ class IconSet:
         )
 
 
+def fetch(folder: Path) -> Path:
+    """Install the pinned npm packages below `folder`, once."""
+    modules = folder / "node_modules"
+    if not (modules / "emojibase-data").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        packages = {"name": "pairs", "private": True, "dependencies": PACKAGES}
+        (folder / "package.json").write_text(json.dumps(packages))
+        subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True)
+    return modules
+
+
 def fits(prefix: str, info: dict[str, Any]) -> bool:
     """Whether a set may be drawn: by its licence, its category and its place in the lists above."""
     if prefix.startswith("openmoji") or prefix in _UNFIT or info.get("category") in _UNFIT_CATEGORIES:
@@ -143,10 +157,14 @@ def fits(prefix: str, info: dict[str, Any]) -> bool:
 def read_set(modules: Path, prefix: str) -> IconSet:
     """One set of the installed package."""
     book = json.loads((modules / "@iconify" / "json" / "json" / f"{prefix}.json").read_text(encoding="utf-8"))
+    return _icon_set(prefix, book)
+
+
+def _icon_set(prefix: str, book: dict[str, Any]) -> IconSet:
     info = book["info"]
-    licence, author = info["license"], info["author"]
-    url = author.get("url", "")
-    return IconSet(prefix, info["name"], author["name"], licence["spdx"], url, bool(info.get("palette")), book)
+    author, licence = info["author"], info["license"]["spdx"]
+    url, coloured = author.get("url", ""), bool(info.get("palette"))
+    return IconSet(prefix, info["name"], author["name"], licence, url, coloured, book)
 
 
 def fitting_sets(modules: Path) -> list[str]:
@@ -258,7 +276,7 @@ class Names:
     def concepts(self, icons: IconSet) -> dict[str, str]:
         """Icon name -> concept, for the icons of one set that show a thing; few variants of each."""
         found: dict[str, list[str]] = {}
-        for name in icons.book["icons"]:
+        for name in sorted(icons.book["icons"].keys() - logos(icons.book)):
             concept = self._emoji(name) if icons.prefix in (*EMOJI, "fxemoji") else self._icon(name, icons)
             if concept:
                 found.setdefault(concept, []).append(name)
@@ -275,6 +293,54 @@ class Names:
     def _icon(self, name: str, icons: IconSet) -> str | None:
         words = words_of(name, icons)
         concept = " ".join(words)
-        if not is_thing(words) or concept in self._brands or name in logos(icons.book):
+        if not is_thing(words) or concept in self._brands:
             return None
         return concept
+
+
+def collect(npm: Path, icons: Path) -> None:
+    """Keep the documents that are drawn, and the emoji's words, in the folder `icons`: all that the rest needs.
+
+    An icon that is no emoji is kept only if another artist draws the same thing: one drawing alone teaches little.
+    """
+    if icons.exists():
+        return
+    modules = fetch(npm)
+    names, chosen = Names(modules), {}
+    artists: dict[str, set[str]] = {}
+    for prefix in fitting_sets(modules):
+        whole = read_set(modules, prefix)
+        chosen[prefix] = names.concepts(whole)
+        for concept in chosen[prefix].values() if prefix not in HELD_OUT else ():
+            artists.setdefault(concept, set()).add(whole.artist)
+    known = names.emoji.keys() | {concept for concept, several in artists.items() if len(several) > 1}
+    made = icons.with_suffix(".tmp")
+    made.mkdir(parents=True, exist_ok=True)
+    for prefix, concepts in chosen.items():
+        book = read_set(modules, prefix).book
+        kept = {name: concept for name, concept in concepts.items() if concept in known or prefix in HELD_OUT}
+        part = {key: book[key] for key in ("info", "width", "height") if key in book}
+        part |= {"concepts": kept, "icons": {name: book["icons"][name] for name in kept}}
+        with gzip.open(made / f"{prefix}.json.gz", "wt", encoding="utf-8") as stream:
+            json.dump(part, stream)
+    (made / "emoji.json").write_text(json.dumps(names.emoji), encoding="utf-8")
+    (made / "order.json").write_text(json.dumps(list(chosen)), encoding="utf-8")
+    os.replace(made, icons)
+
+
+def emoji_words(icons: Path) -> dict[str, dict[str, Any]]:
+    """Emoji by concept, with their keywords, group and subgroup, as `collect` kept them."""
+    table: dict[str, dict[str, Any]] = json.loads((icons / "emoji.json").read_text(encoding="utf-8"))
+    return table
+
+
+def order(icons: Path) -> list[str]:
+    """The sets that `collect` kept: emoji first, then coloured ones, then those in one tone."""
+    names: list[str] = json.loads((icons / "order.json").read_text(encoding="utf-8"))
+    return names
+
+
+def kept_set(icons: Path, prefix: str) -> IconSet:
+    """One set as `collect` kept it; its book has the icons' concepts too."""
+    with gzip.open(icons / f"{prefix}.json.gz", "rt", encoding="utf-8") as stream:
+        return _icon_set(prefix, json.load(stream))

@@ -3,9 +3,11 @@ section 2.3) between image and text and between two artists' pictures of the sam
 
     python scripts/pretrain_mini_clip.py --work .cache/mini_clip --start src/liftplus/weights/mini_clip.safetensors
 
-Fetches the icon sets through the npm client, draws them once, then trains. The state is saved every `--save-minutes`
+Fetches the icon sets through the npm client, keeps what it needs of them in the work folder's `icons` (on a machine
+without a network, that folder alone is enough), draws them once, then trains. The state is saved every `--save-minutes`
 and when the process is asked to end (SIGTERM, Ctrl-C); the same command goes on from there, with the settings that the
-state holds. Averaged weights go to `mini_clip.safetensors` in the work folder at each save.
+state holds. Averaged weights go to `mini_clip.safetensors` in the work folder at each save, the sets' credits and what
+was left out to `credits.md`.
 
 Beside the contrastive losses, pictures and captions are told from all concepts at once by a learnt vector for each
 (proxies, Movshovitz-Attias et al. 2017). The learning rate stays constant and falls to zero over the last
@@ -23,7 +25,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -37,14 +39,16 @@ from safetensors.torch import load_file, save_file
 from timm.layers import PatchDropout
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import mini_clip_art
+import mini_clip_sets
 from liftplus.backbones import mini_clip
 from liftplus.backbones.text import text_features
+from liftplus.data import openmoji
 from liftplus.data.compose import Composition
-from liftplus.data.openmoji import sprites as openmoji_sprites
 from mini_clip_pairs import Batch, Library, Pairs
-from mini_clip_sets import HELD_OUT, Names
+from mini_clip_sets import HELD_OUT
 
 VIEWS = 2
 WARM_UP = 300
@@ -130,8 +134,9 @@ class Watch:
                 present = torch.rand(len(rows), 2, generator=generator) < 0.3
                 world = Composition(present, mini_clip.IMAGE_SIZE, generator, scale=(0.5, 1.0))
                 images = world.draw(torch.stack([self.art[rows], self.art[second]], 1))
-                with torch.autocast(device, enabled=False):
-                    near = model.encode_image(images.to(device)).float() @ classes.T
+                shown = model.encode_image(images.to(device)).float()
+                with torch.autocast(device, enabled=False):  # two names near to each other would tie in half precision
+                    near = shown @ classes.T
                 own = near.gather(1, rows[:, None].to(device))
                 found += (near > own).sum(1).tolist()
         return found
@@ -143,16 +148,16 @@ class Watch:
         return 100 * sum(right) / len(right)
 
 
-def watches(folder: Path, names: Names) -> list[Watch]:
+def watches(folder: Path, words: dict[str, dict[str, Any]]) -> list[Watch]:
     """The held-out styles, things alone, and OpenMoji's test classes."""
     found = []
     for style in HELD_OUT:
-        library = Library(folder, names.emoji, only=(style,))
+        library = Library(folder, words, only=(style,))
         things = [concept for concept in library.concepts if concept.weight >= 1]
         places = [concept.drawings()[0] for concept in things]
         art = torch.stack([torch.from_numpy(library.pictures[at][row].copy()) for at, row in places])
         found.append(Watch(style, [thing.name for thing in things], art.permute(0, 3, 1, 2), 4))
-    return [*found, Watch("OpenMoji", *openmoji_sprites(128), per_class=10)]
+    return [*found, Watch("OpenMoji", *openmoji.sprites(128, openmoji.CLASSES), per_class=10)]
 
 
 class Run:
@@ -241,13 +246,34 @@ def asked_to_end() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def train(run: Run, pairs: Pairs, watched: list[Watch], save_minutes: float) -> None:
+class Endless(IterableDataset[Batch]):
+    """The batches of a run from a step on, each worker's from a seed of its own."""
+
+    def __init__(self, library: Library, run: Run) -> None:
+        self.library, self.settings, self.seed = library, run.settings, 1000 + run.step
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        seed = self.seed + (0 if worker is None else 1_000_003 * (1 + worker.id))
+        count, share = self.settings["batch"], self.settings["emoji_share"]
+        pairs = Pairs(self.library, count, VIEWS, mini_clip.IMAGE_SIZE, share, seed)
+        while True:
+            yield pairs.next()
+
+
+def _alone(_worker: int) -> None:
+    """A worker leaves Ctrl-C to the process that saves the state."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def train(run: Run, batches: Iterable[Batch], watched: list[Watch], save_minutes: float) -> None:
     """Take steps until the last one, or until asked to end; the state is saved then too."""
     losses: list[Tensor] = []
     saved = started = time.monotonic()
+    coming = iter(batches)
     with asked_to_end() as asked:
         while run.step < run.settings["steps"] and not asked:
-            losses.append(run.take(pairs.next()))
+            losses.append(run.take(next(coming)))
             run.seconds += time.monotonic() - started
             started = time.monotonic()
             if run.step % WATCH_STEPS == 0 or run.step == run.settings["steps"]:
@@ -279,20 +305,24 @@ def options() -> argparse.Namespace:
     parser.add_argument("--decay-share", type=float, default=0.3)
     parser.add_argument("--emoji-share", type=float, default=0.65, help="share of a batch's concepts that are emoji")
     parser.add_argument("--save-minutes", type=float, default=10.0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw the batches; a GPU wants many")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 
 def main() -> None:
     args = options()
-    mini_clip_art.draw(args.work)
-    names = Names(mini_clip_art.fetch(args.work / "npm"))
-    library = Library(args.work / "drawn", names.emoji)
+    icons, drawn = args.work / "icons", args.work / "drawn"
+    mini_clip_sets.collect(args.work / "npm", icons)
+    mini_clip_art.draw(icons, drawn)
+    (args.work / "credits.md").write_text(mini_clip_art.credits(drawn), encoding="utf-8")
+    words = mini_clip_sets.emoji_words(icons)
+    library = Library(drawn, words)
     run = Run(args, [concept.name for concept in library.concepts])
     print(f"{len(library.concepts)} concepts, {library.size} pictures; from step {run.step}", flush=True)
-    pairs = Pairs(library, args.batch, VIEWS, mini_clip.IMAGE_SIZE, args.emoji_share, seed=1000 + run.step)
-    watched = watches(args.work / "drawn", names)
-    train(run, pairs, watched, args.save_minutes)
+    batches = DataLoader(Endless(library, run), batch_size=None, num_workers=args.workers, worker_init_fn=_alone)
+    watched = watches(drawn, words)
+    train(run, batches, watched, args.save_minutes)
     if run.step == run.settings["steps"]:
         report(run, watched)
 

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from mini_clip_pairs import Batch, Concept, Library
 from mini_clip_sets import IconSet
 
 CONCEPTS = ["apple", "bee", "cup"]
+PLAIN_ORDER = ["fluent-emoji-flat", "fxemoji", "shapes", "lines", "lines-bold"]
+LINES = {"dog": "dog", "sofa": "sofa", "sofa-outline": "sofa"}
 
 
 def icon_set(*names: str, **book: Any) -> IconSet:
@@ -174,6 +177,57 @@ def test_a_library_leaves_out_held_out_sets_and_icons_of_one_artist(tmp_path: Pa
     assert sorted(batch.concepts.tolist()) == [0, 1, 2]
 
 
+def installed(npm: Path, sets: dict[str, tuple[str, str, bool, list[str]]]) -> None:
+    """The two npm packages as far as the scripts read them: sets of (licence, category, coloured, names)."""
+    json_folder, words = npm / "node_modules/@iconify/json/json", npm / "node_modules/emojibase-data/en"
+    json_folder.mkdir(parents=True)
+    words.mkdir(parents=True)
+    emoji = [{"hexcode": "1F415", "label": "dog", "tags": ["pet"], "group": 1}, {"hexcode": "1F3FB", "label": "tone"}]
+    (words / "data.json").write_text(json.dumps(emoji))
+    groups = {"groups": [{"order": 1, "message": "animals & nature"}], "subgroups": []}
+    (words / "messages.json").write_text(json.dumps(groups))
+    infos = {}
+    for prefix, (licence, category, coloured, names) in sets.items():
+        author = {"name": "Ann", "url": "https://example.org"}
+        info = {"name": prefix.title(), "author": author, "license": {"spdx": licence}, "palette": coloured}
+        infos[prefix] = {**info, "category": category}
+        icons = {name: {"body": f'<rect x="2" y="{4 + at}" width="9" height="6"/>'} for at, name in enumerate(names)}
+        book = {"info": infos[prefix], "width": 16, "icons": icons, "chars": {"1f415": "dog"}}
+        (json_folder / f"{prefix}.json").write_text(json.dumps(book))
+    (json_folder.parent / "collections.json").write_text(json.dumps(infos))
+
+
+def test_from_installed_sets_to_drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("resvg_py")
+    emoji = ("Apache-2.0", "Emoji", True, ["dog"])
+    sets = {
+        "twemoji": emoji,
+        "noto": emoji,
+        "fluent-emoji-flat": emoji,
+        "openmoji": ("MIT", "Emoji", True, ["dog"]),
+        "wild": ("GPL-3.0", "UI", False, ["sofa", "dog"]),
+        "lines": ("MIT", "UI", False, ["sofa-outline", "sofa", "lamp", "lamp-2", "dog", "acme", "arrow-up"]),
+        "lines-bold": ("MIT", "UI", False, ["lamp"]),
+        "shapes": ("ISC", "UI", True, ["sofa", "acme"]),
+        "fxemoji": ("Apache-2.0", "Emoji", True, ["dog"]),
+        **{name: ("CC0-1.0", "Logos", False, ["acme"]) for name in ("simple-icons", "fa7-brands", "bxl")},
+    }
+    installed(tmp_path / "npm", sets)
+    blank = torch.zeros(2, 4, 64, 64, dtype=torch.uint8)
+    monkeypatch.setattr(mini_clip_art.openmoji, "sprites", lambda _size: (["a", "b"], blank))
+    mini_clip_sets.collect(tmp_path / "npm", tmp_path / "icons")
+    assert mini_clip_sets.order(tmp_path / "icons") == ["noto", "twemoji", *PLAIN_ORDER]
+    assert mini_clip_sets.kept_set(tmp_path / "icons", "lines").book["concepts"] == LINES
+    mini_clip_art.draw(tmp_path / "icons", tmp_path / "drawn")
+    table = mini_clip_art.credits(tmp_path / "drawn").splitlines()
+    assert "| Lines | [Ann](https://example.org) | MIT | 3 | 0 | 0 |" in table
+    assert "| Fxemoji (held out) | [Ann](https://example.org) | Apache-2.0 | 1 | 0 | 0 |" in table
+    library = Library(tmp_path / "drawn", mini_clip_sets.emoji_words(tmp_path / "icons"))
+    assert {concept.name: concept.artists for concept in library.concepts} == {"dog": 4, "sofa": 2}
+    pictures = np.load(tmp_path / "drawn" / "lines.npy")
+    assert pictures.shape == (3, 64, 64, 2) and pictures[..., 0].max() == 255
+
+
 def test_the_restyling_takes_the_largest_of_nine_pixels() -> None:
     art = torch.rand(3, 1, 9, 7)
     assert torch.equal(mini_clip_pairs._largest(art), F.max_pool2d(art, 3, 1, 1))
@@ -200,17 +254,12 @@ def batches() -> list[Batch]:
     return [Batch(part, ids, torch.tensor([0, 2])) for part in pictures]
 
 
-class Given:
+def asking_to_end(parts: list[Batch], before: int) -> Iterator[Batch]:
     """Batches in an order; the process is asked to end before one of them."""
-
-    def __init__(self, parts: list[Batch], end_at: int) -> None:
-        self.parts, self.end_at, self.taken = parts, end_at, 0
-
-    def next(self) -> Batch:
-        if self.taken == self.end_at:
+    for place, part in enumerate(parts):
+        if place == before:
             os.kill(os.getpid(), signal.SIGTERM)
-        self.taken += 1
-        return self.parts[self.taken - 1]
+        yield part
 
 
 def test_a_run_that_is_asked_to_end_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
@@ -222,7 +271,7 @@ def test_a_run_that_is_asked_to_end_goes_on_as_if_it_had_not(tmp_path: Path) -> 
     stopped = pretrain_mini_clip.Run(settings(tmp_path / "part"), CONCEPTS)
     torch.manual_seed(1)
     before = signal.getsignal(signal.SIGTERM)
-    pretrain_mini_clip.train(stopped, Given(parts, 1), [], 60.0)  # type: ignore[arg-type]
+    pretrain_mini_clip.train(stopped, asking_to_end(parts, 1), [], 60.0)
     assert stopped.step == 2 and signal.getsignal(signal.SIGTERM) is before
     again = pretrain_mini_clip.Run(settings(tmp_path / "part"), CONCEPTS)
     assert again.step == 2
