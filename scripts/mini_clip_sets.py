@@ -319,7 +319,7 @@ def collect(npm: Path, icons: Path) -> None:
     for prefix, concepts in chosen.items():
         book = read_set(modules, prefix).book
         kept = {name: concept for name, concept in concepts.items() if concept in known or prefix in HELD_OUT}
-        part = {key: book[key] for key in ("info", "width", "height") if key in book}
+        part: dict[str, Any] = {key: book[key] for key in ("info", "width", "height") if key in book}
         part |= {"concepts": kept, "icons": {name: book["icons"][name] for name in kept}}
         with gzip.open(made / f"{prefix}.json.gz", "wt", encoding="utf-8") as stream:
             json.dump(part, stream)
