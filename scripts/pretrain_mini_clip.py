@@ -10,9 +10,9 @@ state holds. Averaged weights go to `mini_clip.safetensors` in the work folder a
 was left out to `credits.md`.
 
 Beside the contrastive losses, pictures and captions are told from all concepts at once by a learnt vector for each
-(proxies, Movshovitz-Attias et al. 2017). The learning rate stays constant and falls to zero over the last
-`--decay-share` of the steps, so that a run can be prolonged: more `--steps`, before the fall. Half of the image patches
-are dropped until halfway through the fall (FLIP, Li et al. 2023).
+(proxies, Movshovitz-Attias et al. 2017). Muon moves the blocks' matrices, AdamW all else. The learning rate stays
+constant and falls to zero over the last `--decay-share` of the steps, so that a run can be prolonged: more `--steps`,
+before the fall. Half of the image patches are dropped until halfway through the fall (FLIP, Li et al. 2023).
 
 Two styles are held out (`mini_clip_sets.HELD_OUT`): the accuracy on the first is what settings are chosen by. The
 accuracy on OpenMoji's pictures, drawn with their own seed, is printed beside it and never chosen by.
@@ -160,8 +160,20 @@ def watches(folder: Path, words: dict[str, dict[str, Any]]) -> list[Watch]:
     return [*found, Watch("OpenMoji", *openmoji.sprites(128, openmoji.CLASSES), per_class=10)]
 
 
+def optimisers(model: Pretrained, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, at AdamW's step size; AdamW for all else."""
+    blocks = [*model.image.blocks.parameters(), *model.text.transformer.parameters()]
+    hidden = [value for value in blocks if value.ndim == 2]
+    known = {id(value) for value in hidden}
+    rest = [value for value in model.parameters() if id(value) not in known]
+    matrices, vectors = ([value for value in rest if (value.ndim >= 2) is wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    muon = torch.optim.Muon(hidden, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
+
+
 class Run:
-    """A training run that can be stopped and goes on: model, averaged model, optimiser, step and settings."""
+    """A training run that can be stopped and goes on: model, averaged model, optimisers, step and settings."""
 
     def __init__(self, args: argparse.Namespace, concepts: list[str]) -> None:
         torch.manual_seed(0)
@@ -173,10 +185,7 @@ class Run:
             self.model.load_state_dict(
                 {name: value.float() for name, value in load_file(args.start).items()}, strict=False
             )
-        matrices = [value for value in self.model.parameters() if value.ndim >= 2]
-        vectors = [value for value in self.model.parameters() if value.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+        self.optimisers = optimisers(self.model, args.lr)
         self.mean = deepcopy(self.model).eval().requires_grad_(False)
         if self.state.exists():
             self._load()
@@ -194,13 +203,15 @@ class Run:
                 sys.exit(f"{self.state} was trained with {name} {value}, not {self.settings[name]}. Give {value}.")
         self.model.load_state_dict(state["model"])
         self.mean.load_state_dict(state["mean"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
         """Write the state and the averaged weights, each in one piece."""
         state: dict[str, Any] = {"model": self.model.state_dict(), "mean": self.mean.state_dict()}
-        state |= {"optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds}
+        state |= {"optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}
+        state |= {"step": self.step, "seconds": self.seconds}
         torch.save(state | {"settings": self.settings, "concepts": self.concepts}, self.state.with_suffix(".tmp"))
         os.replace(self.state.with_suffix(".tmp"), self.state)
         weights = {name: value.half().cpu().contiguous() for name, value in self.mean.weights().items()}
@@ -218,13 +229,14 @@ class Run:
         """One step."""
         steps, share = self.settings["steps"], self.settings["decay_share"]
         self.model.patch_drop.prob = 0.0 if self.step >= steps * (1 - share / 2) else 0.5
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
         loss = objective(self.model, batch, self.device)
-        self.optimiser.zero_grad()
+        self.model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate()
+            optimiser.step()
         self.step += 1
         keep = min(EMA, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
