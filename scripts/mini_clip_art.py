@@ -25,7 +25,7 @@ from mini_clip_sets import IconSet
 
 SPRITE = 64
 _EMPTY, _FULL = 0.01, 0.97  # mean alpha below which a picture shows nothing, and above which it is a tile
-_HASH_BITS, _DIFFERENCE = 12, 0.2
+_HASH_BITS, _DIFFERENCE = 8, 0.15
 
 
 def regions(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -80,7 +80,7 @@ def _premultiplied(art: Tensor) -> Tensor:
 
 
 def _looks(art: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(art, 16).flatten(1)
+    return F.adaptive_avg_pool2d(art, 32).flatten(1)
 
 
 def _hashes(art: Tensor) -> Tensor:

@@ -28,8 +28,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +43,8 @@ import mini_clip_art
 import mini_clip_sets
 from liftplus.backbones import mini_clip
 from liftplus.backbones.text import text_features
-from liftplus.data import openmoji
-from liftplus.data.compose import Composition
 from mini_clip_pairs import Batch, Library, Pairs
-from mini_clip_sets import HELD_OUT
+from mini_clip_watch import Watch, watches
 
 VIEWS = 2
 WARM_UP = 300
@@ -64,8 +60,9 @@ class Pretrained(nn.Module):
     def __init__(self, concepts: int) -> None:
         super().__init__()
         self.image = mini_clip.image_tower()
-        self.patch_drop = PatchDropout(0.5, num_prefix_tokens=1)
-        self.image.blocks[0].register_forward_pre_hook(lambda _block, args: self.patch_drop(*args))
+        first = self.image.blocks[0]
+        first.patch_drop = PatchDropout(0.5, num_prefix_tokens=1)
+        first.register_forward_pre_hook(_drop_patches)
         self.image_projection = nn.Parameter(torch.randn(mini_clip.WIDTH, mini_clip.JOINT) * mini_clip.WIDTH**-0.5)
         for block in self.image.blocks:
             block.get_submodule("attn").fused_attn = False  # type: ignore[assignment]  # the fused bf16 backward is 1.5 times slower on CPU at 33 tokens
@@ -74,15 +71,31 @@ class Pretrained(nn.Module):
         self.proxies = nn.Parameter(torch.randn(concepts, mini_clip.JOINT))
         self.proxy_scale = nn.Parameter(torch.tensor(14.0).log())
 
+    @property
+    def patch_drop(self) -> PatchDropout:
+        return self.image.get_submodule("blocks.0.patch_drop")
+
     def encode_image(self, images: Tensor) -> Tensor:
         return F.normalize(self.image(images.float() / 127.5 - 1.0).float() @ self.image_projection, dim=-1)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         return F.normalize(text_features(self.text, ids).float() @ self.text.text_projection, dim=-1)
 
+    @torch.no_grad()
+    def begin_proxies(self, concepts: list[str]) -> None:
+        """Give each concept the vector of its name: random ones would first undo what the towers know."""
+        tokenizer = mini_clip.MiniTokenizer()
+        for rows in torch.arange(len(concepts)).split(500):
+            ids = tokenizer([f"a photo of a {concepts[row]}." for row in rows.tolist()])
+            self.proxies[rows] = self.encode_text(ids.to(self.proxies.device))
+
     def weights(self) -> dict[str, Tensor]:
         """What the package keeps."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("prox")}
+
+
+def _drop_patches(block: nn.Module, tokens: tuple[Tensor]) -> Tensor:
+    return block.get_submodule("patch_drop")(*tokens)
 
 
 def contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
@@ -103,61 +116,6 @@ def objective(model: Pretrained, batch: Batch, device: str) -> Tensor:
     target = batch.concepts.to(device)
     matches += [F.cross_entropy(part @ proxies.T, target) for part in (*views, texts)]
     return torch.stack(matches).mean()
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Zero-shot accuracy in percent on the drawings of one style.
-
-    Args:
-        style: its name.
-        names: the classes.
-        art: uint8 RGBA [classes, 4, s, s].
-        per_class: pictures of each class.
-    """
-
-    style: str
-    names: list[str]
-    art: Tensor
-    per_class: int
-
-    def ranks(self, model: Pretrained, device: str) -> list[int]:
-        """For each picture, how many classes' names are nearer to it than its own."""
-        generator, names = torch.Generator().manual_seed(77), self.names
-        labels = torch.arange(len(names)).repeat_interleave(self.per_class)
-        ids = mini_clip.MiniTokenizer()([f"a photo of a {name}." for name in names])
-        found: list[int] = []
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-            classes = model.encode_text(ids.to(device)).float()
-            for rows in labels.split(250):
-                second = torch.randint(len(names), (len(rows),), generator=generator)
-                present = torch.rand(len(rows), 2, generator=generator) < 0.3
-                world = Composition(present, mini_clip.IMAGE_SIZE, generator, scale=(0.5, 1.0))
-                images = world.draw(torch.stack([self.art[rows], self.art[second]], 1))
-                shown = model.encode_image(images.to(device)).float()
-                with torch.autocast(device, enabled=False):  # two names near to each other would tie in half precision
-                    near = shown @ classes.T
-                own = near.gather(1, rows[:, None].to(device))
-                found += (near > own).sum(1).tolist()
-        return found
-
-    def accuracy(self, ranks: list[int], ways: int | None = None) -> float:
-        """Accuracy among all classes, or the expected one among `ways`, the others drawn at random."""
-        others, wrong = len(self.names) - 1, (ways or len(self.names)) - 1
-        right = [comb(others - rank, wrong) / comb(others, wrong) for rank in ranks]
-        return 100 * sum(right) / len(right)
-
-
-def watches(folder: Path, words: dict[str, dict[str, Any]]) -> list[Watch]:
-    """The held-out styles, things alone, and OpenMoji's test classes."""
-    found = []
-    for style in HELD_OUT:
-        library = Library(folder, words, only=(style,))
-        things = [concept for concept in library.concepts if concept.weight >= 1]
-        places = [concept.drawings()[0] for concept in things]
-        art = torch.stack([torch.from_numpy(library.pictures[at][row].copy()) for at, row in places])
-        found.append(Watch(style, [thing.name for thing in things], art.permute(0, 3, 1, 2), 4))
-    return [*found, Watch("OpenMoji", *openmoji.sprites(128, openmoji.CLASSES), per_class=10)]
 
 
 def optimisers(model: Pretrained, rate: float) -> list[torch.optim.Optimizer]:
@@ -182,9 +140,9 @@ class Run:
         self.model = Pretrained(len(concepts)).to(args.device)
         self.step, self.seconds = 0, 0.0
         if args.start is not None:
-            self.model.load_state_dict(
-                {name: value.float() for name, value in load_file(args.start).items()}, strict=False
-            )
+            weights = {name: value.float() for name, value in load_file(args.start).items()}
+            self.model.load_state_dict(weights, strict=False)
+            self.model.begin_proxies(concepts)
         self.optimisers = optimisers(self.model, args.lr)
         self.mean = deepcopy(self.model).eval().requires_grad_(False)
         if self.state.exists():

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import mini_clip_art
 import mini_clip_pairs
 import mini_clip_sets
+import mini_clip_watch
 import pretrain_mini_clip
 from mini_clip_pairs import Batch, Concept, Library
 from mini_clip_sets import IconSet
@@ -234,7 +235,7 @@ def test_the_restyling_takes_the_largest_of_nine_pixels() -> None:
 
 
 def test_the_accuracy_among_few_ways_is_the_mean_over_all_choices() -> None:
-    watch = pretrain_mini_clip.Watch("made", [str(number) for number in range(6)], torch.empty(0), 1)
+    watch = mini_clip_watch.Watch("made", [str(number) for number in range(6)], torch.empty(0), 1)
     ranks = [0, 2, 5]
     # A picture is right if none of the others drawn is among the `rank` nearer ones.
     right = [[min(chosen) >= rank for chosen in combinations(range(5), 2)] for rank in ranks]
@@ -305,6 +306,8 @@ def test_saved_weights_are_the_average_in_the_packages_form(tmp_path: Path) -> N
     loaded = mini_clip.backbone(BackboneConfig(name="mini_clip", weights=str(tmp_path / "mini_clip.safetensors")))
     kept = run.mean.state_dict()["image.blocks.0.mlp.fc1.weight"].half().float()
     assert torch.equal(loaded.image.blocks[0].mlp.fc1.weight, kept)
+    pictures = batches()[1].pictures
+    assert torch.equal(run.mean.encode_image(pictures), run.mean.encode_image(pictures))  # no patch is dropped
     assert not torch.equal(kept, run.model.state_dict()["image.blocks.0.mlp.fc1.weight"].half().float())
 
 
