@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -127,21 +130,35 @@ def draw_set(icons: IconSet, concepts: dict[str, str], held: Held) -> tuple[NDAr
     return out, about
 
 
-def draw(icons: Path, folder: Path) -> None:
+def draw(icons: Path, folder: Path, workers: int = 0) -> None:
     """Draw every set that `mini_clip_sets.collect` kept in `icons` and that is not drawn yet, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     left = [name for name in mini_clip_sets.order(icons) if not (folder / f"{name}.json").exists()]
-    held = Held() if left else None
-    for prefix in left:
-        assert held is not None
-        chosen = mini_clip_sets.kept_set(icons, prefix)
-        pictures, about = draw_set(chosen, chosen.book["concepts"], held)
-        np.save(folder / f"{prefix}.tmp.npy", pictures)
-        os.replace(folder / f"{prefix}.tmp.npy", folder / f"{prefix}.npy")
-        (folder / f"{prefix}.tmp").write_text(json.dumps(about), encoding="utf-8")
-        os.replace(folder / f"{prefix}.tmp", folder / f"{prefix}.json")
-        less = f"{about['blank']} show nothing, {len(about['same as the test'])} are like the test's"
-        print(f"{prefix}: {len(pictures)} pictures; left out: {less}", flush=True)
+    one = partial(_draw_kept, icons, folder)
+    if not workers:
+        for told in map(one, left):
+            print(told, flush=True)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for told in pool.map(one, left):
+            print(told, flush=True)
+
+
+@cache
+def _held() -> Held:
+    return Held()
+
+
+def _draw_kept(icons: Path, folder: Path, prefix: str) -> str:
+    """Draw one set and write it, its description last; what there is to tell of it."""
+    chosen = mini_clip_sets.kept_set(icons, prefix)
+    pictures, about = draw_set(chosen, chosen.book["concepts"], _held())
+    np.save(folder / f"{prefix}.tmp.npy", pictures)
+    os.replace(folder / f"{prefix}.tmp.npy", folder / f"{prefix}.npy")
+    (folder / f"{prefix}.tmp").write_text(json.dumps(about), encoding="utf-8")
+    os.replace(folder / f"{prefix}.tmp", folder / f"{prefix}.json")
+    less = f"{about['blank']} show nothing, {len(about['same as the test'])} are like the test's"
+    return f"{prefix}: {len(pictures)} pictures; left out: {less}"
 
 
 def credits(folder: Path) -> str:

@@ -275,7 +275,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--decay-share", type=float, default=0.3)
     parser.add_argument("--emoji-share", type=float, default=0.65, help="share of a batch's concepts that are emoji")
     parser.add_argument("--save-minutes", type=float, default=10.0)
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw the batches; a GPU wants many")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw; a GPU wants many")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
@@ -284,7 +284,7 @@ def main() -> None:
     args = options()
     icons, drawn = args.work / "icons", args.work / "drawn"
     mini_clip_sets.collect(args.work / "npm", icons)
-    mini_clip_art.draw(icons, drawn)
+    mini_clip_art.draw(icons, drawn, args.workers)
     (args.work / "credits.md").write_text(mini_clip_art.credits(drawn), encoding="utf-8")
     words = mini_clip_sets.emoji_words(icons)
     library = Library(drawn, words)

@@ -216,10 +216,12 @@ def test_from_installed_sets_to_drawings(tmp_path: Path, monkeypatch: pytest.Mon
     installed(tmp_path / "npm", sets)
     blank = torch.zeros(2, 4, 64, 64, dtype=torch.uint8)
     monkeypatch.setattr(mini_clip_art.openmoji, "sprites", lambda _size: (["a", "b"], blank))
+    mini_clip_art._held.cache_clear()
     mini_clip_sets.collect(tmp_path / "npm", tmp_path / "icons")
     assert mini_clip_sets.order(tmp_path / "icons") == ["noto", "twemoji", *PLAIN_ORDER]
     assert mini_clip_sets.kept_set(tmp_path / "icons", "lines").book["concepts"] == LINES
     mini_clip_art.draw(tmp_path / "icons", tmp_path / "drawn")
+    mini_clip_art._held.cache_clear()
     table = mini_clip_art.credits(tmp_path / "drawn").splitlines()
     assert "| Lines | [Ann](https://example.org) | MIT | 3 | 0 | 0 |" in table
     assert "| Fxemoji (held out) | [Ann](https://example.org) | Apache-2.0 | 1 | 0 | 0 |" in table
