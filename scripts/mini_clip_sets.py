@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 PACKAGES = {"@iconify/json": "2.2.535", "emojibase-data": "17.0.0"}
 LICENCES = {
     *("Apache-2.0", "BSD-3-Clause", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "OFL-1.1", "Unlicense"),
@@ -31,81 +36,39 @@ VARIANTS = 3
 """Most drawings of one concept from one set, which has it thin, bold, filled and in five sizes."""
 _BRANDS = ("simple-icons", "fa7-brands", "bxl")
 _UNFIT_CATEGORIES = ("Logos", "Programming")
-_UNFIT = {
-    *("circle-flags", "flag", "flagpack", "cif", "svg-spinners", "academicons", "bpmn", "ginetex", "fad", "geo"),
-    *("fa-brands", "fa6-brands", "topcoat", "websymbol", "gis"),
-    # Older versions of a set that is taken: the same drawings again.
-    *("fa", "fa-solid", "fa-regular", "fa6-solid", "fa6-regular", "la", "bx", "bxs", "heroicons-outline"),
-    *("heroicons-solid", "mono-icons", "material-symbols-light", "feather", "famicons", "zmdi", "pepicons"),
-}
-_STYLE = {
-    *("outline", "outlined", "fill", "filled", "bold", "thin", "regular", "duotone", "twotone", "tone", "rounded"),
-    *(
-        "sharp",
-        "solid",
-        "linear",
-        "duo",
-        "alt",
-        "variant",
-        "o",
-        "f",
-        "s",
-        "line",
-        "flat",
-        "remix",
-        "stroke",
-        "alternate",
-    ),
-    *("px", "broken", "baseline", "multiple", "color", "colour", "icon", "glyph", "one", "two", "three", "four"),
-}
-_INTERFACE = {
-    *("arrow", "arrows", "chevron", "chevrons", "caret", "align", "alignment", "border", "text", "format", "file"),
-    *(
-        "folder",
-        "document",
-        "user",
-        "users",
-        "account",
-        "database",
-        "server",
-        "cloud",
-        "type",
-        "sort",
-        "filter",
-        "menu",
-    ),
-    *("grid", "layout", "list", "table", "cursor", "circle", "square", "triangle", "hexagon", "octagon", "rectangle"),
-    *("page", "window", "browser", "app", "application", "data", "code", "git", "api", "letter", "alpha", "number"),
-    *("signal", "wifi", "battery", "add", "remove", "delete", "edit", "plus", "minus", "check", "x", "xmark", "off"),
-    *("bold", "underline", "italic", "strikethrough", "superscript", "subscript", "paragraph", "heading", "font"),
-    *("minimize", "maximize", "export", "import", "login", "logout", "fullscreen", "reply", "send", "css", "html"),
-    *(
-        "slash",
-        "cancel",
-        "close",
-        "up",
-        "down",
-        "left",
-        "right",
-        "top",
-        "bottom",
-        "horizontal",
-        "vertical",
-        "in",
-        "out",
-    ),
-    *("angle", "corner", "align", "justify", "indent", "expand", "collapse", "toggle", "checkbox", "radio", "button"),
-    *("question", "exclamation", "alert", "warning", "info", "error", "help", "set", "settings", "cog", "config"),
-    *("logo", "brand", "flag", "flags", "ai", "usb", "sim", "sd", "hd", "lte", "sign", "symbol", "abstract"),
-    *("undo", "redo", "refresh", "sync", "download", "upload", "share", "link", "unlink", "copy", "paste", "zoom"),
-    *("layer", "layers", "column", "columns", "row", "rows", "stack", "panel", "sidebar", "tab", "tabs", "view"),
-    *("select", "selection", "search", "person", "people", "man", "woman", "men", "women", "message", "chat", "mail"),
-    *("email", "comment", "bubble", "dots", "dot", "ellipsis", "crop", "resize", "rotate", "flip", "scale", "move"),
-    *("math", "function", "variable", "currency", "dollar", "euro", "pound", "yen", "rupee", "bitcoin", "sheet"),
-    *("slider", "sliders", "control", "controls", "play", "pause", "stop", "skip", "forward", "backward", "rewind"),
-    *("next", "previous", "repeat", "shuffle", "volume", "mute", "loading", "spinner", "progress", "status", "time"),
-    *("small", "large", "big", "mini", "medium", "half", "full", "empty", "low", "high", "new", "open", "closed", "no"),
-}
+_UNFIT = _words(
+    """
+    academicons bpmn bx bxs cif circle-flags fa fa-brands fa-regular fa-solid fa6-brands fa6-regular fa6-solid
+    fad famicons feather flag flagpack geo ginetex gis heroicons-outline heroicons-solid la
+    material-symbols-light mono-icons pepicons svg-spinners topcoat websymbol zmdi
+    """
+)
+"""Sets of flags, brands or signs, and older versions of sets that are taken: the same drawings again."""
+_STYLE = _words(
+    """
+    alt alternate baseline bold broken color colour duo duotone f fill filled flat four glyph icon line linear
+    multiple o one outline outlined px regular remix rounded s sharp solid stroke thin three tone two twotone
+    variant
+    """
+)
+_INTERFACE = _words(
+    """
+    abstract account add ai alert align alignment alpha angle api app application arrow arrows backward battery
+    big bitcoin bold border bottom brand browser bubble button cancel caret chat check checkbox chevron chevrons
+    circle close closed cloud code cog collapse column columns comment config control controls copy corner crop
+    css currency cursor data database delete document dollar dot dots down download edit ellipsis email empty
+    error euro exclamation expand export file filter flag flags flip folder font format forward full fullscreen
+    function git grid half hd heading help hexagon high horizontal html import in indent info italic justify
+    large layer layers layout left letter link list loading login logo logout low lte mail man math maximize
+    medium men menu message mini minimize minus move mute new next no number octagon off open out page panel
+    paragraph paste pause people person play plus pound previous progress question radio rectangle redo refresh
+    remove repeat reply resize rewind right rotate row rows rupee scale sd search select selection send server
+    set settings share sheet shuffle sidebar sign signal sim skip slash slider sliders small sort spinner square
+    stack status stop strikethrough subscript superscript symbol sync tab table tabs text time toggle top
+    triangle type underline undo unlink up upload usb user users variable vertical view volume warning wifi
+    window woman women x xmark yen zoom
+    """
+)
 """Words of user interfaces: an icon whose name has one shows no thing that a picture could show."""
 
 
@@ -249,6 +212,11 @@ def logos(book: dict[str, Any]) -> set[str]:
     return {name for title, names in categories if re.search("logo|brand", title, re.IGNORECASE) for name in names}
 
 
+def _form(name: str) -> str:
+    """What spellings of one name share: "light bulb" and "lightbulb", "grapes" and "grape"."""
+    return name.replace(" ", "").removesuffix("s")
+
+
 def is_thing(words: list[str]) -> bool:
     """Whether the words may name something to be seen: one to three real words, none of a user interface."""
     if not 1 <= len(words) <= 3 or any(not word.isascii() or not word.isalpha() for word in words):
@@ -268,6 +236,7 @@ class Names:
         self.table = emoji_table(modules)
         self._codes = codes_by_name(modules, self.table)
         self.emoji = {concept_of(entry["name"]): entry for entry in self.table.values()}
+        self._forms = {_form(name): name for name in self.emoji}
         tags = {word for entry in self.table.values() for tag in entry["tags"] for word in concept_of(tag).split()}
         self.vocabulary = tags | {word for name in self.emoji for word in name.split()}
         brands = {name for prefix in _BRANDS for name in read_set(modules, prefix).book["icons"]}
@@ -295,7 +264,7 @@ class Names:
         concept = " ".join(words)
         if not is_thing(words) or concept in self._brands:
             return None
-        return concept
+        return concept if concept in self.emoji else self._forms.get(_form(concept), concept)
 
 
 def collect(npm: Path, icons: Path) -> None:

@@ -27,7 +27,7 @@ from mini_clip_sets import IconSet
 
 CONCEPTS = ["apple", "bee", "cup"]
 PLAIN_ORDER = ["fluent-emoji-flat", "fxemoji", "shapes", "lines", "lines-bold"]
-LINES = {"dog": "dog", "sofa": "sofa", "sofa-outline": "sofa"}
+LINES = {"dogs": "dog", "sofa": "sofa", "sofa-outline": "sofa"}
 
 
 def icon_set(*names: str, **book: Any) -> IconSet:
@@ -207,7 +207,7 @@ def test_from_installed_sets_to_drawings(tmp_path: Path, monkeypatch: pytest.Mon
         "fluent-emoji-flat": emoji,
         "openmoji": ("MIT", "Emoji", True, ["dog"]),
         "wild": ("GPL-3.0", "UI", False, ["sofa", "dog"]),
-        "lines": ("MIT", "UI", False, ["sofa-outline", "sofa", "lamp", "lamp-2", "dog", "acme", "arrow-up"]),
+        "lines": ("MIT", "UI", False, ["sofa-outline", "sofa", "lamp", "lamp-2", "dogs", "acme", "arrow-up"]),
         "lines-bold": ("MIT", "UI", False, ["lamp"]),
         "shapes": ("ISC", "UI", True, ["sofa", "acme"]),
         "fxemoji": ("Apache-2.0", "Emoji", True, ["dog"]),
