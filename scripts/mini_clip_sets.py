@@ -111,8 +111,10 @@ def fetch(folder: Path) -> Path:
 
 
 def fits(prefix: str, info: dict[str, Any]) -> bool:
-    """Whether a set may be drawn: by its licence, its category and its place in the lists above."""
-    if prefix.startswith("openmoji") or prefix in _UNFIT or info.get("category") in _UNFIT_CATEGORIES:
+    """Whether a set may be drawn: by its licence, its category and the lists above. None that names OpenMoji may."""
+    if "openmoji" in json.dumps([prefix, info]).lower():
+        return False
+    if prefix in _UNFIT or info.get("category") in _UNFIT_CATEGORIES:
         return False
     return info["license"].get("spdx") in LICENCES
 

@@ -57,6 +57,7 @@ def test_sets_are_taken_by_licence_and_category(licence: str | None, rest: dict[
 @pytest.mark.parametrize("prefix", ["openmoji", "openmoji-black", "circle-flags"])
 def test_the_tests_own_style_and_flags_are_never_taken(prefix: str) -> None:
     assert not mini_clip_sets.fits(prefix, {"license": {"spdx": "MIT"}})
+    assert not mini_clip_sets.fits("made", {"license": {"spdx": "MIT"}, "author": {"name": "The OpenMoji team"}})
 
 
 @pytest.mark.parametrize(
