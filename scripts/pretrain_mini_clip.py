@@ -1,233 +1,101 @@
-"""Train the bundled `mini_clip` on emoji art with the contrastive loss (Radford et al. 2021, section 2.3), between
-image and text and between two artists' pictures of the same thing (Mu et al. 2022, SLIP).
+"""Train the bundled `mini_clip` on emoji and icons by many artists, with the contrastive loss (Radford et al. 2021,
+section 2.3) between image and text and between two artists' pictures of the same thing (Mu et al. 2022, SLIP).
 
-    python scripts/pretrain_mini_clip.py --work .cache/mini_clip --output src/liftplus/weights/mini_clip.safetensors
+    python scripts/pretrain_mini_clip.py --work .cache/mini_clip --start src/liftplus/weights/mini_clip.safetensors
 
-Fetches the pictures and names through the npm client, draws them once, then trains. The state is saved every 250
-steps and the same command continues from there. The learning rate stays constant and falls to zero over the last
-`--decay-share` of the steps, so that a run can be prolonged from a saved state. Half of the image patches are
-dropped until halfway through that fall (FLIP, Li et al. 2023). The first `--plain-steps` see each concept once a
-batch, as drawn; from then on each comes as two artists drew it, restyled at random, and the two pictures are
-contrasted too. OpenMoji's pictures are used to watch the transfer to an unseen style, never to train.
+Fetches the icon sets through the npm client, keeps what it needs of them in the work folder's `icons` (on a machine
+without a network, that folder alone is enough), draws them once, then trains. The state is saved every `--save-minutes`
+and when the process is asked to end (SIGTERM, Ctrl-C); the same command goes on from there, with the settings that the
+state holds. Averaged weights go to `mini_clip.safetensors` in the work folder at each save, the sets' credits and what
+was left out to `credits.md`.
+
+Beside the contrastive losses, pictures and captions are told from all concepts at once by a learnt vector for each
+(proxies, Movshovitz-Attias et al. 2017). Muon moves the blocks' matrices, AdamW all else. The learning rate stays
+constant and falls to zero over the last `--decay-share` of the steps, so that a run can be prolonged: more `--steps`,
+before the fall. Half of the image patches are dropped until halfway through the fall (FLIP, Li et al. 2023).
+
+Two styles are held out (`mini_clip_sets.HELD_OUT`): the accuracy on the first is what settings are chosen by. The
+accuracy on OpenMoji's pictures, drawn with their own seed, is printed beside it and never chosen by.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
-import subprocess
+import signal
+import sys
 import time
-from collections import defaultdict
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.layers import PatchDropout
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+import mini_clip_art
+import mini_clip_sets
 from liftplus.backbones import mini_clip
 from liftplus.backbones.text import text_features
-from liftplus.data.compose import Composition, rasterise
-from liftplus.data.openmoji import sprites as openmoji_sprites
+from mini_clip_pairs import Batch, Library, Pairs
+from mini_clip_watch import Watch, watches
 
-PACKAGES = {
-    "@iconify-json/noto": "1.2.9",
-    "@iconify-json/noto-v1": "1.2.5",
-    "@iconify-json/twemoji": "1.2.5",
-    "@iconify-json/emojione": "1.2.3",
-    "@iconify-json/fluent-emoji": "1.2.7",
-    "@iconify-json/fluent-emoji-flat": "1.2.6",
-    "emojibase-data": "17.0.0",
-}
-STYLES = ("noto", "noto-v1", "twemoji", "emojione", "fluent-emoji", "fluent-emoji-flat")
-TEMPLATES = (
-    "{}",
-    "a photo of a {}.",
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "a picture of a {}.",
-    "an image of a {}.",
-    "a drawing of a {}.",
-    "an icon of a {}.",
-    "a small {}.",
-    "a close-up photo of a {}.",
-    "there is a {} here.",
-    "a cartoon {}.",
-    "the {}",
-    "a {} on a coloured background.",
-    "art of a {}.",
-    "a rendering of a {}.",
-    "an emoji of a {}.",
-    "a blurry photo of a {}.",
-    "a tilted {}.",
-    "one {}",
-)
-SPRITE = 64
+VIEWS = 2
+WARM_UP = 300
+EMA = 0.998
+WATCH_STEPS = 250
+MAY_CHANGE = ("steps", "decay_share", "lr")
+"""Settings that a run may be given anew when it goes on."""
 
 
-def fetch(folder: Path) -> Path:
-    """Install the pinned npm packages below `folder`, once."""
-    modules = folder / "node_modules"
-    if not (modules / "emojibase-data").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "package.json").write_text(json.dumps({"name": "pairs", "private": True, "dependencies": PACKAGES}))
-        subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True)
-    return modules
+class Pretrained(nn.Module):
+    """The two towers in training, and the learnt vector of each concept, which is not kept with the weights."""
+
+    def __init__(self, concepts: int) -> None:
+        super().__init__()
+        self.image = mini_clip.image_tower()
+        first = self.image.blocks[0]
+        first.patch_drop = PatchDropout(0.5, num_prefix_tokens=1)
+        first.register_forward_pre_hook(_drop_patches)
+        self.image_projection = nn.Parameter(torch.randn(mini_clip.WIDTH, mini_clip.JOINT) * mini_clip.WIDTH**-0.5)
+        for block in self.image.blocks:
+            block.get_submodule("attn").fused_attn = False  # type: ignore[assignment]  # the fused bf16 backward is 1.5 times slower on CPU at 33 tokens
+        self.text = mini_clip.text_tower()
+        self.logit_scale = nn.Parameter(torch.tensor(14.0).log())
+        self.proxies = nn.Parameter(torch.randn(concepts, mini_clip.JOINT))
+        self.proxy_scale = nn.Parameter(torch.tensor(14.0).log())
+
+    @property
+    def patch_drop(self) -> PatchDropout:
+        return self.image.get_submodule("blocks.0.patch_drop")
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return F.normalize(self.image(images.float() / 127.5 - 1.0).float() @ self.image_projection, dim=-1)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        return F.normalize(text_features(self.text, ids).float() @ self.text.text_projection, dim=-1)
+
+    @torch.no_grad()
+    def begin_proxies(self, concepts: list[str]) -> None:
+        """Give each concept the vector of its name: random ones would first undo what the towers know."""
+        tokenizer = mini_clip.MiniTokenizer()
+        for rows in torch.arange(len(concepts)).split(500):
+            ids = tokenizer([f"a photo of a {concepts[row]}." for row in rows.tolist()])
+            self.proxies[rows] = self.encode_text(ids.to(self.proxies.device))
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the package keeps."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("prox")}
 
 
-def plain(hexcode: str) -> str:
-    """A code-point sequence without the variation selector, which the sets use differently."""
-    return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
-
-
-def concepts(modules: Path) -> dict[str, dict[str, Any]]:
-    """Emoji without skin tones: code points -> name, keywords, group and subgroup words."""
-    base = modules / "emojibase-data" / "en"
-    words = json.loads((base / "messages.json").read_text())
-    groups = {entry["order"]: entry["message"] for entry in words["groups"]}
-    kinds = {entry["order"]: entry["message"] for entry in words["subgroups"]}
-    table = {}
-    for entry in json.loads((base / "data.json").read_text()):
-        if "group" in entry:
-            table[plain(entry["hexcode"])] = {
-                "name": entry["label"],
-                "tags": entry.get("tags", []),
-                "group": groups[entry["group"]],
-                "kind": kinds.get(entry.get("subgroup"), ""),
-            }
-    return table
-
-
-def icons(modules: Path, style: str, codes_of_name: dict[str, str]) -> dict[str, str]:
-    """SVG documents of one artist's set by code points."""
-    book = json.loads((modules / "@iconify-json" / style / "icons.json").read_text())
-    found = {}
-    for name, icon in book["icons"].items():
-        code = codes_of_name.get(name)
-        if code is not None and code not in found:
-            width = icon.get("width", book.get("width", 16))
-            height = icon.get("height", book.get("height", 16))
-            found[code] = (
-                f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}">{icon["body"]}</svg>'
-            )
-    return found
-
-
-def draw(work: Path) -> dict[str, Any]:
-    """All pictures as one uint8 tensor with, per concept, the rows that show it. Kept on disk."""
-    cache = work / "sprites.pt"
-    if cache.exists():
-        loaded: dict[str, Any] = torch.load(cache, weights_only=True)
-        return loaded
-    modules = fetch(work / "npm")
-    table = concepts(modules)
-    codes_of_name: dict[str, str] = {}
-    for style in ("noto", "twemoji", "fluent-emoji-flat"):
-        for code, name in json.loads((modules / "@iconify-json" / style / "chars.json").read_text()).items():
-            if plain(code) in table:
-                codes_of_name.setdefault(name, plain(code))
-    rows: list[Tensor] = []
-    shown: dict[str, list[int]] = defaultdict(list)
-    for style in STYLES:
-        before = len(rows)
-        for code, svg in icons(modules, style, codes_of_name).items():
-            try:
-                picture = rasterise(svg, SPRITE)
-            except ValueError:  # a document that the renderer refuses is left out
-                continue
-            shown[code].append(len(rows))
-            rows.append(picture)
-        print(f"{style}: {len(rows) - before} pictures", flush=True)
-    result = {"pictures": torch.stack(rows), "shown": dict(shown), "table": {code: table[code] for code in shown}}
-    torch.save(result, cache)
-    return result
-
-
-def caption(entry: dict[str, Any], rng: random.Random) -> str:
-    """One description of a concept: mostly its name in a template, else keywords or its kind."""
-    name, tags, draw_of = entry["name"], entry["tags"], rng.random()
-    template = rng.choice(TEMPLATES)
-    if draw_of < 0.78:
-        return template.format(name)
-    if draw_of < 0.90 and tags:
-        return template.format(name) + " " + " ".join(rng.sample(tags, min(len(tags), 2)))
-    if draw_of < 0.95 and tags:
-        return template.format(rng.choice(tags))
-    return template.format(name) + f" {entry['kind']}"
-
-
-def restyle(art: Tensor, generator: torch.Generator) -> Tensor:
-    """Change the style of placed objects [n, 4, s, s] at random: outline, inked edges, flat or faded colours."""
-
-    def some(share: float) -> Tensor:
-        return (torch.rand(len(art), generator=generator) < share).float().view(-1, 1, 1, 1)
-
-    colour, alpha = art[:, :3], art[:, 3:]
-    levels = torch.randint(2, 5, (len(art), 1, 1, 1), generator=generator)
-    colour = torch.lerp(colour, (colour * levels).round() / levels, some(0.25))
-    tone = torch.rand(len(art), 3, 1, 1, generator=generator) * 0.6 + 0.4
-    colour = torch.lerp(colour, tone, some(0.15) * (0.5 + 0.5 * torch.rand(len(art), 1, 1, 1, generator=generator)))
-    colour = torch.lerp(colour, colour.mean(1, keepdim=True).expand_as(colour), some(0.1))
-    light = art[:, :3].mean(1, keepdim=True) * alpha
-    edges = F.max_pool2d(light, 3, 1, 1) + F.max_pool2d(-light, 3, 1, 1)
-    colour = colour * (1 - (edges * 2.5).clamp(0, 1) * some(0.35))
-    ink = torch.rand(len(art), 1, 1, 1, generator=generator) * 0.25
-    ink = torch.where(torch.rand(len(art), 1, 1, 1, generator=generator) < 0.15, 1 - ink, ink)
-    wide = torch.lerp(alpha, F.max_pool2d(alpha, 3, 1, 1), some(0.4))
-    return torch.cat([torch.lerp(ink.expand_as(colour), colour, alpha / wide.clamp_min(1e-4)), wide], 1)
-
-
-class Pairs:
-    """Endless batches of two pictures a concept, where possible by two artists, and one caption.
-
-    No concept comes twice in a batch, since it would be a false negative.
-    """
-
-    def __init__(self, data: dict[str, Any], batch: int, size: int, seed: int) -> None:
-        self.data, self.batch, self.size = data, batch, size
-        self.rng, self.generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        self.codes = list(data["shown"])
-        # Flags are a seventh of all emoji and resemble each other; people and clock variants hardly less.
-        weight = {"flags": 0.25, "people & body": 0.5, "symbols": 0.6, "smileys & emotion": 0.7}
-        self.weights = torch.tensor([weight.get(data["table"][code]["group"], 1.0) for code in self.codes])
-        self.tokenizer = mini_clip.MiniTokenizer()
-
-    def next(self, views: int) -> tuple[Tensor, Tensor]:
-        """A batch of `batch` pictures, `views` of each concept.
-
-        Returns:
-            uint8 [views x concepts, 3, s, s], all first views, then all second ones; token ids [concepts, tokens].
-        """
-        count = self.batch // views
-        chosen = torch.multinomial(self.weights, count, generator=self.generator).tolist()
-        others = torch.randint(len(self.codes), (views, count), generator=self.generator).tolist()
-        art: list[list[list[int]]] = [[] for _ in range(views)]
-        texts, present = [], torch.ones(views, count, 2, dtype=torch.bool)
-        for row, main in enumerate(chosen):
-            shown = self.data["shown"][self.codes[main]]
-            pictures = self.rng.sample(shown, views) if len(shown) >= views else shown * views
-            text = caption(self.data["table"][self.codes[main]], self.rng)
-            for view in range(views):
-                second = self.codes[others[view][row]]
-                art[view].append([pictures[view], self.rng.choice(self.data["shown"][second])])
-                present[view, row, 1] = self.rng.random() < 0.25
-            if present[0, row, 1] and self.rng.random() < 0.5:
-                other = self.data["table"][self.codes[others[0][row]]]["name"]
-                text = text.rstrip(".") + self.rng.choice((" and a {}", " with a {}", ", {}")).format(other)
-            texts.append(text)
-        sprites = self.data["pictures"][torch.tensor(art).flatten(0, 1)]
-        styled = partial(restyle, generator=self.generator) if views > 1 else None
-        world = Composition(present.flatten(0, 1), self.size, self.generator, scale=(0.45, 1.0), restyle=styled)
-        images = world.draw(sprites)
-        # Long captions are rare: most batches are cut to 16 tokens, an eighth trains all positions.
-        return images, self.tokenizer(texts, mini_clip.CONTEXT_LENGTH if self.rng.random() < 0.125 else 16)
+def _drop_patches(block: nn.Module, tokens: tuple[Tensor]) -> Tensor:
+    return block.get_submodule("patch_drop")(*tokens)
 
 
 def contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
@@ -237,122 +105,196 @@ def contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-class Pretrained(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = mini_clip.image_tower()
-        self.patch_drop = PatchDropout(0.5, num_prefix_tokens=1)
-        self.image.blocks[0].register_forward_pre_hook(lambda _block, args: self.patch_drop(*args))
-        self.image_projection = nn.Parameter(torch.randn(mini_clip.WIDTH, mini_clip.JOINT) * mini_clip.WIDTH**-0.5)
-        for block in self.image.blocks:
-            block.get_submodule("attn").fused_attn = False  # type: ignore[assignment]  # the fused bf16 backward is 1.5 times slower on CPU at 33 tokens
-        self.text = mini_clip.text_tower()
-        self.logit_scale = nn.Parameter(torch.tensor(14.0).log())
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        return F.normalize(self.image(normalised(images)).float() @ self.image_projection, dim=-1)
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        return F.normalize(text_features(self.text, ids).float() @ self.text.text_projection, dim=-1)
+def objective(model: Pretrained, batch: Batch, device: str) -> Tensor:
+    """The mean of the contrastive losses and of the losses against all concepts' vectors."""
+    with torch.autocast(device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        images, texts = model.encode_image(batch.pictures.to(device)), model.encode_text(batch.ids.to(device))
+    images, texts = images.float(), texts.float()
+    scale, views = model.logit_scale.exp().clamp(max=100), images.split(len(texts))
+    matches = [contrast(view, texts, scale) for view in views] + [contrast(views[0], views[1], scale)]
+    proxies = model.proxy_scale.exp().clamp(max=100) * F.normalize(model.proxies, dim=-1)
+    target = batch.concepts.to(device)
+    matches += [F.cross_entropy(part @ proxies.T, target) for part in (*views, texts)]
+    return torch.stack(matches).mean()
 
 
-def normalised(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1.0
+def optimisers(model: Pretrained, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, at AdamW's step size; AdamW for all else."""
+    blocks = [*model.image.blocks.parameters(), *model.text.transformer.parameters()]
+    hidden = [value for value in blocks if value.ndim == 2]
+    known = {id(value) for value in hidden}
+    rest = [value for value in model.parameters() if id(value) not in known]
+    matrices, vectors = ([value for value in rest if (value.ndim >= 2) is wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    muon = torch.optim.Muon(hidden, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
 
 
-def watch(model: Pretrained, per_class: int = 10) -> float:
-    """Zero-shot accuracy in percent on OpenMoji pictures drawn with their own seed."""
-    names, art = openmoji_sprites(128)
-    generator = torch.Generator().manual_seed(77)
-    labels = torch.arange(len(names)).repeat_interleave(per_class)
-    ids = mini_clip.MiniTokenizer()([f"a photo of a {name}." for name in names])
-    model.eval()
-    right = 0
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        classes = model.encode_text(ids)
-        for rows in labels.split(250):
-            second = torch.randint(len(names), (len(rows),), generator=generator)
-            present = torch.rand(len(rows), 2, generator=generator) < 0.3
-            world = Composition(present, 64, generator, scale=(0.5, 1.0))
-            images = world.draw(torch.stack([art[rows], art[second]], 1))
-            right += int((model.encode_image(images) @ classes.T).argmax(1).eq(rows).sum())
-    model.train()
-    return 100 * right / len(labels)
+class Run:
+    """A training run that can be stopped and goes on: model, averaged model, optimisers, step and settings."""
+
+    def __init__(self, args: argparse.Namespace, concepts: list[str]) -> None:
+        torch.manual_seed(0)
+        self.work, self.device, self.concepts = args.work, args.device, concepts
+        self.settings = {name: getattr(args, name) for name in ("steps", "batch", "lr", "decay_share", "emoji_share")}
+        self.model = Pretrained(len(concepts)).to(args.device)
+        self.step, self.seconds = 0, 0.0
+        if args.start is not None:
+            weights = {name: value.float() for name, value in load_file(args.start).items()}
+            self.model.load_state_dict(weights, strict=False)
+            self.model.begin_proxies(concepts)
+        self.optimisers = optimisers(self.model, args.lr)
+        self.mean = deepcopy(self.model).eval().requires_grad_(False)
+        if self.state.exists():
+            self._load()
+
+    @property
+    def state(self) -> Path:
+        return self.work / "state.pt"
+
+    def _load(self) -> None:
+        state = torch.load(self.state, weights_only=True, map_location=self.device)
+        if state["concepts"] != self.concepts:
+            sys.exit(f"{self.state} was trained on other drawings. Give another --work folder, or remove the state.")
+        for name, value in state["settings"].items():
+            if name not in MAY_CHANGE and value != self.settings[name]:
+                sys.exit(f"{self.state} was trained with {name} {value}, not {self.settings[name]}. Give {value}.")
+        self.model.load_state_dict(state["model"])
+        self.mean.load_state_dict(state["mean"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the state and the averaged weights, each in one piece."""
+        state: dict[str, Any] = {"model": self.model.state_dict(), "mean": self.mean.state_dict()}
+        state |= {"optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}
+        state |= {"step": self.step, "seconds": self.seconds}
+        torch.save(state | {"settings": self.settings, "concepts": self.concepts}, self.state.with_suffix(".tmp"))
+        os.replace(self.state.with_suffix(".tmp"), self.state)
+        weights = {name: value.half().cpu().contiguous() for name, value in self.mean.weights().items()}
+        told = {"model": "mini_clip", "steps": str(self.step), "batch": str(self.settings["batch"])}
+        save_file(weights, self.work / "weights.tmp", metadata=told)
+        os.replace(self.work / "weights.tmp", self.work / "mini_clip.safetensors")
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        steps, share = self.settings["steps"], self.settings["decay_share"]
+        left = (steps - self.step) / max(1.0, steps * share)
+        return float(self.settings["lr"] * min(1.0, (self.step + 1) / WARM_UP) * min(1.0, left))
+
+    def take(self, batch: Batch) -> Tensor:
+        """One step."""
+        steps, share = self.settings["steps"], self.settings["decay_share"]
+        self.model.patch_drop.prob = 0.0 if self.step >= steps * (1 - share / 2) else 0.5
+        loss = objective(self.model, batch, self.device)
+        self.model.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate()
+            optimiser.step()
+        self.step += 1
+        keep = min(EMA, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - keep)
+        return loss.detach()
 
 
-def rate(step: int, args: argparse.Namespace) -> float:
-    falling = int(args.steps * (1 - args.decay_share))
-    warm = min(1.0, (step + 1) / 300)
-    return float(args.lr * warm * min(1.0, (args.steps - step) / max(1, args.steps - falling)))
+@contextmanager
+def asked_to_end() -> Iterator[list[int]]:
+    """A list that is empty until the process gets SIGTERM or SIGINT."""
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, lambda got, _frame: asked.append(got))
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Endless(IterableDataset[Batch]):
+    """The batches of a run from a step on, each worker's from a seed of its own."""
+
+    def __init__(self, library: Library, run: Run) -> None:
+        self.library, self.settings, self.seed = library, run.settings, 1000 + run.step
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        seed = self.seed + (0 if worker is None else 1_000_003 * (1 + worker.id))
+        count, share = self.settings["batch"], self.settings["emoji_share"]
+        pairs = Pairs(self.library, count, VIEWS, mini_clip.IMAGE_SIZE, share, seed)
+        while True:
+            yield pairs.next()
+
+
+def _alone(_worker: int) -> None:
+    """A worker leaves Ctrl-C to the process that saves the state."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def train(run: Run, batches: Iterable[Batch], watched: list[Watch], save_minutes: float) -> None:
+    """Take steps until the last one, or until asked to end; the state is saved then too."""
+    losses: list[Tensor] = []
+    saved = started = time.monotonic()
+    coming = iter(batches)
+    with asked_to_end() as asked:
+        while run.step < run.settings["steps"] and not asked:
+            losses.append(run.take(next(coming)))
+            run.seconds += time.monotonic() - started
+            started = time.monotonic()
+            if run.step % WATCH_STEPS == 0 or run.step == run.settings["steps"]:
+                told = [f"{watch.style} {watch.accuracy(watch.ranks(run.mean, run.device)):.1f}%" for watch in watched]
+                loss, hours = float(torch.stack(losses).mean()), run.seconds / 3600
+                print(f"step {run.step} loss {loss:.3f} {', '.join(told)} {hours:.2f} h", flush=True)
+                losses, started = [], time.monotonic()
+            if time.monotonic() - saved > 60 * save_minutes:
+                run.save()
+                saved = started = time.monotonic()
+        run.save()
+
+
+def report(run: Run, watched: list[Watch]) -> None:
+    """Retrieval on the unseen styles, for the card."""
+    for watch in watched:
+        ranks = watch.ranks(run.mean, run.device)
+        few = ", ".join(f"{ways}-way {watch.accuracy(ranks, ways):.1f}%" for ways in (5, 20))
+        print(f"{watch.style}: {few}, {len(watch.names)}-way {watch.accuracy(ranks):.1f}%", flush=True)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for downloads, drawings, state and weights")
+    parser.add_argument("--start", type=Path, default=None, help="weights to begin with; random ones without it")
+    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--batch", type=int, default=256, help="pictures of a batch, two of each concept")
+    parser.add_argument("--lr", type=float, default=1.0e-3)
+    parser.add_argument("--decay-share", type=float, default=0.3)
+    parser.add_argument("--emoji-share", type=float, default=0.65, help="share of a batch's concepts that are emoji")
+    parser.add_argument("--save-minutes", type=float, default=10.0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw; a GPU wants many")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for downloads, pictures and the saved state")
-    parser.add_argument("--steps", type=int, default=4700)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--plain-steps", type=int, default=1250, help="steps with one view a concept and no restyling")
-    parser.add_argument("--decay-share", type=float, default=0.38)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=None, help="where the fp16 weights go")
-    args = parser.parse_args()
-    data = draw(args.work)
-    print(f"{len(data['shown'])} concepts, {len(data['pictures'])} pictures", flush=True)
-    torch.manual_seed(0)
-    model = Pretrained().to(args.device)
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=args.lr,
-        betas=(0.9, 0.98),
-    )
-    saved, step, seconds = args.work / "state.pt", 0, 0.0
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, seconds = state["step"], state["seconds"]
-    pairs = Pairs(data, args.batch, 64, seed=1000 + step)
-    started, losses = time.time(), []
-    while step < args.steps:
-        if step >= args.steps * (1 - args.decay_share / 2):
-            model.patch_drop.prob = 0.0
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step, args)
-        images, ids = pairs.next(1 if step < args.plain_steps else 2)
-        with torch.autocast(args.device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            left, right = model.encode_image(images.to(args.device)), model.encode_text(ids.to(args.device))
-        scale, right = model.logit_scale.exp().clamp(max=100), right.float()
-        views = left.float().split(len(right))
-        matches = [contrast(view, right, scale) for view in views]
-        if len(views) == 2:
-            matches.append(contrast(views[0], views[1], scale))
-        loss = torch.stack(matches).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        losses.append(loss.detach())
-        step += 1
-        if step % 250 == 0 or step == args.steps:
-            seconds, started = seconds + time.time() - started, time.time()
-            accuracy = watch(model) if args.device == "cpu" else float("nan")
-            print(
-                f"step {step} loss {torch.stack(losses).mean():.3f} unseen style {accuracy:.1f}% {seconds:.0f} s",
-                flush=True,
-            )
-            losses = []
-            torch.save(
-                {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "seconds": seconds},
-                saved.with_suffix(".tmp"),
-            )
-            os.replace(saved.with_suffix(".tmp"), saved)
-            started = time.time()
-    if args.output is not None:
-        weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, args.output, metadata={"model": "mini_clip", "steps": str(step), "batch": str(args.batch)})
+    args = options()
+    icons, drawn = args.work / "icons", args.work / "drawn"
+    mini_clip_sets.collect(args.work / "npm", icons)
+    mini_clip_art.draw(icons, drawn, args.workers)
+    (args.work / "credits.md").write_text(mini_clip_art.credits(drawn), encoding="utf-8")
+    words = mini_clip_sets.emoji_words(icons)
+    library = Library(drawn, words)
+    run = Run(args, [concept.name for concept in library.concepts])
+    print(f"{len(library.concepts)} concepts, {library.size} pictures; from step {run.step}", flush=True)
+    batches = DataLoader(Endless(library, run), batch_size=None, num_workers=args.workers, worker_init_fn=_alone)
+    watched = watches(drawn, words)
+    train(run, batches, watched, args.save_minutes)
+    if run.step == run.settings["steps"]:
+        report(run, watched)
 
 
 if __name__ == "__main__":
