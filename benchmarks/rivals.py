@@ -214,9 +214,9 @@ RIVALS = {
 }
 
 
-def best(rows: list[dict[str, Any]], rival: str) -> Choice:
-    """The settings with the best mean over classes on validation."""
-    found = [row for row in rows if (row["stage"], row["rival"]) == ("search", rival)]
+def best(rows: list[dict[str, Any]], rival: str, about: dict[str, Any]) -> Choice:
+    """The settings with the best mean over classes on validation of these data, with this backbone and settings."""
+    found = [row for row in rows if (row["stage"], row["rival"]) == ("search", rival) and about.items() <= row.items()]
     missing = [choice for choice in RIVALS[rival].choices() if not any(row["choice"] == choice for row in found)]
     if missing:
         raise SystemExit(f"The search of {rival!r} is not finished: {missing[0]} is missing.")
@@ -224,24 +224,23 @@ def best(rows: list[dict[str, Any]], rival: str) -> Choice:
     return chosen
 
 
-def keys(stage: str, names: Sequence[str], rows: Path) -> Iterator[dict[str, Any]]:
+def keys(stage: str, names: Sequence[str], rows: Path, work: Work) -> Iterator[dict[str, Any]]:
     """The rows of a stage."""
+    about = {"data": work.data, "backbone": work.backbone, "given": list(work.given)}
     for rival in names:
         if stage == "search":
-            yield from (
-                {"stage": stage, "rival": rival, "choice": c, "seed": SEARCH_SEED} for c in RIVALS[rival].choices()
-            )
+            made = [(choice, SEARCH_SEED) for choice in RIVALS[rival].choices()]
         else:
-            yield from ({"stage": stage, "rival": rival, "choice": best(read(rows), rival), "seed": s} for s in SEEDS)
+            made = [(best(read(rows), rival, about), seed) for seed in SEEDS]
+        yield from (about | {"stage": stage, "rival": rival, "choice": choice, "seed": seed} for choice, seed in made)
 
 
 def one(key: dict[str, Any], work: Work) -> dict[str, Any]:
     """A rival's accuracies and what it took."""
     made = RIVALS[key["rival"]].make(work, key["choice"], key["seed"])
     cost = {"seconds": round(made.cost.seconds, 1), "epochs": made.cost.pictures / len(work.dataset.splits["train"])}
-    about = {"data": work.data, "backbone": work.backbone, "given": list(work.given)}
     measured = work.measured(made, "val" if key["stage"] == "search" else "test")
-    return about | cost | {"test_passes": made.cost.passes} | measured
+    return cost | {"test_passes": made.cost.passes} | measured
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -264,14 +263,14 @@ def main() -> None:
     parser.add_argument("--backbone", default="mini_clip")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/rivals"))
-    parser.add_argument("--only", nargs="*", default=list(RIVALS), choices=RIVALS, help="rivals, by default all")
+    parser.add_argument("--only", action="append", choices=RIVALS, help="one rival, repeatable; by default all")
     parser.add_argument("given", nargs="*", help="key=value for all runs")
     given = parser.parse_intermixed_args()
     if given.stage == "table":
         print("\n".join(table(read(given.rows))))
         return
     work = Work(given.data, given.backbone, tuple(given.given), given.runs)
-    fill(given.rows, keys(given.stage, given.only, given.rows), partial(one, work=work))
+    fill(given.rows, keys(given.stage, given.only or list(RIVALS), given.rows, work), partial(one, work=work))
 
 
 if __name__ == "__main__":

@@ -362,7 +362,7 @@ def test_every_rival_is_made_and_tabled(
     given = ("epochs=1", "train.batch_size=8", "workers=0", "device=cpu", "precision=fp32", "val_share=0.3")
     work, rows = rivals.Work(str(photos), "mini_clip", given, tmp_path / "runs"), tmp_path / "rows.jsonl"
     for stage in ("search", "test"):
-        rivals.fill(rows, rivals.keys(stage, list(small), rows), lambda key: rivals.one(key, work))
+        rivals.fill(rows, rivals.keys(stage, list(small), rows, work), lambda key: rivals.one(key, work))
     found = {row["rival"]: row for row in rivals.read(rows) if row["stage"] == "test"}
     assert found.keys() == small.keys() and len(list(rivals.table(rivals.read(rows)))) == 2 + len(small)
     assert found["full+, mean of 3 seeds"]["epochs"] == 3 and found["lift+, GLA"]["test_passes"] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from liftplus.data import boxes, sources, splits
 from liftplus.data.boxes import BoxOptions, Reader
 from liftplus.data.config import DataConfig
 from liftplus.data.images import UnreadableImage
+from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
 
 from ..conftest import Command
 
+NOWHERE = FolderStore("nowhere")
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 7, "name": "rare bird"}]
 
 
@@ -50,7 +53,7 @@ def written(folder: Path, content: dict[str, Any], name: str = "instances_train.
 
 
 def read(notes: list[dict[str, Any]], **options: Any) -> tuple[list[str], Reader]:
-    reader = Reader(BoxOptions(**({"margin": 0.0, "least": 16} | options)))
+    reader = Reader(BoxOptions(**({"margin": 0.0, "least": 16} | options)), NOWHERE)
     return [key for key, _ in reader.rows(document(2, notes), Path("t.json"))], reader
 
 
@@ -93,6 +96,7 @@ def test_what_is_left_out_is_counted() -> None:
         "2 boxes of t.json were left out: smaller than 16 pixels (data.box_least).",
         "1 box of t.json was left out: without any pixel in the image.",
         "1 box of t.json was left out: around a crowd (iscrowd).",
+        "1 box of t.json was left out: equal to another of its class.",
         "1 box of t.json was left out: with two classes, first 'img/1.png#1,1,31,31'.",
     )
 
@@ -101,7 +105,9 @@ def test_lvis_names_images_by_their_address() -> None:
     content = document(1, [box(0, 1, 0, 0, 20, 20)])
     content["images"][0] |= {"coco_url": "http://images.cocodataset.org/val2017/000000391895.jpg"}
     del content["images"][0]["file_name"]
-    assert Reader(BoxOptions(0, 16)).rows(content, Path("t.json")) == [("val2017/000000391895.jpg#0,0,20,20", "1")]
+    assert Reader(BoxOptions(0, 16), NOWHERE).rows(content, Path("t.json")) == [
+        ("val2017/000000391895.jpg#0,0,20,20", "1")
+    ]
 
 
 @pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, 3, "a"], [0, 0, -5, 20], [0, 0, float("nan"), 20], {"x": 1}])
@@ -110,11 +116,62 @@ def test_a_box_without_four_numbers_is_refused(bbox: Any) -> None:
         read([{"image_id": 0, "category_id": 1, "bbox": bbox}])
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("named", ["file_name", "coco_url"])
+def test_the_folders_of_coco(named: str, zipped: bool, tmp_path: Path) -> None:
+    """annotations/ with a file a split beside images/ with a folder a split; LVIS names images by address alone."""
+    for split, number in (("train", 3), ("val", 2)):
+        folder = tmp_path / "images" / f"{split}2017"
+        folder.mkdir(parents=True)
+        content = document(number, [box(k, 1 if k else 7, 0, 0, 20, 20) for k in range(number)])
+        for image in content["images"]:
+            del image["file_name"]
+            name = f"{split}{image['id']}.png"
+            image |= {named: name if named == "file_name" else f"http://images.cocodataset.org/{split}2017/{name}"}
+            pixels(image["id"]).save(folder / name)
+        (tmp_path / f"instances_{split}2017.json").write_text(json.dumps(content))
+    root = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "images") if zipped else tmp_path / "images"
+    config = DataConfig(source=str(tmp_path / "instances_train2017.json"), root=str(root), boxes=True)
+    dataset = sources.load(config)
+    assert next(key for split in dataset.splits.values() for key in split.keys) == "train2017/train0.png#0,0,20,20"
+    assert all(dataset.store.image(key).size == (20, 20) for split in dataset.splits.values() for key in split.keys)
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 3, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("width", "said"), [(0, "has 0 x 60 pixels"), (80.7, "80.7 x 60"), ("x", "not in COCO's form")]
+)
+def test_sizes_that_are_none_are_refused(width: Any, said: str) -> None:
+    content = document(1, [box(0, 1, 0, 0, 20, 20)])
+    content["images"][0]["width"] = width
+    with pytest.raises(UserError, match=said):
+        Reader(BoxOptions(0, 16), NOWHERE).rows(content, Path("t.json"))
+
+
+def test_an_image_with_two_sizes_is_refused() -> None:
+    content = document(2, [box(0, 1, 0, 0, 20, 20)])
+    content["images"][1] |= {"file_name": "img/0.png", "width": 45}
+    with pytest.raises(UserError, match=r"gives img/0\.png twice, with different sizes"):
+        Reader(BoxOptions(0, 16), NOWHERE).rows(content, Path("t.json"))
+
+
+def test_no_box_at_all_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = written(tmp_path, document(2, [box(0, 1, 0, 0, 5, 5), box(1, 7, 0, 0, 5, 5)]))
+    with pytest.raises(UserError, match=r"no box that could be taken\. 2 boxes .* smaller than 16 pixels"):
+        sources.load(DataConfig(source=str(path), boxes=True))
+
+
+def test_a_detection_file_without_the_key_is_told_of_it(tmp_path: Path) -> None:
+    path = written(tmp_path, document(1, [box(0, 1, 0, 0, 20, 20), box(0, 7, 30, 0, 20, 20)]))
+    with pytest.raises(UserError, match=r"If the file has boxes, data\.boxes=true"):
+        sources.load(DataConfig(source=str(path)))
+
+
 def test_other_forms_are_refused() -> None:
     content = document(1, [box(0, 1, 0, 0, 20, 20)])
     del content["images"][0]["width"]
     with pytest.raises(UserError, match=r"not in COCO's form: KeyError at 'width'"):
-        Reader(BoxOptions(0, 16)).rows(content, Path("t.json"))
+        Reader(BoxOptions(0, 16), NOWHERE).rows(content, Path("t.json"))
     with pytest.raises(UserError, match="KeyError at 9"):
         read([box(9, 1, 0, 0, 20, 20)])
 
@@ -211,5 +268,14 @@ def test_a_run_on_boxes(tmp_path: Path, command: Command, monkeypatch: pytest.Mo
     assert {name: row["frequency"] for name, row in table.items()} == {"cat": "frequent", "rare bird": "rare"}
     assert found["frequent"] == pytest.approx(float(table["cat"]["accuracy"]), abs=0.01) and found["common"] is None
     assert found["rare"] == pytest.approx(float(table["rare bird"]["accuracy"]), abs=0.01)
+    other = tmp_path / "other"
+    other.mkdir()
+    elsewhere = written(other, document(9, notes))
+    ended = command("eval", "run", "--data", elsewhere, "workers=0", "device=cpu", "--json")
+    assert ended.code == 0 and json.loads(ended.out)["images"] == len(notes), ended.err
+    assert "#0,10,28,50" in (tmp_path / json.loads(ended.out)["folder"] / "predictions.csv").read_text()
+    assert command("prepare", "--data", path, "--out", "packed", *given).code == 0
+    ended = command("eval", "run", "--data", "packed", "workers=0", "device=cpu", "--json")
+    assert ended.code == 0 and "frequent" in json.loads(ended.out), ended.err
     ended = command("eval", "run", "workers=0", "device=cpu")
     assert all(word in ended.out for word in ("frequent", "common", "rare")), ended.out

@@ -160,6 +160,10 @@ def test_other_classes_and_other_splits_are_refused(photos: Path, tmp_path: Path
     drawn = write_folder(tmp_path / "undrawn", {"all": (10, 10, 10)}) / "all"
     runs = [trained(drawn, tmp_path / f"run{seed}", "epochs=0", f"split_seed={seed}") for seed in range(2)]
     assert "their test splits have other pictures" in refused(runs, tmp_path)
+    # The other run was trained on the pictures that this one keeps for validation.
+    held = trained(photos, tmp_path / "held", "epochs=0", "val_share=0.2")
+    for pair in ([held, one], [one, held]):
+        assert "their val splits have other pictures" in refused(pair, tmp_path)
 
 
 def test_shares_and_starts_that_are_none(begun: tuple[Path, Path], tmp_path: Path, command: Command) -> None:

@@ -42,7 +42,8 @@ def evaluate(
     other = data is not None and not matching.same_data(data, trained.config.data.source)
     dataset, metrics = testing.evaluate_run(session, trained, split, folder, other_data=other, gla=gla)
     unsure = priors.note(settings, "uniform") if gla and settings.evaluation.prior == "as_trained" else None
-    for note in [*opening.notes(settings, dataset, trained.model), *session.cache.notes, *([unsure] if unsure else [])]:
+    notes = [*opening.notes(settings, dataset, trained.model, trains=False), *session.cache.notes]
+    for note in [*notes, *([unsure] if unsure else [])]:
         console.err.print(f"Note: {note}")
     if as_json:
         print(json.dumps({"folder": str(folder)} | metrics.summary()))

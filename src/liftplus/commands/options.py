@@ -94,9 +94,9 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
     values = config.saved(checkpoint.read_about(run)["config"])
     before = config.from_dict(values).to_dict()
     if data is not None and not matching.same_data(data, values["data"]["source"]):
-        values["data"] = {
-            "source": data,
-            "unreadable": before["data"]["unreadable"],
-            "decode": before["data"]["decode"],
-        }
+        kept = ["unreadable", "decode"]
+        if data.lower().endswith(".json"):  # what a picture is there, a box or an image, is the run's to say
+            kept += ["boxes", "box_margin", "box_least"]
+        defaults = config.RunConfig().to_dict()["data"]
+        values["data"] = defaults | {key: before["data"][key] for key in kept} | {"source": data}
     return config.after_training(values, overrides or ())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,13 +61,16 @@ def file_of(key: str) -> str:
 class Reader:
     """Boxes of COCO's and LVIS's annotation files.
 
+    Args:
+        base: holds the images.
+
     Attributes:
         sizes: width and height of each image that has been read of.
         notes: what was left out, one sentence each.
     """
 
-    def __init__(self, options: BoxOptions) -> None:
-        self.options = options
+    def __init__(self, options: BoxOptions, base: FileStore) -> None:
+        self.options, self.base = options, base
         self.sizes: dict[str, tuple[int, int]] = {}
         self.notes: tuple[str, ...] = ()
 
@@ -78,8 +81,7 @@ class Reader:
             UserError: the file has another form.
         """
         try:
-            files = {image["id"]: normal(_path_of(image)) for image in document["images"]}
-            self.sizes |= {files[one["id"]]: (int(one["width"]), int(one["height"])) for one in document["images"]}
+            files = self._files(document, path)
             found: dict[str, str] = {}
             left_out: Counter[str] = Counter()
             several: set[str] = set()
@@ -88,9 +90,13 @@ class Reader:
                 box = self._box(note, self.sizes[file], path)
                 if isinstance(box, str):
                     left_out[box] += 1
-                elif found.setdefault(key := key_of(file, box), label) != label:
+                elif (key := key_of(file, box)) not in found:
+                    found[key] = label
+                elif found[key] == label:
+                    left_out["equal to another of its class"] += 1
+                else:
                     several.add(key)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(
                 f"{path} is not in COCO's form: {type(error).__name__} at {error}. With data.boxes=true it needs "
                 "images (id, file_name or coco_url, width, height) and annotations (image_id, category_id, bbox) that "
@@ -104,6 +110,20 @@ class Reader:
         )
         return [row for row in found.items() if row[0] not in several]
 
+    def _files(self, document: Mapping[str, Any], path: Path) -> dict[Any, str]:
+        """The image's path in the store by its id; sizes are noted."""
+        files: dict[Any, str] = {}
+        ways = _ways(document["images"], path)
+        way = next((one for one in ways if not self.base.missing([one(document["images"][0])])), ways[0])
+        for image in document["images"]:
+            file = files[image["id"]] = way(image)
+            size = image["width"], image["height"]
+            if any(isinstance(side, bool) or side != int(side) or side < 1 for side in size):
+                raise UserError(f"{path} says that {file} has {size[0]} x {size[1]} pixels; boxes need its whole size.")
+            if self.sizes.setdefault(file, size) != size:
+                raise UserError(f"{path} gives {file} twice, with different sizes. Keep one of its images.")
+        return files
+
     def _box(self, note: Mapping[str, Any], size: tuple[int, int], path: Path) -> Box | str:
         """Whole pixels with the margin, inside the image; or why the box is left out."""
         try:
@@ -115,7 +135,7 @@ class Reader:
                 f"{path}, annotation {note.get('id', '?')} has the bbox {str(note.get('bbox'))[:60]}; with "
                 "data.boxes=true each one needs [left, top, width, height] in pixels."
             )
-        if note.get("iscrowd"):
+        if note.get("iscrowd") not in (None, 0, False, "0"):
             return "around a crowd (iscrowd)"
         inside = min(x + w, size[0]) - max(x, 0.0), min(y + h, size[1]) - max(y, 0.0)
         if min(inside) <= 0:
@@ -127,9 +147,24 @@ class Reader:
         return left, top, min(size[0], math.ceil(x + w + more[0])), min(size[1], math.ceil(y + h + more[1]))
 
 
-def _path_of(image: Mapping[str, Any]) -> str:
-    """LVIS names an image by COCO's address of it: the last folder and the file are below COCO's folder too."""
-    return str(image["file_name"]) if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])
+def _ways(images: Sequence[Mapping[str, Any]], path: Path) -> list[Callable[[Mapping[str, Any]], str]]:
+    """Where an image may lie: as it is named, or in a folder of the split, as COCO's are.
+
+    The split's folder is that of the image's address, which LVIS gives in place of a name, or the last part of the
+    annotation file's name: train2017 of instances_train2017.json.
+    """
+
+    def address(image: Mapping[str, Any]) -> str:
+        return "/".join(str(image["coco_url"]).split("/")[-2:])
+
+    if images and "file_name" not in images[0]:
+        return [address, lambda image: address(image).rpartition("/")[2]]
+    split = path.stem.rpartition("_")[2]
+    ways: list[Callable[[Mapping[str, Any]], str]] = [
+        lambda image: normal(str(image["file_name"])),
+        lambda image: f"{split}/{normal(str(image['file_name']))}",
+    ]
+    return ways
 
 
 class BoxStore(ByteStore):

@@ -83,10 +83,11 @@ def _once(rows: Rows, same: Callable[[str], str], name: str) -> tuple[Rows, tupl
 
 def _two_labels(several: Mapping[str, Sequence[str]], count: int, name: str) -> UserError:
     key, found = next(iter(several.items()))
+    boxes = " If the file has boxes, data.boxes=true takes each as a picture." if name.endswith(".json") else ""
     return UserError(
         f"{name} gives several labels to {len(several):,} of {counted(count, 'picture')}: first {key!r}, which has "
         f"{listing(list(dict.fromkeys(found)))}. A picture has one class here. Keep one label of each such picture, or "
-        "leave it out."
+        f"leave it out.{boxes}"
     )
 
 

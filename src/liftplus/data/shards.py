@@ -106,7 +106,8 @@ def read(folder: Path) -> tuple[Table, ShardStore]:
         raise damaged from error
     if sum(map(len, rows.values())) != about.get("pictures") or not rows.keys() <= {"train", "val", "test"}:
         raise damaged
-    return Table(rows, tuple(ids), dict(zip(ids, names, strict=True))), ShardStore(folder, index)
+    table = Table(rows, tuple(ids), dict(zip(ids, names, strict=True)), frequency=about.get("frequency", {}))
+    return table, ShardStore(folder, index)
 
 
 def write(dataset: DataSet, folder: Path, recipe: Recipe, progress: Progress | None = None) -> None:
@@ -224,6 +225,7 @@ def _about(dataset: DataSet, recipe: Recipe) -> dict[str, Any]:
         "quality": recipe.quality,
         "class_ids": list(dataset.class_ids),
         "class_names": list(dataset.class_names),
+        **({"frequency": dict(dataset.frequency)} if dataset.frequency else {}),
     }
 
 

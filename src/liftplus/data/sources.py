@@ -299,9 +299,11 @@ def _boxes(
     paths: Mapping[str, Path], asked: Sequence[str], root: str | None, config: DataConfig
 ) -> tuple[Table, Store]:
     """Every box of annotation files as a picture."""
-    reader = boxes.Reader(boxes.BoxOptions(config.box_margin, config.box_least))
-    table = _with_note(inaturalist.read(paths, config.level, asked, reader.rows), paths)
     base = open_store(root) if root is not None else FolderStore(paths["train"].parent)
+    reader = boxes.Reader(boxes.BoxOptions(config.box_margin, config.box_least), base)
+    table = _with_note(inaturalist.read(paths, config.level, asked, reader.rows), paths)
+    if not table.rows.get("train"):
+        raise UserError(f"{paths['train']} has no box that could be taken. {' '.join(reader.notes)}".rstrip())
     _refuse_missing(boxes.images_of(table), base, paths["train"])
     notes = (*table.notes, *reader.notes, *boxes.shared(table.rows))
     return dataclasses.replace(table, notes=notes), boxes.BoxStore(base, reader.sizes)

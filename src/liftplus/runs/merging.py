@@ -139,7 +139,7 @@ def refuse_different(one: Part, other: Part) -> None:
             )
     first, second = one.fingerprints(), other.fingerprints()
     for split in ("test", "val"):
-        if split in first and split in second and first[split] != second[split]:
+        if first and second and first.get(split) != second.get(split):
             raise UserError(
                 f"{start} {split} splits have other pictures, so one may have been trained on what the other is tested "
                 "on. Give runs with the same data and splits."

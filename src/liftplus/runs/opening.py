@@ -103,10 +103,16 @@ def refuse_different(session: Session, dataset: DataSet, model: Classifier | Non
                 )
 
 
-def notes(config: RunConfig, dataset: DataSet, model: Classifier) -> list[str]:
-    """What a user should know before long work starts, one sentence each."""
+def notes(config: RunConfig, dataset: DataSet, model: Classifier, *, trains: bool = True) -> list[str]:
+    """What a user should know before long work starts, one sentence each.
+
+    Args:
+        trains: whether the test split is for the end of a training, and no other one is tested.
+    """
     grids = coinciding_grids(config.evaluation, model.backbone.facts)
-    untested = None if "test" in dataset.splits else "There is no test split, so nothing will be measured."
+    untested = (
+        None if "test" in dataset.splits or not trains else "There is no test split, so nothing will be measured."
+    )
     twice = (
         f"Sampler {config.sampler.name!r} and loss {config.loss.name!r} both make up for the class imbalance; together "
         "they tend to overshoot to the rare classes. Use loss=cross_entropy, or sampler=instance."
