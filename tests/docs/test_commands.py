@@ -61,6 +61,8 @@ def resolved(line: Line) -> None:
     values = line.values
     overrides = [*(values.get("overrides") or ()), *(values.get("change") or ())]
     given: dict[str, Any] = {key: values[key] for key in ("data", "backbone") if values.get(key)}
+    if str(given.get("backbone")).startswith("hf/"):  # what it is stands on the hub
+        assert re.fullmatch(r"hf/[\w.-]+/[\w.-]+", given.pop("backbone"))
     method = values.get("method") or "lift+"
     if line.command.startswith("reproduce"):
         words = values.get("words") or values.get("names") or ()

@@ -141,6 +141,14 @@ def test_splits_that_were_drawn_stay(photos: Path, command: Command, tmp_path: P
         assert ended.code == 0, ended.err
         with (tmp_path / words[0] / "eval" / "predictions.csv").open(newline="") as stream:
             assert {row["path"] for row in csv.DictReader(stream)} == set(drawn["splits"]["test"])
+    # Moved, they are other data, all of which is tested; data.source says that they are the run's own.
+    photos.rename(tmp_path / "moved")
+    trained = len(drawn["splits"]["train"])
+    ended = command("eval", "run", "--data", "moved", *QUICK[2:])
+    assert ended.code == 0 and f"{trained} pictures bear the name of one that the run was trained on" in ended.err
+    ended = command("eval", "run", "data.source=moved", *QUICK[2:], "--json")
+    assert ended.code == 0 and "was trained on" not in ended.err
+    assert json.loads(ended.out)["images"] == len(drawn["splits"]["test"])
 
 
 def test_without_a_text_tower_refused(train: Any, tmp_path: Path) -> None:

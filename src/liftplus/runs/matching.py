@@ -27,6 +27,24 @@ def write_splits(folder: Path, dataset: DataSet) -> None:
         disk.write_json(folder / SPLITS, {"made": dataset.made, "splits": keys})
 
 
+def seen(dataset: DataSet, split: str, folder: Path) -> str | None:
+    """A sentence where pictures of other data bear the names of pictures that the run was trained on.
+
+    Only splits that liftplus drew are noted with a run, and only there a copy of its data has no test split of its own.
+    """
+    if not (folder / SPLITS).is_file():
+        return None
+    kept = disk.read_json(folder / SPLITS, "splits")["splits"]
+    trained = set(kept.get("train", ())) if isinstance(kept, dict) else set()
+    same = sum(key in trained for key in dataset.splits[split].keys)
+    if not same:
+        return None
+    return (
+        f"{counted(same, 'picture bears', 'pictures bear')} the name of one that the run was trained on. If its own "
+        "pictures were moved, say so with data.source=PATH in place of --data; then it keeps its splits."
+    )
+
+
 def same_data(data: str, source: str) -> bool:
     """Whether a path or name is the very data that a run was trained on."""
     return data == source or (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from liftplus.machine.determinism import deterministic
 from liftplus.machine.runtime import command_line, describe
 from liftplus.model.classifier import Classifier
 from liftplus.runs import debiasing
-from liftplus.runs.matching import aligned, as_in_run
+from liftplus.runs.matching import aligned, as_in_run, seen
 from liftplus.runs.opening import Session, refuse_different
 from liftplus.training.checkpoint import Chosen, Trained
 
@@ -105,6 +105,8 @@ def evaluate_run(
     expect(session, trained.model, trained.class_names, trained.train_counts)
     dataset = session.data(for_testing=other_data)
     dataset = aligned(dataset if other_data else as_in_run(dataset, trained.folder, split), split, trained)
+    if other_data and (note := seen(dataset, split, trained.folder)):
+        dataset = replace(dataset, notes=(*dataset.notes, note))
     refuse_different(session, dataset, trained.model)
     debiased = debiasing.zeroshot(session, trained, other_data=other_data) if gla else None
     if session.runtime.job.leads:
