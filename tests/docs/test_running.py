@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from doc_pages import PAGES, PARTS, Line, blocks, lines, named, parse
 from liftplus import registry
@@ -47,6 +48,25 @@ def photos(root: Path) -> None:
         (root / name).mkdir(parents=True)
         for index in range(count):
             picture(colour, 100 * seed + index).save(root / name / f"{index}.jpg")
+
+
+def detections(root: Path) -> None:
+    """COCO's annotations and images, a box around each picture."""
+    folder = root / "images" / "train2017"
+    folder.mkdir(parents=True)
+    (root / "annotations").mkdir()
+    images, boxes = [], []
+    for number, path in enumerate(sorted(root.glob("pictures/*/*.jpg"))):
+        name = f"{number}.jpg"
+        shutil.copy(path, folder / name)
+        with Image.open(path) as image:
+            width, height = image.size
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        label = NAMES.index(path.parent.name)
+        boxes.append({"id": number, "image_id": number, "category_id": label, "bbox": [0, 0, width, height]})
+    categories = [{"id": label, "name": name} for label, name in enumerate(NAMES)]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.fixture
@@ -95,6 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "counts.json").write_text(json.dumps(dict.fromkeys(NAMES, 5)), encoding="utf-8")
     renamed = [f"{name},red {name}" for name in NAMES]
     (root / "names.csv").write_text("\n".join(["id,name", *renamed]) + "\n", encoding="utf-8")
+    detections(root)
     for name, text in PARTS.items():
         (root / name).write_text(text, encoding="utf-8")
     for method, name in (("lift+", "photos"), ("full", "full")):
