@@ -26,6 +26,7 @@ from typing import Any
 
 from liftplus.training import loop
 from recipe_study import Pair, cut
+from start_study import SHOWN, SIZES
 from study import accuracies, fill, prepared, read, spread
 
 ROWS = Path("benchmarks/results/tuning_map.jsonl")
@@ -44,14 +45,12 @@ DATA = {
     "10 animals and vehicles": ("cifar10_lt100", 10, 100),
     "20 objects": ("tinyimagenet200_lt100", 20, 25),
 }
-SIZES = {"mini_clip": 64, "efficientnet_lite0": 64, "dinov2_s14": 70}
-SHOWN = {"dinov2_s14": "ViT-S/14", "efficientnet_lite0": "EfficientNet-Lite0", "mini_clip": "mini_clip"}
 
 
 def pairs() -> dict[str, Pair]:
     """Every set of pictures with every backbone, by name; the cheap backbones first."""
     out = {}
-    for backbone, size in SIZES.items():
+    for backbone, size in reversed(SIZES.items()):
         for imbalance, (most, least) in CUTS.items():
             for data, (source, classes, tests) in DATA.items():
                 twice = 2 if classes == 10 else 1
@@ -69,12 +68,17 @@ def searched(rows: list[dict[str, Any]], pair: str, method: str) -> dict[int, fl
     return {row["power"]: row["after"]["mean_class"] if "after" in row else 0.0 for row in mine}
 
 
+def best_power(found: dict[int, float]) -> int:
+    """The power with the best accuracy; of equal ones the lowest."""
+    return max(found, key=lambda power: (found[power], -power))
+
+
 def next_power(method: str, found: dict[int, float]) -> int | None:
     """The rate to try next; None where the best one has neighbours on both sides, or the search has gone far enough."""
     left = [power for power in TRIED[method] if power not in found]
     if left:
         return left[0]
-    best = max(found, key=lambda power: (found[power], -power))
+    best = best_power(found)
     low, high = min(TRIED[method]) - FARTHEST, max(TRIED[method]) + FARTHEST
     for power in (best - 1, best + 1):
         if power not in found and low <= power <= high:
@@ -96,7 +100,7 @@ def planned(stage: str, rows: Path, only: str) -> Iterator[dict[str, Any]]:
                 else:
                     found = searched(read(rows), pair, method)
                     if found and next_power(method, found) is None:
-                        yield key | {"power": max(found, key=lambda power: (found[power], -power))}
+                        yield key | {"power": best_power(found)}
 
 
 def one(pair: Pair, data: str, key: dict[str, Any], vit: Path) -> dict[str, Any]:

@@ -148,6 +148,19 @@ def test_sizes_that_are_none_are_refused(width: Any, said: str) -> None:
         Reader(BoxOptions(0, 16), NOWHERE).rows(content, Path("t.json"))
 
 
+def test_whole_sizes_may_be_written_with_a_point() -> None:
+    """As some programs write 90.0; keys hold whole numbers all the same."""
+    content = document(1, [box(0, 1, 60.5, 0, 40, 60)], width=90.0, height=60.0)  # type: ignore[arg-type]
+    rows = Reader(BoxOptions(0, 16), NOWHERE).rows(content, Path("t.json"))
+    assert rows == [("img/0.png#60,0,90,60", "1")]
+
+
+@pytest.mark.parametrize("width", [float("inf"), 1e999])
+def test_a_size_without_end_is_refused(width: float) -> None:
+    with pytest.raises(UserError, match="not in COCO's form: OverflowError"):
+        Reader(BoxOptions(0, 16), NOWHERE).rows(document(1, [], width=width), Path("t.json"))  # type: ignore[arg-type]
+
+
 def test_an_image_with_two_sizes_is_refused() -> None:
     content = document(2, [box(0, 1, 0, 0, 20, 20)])
     content["images"][1] |= {"file_name": "img/0.png", "width": 45}

@@ -5,7 +5,6 @@ A key is the image's path, a "#" and the box in whole pixels: left, top, right a
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from liftplus.data.identity import Trace, identity
 from liftplus.data.images import UnreadableImage
 from liftplus.data.lists import normal
 from liftplus.data.pictures import Box, Picture
-from liftplus.data.stores import ByteStore, FileStore
+from liftplus.data.stores import ByteStore, FileStore, uncompressed
 from liftplus.errors import UserError
 from liftplus.words import agreeing, counted
 
@@ -96,7 +95,7 @@ class Reader:
                     left_out["equal to another of its class"] += 1
                 else:
                     several.add(key)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise UserError(
                 f"{path} is not in COCO's form: {type(error).__name__} at {error}. With data.boxes=true it needs "
                 "images (id, file_name or coco_url, width, height) and annotations (image_id, category_id, bbox) that "
@@ -117,9 +116,12 @@ class Reader:
         way = next((one for one in ways if not self.base.missing([one(document["images"][0])])), ways[0])
         for image in document["images"]:
             file = files[image["id"]] = way(image)
-            size = image["width"], image["height"]
-            if any(isinstance(side, bool) or side != int(side) or side < 1 for side in size):
-                raise UserError(f"{path} says that {file} has {size[0]} x {size[1]} pixels; boxes need its whole size.")
+            given = image["width"], image["height"]
+            size = int(given[0]), int(given[1])
+            if size != given or min(size) < 1 or bool in map(type, given):
+                raise UserError(
+                    f"{path} says that {file} has {given[0]} x {given[1]} pixels; boxes need its whole size."
+                )
             if self.sizes.setdefault(file, size) != size:
                 raise UserError(f"{path} gives {file} twice, with different sizes. Keep one of its images.")
         return files
@@ -181,7 +183,7 @@ class BoxStore(ByteStore):
     def where(self, key: str) -> str:
         """The image's file, and the box."""
         file, box = parts(key)
-        return f"{self.base.where(file)}#{','.join(map(str, box))}"
+        return key_of(self.base.where(file), box)
 
     def image(self, key: str) -> Image.Image:
         """The box, cut out of the image."""
@@ -200,9 +202,7 @@ class BoxStore(ByteStore):
 
     def read(self, key: str) -> bytes:
         """The box as an uncompressed image file, so that equal pixels are equal bytes."""
-        buffer = io.BytesIO()
-        self.image(key).save(buffer, "BMP")
-        return buffer.getvalue()
+        return uncompressed(self.image(key))
 
     def trace(self, trace: Trace, keys: Sequence[str]) -> None:
         """What the images' store notes of them."""

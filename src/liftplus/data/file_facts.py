@@ -59,7 +59,7 @@ def of_bytes(data: bytes, name: str) -> Facts:
 def of_image(image: Image.Image, found: bytes | None = None) -> Facts:
     """The facts of a decoded picture, of whose pixels the digest is taken unless it is given."""
     if found is None:
-        found = digest(f"{image.size}".encode() + image.tobytes())
+        found = digest_of_pixels(image)
     low, high = extremes(image)
     dark, pale = high <= DARK, low >= PALE
     if not is_wide(image):
@@ -91,6 +91,11 @@ def _of_rows(data: bytes, name: str, found: bytes | None = None) -> Facts | None
             return Facts(found, "", plain.mode, plain.size, dark, pale)
         rows *= 8
     return None
+
+
+def digest_of_pixels(image: Image.Image) -> bytes:
+    """Bytes that differ where the pixels or the sides do."""
+    return digest(f"{image.size}".encode() + image.tobytes())
 
 
 def digest(data: bytes) -> bytes:

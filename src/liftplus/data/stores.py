@@ -298,9 +298,14 @@ class ArrayStore(ByteStore):
 
     def read(self, key: str) -> bytes:
         """The picture as an uncompressed image file, so that equal pixels are equal bytes."""
-        buffer = io.BytesIO()
-        self.image(key).save(buffer, "BMP")
-        return buffer.getvalue()
+        return uncompressed(self.image(key))
+
+
+def uncompressed(image: Image.Image) -> bytes:
+    """A picture as a file without compression."""
+    buffer = io.BytesIO()
+    image.save(buffer, "BMP")
+    return buffer.getvalue()
 
 
 def part_of(path: str | Path, offset: int, size: int, name: str) -> bytes:

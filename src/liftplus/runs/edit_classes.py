@@ -18,7 +18,7 @@ from liftplus.machine.disk import new_folder, read_json, write_json
 from liftplus.model import heads
 from liftplus.model.head_init import HeadInit, Semantic, centres, class_prompts, text_rows
 from liftplus.runs.changes import CONFIG
-from liftplus.runs.matching import SPLITS
+from liftplus.runs.matching import keep_splits
 from liftplus.training.checkpoint import FILE, FORMAT, read_model, write_tensors
 
 
@@ -165,6 +165,5 @@ def _write(run: Path, out: Path, about: dict[str, Any], state: dict[str, Tensor]
     write_tensors(out / FILE, state, about)
     record = read_json(run / CONFIG, "config") if (run / CONFIG).is_file() else {}
     write_json(out / CONFIG, record | {"config": about["config"], "edits": about["edits"]})
-    drawn = (run if run.is_dir() else run.parent) / SPLITS
-    if drawn.is_file():  # else data that have grown would be split anew, training pictures among the test
-        write_json(out / SPLITS, read_json(drawn))
+    # Else data that have grown would be split anew, training pictures among the test.
+    keep_splits(run if run.is_dir() else run.parent, out)

@@ -27,6 +27,12 @@ def write_splits(folder: Path, dataset: DataSet) -> None:
         disk.write_json(folder / SPLITS, {"made": dataset.made, "splits": keys})
 
 
+def keep_splits(run: Path, out: Path) -> None:
+    """Give a run that was made of another the splits that were drawn for that one."""
+    if (run / SPLITS).is_file():
+        disk.write_json(out / SPLITS, disk.read_json(run / SPLITS))
+
+
 def seen(dataset: DataSet, split: str, folder: Path) -> str | None:
     """A sentence where pictures of other data bear the names of pictures that the run was trained on.
 

@@ -241,8 +241,7 @@ def _write(parts: Sequence[Part], out: Path, state: dict[str, Tensor], edit: dic
         | {"command": command_line(), "config": about["config"], "edits": about["edits"]}
         | {"data": record["data"] | {"train_counts": counts}},
     )
-    if (first.folder / matching.SPLITS).is_file():
-        disk.write_json(out / matching.SPLITS, disk.read_json(first.folder / matching.SPLITS))
+    matching.keep_splits(first.folder, out)
 
 
 def _notes(parts: Sequence[Part]) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.data.dataset import DataSet, Split, Store
-from liftplus.data.file_facts import digest
+from liftplus.data.file_facts import digest_of_pixels
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import SplitReader, collect
@@ -183,15 +183,11 @@ def _features_of(session: Session, trained: Trained, name: str, given: Inputs | 
         return torch.empty(0, trained.model.backbone.dim)
     given.store.decode = session.config.data.decode
     # A twin of the picture that is left out would stay in.
-    distinct = {_pixels(given.store, key): key for key in reversed(given.keys)}
-    keys = [key for key in given.keys if key in set(distinct.values())]
-    split = Split(keys, [0] * len(keys))
+    first: dict[bytes, str] = {}
+    for key in given.keys:
+        first.setdefault(digest_of_pixels(given.store.image(key)), key)
+    split = Split(list(first.values()), [0] * len(first))
     return features(session, trained.model.backbone, given.store, split, f"Features of {name}")
-
-
-def _pixels(store: Store, key: str) -> bytes:
-    image = store.image(key)
-    return digest(f"{image.size}".encode() + image.tobytes())
 
 
 def reads_text(trained: Trained) -> bool:
