@@ -179,6 +179,19 @@ def builds_table(record: dict[str, Any]) -> str:
     )
 
 
+def convolutions_table(record: dict[str, Any]) -> str:
+    """Of convolutions.py: a line for each backbone and kind of work, ratios to fp32 in channels-last layout."""
+    names = list(dict.fromkeys(row["name"] for row in record["rows"]))
+    works = {"step": "training step", "test": "test"}
+    rows = []
+    for backbone, kind in dict.fromkeys((row["backbone"], row["kind"]) for row in record["rows"]):
+        found = {row["name"]: row for row in record["rows"] if (row["backbone"], row["kind"]) == (backbone, kind)}
+        pace = f"{found[names[0]]['images_per_second']:.3g}"
+        ratios = [f"{found[name]['times_baseline']['median']:.2f}" for name in names[1:]]
+        rows.append([backbone.removeprefix("timm/"), works[kind], pace, *ratios])
+    return caption(record) + table(["", "", f"{names[0]}, images/s", *(f"× {name}" for name in names[1:])], rows)
+
+
 BUILDS = ("other build", "plain fp32 loop")
 
 VIEWS = {
@@ -261,6 +274,7 @@ KINDS = {
     "data_path": data_table,
     "stream": stream_table,
     "builds": builds_table,
+    "convolutions": convolutions_table,
 }
 
 

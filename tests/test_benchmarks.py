@@ -264,14 +264,17 @@ def test_two_arms_for_real(script: Callable[[str], Any], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_memory_layouts(tmp_path: Path) -> None:
-    out = tmp_path / "layouts.json"
-    small = ["--backbone", "mini_clip", "--size", 64, "--batch", 2, "--repeats", 2, "--warm-up", 1, "--device", "cpu"]
-    run("memory_layout.py", *small, "--out", out)
-    rows = json.loads(out.read_text())["rows"]
-    assert {(row["kind"], row["name"]) for row in rows} >= {
-        (kind, f"{layout} fp32") for kind in ("forward", "training") for layout in ("contiguous", "channels-last")
+def test_convolutions(script: Callable[[str], Any], tmp_path: Path) -> None:
+    """Every way is timed for steps and for tests, and the table has a line for each backbone and kind."""
+    out = tmp_path / "cpu-convolutions.json"
+    quick = ["--size", 64, "--batch", 2, "--repeats", 2, "--warm-up", 1, "--device", "cpu"]
+    run("convolutions.py", "--backbones", "efficientnet_lite0", *quick, "--out", out)
+    record = json.loads(out.read_text())
+    assert {(row["kind"], row["name"]) for row in record["rows"]} >= {
+        (kind, f"fp32 {layout}") for kind in ("step", "test") for layout in ("contiguous", "channels-last")
     }
+    table = script("tables").of_kind(out.name, record)
+    assert "| efficientnet_lite0 | training step |" in table and "| efficientnet_lite0 | test |" in table
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +21,7 @@ from liftplus.backbones.clip import LeanQuickGELU, Shape, clip_backbone
 from liftplus.data import sources
 from liftplus.errors import UserError
 from liftplus.evaluation import inference
-from liftplus.machine import compiling, runtime
+from liftplus.machine import compiling, convolutions, runtime
 from liftplus.machine.compiling import Compiled
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
@@ -102,15 +103,15 @@ def test_a_patch_embedding_is_one_product(shape: tuple[int, int], biased: bool) 
     torch.manual_seed(0)
     convolution = nn.Conv2d(3, 7, (8, 6), (8, 6), bias=biased).double()
     images = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
-    assert compiling.cuts_into_patches(convolution)
+    assert convolutions.cuts_into_patches(convolution)
     found = []
-    for forward in (convolution.forward, compiling.PatchProduct(convolution)):
+    for forward in (convolution.forward, convolutions.PatchProduct(convolution)):
         out = forward(images)
         found.append((out, *torch.autograd.grad(out.square().sum(), (images, *convolution.parameters()))))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
     for other in ({"stride": 4}, {"padding": 1}, {"dilation": 2}):
-        assert not compiling.cuts_into_patches(nn.Conv2d(3, 7, 8, **({"stride": 8} | other)))
+        assert not convolutions.cuts_into_patches(nn.Conv2d(3, 7, 8, **({"stride": 8} | other)))
 
 
 @pytest.mark.slow
@@ -121,9 +122,55 @@ def test_on_a_gpu_patches_are_cut_by_a_product_and_a_copy_has_its_own() -> None:
     again = copy.deepcopy(model)
     for one in (model, again):
         embedding = one.backbone.image.patch_embed.proj
-        assert isinstance(embedding.forward, compiling.PatchProduct) and embedding.forward.convolution is embedding
+        assert isinstance(embedding.forward, convolutions.PatchProduct) and embedding.forward.convolution is embedding
         torch.testing.assert_close(one(images), before)
     torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(images), before)
+
+
+STRIDED = {"stride": 2, "groups": 6, "bias": False}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("given", [STRIDED, STRIDED | {"padding": 1, "bias": True}, STRIDED | {"stride": (2, 1)}])
+@pytest.mark.parametrize("kind", [nn.Conv2d, Conv2dSame])
+def test_strided_depthwise_gradients_are_computed_in_fp32(kind: Any, given: dict[str, Any], trained: bool) -> None:
+    """The output is the convolution's in bf16, bit by bit; the gradients are those of fp32, rounded once."""
+    torch.manual_seed(0)
+    convolution = kind(6, 6, 3, **given).requires_grad_(trained)
+    assert convolutions.strides_by_channel(convolution)
+    images = torch.randn(2, 6, 9, 12).bfloat16().requires_grad_()
+    wanted = (images, *(convolution.parameters() if trained else ()))
+    with torch.autocast("cpu", torch.bfloat16):
+        before, out = convolution(images), convolutions.WideGradient(convolution)(images)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, before)
+    upstream = torch.randn_like(out)
+    found = torch.autograd.grad(out, wanted, upstream)
+    exact = convolution(images.float())  # of the same rounded pictures; only the weights are not rounded
+    for gradient, right in zip(found, torch.autograd.grad(exact, wanted, upstream.float()), strict=True):
+        assert gradient.dtype == right.dtype
+        torch.testing.assert_close(gradient.float(), right.float(), rtol=0.02, atol=0.02)
+
+
+def test_which_convolutions_stride_by_channel() -> None:
+    for other in ({"stride": 1}, {"groups": 3}, {"groups": 1}, {"padding_mode": "reflect"}):
+        assert not convolutions.strides_by_channel(nn.Conv2d(6, 6, 3, **(STRIDED | {"padding": 1} | other)))
+    assert not convolutions.strides_by_channel(nn.Conv2d(6, 6, 3, groups=6, padding="same"))
+
+
+@pytest.mark.parametrize(("precision", "stands_in"), [("bf16", True), ("fp32", False)])
+def test_a_cnn_is_prepared_for_bf16_on_a_cpu(precision: str, stands_in: bool) -> None:
+    """Values and gradients stay; a copy uses its own weights."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, stride=2, groups=4), nn.Conv2d(4, 2, 1))
+    images = torch.randn(2, 3, 8, 8)
+    before = model(images)
+    Runtime(torch.device("cpu"), precision).prepare(model)
+    again = copy.deepcopy(model)
+    for one in (model, again):
+        assert isinstance(one[1].forward, convolutions.WideGradient) is stands_in
+        torch.testing.assert_close(one(images), before)
+    if stands_in:
+        assert again[1].forward.convolution is again[1]
+        torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(images), before)
 
 
 def test_activations_kept_for_the_backward_pass() -> None:

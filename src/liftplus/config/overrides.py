@@ -36,9 +36,10 @@ def changed(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
 
 
 CHANGEABLE = (
-    *("data", "evaluation", "backbone", "train"),
+    *("data", "evaluation", "backbone.weights", "train.workers"),
     *("device", "precision", "deterministic", "compile", "track", "cache"),
 )
+"""Keys and sections that a trained run does not depend on."""
 
 
 def after_training(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
@@ -46,13 +47,23 @@ def after_training(values: dict[str, Any], overrides: Sequence[str]) -> RunConfi
     before = from_dict(values).to_dict()
     settings = changed(values, overrides)
     after = settings.to_dict()
-    fixed = [key for key in after if key not in CHANGEABLE and after[key] != before[key]]
+    fixed = [key for key in _differing(before, after) if key not in CHANGEABLE]
     if fixed:
         raise UserError(
             f"{fixed[0]} belongs to the trained run and cannot be changed any more. "
             "Allowed are data.*, evaluation.*, device, precision, cache, train.workers and backbone.weights."
         )
     return settings
+
+
+def _differing(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """What differs: parts and sections by name, but those that may change in part by dotted key."""
+    split = {key.partition(".")[0] for key in CHANGEABLE if "." in key}
+    for key in after:
+        if key in split:
+            yield from (f"{key}.{leaf}" for leaf, value in after[key].items() if value != before[key][leaf])
+        elif after[key] != before[key]:
+            yield key
 
 
 def _leaves(run: RunConfig, values: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Models that are compiled, and products in place of convolutions that cut patches."""
+"""Models that are compiled."""
 
 from __future__ import annotations
 
@@ -10,33 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-
-
-def cuts_into_patches(convolution: nn.Conv2d) -> bool:
-    """Whether its windows tile the picture, as in a ViT's patch embedding."""
-    plain = convolution.padding in ((0, 0), "valid") and convolution.dilation == (1, 1) and convolution.groups == 1
-    return plain and convolution.kernel_size == convolution.stride
-
-
-class PatchProduct:
-    """Stands in for the `forward` of a convolution that cuts into patches: the same sums, as one matrix product.
-
-    Convolution kernels for three input channels leave most of a GPU idle: on an H200 that of ViT-B/16 took a tenth of
-    the forward pass, for less than a hundredth of its arithmetic.
-    """
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        self.convolution = convolution
-
-    def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        high, wide = self.convolution.kernel_size
-        rows, columns = input.shape[-2] // high, input.shape[-1] // wide
-        cut = input[..., : rows * high, : columns * wide].unflatten(-1, (columns, wide)).unflatten(-3, (rows, high))
-        patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        out = F.linear(patches, self.convolution.weight.flatten(1), self.convolution.bias)
-        return out.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 class Compiled:
