@@ -402,7 +402,7 @@ def test_interrupted_while_testing(
         stopped = command(*arguments(photos, tmp_path / "run"))
     assert stopped.code == 128 + number and "Traceback" not in stopped.err
     assert signal.getsignal(number) is handler
-    assert "Stopped while testing" in stopped.err and "run (which only tests" in stopped.err
+    assert "Stopped while testing" in stopped.err and "run (this only tests" in stopped.err
     before = contents(tmp_path / "run")
     assert checkpoint.STATE in before and checkpoint.FILE in before and "metrics.json" not in before
     with monkeypatch.context() as patch:

@@ -140,7 +140,7 @@ def test_the_command(photos: Path, tmp_path: Path, command: Command) -> None:
     assert found is not None and found.folder.name == "eval-2"
     moved = photos.rename(tmp_path / "moved")
     ended = command("eval", "run", "--gla", "--data", moved)
-    assert ended.code == 2 and "training pictures, which cannot be read" in ended.err.replace("\n", " ")
+    assert ended.code == 2 and "training pictures, but these cannot be read" in ended.err.replace("\n", " ")
     assert not (tmp_path / "run" / "eval-3").exists()
 
 
@@ -151,5 +151,5 @@ def test_a_backbone_without_text_is_refused(photos: Path, tmp_path: Path) -> Non
     run = checkpoint.load_model(tmp_path / "run", CPU)
     tower = run.config.backbone.model_copy(update={"name": "efficientnet_lite0"})
     run = replace(run, config=run.config.model_copy(update={"backbone": tower}))
-    with pytest.raises(UserError, match=r"has no text tower\. It works with CLIP"):
+    with pytest.raises(UserError, match=r"has no text tower\. Use a run with CLIP"):
         debiasing.zeroshot(session, run, other_data=False)

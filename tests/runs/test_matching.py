@@ -63,7 +63,7 @@ def test_pictures_that_were_added_move_nothing(photos: Path, run: Path, command:
     ended = command("eval", "run", "--json")
     assert ended.code == 0, ended.err
     assert pictures_in(run / "eval") == before
-    assert "14 pictures were not there when the run was trained and are left out" in ended.err
+    assert "14 pictures were added after the run was trained and are left out" in ended.err
     assert "set aside" not in ended.err
     for name in ("per_class.csv", "confusion.csv", "predictions.csv"):
         assert (run / "eval" / name).read_text() == (run / name).read_text()

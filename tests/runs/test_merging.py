@@ -159,22 +159,22 @@ def test_other_classes_and_other_splits_are_refused(photos: Path, tmp_path: Path
     assert "their numbers of classes differ, 3 and 4" in refused([one, tmp_path / "more"], tmp_path)
     drawn = write_folder(tmp_path / "undrawn", {"all": (10, 10, 10)}) / "all"
     runs = [trained(drawn, tmp_path / f"run{seed}", "epochs=0", f"split_seed={seed}") for seed in range(2)]
-    assert "their test splits have other pictures" in refused(runs, tmp_path)
+    assert "their test splits have different pictures" in refused(runs, tmp_path)
     # The other run was trained on the pictures that this one keeps for validation.
     held = trained(photos, tmp_path / "held", "epochs=0", "val_share=0.2")
     for pair in ([held, one], [one, held]):
-        assert "their val splits have other pictures" in refused(pair, tmp_path)
+        assert "their val splits have different pictures" in refused(pair, tmp_path)
 
 
 def test_shares_and_starts_that_are_none(begun: tuple[Path, Path], tmp_path: Path, command: Command) -> None:
-    assert "One run has no mean" in refused(begun[:1], tmp_path)
+    assert "Only one run was given" in refused(begun[:1], tmp_path)
     assert "No run was given" in refused([], tmp_path)
     assert "is given twice" in refused([begun[0], begun[1] / ".." / "one"], tmp_path)
     assert "from 0 (tuned) to 1" in refused(begun, tmp_path, start=1.5)
     assert "from 0 (tuned) to 1" in refused(begun, tmp_path, start=float("nan"))
     assert "2 runs and 1 shares were given" in refused(begun, tmp_path, shares=(1,))
     for shares in ((0, 0), (1, -1), (float("inf"), 1)):
-        assert "numbers from 0 that are not all 0" in refused(begun, tmp_path, shares=shares)
+        assert "numbers of at least 0, not all of them 0" in refused(begun, tmp_path, shares=shares)
     assert "holds no trained model" in refused([begun[0], tmp_path / "nowhere"], tmp_path)
     ended = command("merge", *begun, "--out", "out", "--shares", "1;2")
     assert ended.code == 2 and "--shares is '1;2'; give a number a run" in ended.err
@@ -186,7 +186,7 @@ def test_a_start_that_is_not_known_is_refused(begun: tuple[Path, Path], photos: 
     assert "changed or merged after training" in refused([tmp_path / "mean"], tmp_path, start=0.5)
     (tmp_path / "alone").mkdir()
     shutil.copy(begun[0] / checkpoint.FILE, tmp_path / "alone" / "model.safetensors")
-    assert "keeps no record of its training pictures" in refused([tmp_path / "alone"], tmp_path, start=0.5)
+    assert "has no record of its training pictures" in refused([tmp_path / "alone"], tmp_path, start=0.5)
     photos.rename(tmp_path / "moved")
     assert "Say where they are with --data" in refused(begun[:1], tmp_path, start=0.5)
     liftplus.merge(begun[:1], tmp_path / "found", start=0.5, **{"data.source": str(tmp_path / "moved")})

@@ -489,7 +489,7 @@ def test_a_run_that_diverged_goes_on_from_its_last_sound_state(
     rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(rates) == 3 and rates[0] == 0.05 and rates[1] < 0.01
     session = opening.Session(config.from_dict(about["config"]), CPU)
-    with pytest.raises(UserError, match="changed while it ran"):
+    with pytest.raises(UserError, match="changed when it was resumed"):
         reuse.finished(tmp_path / "run", session.config, session.data())
 
 

@@ -119,7 +119,7 @@ def test_a_note_where_sampler_and_loss_both_rebalance(photos: Path, given: tuple
     run = run_config(photos, *given)
     dataset = sources.load(run.data)
     told = opening.notes(run, dataset, assembly.build(run, dataset, CPU))
-    assert any("both make up for the class imbalance" in note for note in told) == warned
+    assert any("both correct for class imbalance" in note for note in told) == warned
 
 
 @pytest.mark.parametrize("given", [("lift+", "width=8"), ("lift", "width=8"), ("linear_probe",), ("full",)])

@@ -1,1 +1,1 @@
-"""Runs: a folder trained, tested, resumed, used again or given other classes."""
+"""A whole run in its folder: train, test, resume, predict, change its classes, merge."""

@@ -1,4 +1,4 @@
-"""What a run was begun with, and whether a command asks for the same."""
+"""The settings a run began with, and whether a command's settings differ from them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ FREE = (
 
 
 def unfinished(folder: Path) -> RunConfig | None:
-    """The configuration of a run that was begun in this folder and can go on; None for a new folder.
+    """The configuration of the unfinished run in this folder; None for a new or empty folder.
 
-    A finished run, or a folder that holds something else, is refused.
+    Raises:
+        UserError: the folder holds a finished run or something else.
     """
     begun = begun_with(folder)
     if begun is None or ((folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()):
@@ -41,7 +42,7 @@ def unfinished(folder: Path) -> RunConfig | None:
 def changes(begun: RunConfig, config: RunConfig) -> list[str]:
     """The settings that differ and change a result, each with its old and new value."""
     old, new = flat(begun), flat(config)
-    # What the recipe chooses was chosen from the same data, and is not known yet before they are read.
+    # Where both runs leave a setting to the recipe, the new value is known only after the data are read.
     chosen = set(begun.automatic) & set(config.automatic)
     return [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
@@ -53,28 +54,33 @@ def changes(begun: RunConfig, config: RunConfig) -> list[str]:
 
 
 def _home(value: Any) -> Any:
-    """A setting with `~` filled in: it may stand in the record of a run or not."""
+    """A setting with `~` expanded: some run folders record the path with it, some without."""
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
-    """Refuse to go on with other settings than a run began with, but for those that change no result."""
+    """Refuse to continue a run with settings that differ in anything but `FREE`.
+
+    Raises:
+        UserError: a setting that changes the result differs.
+    """
     if changed := changes(begun, config):
         raise UserError(
             f"{str(folder)!r} holds an unfinished run with other settings: "
             + "; ".join(changed[:4])
-            + ". Give the same ones, `liftplus train --resume FOLDER` to go on as it began, or another --out."
+            + ". Give the same settings, continue it unchanged with `liftplus train --resume FOLDER`, or give another "
+            "--out."
         )
 
 
 def trained_only(folder: Path) -> bool:
-    """Whether a run ended between training and its test, at a picture that cannot be read."""
+    """Whether a run finished training but not its test, because a test picture could not be read."""
     done, under_way = (folder / checkpoint.FILE).is_file(), (folder / checkpoint.STATE).is_file()
     return done and not under_way and not (folder / "metrics.json").is_file()
 
 
 def begun_with(folder: Path | None) -> RunConfig | None:
-    """The settings of the run in a folder, finished or not; None where there is none."""
+    """The settings of the run in a folder, finished or not; None if there is no run."""
     if folder is None or not (folder / CONFIG).is_file():
         return None
     return from_dict(saved(disk.read_json(folder / CONFIG, "config")["config"]))

@@ -1,4 +1,4 @@
-"""What Generalized Logit Adjustment needs beside a trained run: the zero-shot classifier without its prior."""
+"""The zero-shot classifier with its prior removed, which Generalized Logit Adjustment adds to a trained run."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from liftplus.training import assembly
 from liftplus.training.checkpoint import Trained
 
 SHOTS, MOST = 100, 100_000_000
-"""Most pictures of a class behind the prior, and most logits of all of them together."""
+"""Limits for estimating the prior: pictures per class, and logits in total."""
 FILE = "pretraining_prior.csv"
 
 
 @dataclass(frozen=True)
 class Debiased:
-    """A zero-shot classifier whose logits have lost its prior.
+    """A zero-shot classifier without its pre-training prior.
 
     Attributes:
-        model: the classifier; its `shift` is what was taken off.
-        prior: the pre-training prior [C], fp64.
-        pictures: training pictures that it was estimated on.
+        model: the classifier; its `shift` [C] removes the prior from its logits.
+        prior: the pre-training prior [C], fp64, summing to 1.
+        pictures: number of training pictures the prior was estimated on.
     """
 
     model: Classifier
@@ -42,16 +42,16 @@ class Debiased:
     pictures: int
 
     def write(self, folder: Path, trained: Trained) -> None:
-        """The prior by class, into the folder of a test."""
+        """Write the prior of each class into the folder of a test."""
         rows = zip(trained.class_ids, trained.class_names, self.prior.tolist(), strict=True)
         disk.write_csv(folder / FILE, ("class", "id", "name", "prior"), ((k, *row) for k, row in enumerate(rows)))
 
 
 def zeroshot(session: Session, trained: Trained, *, other_data: bool) -> Debiased:
-    """The zero-shot classifier of a run's classes, with the prior estimated on the run's training pictures.
+    """The zero-shot classifier for a run's classes, with its prior estimated on the run's training pictures.
 
     Args:
-        other_data: whether the session's data are others than the run's.
+        other_data: whether the session's data differ from the run's.
 
     Raises:
         UserError: the backbone reads no text, or the training pictures cannot be read.
@@ -59,8 +59,8 @@ def zeroshot(session: Session, trained: Trained, *, other_data: bool) -> Debiase
     config = session.config
     if not reads_text(trained):
         raise UserError(
-            f"--gla adds zero-shot logits, and backbone {config.backbone.name!r} has no text tower. It works with CLIP "
-            "and other dual encoders."
+            f"--gla adds zero-shot logits, but backbone {config.backbone.name!r} has no text tower. Use a run with "
+            "CLIP or another dual encoder, or leave --gla out."
         )
     data = trained.config.data if other_data else config.data
     init = config.head_init if isinstance(config.head_init, Semantic) else Semantic()
@@ -81,18 +81,18 @@ def zeroshot(session: Session, trained: Trained, *, other_data: bool) -> Debiase
 
 
 def _training_pictures(session: Session, trained: Trained) -> DataSet:
-    """The run's training split, by the run's classes."""
+    """The run's training split, labelled by the run's classes."""
     try:
         return aligned(as_in_run(session.data(), trained.folder, "train"), "train", trained)
     except UserError as error:
         raise UserError(
-            f"--gla estimates what the backbone prefers on the run's training pictures, which cannot be read: {error}"
+            f"--gla estimates the backbone's prior on the run's training pictures, but these cannot be read: {error}"
         ) from error
 
 
 @torch.no_grad()
 def _logits(session: Session, model: Classifier, dataset: DataSet) -> tuple[Tensor, Tensor]:
-    """Zero-shot logits [N, C] of some training pictures of each class, whose features are kept, and labels [N]."""
+    """Zero-shot logits [N, C] and labels [N] of a sample of each class's training pictures; uses the feature cache."""
     shots = max(1, min(SHOTS, MOST // dataset.num_classes**2))
     backbone, runtime = model.backbone, session.runtime
     stream = assembly.plain_stream(session.config, dataset, backbone, runtime, session.cache, session.progress)(shots)

@@ -1,4 +1,4 @@
-"""Classes of a trained run after training: further ones with their rows, other names. The result is a new folder."""
+"""Add or rename classes of a trained run without training. The result is a new folder."""
 
 from __future__ import annotations
 
@@ -23,28 +23,35 @@ from liftplus.training.checkpoint import FILE, FORMAT, read_model, write_tensors
 
 
 def add(run: Path, names: Sequence[str], out: Path, weights: str | None = None) -> None:
-    """A copy of a run that knows further classes, whose rows come from the text tower.
+    """Copy a run and add classes whose rows come from the text tower.
 
     Args:
-        weights: a local file of the backbone's weights, where they are not found by themselves.
+        weights: a local file of the backbone's weights, if liftplus cannot find them itself.
+
+    Raises:
+        UserError: a name is bad or taken, or the run cannot take rows from text.
     """
     about = refuse_names(run, names)
     append(run, names, text_rows_of(about, names, weights), [0] * len(names), out, {"added": list(names)})
 
 
 def refuse_names(run: Path, names: Sequence[str]) -> dict[str, Any]:
-    """The run's description, if it can take these names for further classes."""
+    """Check the names of new classes and return the run's description.
+
+    Raises:
+        UserError: a name is empty, or the run already has a class of this name or id.
+    """
     about = read_model(run)[0]
     for name in names:
         _refuse_bad_name(name)
     _refuse_twice([*about["class_names"], *names], set(names))
     if taken := set(names) & set(about["class_ids"]):
-        raise UserError(f"A class of the run has the id {min(taken)!r} already. Give the new class another name.")
+        raise UserError(f"A class of the run already has the id {min(taken)!r}. Give the new class another name.")
     return about
 
 
 def text_rows_of(about: dict[str, Any], names: Sequence[str], weights: str | None) -> Tensor:
-    """Unit rows [C + n, D] from the text tower as it came, of the run's classes and of these names."""
+    """Unit rows [C + n, D] of the run's C classes and of these n names, from the original text tower."""
     config = from_dict(saved(about["config"]))
     return _rows(_backbone(config, about, weights), config, [*about["class_names"], *names])
 
@@ -52,12 +59,12 @@ def text_rows_of(about: dict[str, Any], names: Sequence[str], weights: str | Non
 def append(
     run: Path, names: Sequence[str], rows: Tensor, counts: Sequence[int], out: Path, edit: dict[str, Any]
 ) -> None:
-    """A copy of a run with further classes.
+    """Copy a run and append classes.
 
     Args:
-        rows: of the further classes, or of all, the further ones last.
-        counts: pictures behind each of the rows.
-        edit: what was done, for the record.
+        rows: rows [n, D] of the n new classes, or [C + n, D] of all classes with the new ones last.
+        counts: number of pictures behind each new row, length n.
+        edit: what was done, for the run's record.
     """
     about, state = read_model(run)
     old, config = list(about["class_names"]), from_dict(saved(about["config"]))
@@ -69,7 +76,7 @@ def append(
         "class_ids": [*about["class_ids"], *names],
         "train_counts": [*about["train_counts"], *counts],
         "former_names": [*about.get("former_names", old), *names],
-        # Widths that a tuner chose by the number of classes stay what they are.
+        # A tuner that chose its width by the number of classes must keep that width.
         "sized_for": about.get("sized_for", len(old)),
     }
     _write(run, out, about, state, edit)
@@ -78,12 +85,15 @@ def append(
 def rename(
     run: Path, names: Mapping[str, str], out: Path, *, new_rows: bool = False, weights: str | None = None
 ) -> None:
-    """A copy of a run whose classes are called otherwise.
+    """Copy a run and rename classes.
 
     Args:
-        names: the new name by the old one.
-        new_rows: also take the rows of these classes from the text tower anew, which discards what was learned there.
+        names: maps each old name to its new one.
+        new_rows: also replace these classes' rows by ones from the text tower; the learned rows are lost.
         weights: as for `add`.
+
+    Raises:
+        UserError: an old name is unknown or ambiguous, or a new name is bad or taken.
     """
     about, state = read_model(run)
     old = list(about["class_names"])
@@ -91,7 +101,10 @@ def rename(
         if before not in old:
             raise unknown("class", before, old)
         if old.count(before) > 1:
-            raise UserError(f"Two classes of the run are called {before!r}, so it is not clear which one is meant.")
+            raise UserError(
+                f"Two classes of the run are called {before!r}, so renaming one is ambiguous. Give them different "
+                "names in the data and train again."
+            )
         _refuse_bad_name(after)
     new = [names.get(name, name) for name in old]
     _refuse_twice(new, set(names.values()))
@@ -112,13 +125,13 @@ def rename(
 
 def _refuse_bad_name(name: str) -> None:
     if not name.strip() or not name.isprintable():
-        raise UserError(f"The class name {name!r} is empty or holds characters that cannot be shown. Give another.")
+        raise UserError(f"The class name {name!r} is empty or has unprintable characters. Give another name.")
     if name != name.strip():
-        raise UserError(f"The class name {name!r} begins or ends with a blank. Give it without.")
+        raise UserError(f"The class name {name!r} begins or ends with a blank. Give it without the blank.")
 
 
 def _refuse_twice(names: Sequence[str], new: set[str]) -> None:
-    """Refuse a new name that another class bears; case does not tell classes apart."""
+    """Refuse a new name that another class already has, ignoring case."""
     folded = [name.casefold() for name in names]
     for name in sorted(new):
         if folded.count(name.casefold()) > 1:
@@ -128,8 +141,9 @@ def _refuse_twice(names: Sequence[str], new: set[str]) -> None:
 def _backbone(config: RunConfig, about: dict[str, Any], weights: str | None) -> Backbone:
     if not config.head.unit_rows and config.head.name != "joint":
         raise UserError(
-            f"The run's head is {config.head.name!r}: rows of any length, with a bias, to which a row from a name "
-            f"alone does not compare. Rows from names work with head={', '.join([*heads.of_unit_rows(), 'joint'])}."
+            f"The run's head is {config.head.name!r}. It has rows of any length and a bias, and a row made from a name "
+            "does not fit these. Train with a head that takes rows from names: "
+            f"head={', '.join([*heads.of_unit_rows(), 'joint'])}."
         )
     settings = config.backbone if weights is None else config.backbone.model_copy(update={"weights": weights})
     backbone = catalogue.load(settings)
@@ -139,19 +153,19 @@ def _backbone(config: RunConfig, about: dict[str, Any], weights: str | None) -> 
         )
     if backbone.text is None:
         raise UserError(
-            f"Backbone {config.backbone.name!r} has no text tower, so a name alone gives no row. `classes add` "
-            "also takes pictures, behind the name."
+            f"Backbone {config.backbone.name!r} has no text tower, so it cannot make a row from a name. Give pictures "
+            "too: `classes add` takes them after the name."
         )
     return backbone
 
 
 def _init(config: RunConfig) -> HeadInit:
-    """Where the prompts are from: the run's own where its rows came from names, else the default ones."""
+    """The run's prompts if its rows came from names, else the default prompts."""
     return config.head_init if isinstance(config.head_init, Semantic) else Semantic()
 
 
 def _rows(backbone: Backbone, config: RunConfig, names: Sequence[str]) -> Tensor:
-    """Unit rows of all classes [C, D] from the text tower as it came, before any training."""
+    """Unit rows of all classes [C, D] from the original text tower, before any training."""
     init = _init(config)
     joint = backbone.text_encoder("a class without images").encode(class_prompts(init, names))
     joint = centred(joint) if centres(init) else joint
@@ -159,11 +173,11 @@ def _rows(backbone: Backbone, config: RunConfig, names: Sequence[str]) -> Tensor
 
 
 def _write(run: Path, out: Path, about: dict[str, Any], state: dict[str, Tensor], edit: dict[str, Any]) -> None:
-    """A new run folder: the model, and the record of where it came from. Results of the old one are left behind."""
+    """Write the new run folder: the model and where it came from. Results of the old run are not copied."""
     new_folder(out)
     about |= {"format": FORMAT, "edits": [*about.get("edits", []), edit]}
     write_tensors(out / FILE, state, about)
     record = read_json(run / CONFIG, "config") if (run / CONFIG).is_file() else {}
     write_json(out / CONFIG, record | {"config": about["config"], "edits": about["edits"]})
-    # Else data that have grown would be split anew, training pictures among the test.
+    # Without them, data that have grown would be split anew, with training pictures in the test split.
     keep_splits(run if run.is_dir() else run.parent, out)

@@ -1,4 +1,4 @@
-"""A whole run: train into a folder, and test it at the end."""
+"""A whole run: train into a folder, then test."""
 
 from __future__ import annotations
 
@@ -33,26 +33,41 @@ from liftplus.training.saved_state import Keeper, Position
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave."""
+    """The result of a run.
 
-    metrics: Metrics | None  # None where the data lacks the split to be tested
+    Attributes:
+        metrics: of the tested split; None if the data do not have it.
+        seconds: training time.
+        parameters: parameter counts by part.
+        chosen: which epoch's weights were kept.
+        notes: decisions made during training.
+        signs: sentences about a poor fit; if the run ended below its start, the last one says so.
+    """
+
+    metrics: Metrics | None
     seconds: float
     parameters: dict[str, int]
-    chosen: Chosen  # which epoch's weights
-    notes: tuple[str, ...] = ()  # what happened on the way
-    signs: tuple[str, ...] = ()  # of a poor fit; the last one says so where the run ended below its start
+    chosen: Chosen
+    notes: tuple[str, ...] = ()
+    signs: tuple[str, ...] = ()
 
 
 def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str = "test") -> Outcome:
-    """Train (where the method trains), test, and write everything into a folder; goes on where a run stopped.
+    """Train (if the method trains), test, and write everything into a folder. An unfinished run there continues.
 
-    Of several processes the leader alone writes. Where the data lacks the split to be tested, none is.
+    In a multi-process job only the leader writes. If the data do not have the split, nothing is tested.
+
+    Raises:
+        UserError: the folder holds something else or a run with other settings, or a picture cannot be read.
+        InUseError: another process uses the folder.
+        DivergedError: the loss diverged.
+        Interrupted: the user stopped the run.
     """
     refuse_different(session, dataset, model)
     leads, config = session.runtime.job.leads, session.config
     tracked = tracking.Following(config.track if leads else (), tracking.Tracked(folder, flat(config)))
     with disk.locked(folder) if leads else nullcontext(), tracked:
-        # Another process may have begun or finished a run here since this one looked.
+        # Another process may have begun or finished a run here since the command checked the folder.
         untested = split in dataset.splits and trained_only(folder)
         if leads and (folder / CONFIG).is_file() and not untested and (begun := unfinished(folder)) is not None:
             refuse_changes(begun, config, folder)
@@ -66,7 +81,7 @@ def _train_run(
     session: Session, dataset: DataSet, model: Classifier, folder: Path, split: str, tracked: tracking.Following
 ) -> Outcome:
     config, parameters, job = session.config, model.count(), session.runtime.job
-    priors.shift(config, dataset.class_names, dataset.counts(), config.evaluation.prior)  # refused now, if at all
+    priors.shift(config, dataset.class_names, dataset.counts(), config.evaluation.prior)  # a bad prior fails here
     forget_peak_memory(session.runtime.device)
     about = {
         "command": command_line(),
@@ -91,7 +106,7 @@ def _train_run(
         write_splits(folder, dataset)
     same = {"backbone_identity": model.backbone.identity, "training_data": dataset.fingerprint("train")}
     keeper = Keeper(folder, same, config.train.save_minutes, session.stop, job)
-    # Without training there is no state that would tell an unfinished run, so the model is written last.
+    # Without training no saved state marks the run as unfinished, so the model file is written last.
     fitted = Fit((), 0.0, Chosen(0, 0))
     if config.train.epochs:
         fitted = _fit(session, dataset, model, folder, keeper, tracked)
@@ -102,8 +117,8 @@ def _train_run(
         _save(session, dataset, model, folder, fitted)
         keeper.discard()
         raise UserError(
-            f"{error} The trained model is in {folder}; test it with "
-            f"`liftplus eval {folder} unreadable=skip`, or mend the file and leave that out."
+            f"{error} The trained model is in {folder}. Test it with `liftplus eval {folder} unreadable=skip`, or "
+            f"repair the file and use `liftplus eval {folder}`."
         ) from error
     if not config.train.epochs:
         _save(session, dataset, model, folder, fitted)
@@ -116,7 +131,7 @@ def _train_run(
 
 
 def _before(session: Session, dataset: DataSet, model: Classifier, folder: Path) -> signs.Snapshot | None:
-    """How good the model is before its first step, where recipe=auto answers for the settings."""
+    """How good the model is before its first step; None unless recipe=auto chose the settings."""
     config = session.config
     if config.recipe != "auto" or not config.train.epochs:
         return None
@@ -141,7 +156,7 @@ def _signs(
     before: signs.Snapshot | None,
     metrics: Metrics | None,
 ) -> list[str]:
-    """What a user should know of the result; that it is below its start comes last."""
+    """Signs of a poor fit. That the run ended below its start comes last."""
     if before is None:
         return []
     config, runtime = session.config, session.runtime
@@ -155,7 +170,7 @@ def _signs(
 def _test(
     session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit, split: str
 ) -> Metrics | None:
-    """Test a run at its end, where the data has that split."""
+    """Test a trained run; None if the data do not have the split."""
     if split not in dataset.splits:
         return None
     figures = {
@@ -168,7 +183,7 @@ def _test(
 
 
 def _save(session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit) -> None:
-    """Write the model that the run ends with, and the last epoch's where that is another."""
+    """Write the chosen epoch's model, and the last epoch's if that is a different one."""
     if not session.runtime.job.leads:
         return
     if fitted.last is not None:
@@ -180,9 +195,9 @@ def _save(session: Session, dataset: DataSet, model: Classifier, folder: Path, f
 
 @contextmanager
 def _interrupted_in_test(folder: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a test at once, with how to go on."""
+    """Ctrl-C and SIGTERM end a test at once, with a message on how to continue."""
     said = (
-        f"Stopped while testing. Go on with: liftplus train --resume {folder} (which only tests, nothing is trained)."
+        f"Stopped while testing. Continue with: liftplus train --resume {folder} (this only tests; training is done)."
     )
 
     def asked(number: int, _frame: object) -> None:
@@ -204,7 +219,7 @@ def _interrupted_in_test(folder: Path) -> Iterator[None]:
 def _fit(
     session: Session, dataset: DataSet, model: Classifier, folder: Path, keeper: Keeper, tracked: tracking.Following
 ) -> Fit:
-    """Train, or go on training."""
+    """Train, or continue from the saved state."""
     log, leads = folder / "log.jsonl", session.runtime.job.leads
     finished = keeper.position().epoch
     if leads:
@@ -232,10 +247,11 @@ def _fit(
 
 @contextmanager
 def _way_on(folder: Path, keeper: Keeper) -> Iterator[None]:
-    """Where training diverges, say what is kept and how the run can go on."""
+    """Where training diverges, add to the error what was saved and how to continue."""
     try:
         yield
     except DivergedError as error:
         at = keeper.position()
         kept = f"The state after {at} is in {folder}. " if at != Position() else ""
-        raise DivergedError(error.what, f"{kept}Go on with: liftplus train --resume {folder} train.lr=RATE") from error
+        command = f"liftplus train --resume {folder} train.lr=RATE"
+        raise DivergedError(error.what, f"{kept}Continue at a lower rate with: {command}") from error

@@ -1,4 +1,4 @@
-"""Pictures to be classified, as users name them: files, folders, patterns, archives and lists become rows."""
+"""The pictures to predict: turns files, folders, glob patterns, archives and lists into rows."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _TABLES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".xlsx")
 _PACKED = (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 
 Item = tuple[ByteStore, str]
-"""Where a picture is read from, and its key there."""
+"""A picture's store, and its key in that store."""
 _HERE = FolderStore("")
 
 
 class RowStore(ByteStore):
-    """Pictures of several stores, one after the other; keys are the numbers of the rows, so that one may come twice."""
+    """Pictures of several stores in one. A picture's key is its row number, so a picture may come twice."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
@@ -47,14 +47,14 @@ class RowStore(ByteStore):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Pictures in the order given; one that was given twice is there twice.
+    """Pictures in the order given. A picture that was given twice is in here twice.
 
     Attributes:
-        store: where they are read from.
-        keys: the store's key of each.
-        names: the file of each; none for pictures in memory.
+        store: reads the pictures.
+        keys: each picture's key in the store.
+        names: each picture's file; empty for pictures in memory.
         notes: what was left out or guessed, one sentence each.
-        missing: what lists name and is not there, one sentence each.
+        missing: lines of lists that name no existing file, one sentence each.
     """
 
     store: Store
@@ -67,11 +67,15 @@ class Inputs:
         return len(self.keys)
 
     def complete(self) -> Inputs:
-        """The rows themselves; where a list names files that are not there, that is refused."""
+        """These inputs, if every file that a list names exists.
+
+        Raises:
+            UserError: a list names a file that does not exist.
+        """
         if self.missing:
             others = len(self.missing) - 1
-            more = f" {counted(others, 'more line is', 'more lines are')} like that." if others else ""
-            raise UserError(f"{self.missing[0]}{more} Mend the list, or leave such lines out.")
+            more = f" {counted(others, 'more line has', 'more lines have')} the same fault." if others else ""
+            raise UserError(f"{self.missing[0]}{more} Correct the list, or delete such lines.")
         return self
 
 
@@ -79,8 +83,8 @@ def read(inputs: Iterable[str], stdin: Callable[[], bytes] | None = None) -> Inp
     """The pictures that paths name, in the order given.
 
     Args:
-        inputs: files; folders, searched through; glob patterns; archives; lists of paths, one a line.
-        stdin: what "-" reads such a list from; None where "-" means nothing.
+        inputs: files; folders, searched recursively; glob patterns; archives; lists with one path per line.
+        stdin: gives the bytes of a list for the input "-"; None if "-" is an ordinary path.
 
     Raises:
         UserError: one of them names no picture.
@@ -90,23 +94,23 @@ def read(inputs: Iterable[str], stdin: Callable[[], bytes] | None = None) -> Inp
         before = len(found.items)
         if given == STDIN and stdin is not None:
             found.add_list(stdin(), "stdin", [""])
-        elif _is_junk(given) and os.path.isfile(given):  # a shell's pattern names it too
-            found.notes.append(f"{given} was left out; systems leave such files behind.")
+        elif _is_junk(given) and os.path.isfile(given):  # the shell expands patterns to such files too
+            found.notes.append(f"{given} was left out: the operating system makes such files.")
             continue
         else:
             found.add(given)
         if len(found.items) == before:
             raise UserError(f"{given!r} names no image. {_FORMS}.")
     if not found.items:
-        raise UserError(f"What was given names no image. {_FORMS}.")
+        raise UserError(f"The inputs name no image. {_FORMS}.")
     return _rows(found.items, found.notes, found.missing)
 
 
 def each(paths: Sequence[str]) -> Inputs:
-    """One row for each path, which must be a file.
+    """One row for each path. Each must be a file.
 
     Raises:
-        UserError: a path is a folder or not there.
+        UserError: a path is a folder or does not exist.
     """
     for number, path in enumerate(paths):
         if not os.path.isfile(path):
@@ -123,14 +127,14 @@ def _rows(items: Sequence[Item], notes: Sequence[str], missing: Sequence[str]) -
 
 @dataclass(frozen=True)
 class _Found:
-    """What is gathered on the way."""
+    """Collects rows, notes and missing files."""
 
     items: list[Item]
     notes: list[str]
     missing: list[str]
 
     def add(self, given: str) -> None:
-        """What one path or pattern names."""
+        """Add the pictures of one path or pattern."""
         path = str(documents.place(given)) if given.startswith("~") and not os.path.exists(given) else given
         if os.path.exists(path):
             self.add_path(path)
@@ -138,7 +142,7 @@ class _Found:
             self.add_pattern(path)
 
     def add_path(self, path: str) -> None:
-        """A file, folder, archive or list that exists."""
+        """Add the pictures of an existing file, folder, archive or list."""
         suffix = Path(path).suffix.lower()
         if os.path.isdir(path):
             self.add_folder(path)
@@ -148,16 +152,16 @@ class _Found:
             self.add_list(documents.content(Path(path), "list"), path, [os.path.dirname(path), ""])
         elif suffix in _TABLES:
             raise UserError(
-                f"{path!r} is a table, and tables are read by training and by `liftplus eval RUN --data`. To predict, "
-                "give a .txt file of paths, one a line."
+                f"{path!r} is a table. Only training and `liftplus eval RUN --data` read tables. To predict, give a "
+                ".txt file with one path per line."
             )
         elif suffix in _PACKED:
-            raise UserError(f"{path!r} is an archive of a kind that is not read. Unpack it, or give a .zip or .tar.")
+            raise UserError(f"{path!r} is an archive that liftplus cannot read. Unpack it, or give a .zip or .tar.")
         else:
             self.items.append((_HERE, path))
 
     def add_folder(self, path: str) -> None:
-        """All pictures below a folder, or those of a prepared copy."""
+        """Add all pictures below a folder, or those of a prepared copy."""
         if shards.is_prepared(Path(path)):
             table, store = shards.read(Path(path))
             self.items.extend((store, key) for rows in table.rows.values() for key, _ in rows)
@@ -165,7 +169,7 @@ class _Found:
             self.add_members(FolderStore(path), path)
 
     def add_members(self, store: FileStore, path: str) -> None:
-        """All pictures of a folder or archive, in the order of their names."""
+        """Add all pictures of a folder or archive, in the order of their names."""
         members = store.members()
         others = [name for name in members.files if not _ends_like_a_picture(name)]
         self.items.extend((store, name) for name in members.files if _ends_like_a_picture(name))
@@ -173,7 +177,7 @@ class _Found:
         self._left_out(others, path)
 
     def add_pattern(self, pattern: str) -> None:
-        """What a glob pattern matches; of files only the pictures, where there are any."""
+        """Add what a glob pattern matches. If it matches any picture files, all other matches are left out."""
         matches = sorted(set(glob.iglob(pattern, recursive=True)))
         files = [name for name in matches if os.path.isfile(name) and not _is_junk(name)]
         pictures = [name for name in files if _ends_like_a_picture(name)]
@@ -185,17 +189,20 @@ class _Found:
             self.add_path(name)
 
     def add_list(self, data: bytes, origin: str, roots: Sequence[str]) -> None:
-        """The files that a list names, one a line; relative paths start in the first folder that has most of them."""
+        """Add the files of a list, one per line.
+
+        Relative paths are taken from whichever of `roots` has most of the files; the first one wins a tie.
+        """
         lines = [(number, line) for number, line in enumerate(_lines(data), 1) if line.strip()]
         if not lines:
-            raise UserError(f"{origin} is empty. Write paths of images into it, one a line.")
+            raise UserError(f"{origin} is empty. Write image paths into it, one per line.")
         places = {os.path.realpath(root): root for root in reversed(roots)}
         first, *others = [[_file(root, line) for _, line in lines] for root in reversed(places.values())]
         files = max([first, *others], key=lambda found: len(found) - found.count(None))
         if not any(files):
             raise UserError(
-                f"No line of {origin} names a file, the first is {lines[0][1].strip()[:200]!r}. Write paths that start "
-                "beside the list or in the current folder, or leave it out if it is no list."
+                f"No line of {origin} names a file. The first line is {lines[0][1].strip()[:200]!r}. Write paths "
+                "relative to the list or to the current folder, or leave it out if it is no list."
             )
         if any(there not in (None, here) for other in others for there, here in zip(other, first, strict=True)):
             where = f"the folder of {origin}" if files is first else "the current folder"
@@ -220,13 +227,13 @@ def _ends_like_a_picture(name: str) -> bool:
 
 
 def _is_junk(path: str) -> bool:
-    """Whether systems leave files of that name behind; hidden ones are matched only by patterns that ask for them."""
+    """Whether an operating system makes such files. Hidden ones do not count; only explicit patterns match them."""
     name = os.path.basename(path)
     return archives.is_litter(name) and not name.startswith(".")
 
 
 def _outermost(paths: Sequence[str]) -> Iterator[str]:
-    """The folders of sorted paths that lie in none of the others."""
+    """The folders that lie inside no other folder of the list; the paths must be sorted."""
     last = ""
     for path in paths:
         if not last or not path.startswith(os.path.join(last, "")):
@@ -235,8 +242,8 @@ def _outermost(paths: Sequence[str]) -> Iterator[str]:
 
 
 def _lines(data: bytes) -> list[str]:
-    """The lines of a list: between zero bytes where there are any, as `find -print0` writes them."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # as PowerShell writes into files
+    """The lines of a list. If it has zero bytes, these separate its entries, as in the output of `find -print0`."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # PowerShell redirects output as UTF-16
         data = data.decode("utf-16", "replace").encode()
     data = data.removeprefix(b"\xef\xbb\xbf")
     parts = data.split(b"\0") if b"\0" in data else re.split(rb"\r\n|\r|\n", data)
@@ -244,7 +251,7 @@ def _lines(data: bytes) -> list[str]:
 
 
 def _file(root: str, line: str) -> str | None:
-    """The file that a line names, as it is written or as lists are often written."""
+    """The file that a line names: as written, or without quotes, backslashes, a trailing label or a leading slash."""
     bare = line.strip().strip("\"'")
     unlabelled = re.sub(r"\s+\d+$", "", bare)
     for form in (line, bare, bare.replace("\\", "/"), unlabelled, unlabelled.lstrip("/")):

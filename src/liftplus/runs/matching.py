@@ -1,4 +1,4 @@
-"""Data against a trained run: the same pictures in the same splits, and labels that mean the run's classes."""
+"""Match data with a trained run: pictures keep the run's splits, and labels are mapped to the run's classes."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ SPLITS = "splits.json"
 
 
 def write_splits(folder: Path, dataset: DataSet) -> None:
-    """Note which pictures are in which split, where liftplus drew a split itself: data may grow afterwards."""
-    (folder / SPLITS).unlink(missing_ok=True)  # of a run that was begun here and lost
+    """Record each picture's split if liftplus drew the splits, so that they hold when the data grow."""
+    (folder / SPLITS).unlink(missing_ok=True)  # an abandoned run may have left one
     if dataset.made:
         keys = {name: list(split.keys) for name, split in dataset.splits.items()}
         disk.write_json(folder / SPLITS, {"made": dataset.made, "splits": keys})
 
 
 def keep_splits(run: Path, out: Path) -> None:
-    """Give a run that was made of another the splits that were drawn for that one."""
+    """Copy the drawn splits of a run to the run that was made from it."""
     if (run / SPLITS).is_file():
         disk.write_json(out / SPLITS, disk.read_json(run / SPLITS))
 
 
 def seen(dataset: DataSet, split: str, folder: Path) -> str | None:
-    """A sentence where pictures of other data bear the names of pictures that the run was trained on.
+    """A warning if pictures of other data have the names of pictures that the run was trained on.
 
-    Only splits that liftplus drew are noted with a run, and only there a copy of its data has no test split of its own.
+    This can be checked only for runs whose splits liftplus drew. Other data have a test split of their own.
     """
     if not (folder / SPLITS).is_file():
         return None
@@ -46,23 +46,26 @@ def seen(dataset: DataSet, split: str, folder: Path) -> str | None:
     if not same:
         return None
     return (
-        f"{counted(same, 'picture bears', 'pictures bear')} the name of one that the run was trained on. If its own "
-        "pictures were moved, say so with data.source=PATH in place of --data; then it keeps its splits."
+        f"{counted(same, 'picture has', 'pictures have')} the same name as a training picture of the run. If the run's "
+        "own data were moved, give data.source=PATH in place of --data. Then the pictures keep their splits."
     )
 
 
 def same_data(data: str, source: str) -> bool:
-    """Whether a path or name is the very data that a run was trained on."""
+    """Whether a path or name is the data that a run was trained on."""
     return data == source or (
         bool(source) and os.path.exists(source) and os.path.realpath(data) == os.path.realpath(source)
     )
 
 
 def as_in_run(dataset: DataSet, folder: Path, needed: str) -> DataSet:
-    """The run's own data with its pictures in the splits they had in the run, where those were drawn by liftplus.
+    """The run's own data. If liftplus drew its splits, each picture is in the split it had in the run.
 
-    Pictures that the run did not have are left out, since a split of today could put them anywhere. Deleted pictures
-    are not counted. Both are noted. A split that is needed and has no picture left is an error.
+    Pictures that were added after training are left out, because they belong to no split. Deleted pictures are not
+    counted. Both cases add a note.
+
+    Raises:
+        UserError: the needed split has no picture left, or the record of splits is damaged.
     """
     path = folder / SPLITS
     if not path.is_file():
@@ -90,13 +93,13 @@ def as_in_run(dataset: DataSet, folder: Path, needed: str) -> DataSet:
 def _differences(
     present: Mapping[str, int], kept: Mapping[str, Sequence[str]], found: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """A sentence on pictures that were added, and one on those of each split that are gone."""
-    notes = ["Splits are those that the run drew; pictures keep the one they had."]
+    """Notes on added pictures and, by split, on missing ones."""
+    notes = ["The splits are those of the run: each picture keeps its split."]
     if added := len(present.keys() - {key for keys in found.values() for key in keys}):
         notes.append(
-            f"{counted(added, 'picture was', 'pictures were')} not there when the run was trained and "
-            f"{agreeing(added, 'is', 'are')} left out; to test new pictures, put them in a folder of their own and "
-            "give it with --data."
+            f"{counted(added, 'picture was', 'pictures were')} added after the run was trained and "
+            f"{agreeing(added, 'is', 'are')} left out. To test new pictures, put them into a separate folder and give "
+            "it with --data."
         )
     for name, keys in kept.items():
         if gone := len(keys) - len(found[name]):
@@ -108,7 +111,7 @@ def _differences(
 
 
 def id_of(label: Hashable, ids: Collection[str]) -> str:
-    """The class id of a label. Ids are labels as text, and equal labels are one class: 0 == 0.0 == False."""
+    """The class id of a label. An id is a label as text. Labels that are equal share an id: 0 == 0.0 == False."""
     text = str(label)
     if text in ids or isinstance(label, str):
         return text
@@ -116,7 +119,7 @@ def id_of(label: Hashable, ids: Collection[str]) -> str:
 
 
 def _number(class_id: str) -> float | None:
-    """The number or truth value that a class id is the text of."""
+    """The number or boolean that a class id spells; None if it is neither."""
     if class_id in ("False", "True"):
         return class_id == "True"
     for read in (int, float):
@@ -126,20 +129,23 @@ def _number(class_id: str) -> float | None:
 
 
 def one_form(name: str) -> str:
-    """What is equal for names that differ by case or Unicode form only."""
+    """A key that is equal for names that differ only in case or Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
-    """One split of the data with its labels renumbered to the run's classes.
+    """One split of the data with its labels mapped to the run's classes.
 
-    Classes match where id and name agree, else by name; by id alone only where the data has no names.
+    A class matches if both id and name agree, else by name. If the data have no class names, it matches by id.
+
+    Raises:
+        UserError: the split does not exist, has a class the run does not know, or two of its classes match one.
     """
     if split not in dataset.splits:
         raise UserError(f"Data set {dataset.name!r} has no split {split!r}; it has {', '.join(dataset.splits)}.")
     by_id = {unicodedata.normalize("NFC", class_id): k for k, class_id in enumerate(trained.class_ids)}
     in_memory = dataset.config is None
-    names = [trained.former_names, trained.class_names]  # a name of now wins over the same one of before
+    names = [trained.former_names, trained.class_names]  # a present name wins over an equal former one
     by_name = {one_form(name): k for listed in names for k, name in enumerate(listed)}
     twins = {name for name, times in Counter(map(one_form, trained.class_names)).items() if times > 1}
 

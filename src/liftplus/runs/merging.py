@@ -1,14 +1,14 @@
-"""One run from several: the mean of their learned weights, and of these with where training began.
+"""Merge runs: average their learned weights, optionally with their weights before training.
 
-The mean of several runs' weights is a model soup (Wortsman et al. 2022, arXiv 2203.05482, section 2); weights between a
-tuned model and its start are WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903, section 3). With shares s_r that add up
-to 1 and a share S of the start, each weight becomes
+The mean of several runs' weights is a model soup (Wortsman et al. 2022, arXiv 2203.05482, section 2). The mean of tuned
+weights and their start is WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903, section 3). With shares s_r that add up to 1
+and a share S of the start, each weight becomes
 
     sum over runs r of s_r ((1 - S) tuned_r + S start_r).
 
-What is averaged are weights, also those of light modules: the mean of two LoRA modules is the product of the means of
-their factors, not the mean of their products, and units of bottlenecks are averaged by their place. Runs whose light
-modules began at the same random weights, those of one seed, are therefore closer to what the papers did.
+Light modules are averaged weight by weight too. So two LoRA modules give the product of the mean factors, not the mean
+product, and bottleneck units are averaged by position. Runs with the same seed share the random start of their light
+modules; merging these is closest to what the papers did.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from liftplus.runs.opening import Session
 from liftplus.training import assembly, checkpoint
 
 TOLD = 4
-"""Most settings that a note lists."""
+"""A note lists at most this many settings."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run that is merged.
+    """One of the runs to merge.
 
     Attributes:
         path: a run folder, or a model file.
-        config: its settings, with where its data and the backbone's weights are now.
+        config: its settings, with the present paths of its data and of the backbone's weights.
         about: the description in its model file.
         shapes: type and shape of each learned tensor.
     """
@@ -65,7 +65,7 @@ class Part:
         return self.path.parent if self.path.is_file() else self.path
 
     def fingerprints(self) -> dict[str, str]:
-        """The pictures of its splits, as far as its folder notes them."""
+        """A fingerprint of each split's pictures; empty if the folder has no readable record."""
         with suppress(UserError):
             found: dict[str, str] = disk.read_json(self.folder / CONFIG, "data")["data"].get("fingerprints", {})
             return found
@@ -75,18 +75,18 @@ class Part:
 def merge(
     parts: Sequence[Part], out: Path, session: Session, shares: Sequence[float] = (), start: float = 0.0
 ) -> list[str]:
-    """Write the merged run into a new folder; what a user should know of it, in sentences.
+    """Write the merged run into a new folder and return notes for the user.
 
-    Its settings are those of the first run, and its training counts, for each class, the largest of the runs'.
+    The merged run takes its settings from the first run. Each class's training count is the largest among the runs.
 
     Args:
-        session: the first run's settings on this machine. Only with a start is a classifier built on it.
-        shares: how much each run counts, from 0; by default all the same.
-        start: share of the weights before training, from 0 to 1. They are made anew from a run's seed and training
-            pictures, as no run keeps them.
+        session: the first run's settings on this machine; a classifier is built only if `start` is above 0.
+        shares: weight of each run, not negative; they are scaled to sum to 1. By default all are equal.
+        start: share of the weights before training, from 0 to 1. No run keeps these, so they are rebuilt from the
+            run's seed and training pictures.
 
     Raises:
-        UserError: the runs do not belong together, or a start cannot be made anew.
+        UserError: the runs cannot be merged, a share is out of range, or a start cannot be rebuilt.
     """
     disk.refuse_existing(out)
     counted = _shares(parts, shares, start)
@@ -110,26 +110,30 @@ def _add(sums: dict[str, Tensor], state: Mapping[str, Tensor], share: float) -> 
 
 
 def _shares(parts: Sequence[Part], given: Sequence[float], start: float) -> list[float]:
-    """What each run counts, as shares of 1."""
+    """Each run's share; they sum to 1."""
     if not 0 <= start <= 1:
         raise UserError(f"The share of the start is {start:g}; give a number from 0 (tuned) to 1 (as before training).")
     if len(parts) == 1 and not start:
-        raise UserError("One run has no mean. Give more runs, or mix its start in with --start 0.5.")
+        raise UserError("Only one run was given. Give more runs, or mix in its start with --start 0.5.")
     paths = [part.path.resolve() for part in parts]
     if twice := [part.path for part in parts if paths.count(part.path.resolve()) > 1]:
-        raise UserError(f"The run {str(twice[0])!r} is given twice. Give it once; --shares says how much each counts.")
+        raise UserError(f"The run {str(twice[0])!r} is given twice. Give it once, and set its weight with --shares.")
     if not given:
         return [1 / len(parts)] * len(parts)
     if len(given) != len(parts):
-        raise UserError(f"{len(parts)} runs and {len(given)} shares were given. Give one share a run.")
+        raise UserError(f"{len(parts)} runs and {len(given)} shares were given. Give one share per run.")
     if not all(math.isfinite(share) and share >= 0 for share in given) or not math.fsum(given) > 0:
         shown = ",".join(f"{share:g}" for share in given)
-        raise UserError(f"The shares are {shown}; give numbers from 0 that are not all 0.")
+        raise UserError(f"The shares are {shown}. Give numbers of at least 0, not all of them 0.")
     return [share / math.fsum(given) for share in given]
 
 
 def refuse_different(one: Part, other: Part) -> None:
-    """Refuse runs whose weights do not stand for the same things, or that drew their test pictures otherwise."""
+    """Refuse to merge runs that differ in architecture, classes, or the pictures of their test or validation split.
+
+    Raises:
+        UserError: names the first difference.
+    """
     start = f"{str(one.path)!r} and {str(other.path)!r} cannot be merged: their"
     for what, (mine, theirs) in _compared(one, other).items():
         if mine != theirs:
@@ -141,13 +145,13 @@ def refuse_different(one: Part, other: Part) -> None:
     for split in ("test", "val"):
         if first and second and first.get(split) != second.get(split):
             raise UserError(
-                f"{start} {split} splits have other pictures, so one may have been trained on what the other is tested "
-                "on. Give runs with the same data and splits."
+                f"{start} {split} splits have different pictures. One run may have been trained on the other's test "
+                "pictures. Give runs with the same data and splits."
             )
 
 
 def _compared(one: Part, other: Part) -> dict[str, tuple[Any, Any]]:
-    """What has to be the same, by what it is called in a sentence; the first that differs says most."""
+    """Pairs of values that must be equal, by their name in the message. The most telling ones come first."""
 
     def of(part: Part) -> dict[str, Any]:
         config = part.config
@@ -172,7 +176,7 @@ def _compared(one: Part, other: Part) -> dict[str, tuple[Any, Any]]:
 
 
 def _shown(mine: Any, theirs: Any) -> str:
-    """Two values of which the first difference is shown."""
+    """The first difference between two values, as text."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
         key = next(key for key in (*mine, *theirs) if mine.get(key) != theirs.get(key))
         return f"{key}: {_shown(mine.get(key), theirs.get(key))}"
@@ -183,35 +187,34 @@ def _shown(mine: Any, theirs: Any) -> str:
 
 
 def start_of(part: Part, session: Session) -> dict[str, Tensor]:
-    """A run's learned weights as they were before its first step, made anew: backbone, light modules and head.
+    """Rebuild a run's learned weights as they were before its first step: backbone, light modules and head.
 
     Raises:
-        UserError: the run was changed after training, keeps no record of its training pictures, or these are not the
-            same any more.
+        UserError: the run was changed after training, has no record of its training pictures, or these have changed.
     """
     name = str(part.path)
     if part.about.get("edits"):
         raise UserError(
-            f"{name!r} was changed or merged after training, so there is no start that its weights belong to. Mix the "
-            "start into the runs that it was made of."
+            f"{name!r} was changed or merged after training, so its start cannot be rebuilt. Give the runs that it was "
+            "made from, with --start."
         )
     if (noted := part.fingerprints().get("train")) is None:
         raise UserError(
-            f"{name!r} keeps no record of its training pictures ({CONFIG} is missing or damaged), so its start cannot "
-            "be made anew. Give the folder that training wrote."
+            f"{name!r} has no record of its training pictures ({CONFIG} is missing or damaged), so its start cannot "
+            "be rebuilt. Give the folder that training wrote."
         )
     own = replace(session, config=part.config)
     try:
         dataset = matching.as_in_run(own.data(), part.folder, "train")
     except UserError as error:
         raise UserError(
-            f"The start of {name!r} is made anew from its training pictures, which cannot be read: {error} Say where "
-            "they are with --data."
+            f"The start of {name!r} is rebuilt from its training pictures, but these cannot be read: {error} Give "
+            "their path with --data."
         ) from error
     if dataset.fingerprint("train") != noted:
         raise UserError(
-            f"The training pictures of {name!r} are not the ones that it was trained on, so its start cannot be made "
-            "anew. Put them back, or say where they are with --data."
+            f"The pictures at the data path of {name!r} are not the ones that it was trained on, so its start cannot "
+            "be rebuilt. Put them back, or give their path with --data."
         )
     with deterministic(own.config.deterministic):
         model = assembly.build(own.config, dataset, session.runtime, session.progress, session.cache)
@@ -219,11 +222,12 @@ def start_of(part: Part, session: Session) -> dict[str, Tensor]:
 
 
 def _write(parts: Sequence[Part], out: Path, state: dict[str, Tensor], edit: dict[str, Any]) -> None:
-    """The new run folder: the model, the record of where it came from, and the splits that the runs drew."""
+    """Write the new run folder: the model, where it came from, and the drawn splits."""
     first = parts[0]
     disk.new_folder(out)
     counts = [max(of_class) for of_class in zip(*(part.about["train_counts"] for part in parts), strict=True)]
-    own = {key: value for key, value in first.about.items() if key != "weights"}  # which is one epoch of one run
+    # "weights" names one epoch of one run, which a merged run has not.
+    own = {key: value for key, value in first.about.items() if key != "weights"}
     about = own | {
         "format": checkpoint.FORMAT,
         "train_counts": counts,
@@ -245,7 +249,7 @@ def _write(parts: Sequence[Part], out: Path, state: dict[str, Tensor], edit: dic
 
 
 def _notes(parts: Sequence[Part]) -> list[str]:
-    """In which settings the runs differ."""
+    """A note on the settings in which the runs differ."""
     first, *others = [flat(from_dict(saved(part.about["config"]))) for part in parts]
     differing = [
         key
@@ -255,11 +259,11 @@ def _notes(parts: Sequence[Part]) -> list[str]:
     if not differing:
         return []
     listed = ", ".join(differing[:TOLD]) + (f" and {len(differing) - TOLD} more" if len(differing) > TOLD else "")
-    return [f"The runs differ in {listed}; the merged run is read and tested with the settings of {parts[0].path}."]
+    return [f"The runs differ in {listed}. The merged run is loaded and tested with the settings of {parts[0].path}."]
 
 
 def tested(session: Session, part: Part, out: Path) -> Metrics:
-    """The merged run tested on its own test split, with the files of a test in its folder."""
+    """Test the merged run on its test split and write the results into its folder."""
     dataset = session.data()
     trained = checkpoint.load_model(out, session.runtime, session.config.backbone)
     dataset = matching.aligned(matching.as_in_run(dataset, part.folder, "test"), "test", trained)

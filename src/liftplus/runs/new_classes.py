@@ -1,4 +1,4 @@
-"""Further classes for a trained run from a few pictures each, without training; statistics of the features are kept."""
+"""Add classes to a trained run from a few pictures each, without training. Feature statistics are kept for reuse."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from liftplus.training.checkpoint import FORMAT, Trained, checksum, read_model, 
 
 FILE = "statistics.safetensors"
 PICTURES, KEPT = 20_000, 4_000
-"""Most training pictures behind the statistics, and most of whose features are kept."""
+"""Limits: training pictures used for the statistics, and how many of their features are kept."""
 _SAMPLE = {"sample": "as unseen"}
 _TENSORS = ("counts", "sums", "balanced", "pooled")
 
@@ -40,11 +40,11 @@ class Added:
     """A class that was added.
 
     Attributes:
-        pictures: how many it came from.
-        equal: further pictures that are equal to one of them, pixel by pixel, and were left out.
-        text: whether its name counts too.
-        own: share of these pictures that are right by a row made without them, in percent; None for one picture.
-        harm: points that the mean accuracy of the older classes loses, estimated for pictures that it has not seen.
+        pictures: number of distinct pictures used.
+        equal: number of pictures left out because their pixels equal another's.
+        text: whether the row also uses the name.
+        own: leave-one-out accuracy on the class's own pictures, percent; None without or with one picture.
+        harm: estimated loss of mean accuracy on unseen pictures of the older classes, in points.
     """
 
     name: str
@@ -57,25 +57,26 @@ class Added:
 
 @dataclass(frozen=True)
 class Known:
-    """Statistics of the tuned features of all classes so far, and some of the features, as the head sees them.
+    """Statistics and a sample of the tuned features of all classes so far, as the head sees them.
 
     Attributes:
-        sample: features of training pictures moved to where unseen ones lie (`added_row.as_unseen`), and of pictures
-            that classes were added from, which were not trained on.
+        statistics: sums for closed-form classifiers, over all classes.
+        sample: features of training pictures, moved to where unseen ones lie (`added_row.as_unseen`), and features of
+            the pictures of added classes, unmoved because they were not trained on.
     """
 
     statistics: Statistics
     sample: Sample
 
     def write(self, folder: Path, belongs_to: Mapping[str, Any]) -> None:
-        """Into a run's folder, with what tells that the file belongs to it."""
+        """Write into a run's folder, with `belongs_to`, which identifies the run."""
         tensors = {key: getattr(self.statistics, key) for key in _TENSORS}
         tensors |= {"features": self.sample.features, "labels": self.sample.labels}
         write_tensors(folder / FILE, tensors, {"format": FORMAT, **_SAMPLE, **belongs_to})
 
     @classmethod
     def read(cls, folder: Path, belongs_to: Mapping[str, Any]) -> Known | None:
-        """What was kept with a run; None where nothing was, or it is of other weights or classes."""
+        """Read what was kept with a run; None if there is nothing, or it belongs to other weights or classes."""
         if not (folder / FILE).is_file():
             return None
         about, tensors = read_tensors(folder / FILE)
@@ -85,7 +86,7 @@ class Known:
         return cls(statistics, Sample(tensors["features"], tensors["labels"]))
 
     def and_class(self, x: Tensor) -> Known:
-        """With one more class of these features [n, D]."""
+        """A copy with one more class, from its features [n, D]."""
         labels = torch.full((len(x),), len(self.statistics.counts))
         sample = Sample(torch.cat([self.sample.features, x]), torch.cat([self.sample.labels, labels]))
         return Known(self.statistics + added_row.gathered(x), sample)
@@ -102,7 +103,7 @@ def features(session: Session, backbone: Backbone, store: Store, split: Split, l
 
 
 def known(session: Session, trained: Trained, dataset: DataSet, rows: Tensor) -> Known:
-    """Statistics of a run from some of its training pictures, evenly from its classes as far as they have any.
+    """Statistics of a run from a class-balanced sample of its training pictures.
 
     Args:
         rows: the run's unit rows [C, D].
@@ -120,10 +121,10 @@ def known(session: Session, trained: Trained, dataset: DataSet, rows: Tensor) ->
 
 
 def _unseen_accuracy(session: Session, trained: Trained, store: Store, split: Split) -> float | None:
-    """An estimate of the run's accuracy on pictures that it has not seen, mean over classes, 0 to 1.
+    """Estimate of the run's accuracy on unseen pictures, mean over classes, 0 to 1; None if no class has two pictures.
 
-    It is that of a ridge on features of the backbone as it came, each picture left out in turn: these features know no
-    labels. None where no class has two pictures.
+    It is the leave-one-out accuracy of ridge regression on features of the original backbone, which has not been
+    trained on these labels.
     """
     backbone = catalogue.load(session.config.backbone)
     session.runtime.place(backbone)
@@ -148,14 +149,17 @@ def add(
     weights: str | None = None,
     harm: float = 100 * added_row.HARM,
 ) -> list[Added]:
-    """A copy of a run that knows further classes from pictures, or from their name alone where there are none.
+    """Copy a run and add classes from pictures; a class without pictures gets its row from its name.
 
     Args:
-        pictures: by class name; None where there are none.
-        data: the run's own data, read only where no statistics were kept with the run.
-        text: whether names count beside pictures; None: where the backbone reads text.
+        pictures: by class name; None for a class without pictures.
+        data: loads the run's own data; called only if no statistics were kept with the run.
+        text: whether rows also use the class names; None: if the backbone has a text tower.
         weights: a local file of the backbone's weights.
-        harm: points that the mean accuracy of the older classes may lose to each new one, where there is a choice.
+        harm: accepted loss of the older classes' mean accuracy for each new class, in points. It decides among rows.
+
+    Raises:
+        UserError: the head or backbone cannot take such rows, or a name is bad or taken.
     """
     about, state = read_model(run)
     _refuse(trained, pictures, text)
@@ -182,7 +186,7 @@ def _features_of(session: Session, trained: Trained, name: str, given: Inputs | 
     if given is None:
         return torch.empty(0, trained.model.backbone.dim)
     given.store.decode = session.config.data.decode
-    # A twin of the picture that is left out would stay in.
+    # Leave-one-out would leave the copy of a picture in.
     first: dict[bytes, str] = {}
     for key in given.keys:
         first.setdefault(digest_of_pixels(given.store.image(key)), key)
@@ -200,11 +204,11 @@ def _refuse(trained: Trained, pictures: Mapping[str, Inputs | None], text: bool 
     head, backbone = trained.config.head, trained.config.backbone.name
     if not head.unit_rows:
         raise UserError(
-            f"The run's head is {head.name!r}; a row from pictures compares with rows of unit length only. Pictures "
-            f"work with head={', '.join(heads.of_unit_rows())}."
+            f"The run's head is {head.name!r}, but a row from pictures fits only a head with rows of unit length. "
+            f"Train with head={', '.join(heads.of_unit_rows())}."
         )
     if text and not reads_text(trained):
-        raise UserError(f"Backbone {backbone!r} has no text tower that could read the names. Leave --text out.")
+        raise UserError(f"Backbone {backbone!r} has no text tower to read the names. Leave --text out.")
     nameless = [name for name, given in pictures.items() if given is None]
     if nameless and (text is False or not reads_text(trained)):
         reason = "--no-text was given" if reads_text(trained) else f"backbone {backbone!r} has no text tower"
@@ -212,7 +216,7 @@ def _refuse(trained: Trained, pictures: Mapping[str, Inputs | None], text: bool 
 
 
 def _digest(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    """What tuned features follow from: the backbone's weights and those that were tuned."""
+    """Identifies the tuned features: a digest of the backbone's weights and of the tuned ones."""
     tuned = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     return f"{about['backbone_identity']} {checksum(tuned)}"
 
@@ -220,7 +224,7 @@ def _digest(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
 def _added(
     name: str, old: Old, statistics: Statistics, x: Tensor, text: Tensor | None, harm: float
 ) -> tuple[Tensor, Added]:
-    """The new class's row [1, D], and what it is worth."""
+    """The new class's row [1, D], and its measured quality."""
     if not len(x):
         assert text is not None
         row = F.normalize(text.double(), dim=-1)[None]

@@ -1,4 +1,4 @@
-"""A run's settings on this machine: its data, and its classifier before the first step."""
+"""Open a run on this machine: read its data and build its classifier before the first step."""
 
 from __future__ import annotations
 
@@ -29,17 +29,23 @@ from liftplus.training.assembly import build
 
 @dataclass(frozen=True)
 class Session:
-    """The settings of a run, the machine it is on, and who is told of its progress."""
+    """The settings of a run, the machine it runs on, and where it shows progress.
+
+    Attributes:
+        stop: a request to stop, checked during training.
+        began: when the session began, in seconds of `time.perf_counter`.
+        seconds: predicted length of the run, if the recipe measured it.
+    """
 
     config: RunConfig
     runtime: Runtime
     progress: Progress = field(default_factory=Silent)
-    stop: StopRequest | None = None  # heeded during training
+    stop: StopRequest | None = None
     began: float = field(default_factory=time.perf_counter)
-    seconds: float | None = None  # that the run will take, where the recipe measured it
+    seconds: float | None = None
 
     def data(self, for_testing: bool = False) -> DataSet:
-        """The data set, broken pictures left out where the policy says so."""
+        """The data set; unreadable pictures are left out if `data.unreadable` says so."""
         with ExitStack() as stack:
             advance: Advance | None = None
 
@@ -52,12 +58,12 @@ class Session:
             return sources.load(self.config.data, checked, for_testing=for_testing)
 
     def start(self, dataset: DataSet, folder: Path | None = None) -> tuple[Session, Classifier]:
-        """The classifier before its first step, and the session with what recipe=auto chose for it.
+        """The classifier before its first step, and the session with the settings that recipe=auto chose.
 
         Args:
-            folder: of the run; where it was begun there, it goes on with what was chosen then.
+            folder: the run's folder. A run that was begun there keeps the settings chosen then.
         """
-        refuse_different(self, dataset)  # before they work together on a start from their pictures
+        refuse_different(self, dataset)  # the start below may use pictures of all processes together
         begun = self.runtime.job.from_leader(lambda: begun_with(folder))
         seconds = None
         config = recipe.settled(self.config, dataset) if begun is None else recipe.as_begun(self.config, begun)
@@ -71,19 +77,23 @@ class Session:
 
     @cached_property
     def cache(self) -> Cache:
-        """Where features of frozen towers are kept; its notes tell what was read from there."""
+        """The cache of features of frozen towers. Its notes say what was read from it."""
         return Cache.of(self.config.cache, self.runtime.job)
 
 
 def begin(session: Session, dataset: DataSet, folder: Path | None = None) -> tuple[Session, Classifier, list[str]]:
-    """How a run starts, from the command line and from Python: `Session.start`, and what was decided, in sentences."""
+    """Start a run, from the command line or from Python: `Session.start`, with notes on what was decided."""
     session, model = session.start(dataset, folder)
     chosen = recipe.sentences(session.config, dataset, session.seconds)
     return session, model, [*chosen, *notes(session.config, dataset, model)]
 
 
 def refuse_different(session: Session, dataset: DataSet, model: Classifier | None = None) -> None:
-    """Refuse processes that see other data, weights or settings than the leader."""
+    """Check that all processes of a job have the same data, weights and settings.
+
+    Raises:
+        UserError: a process differs from the leader.
+    """
     if session.runtime.job.size == 1:
         return
     mine: dict[str, Any] = {"data": {name: dataset.fingerprint(name) for name in dataset.splits}}
@@ -104,23 +114,23 @@ def refuse_different(session: Session, dataset: DataSet, model: Classifier | Non
 
 
 def notes(config: RunConfig, dataset: DataSet, model: Classifier, *, trains: bool = True) -> list[str]:
-    """What a user should know before long work starts, one sentence each.
+    """Notes for the user before long work starts, one sentence each.
 
     Args:
-        trains: whether the test split is for the end of a training, and no other one is tested.
+        trains: whether the run trains and then tests the test split; if so, a missing test split is noted.
     """
     grids = coinciding_grids(config.evaluation, model.backbone.facts)
     untested = (
         None if "test" in dataset.splits or not trains else "There is no test split, so nothing will be measured."
     )
     twice = (
-        f"Sampler {config.sampler.name!r} and loss {config.loss.name!r} both make up for the class imbalance; together "
-        "they tend to overshoot to the rare classes. Use loss=cross_entropy, or sampler=instance."
+        f"Sampler {config.sampler.name!r} and loss {config.loss.name!r} both correct for class imbalance. Together "
+        "they tend to favour the rare classes too much. Use loss=cross_entropy, or sampler=instance."
     )
     both = twice if config.sampler.rebalances and config.loss.adjusts_prior else None
     leak = (
         f"{config.backbone.name!r} was trained with ImageNet's labels, so its accuracy on {dataset.name!r} says little "
-        "about unseen data. Take weights trained without them for a fair test."
+        "about unseen data. For a fair test, use weights that were trained without them."
     )
     seen = leak if model.backbone.facts.saw_imagenet and "imagenet" in dataset.name.lower() else None
     prior = priors.note(config, config.evaluation.prior)

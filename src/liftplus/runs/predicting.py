@@ -1,4 +1,4 @@
-"""Predict with a trained run: the best classes of each picture."""
+"""Predict with a trained run: the best classes for each picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ class Guess:
 
 
 def predict_files(session: Session, trained: Trained, rows: Inputs, *, skip_unreadable: bool) -> list[Guess]:
-    """Top-k classes of image files, one for each row."""
+    """The best k classes of image files (`evaluation.top_k`), one `Guess` per row.
+
+    Args:
+        skip_unreadable: report an unreadable picture in its row; otherwise it is an error.
+    """
     unreadable: dict[str, str] = {}
     found = predict_rows(session, trained, rows, unreadable if skip_unreadable else None)
     guesses = []
@@ -38,11 +42,11 @@ def predict_files(session: Session, trained: Trained, rows: Inputs, *, skip_unre
 
 
 def predict_rows(session: Session, trained: Trained, rows: Inputs, unreadable: dict[str, str] | None = None) -> TopK:
-    """Top-k classes of pictures, in the order of the rows.
+    """The best k classes of pictures, in the order of the rows.
 
     Args:
-        unreadable: where given, pictures that cannot be decoded are noted here, key and reason, and do not stop; what
-            is predicted for them means nothing.
+        unreadable: collects the key and the reason of each picture that cannot be decoded; its prediction is
+            meaningless. If None, such a picture is an error.
     """
     expect(session, trained.model, trained.class_names, trained.train_counts)
     rows.store.decode = session.config.data.decode

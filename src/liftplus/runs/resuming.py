@@ -1,4 +1,4 @@
-"""Go on with a run that diverged: from the last sound state, with a lower rate or more precision."""
+"""Resume a run that diverged, from its last saved state, with another learning rate or precision."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from liftplus.runs import changes
 from liftplus.training.saved_state import Keeper
 
 MENDING = ("train.lr", "precision")
-"""Settings that a run may be given anew when it is resumed by name."""
+"""Settings that may change when a run is resumed with --resume."""
 
 
 def mended(folder: Path, config: RunConfig) -> list[str]:
-    """Write down the settings that an unfinished run goes on with; a sentence on each that is new.
+    """Record the settings that an unfinished run continues with, and return a note on each changed one.
 
     Raises:
-        UserError: settings differ that would make it another run.
+        UserError: a setting differs that must not change during a run.
     """
     about = disk.read_json(folder / changes.CONFIG, "config")
     begun = from_dict(saved(about["config"]))

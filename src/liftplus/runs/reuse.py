@@ -1,4 +1,4 @@
-"""A run that is made once: in its folder it is begun, gone on with, or found finished."""
+"""Make a run once: start it, continue it, or find it finished in its folder."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from liftplus.runs import changes, execution, testing
 from liftplus.runs.opening import Session
 from liftplus.training import checkpoint
 
-METRICS, PREDICTIONS = "metrics.json", "predictions.csv"  # the latter is the last file that a test writes
+METRICS, PREDICTIONS = "metrics.json", "predictions.csv"  # a test writes the predictions last
 TESTS = "tests"
 
 
 def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
-    """Whether the folder holds a finished run of these settings on this data.
+    """Whether the folder holds a finished run with these settings and this data.
 
     Raises:
-        UserError: it holds a run of others, or something that is no run.
+        UserError: it holds a run with other settings or data, or something that is not a run.
     """
     if _is_new(folder):
         return False
     about = disk.read_json(folder / changes.CONFIG, "config", "data")
     differing = changes.changes(from_dict(saved(about["config"])), config)
     if about.get("changed"):
-        differing.append("some were changed while it ran")
+        differing.append("some were changed when it was resumed")
     found = about["data"].get("fingerprints", {})
     for split in dataset.splits.keys() & found.keys():
         if found[split] != dataset.fingerprint(split):
             differing.append(f"the {split} split has other images")
     if differing:
         raise UserError(
-            f"{str(folder)!r} holds a run with other settings: {'; '.join(differing[:4])}. Give the same ones, or "
+            f"{str(folder)!r} holds a run with other settings: {'; '.join(differing[:4])}. Give the same settings, or "
             "another folder with --out."
         )
     ended = (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()
@@ -46,29 +46,30 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
 
 
 def _is_new(folder: Path) -> bool:
-    """Whether no run was begun in the folder yet; one that holds something else is refused."""
+    """Whether no run was begun in the folder yet. A folder that holds something else is an error."""
     if (folder / changes.CONFIG).is_file():
         return False
     try:
         disk.refuse_existing(folder)
     except UserError:
-        if not (folder / changes.CONFIG).is_file():  # which another process may have written since
+        if not (folder / changes.CONFIG).is_file():  # another process may have written it meanwhile
             raise
         return False
     return True
 
 
 def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -> dict[str, Any]:
-    """Train and test in the folder what is not done yet; what its metrics.json says.
+    """Do what is missing of the run in the folder (training, test), and return its metrics.json.
 
     Raises:
-        InUseError: another process is at it.
+        InUseError: another process is working on it.
+        UserError: the folder holds something else.
     """
     if finished(folder, session.config, dataset):
         return metrics(folder)
     if _is_new(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with disk.locked(folder):  # told here, before a model is built for nothing
+    with disk.locked(folder):  # raises InUseError before a model is built for nothing
         pass
     session, model = session.start(dataset, folder)
     try:
@@ -76,13 +77,13 @@ def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -
     except InUseError:
         raise
     except UserError:
-        if not finished(folder, session.config, dataset):  # which another process may have done since
+        if not finished(folder, session.config, dataset):  # another process may have finished it meanwhile
             raise
     return metrics(folder)
 
 
 def test_folder(folder: Path, evaluation: EvaluationConfig) -> Path:
-    """Where a run's test of these settings lies: in its folder if they are the run's own, else in a folder inside."""
+    """The folder for a test with these settings: the run's folder for the run's own ones, else one inside it."""
     own = disk.read_json(folder / changes.CONFIG, "config")["config"]["evaluation"]
     wanted = evaluation.model_dump(mode="json")
     other = [
@@ -92,7 +93,7 @@ def test_folder(folder: Path, evaluation: EvaluationConfig) -> Path:
 
 
 def tested(session: Session, dataset: DataSet, folder: Path) -> Path:
-    """Test a finished run with the session's `evaluation.*`, unless it has been; the folder of that test's files."""
+    """Test a finished run with the session's `evaluation.*`, if not done yet; returns the folder of the test."""
     inside = test_folder(folder, session.config.evaluation)
     if (inside / PREDICTIONS).is_file():
         return inside
@@ -105,13 +106,13 @@ def tested(session: Session, dataset: DataSet, folder: Path) -> Path:
 
 
 def one_crop(session: Session, dataset: DataSet, folder: Path) -> Path:
-    """The folder of the test of a finished run with one crop in place of five."""
+    """Test a finished run with one crop in place of five, if not done yet; returns the folder of the test."""
     evaluation = session.config.evaluation.model_copy(update={"tte": False})
     config = session.config.model_copy(update={"evaluation": evaluation})
     return tested(replace(session, config=config), dataset, folder)
 
 
 def metrics(folder: Path) -> dict[str, Any]:
-    """Figures of a tested run."""
+    """The content of a tested run's metrics.json."""
     found: dict[str, Any] = disk.read_json(folder / METRICS, "overall", "split", "evaluation")
     return found

@@ -1,4 +1,4 @@
-"""Test a split with a classifier, and write what came out."""
+"""Test a classifier on a split and write the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ def test(
     about: dict[str, Any],
     beside: Classifier | None = None,  # noqa: PT028 (no test of pytest's)
 ) -> Metrics:
-    """Metrics and tables of one split, written into a folder by the leader."""
+    """Measure one split, and have the leader write metrics and tables into a folder.
+
+    Args:
+        train_counts: training pictures of each class, length C.
+        about: further entries for metrics.json.
+        beside: as for `measure`.
+    """
     found, metrics = measure(session, model, dataset, split, train_counts, beside)
     what: dict[str, Any] = {"data": dataset.name, "split": split, "evaluation": session.config.evaluation.model_dump()}
     if session.cache.notes:
@@ -51,9 +57,10 @@ def measure(
     train_counts: Sequence[int],
     beside: Classifier | None = None,
 ) -> tuple[TopK, Metrics]:
-    """The model's predictions for one split, and how good they are.
+    """The model's predictions for one split, and their metrics.
 
     Args:
+        train_counts: training pictures of each class, length C.
         beside: a debiased zero-shot classifier whose logits are added (`debiasing.zeroshot`).
     """
     part, config = dataset.splits[split], session.config
@@ -79,10 +86,10 @@ def expect(
     *,
     debiased: bool = False,
 ) -> None:
-    """Have the model reckon with the prior that `evaluation.prior` names.
+    """Set the model's logit shift for the prior that `evaluation.prior` names.
 
     Args:
-        debiased: whether the training prior has to be taken off, also where none is named.
+        debiased: whether to remove the training prior even if `evaluation.prior` is "as_trained".
     """
     config = session.config
     named = config.evaluation.prior
@@ -93,14 +100,17 @@ def expect(
 def evaluate_run(
     session: Session, trained: Trained, split: str, folder: Path, *, other_data: bool, gla: bool = False
 ) -> tuple[DataSet, Metrics]:
-    """Test a trained run on one split of the session's data, whose classes are matched to the run's.
+    """Test a trained run on one split of the session's data. The data's classes are matched to the run's.
 
-    Other data than the run's is never split: without a test split, all of it is tested. The run's own pictures are in
-    the splits they had in training.
+    The run's own pictures keep the splits they had in training. Other data are never split: if they have no test split,
+    all pictures are tested.
 
     Args:
-        other_data: whether the session's data are others than the run's.
-        gla: whether debiased zero-shot logits are added (`evaluation.gla`), which takes twice the time.
+        other_data: whether the session's data differ from the run's.
+        gla: whether to add debiased zero-shot logits (`evaluation.gla`); this doubles the time.
+
+    Raises:
+        UserError: the data cannot be read or do not fit the run, or the folder exists.
     """
     expect(session, trained.model, trained.class_names, trained.train_counts)
     dataset = session.data(for_testing=other_data)
@@ -126,5 +136,5 @@ def evaluate_run(
 
 
 def about_weights(chosen: Chosen | None) -> dict[str, Any]:
-    """For a result: which weights were tested."""
+    """An entry for metrics.json: which epoch's weights were tested."""
     return {"weights": None if chosen is None else asdict(chosen)}
