@@ -102,8 +102,10 @@ def test_a_failed_method_ends_no_comparison(photos: Path, command: Command, tmp_
     refused(
         ended, "One run failed", "The same command tries again", f"{bad} with seed 0 failed: The loss is not finite"
     )
-    assert "Give the method a rate in --methods: linear_probe:lr=RATE." in ended.err and "--resume" not in ended.err
-    assert "The others go on" in ended.err and "zeroshot against linear_probe:lr=0.01" in ended.out
+    assert (
+        "Give the method a lower rate in --methods: linear_probe:lr=RATE." in ended.err and "--resume" not in ended.err
+    )
+    assert "The other runs continue" in ended.err and "zeroshot against linear_probe:lr=0.01" in ended.out
     found = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [row["method"] for row in found["rows"]] == ["zeroshot", "linear_probe:lr=0.01"]
     assert [(one["method"], one["seed"]) for one in found["failed"]] == [(bad, 0)]
@@ -147,7 +149,7 @@ def test_what_cannot_be_compared_is_refused(photos: Path, command: Command, tmp_
 
     refused(run("--methods", "lift+,fool"), "Unknown method 'fool'", "full")
     refused(run("--methods", "lift+:lr=fast"), "train.lr")
-    refused(run("--methods", "lift+:test_share=0.3,full"), "data settings of its own")
+    refused(run("--methods", "lift+:test_share=0.3,full"), "has its own data settings")
     refused(run("seed=3"), "--seeds")
     refused(run("--methods", "lift+:seed=3"), "--seeds")
     (tmp_path / "c" / "full-seed0").mkdir(parents=True)

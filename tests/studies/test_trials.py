@@ -94,7 +94,7 @@ def test_others_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     made.say = said.append
     made.work(lambda _values, _number: pytest.fail("another process does it"))
     process.join()
-    assert said == ["Waiting for 1 that other processes have begun …"]
+    assert said == ["Waiting for 1 trial of other processes …"]
 
 
 def test_what_fails_by_itself_is_not_tried_again_and_what_else_fails_is(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_storage_that_goes_away_is_told(tmp_path: Path, url: str | None) -> No
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("nonsense", "no database's address"),
+        ("nonsense", "not the address of a database"),
         ("sqlite:////nowhere/at/all.db", "cannot be opened"),
         ("nodb://u:secret@host/x", "nodb://u:…@host/x"),
     ],

@@ -36,7 +36,8 @@ def keep_splits(run: Path, out: Path) -> None:
 def seen(dataset: DataSet, split: str, folder: Path) -> str | None:
     """A warning if pictures of other data have the names of pictures that the run was trained on.
 
-    This can be checked only for runs whose splits liftplus drew. Other data have a test split of their own.
+    Only runs whose splits liftplus drew record their pictures. The data of other runs have a test split of their own,
+    so a test on a copy of them is sound.
     """
     if not (folder / SPLITS).is_file():
         return None

@@ -1,4 +1,4 @@
-"""Several methods on the same data with the same seeds: run or found, tabled, and told apart from noise."""
+"""Compare several methods on the same data with the same seeds, and say which differences are more than noise."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ COSTS = ("seconds", "tuned_parameters", "peak_memory_bytes")
 
 @dataclass(frozen=True)
 class Entry:
-    """A method with settings of its own.
+    """One method of a comparison.
 
     Attributes:
-        label: as the user wrote it.
-        method: a preset's name.
-        overrides: key=value pairs.
+        label: the method as the user wrote it.
+        method: the name of a preset.
+        overrides: this method's own key=value pairs.
     """
 
     label: str
@@ -44,25 +44,31 @@ class Entry:
 
 
 def entries(text: str) -> list[Entry]:
-    """Methods from "lift+,full:lr=0.003,lift+:tuner=lora:epochs=10"."""
+    """Parse --methods, such as "lift+,full:lr=0.003,lift+:tuner=lora:epochs=10".
+
+    Raises:
+        UserError: a name is empty, or two methods would use the same folder.
+    """
     found = []
     for part in split(text, ","):
         name, *settings = re.split(r":(?=[\w.]+=)", part)
         if not name:
             raise UserError(
-                f"--methods {text!r} has an empty name. Write methods between commas, each with settings of its own "
+                f"--methods {text!r} has an empty name. Separate methods by commas, and give a method's own settings "
                 "after colons: lift+,full:lr=0.003."
             )
         found.append(Entry(part, name, tuple(settings)))
     folders = [entry.folder(0).casefold() for entry in found]
     if twice := [entry.label for entry, name in zip(found, folders, strict=True) if folders.count(name) > 1]:
-        raise UserError(f"--methods names {twice[0]!r} twice, or another that its folder cannot be told from.")
+        raise UserError(
+            f"--methods names {twice[0]!r} twice, or another method that would use the same folder. Remove one of them."
+        )
     return found
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared on what; seeds 0 to N-1."""
+    """What to compare: methods, data, backbone, settings for all methods, and the seeds 0 to `seeds` - 1."""
 
     data: str
     backbone: str
@@ -71,7 +77,7 @@ class Comparison:
     overrides: tuple[str, ...] = ()
 
     def config(self, entry: Entry, seed: int) -> RunConfig:
-        """The settings of one run; a method that trains nothing heeds no number of epochs given for all."""
+        """The settings of one run. A method that trains nothing keeps `epochs=0` even if `overrides` set epochs."""
         preset = configs.resolve(data=self.data, backbone=self.backbone, method=entry.method)
         still = () if preset.train.epochs else ("train.epochs=0",)
         given = [*self.overrides, *still, *entry.overrides, f"seed={seed}"]
@@ -81,20 +87,26 @@ class Comparison:
         )
 
     def check(self) -> None:
-        """Refuse settings that would make the runs incomparable."""
+        """Check that the runs can be compared.
+
+        Raises:
+            UserError: a seed or method is among the settings, or the methods differ in their data settings.
+        """
         for given in (*self.overrides, *(o for entry in self.entries for o in entry.overrides)):
             if given.partition("=")[0].strip() in ("seed", "method"):
-                raise UserError(f"{given!r} cannot be set here; --seeds and --methods say it.")
+                raise UserError(f"{given!r} cannot be set here. Use --seeds and --methods instead.")
         made = {entry.label: self.config(entry, 0) for entry in self.entries}
         first = next(iter(made.values()))
         for label, config in made.items():
             if config.data != first.data:
-                raise UserError(f"{label!r} has data settings of its own; give them for all, outside of --methods.")
+                raise UserError(
+                    f"{label!r} has its own data settings. Give them for all methods, outside of --methods."
+                )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tested run; accuracies in percent, `seconds` of training, memory of the device (or process) at its peak."""
+    """One tested run: accuracies in percent, training time in seconds, peak memory of the device (or process)."""
 
     method: str
     tte: bool
@@ -111,7 +123,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The method, and five crops where they were averaged."""
+        """The method's name in tables, marked if five crops were averaged."""
         return named(self.method, self.tte)
 
 
@@ -130,13 +142,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a plan: the rows of the runs that there are, and the runs that failed."""
+    """The result of a comparison: rows of the finished runs, and the runs that failed."""
 
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...] = ()
 
     def refuse_failures(self) -> None:
-        """Raise UserError where a run failed."""
+        """Raise UserError if any run failed."""
         if self.failures:
             lines = [f"* {one.sentence()}" for one in self.failures]
             runs = "One run" if len(lines) == 1 else f"{len(lines)} runs"
@@ -150,19 +162,23 @@ def run(
     say: Callable[[str], None],
     note: Callable[[list[Row]], None] = lambda rows: None,
 ) -> Made:
-    """Make the runs that are missing below `out`, and read all of them; `note` gets the rows as they come.
+    """Make the missing runs of a comparison in folders below `out`, and return the rows of all runs.
 
-    A finished run of the same settings and data is taken as it is, an unfinished one goes on. A method that averages
-    five crops is tested with one as well, so that it can be compared with methods that do not. A run that ends with an
-    error is noted, and the others go on.
+    A finished run with the same settings and data is reused; an unfinished one continues. A method that averages five
+    crops is also tested with one crop, for comparison with methods that use one. If a run fails, the others continue.
+
+    Args:
+        session: opens a run with given settings on this machine.
+        say: called with each line for the user.
+        note: called with all rows so far after each run.
 
     Raises:
-        UserError: the runs could not be compared, a folder holds another run, or no run went well.
+        UserError: the runs cannot be compared, a folder holds another run, or all runs failed.
     """
     plan.check()
     dataset = session(plan.config(plan.entries[0], 0)).data()
     if "test" not in dataset.splits:
-        raise UserError(f"{dataset.name!r} has no test split, so nothing could be compared.")
+        raise UserError(f"{dataset.name!r} has no test split, so methods cannot be compared. Add a test split.")
     for text in dataset.notes:
         say(f"Note: {text}")
     jobs = [(seed, entry) for seed in range(plan.seeds) for entry in plan.entries]
@@ -176,7 +192,7 @@ def run(
             rows += _rows(entry, seed, session(plan.config(entry, seed)), dataset, out / entry.folder(seed))
         except UserError as error:
             failures.append(Failure(entry.label, seed, _reason(error, entry)))
-            say(f"{failures[-1].sentence()}{' The others go on.' if number < len(jobs) else ''}")
+            say(f"{failures[-1].sentence()}{' The other runs continue.' if number < len(jobs) else ''}")
             continue
         note(rows)
     found = Made(tuple(rows), tuple(failures))
@@ -186,14 +202,14 @@ def run(
 
 
 def _reason(error: UserError, entry: Entry) -> str:
-    """Why a run failed; one that diverged needs a method with another rate, as its folder keeps to its settings."""
+    """Why a run failed. A diverged run cannot resume at another rate here, since its folder name holds its settings."""
     if isinstance(error, DivergedError):
-        return f"{error.what} Give the method a rate in --methods: {entry.method}:lr=RATE."
+        return f"{error.what} Give the method a lower rate in --methods: {entry.method}:lr=RATE."
     return str(error)
 
 
 def _rows(entry: Entry, seed: int, session: Session, dataset: DataSet, folder: Path) -> list[Row]:
-    """One run, made or found, tested with one crop, and with five where the method says so."""
+    """The rows of one run: with one crop, and also with five if the method uses them. Makes the run if needed."""
     found = reuse.run(session, dataset, folder)
     five = session.config.evaluation.tte
     single = reuse.one_crop(session, dataset, folder) if five else folder
@@ -214,7 +230,7 @@ def _rows(entry: Entry, seed: int, session: Session, dataset: DataSet, folder: P
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each method and number of crops mean and standard deviation over seeds; None where there is no value."""
+    """Mean and standard deviation over seeds for each method and number of crops; None where there is no value."""
     out = []
     for method, tte in dict.fromkeys((row.method, row.tte) for row in rows):
         same = [row for row in rows if (row.method, row.tte) == (method, tte)]
@@ -227,12 +243,12 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """None for the mean without a value, and for the standard deviation of fewer than two."""
+    """Mean (None without values) and standard deviation (None for fewer than two values)."""
     return statistics.mean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
 
 
 def contenders(rows: Sequence[Row]) -> list[Contender]:
-    """Each method and number of crops with what its runs got right, read from their predictions."""
+    """Each method and number of crops, with its runs' right and wrong answers, read from their predictions."""
     same: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:
         same.setdefault((row.method, row.tte), []).append(row)
@@ -243,7 +259,7 @@ def contenders(rows: Sequence[Row]) -> list[Contender]:
 
 
 def write(out: Path, plan: Comparison, made: Made, methods: Sequence[Contender], found: Sequence[Difference]) -> None:
-    """compare.json, compare.csv (the table) and compare.md."""
+    """Write compare.json, compare.csv (the table) and compare.md."""
     lines, answers = summary(made.rows), methods[0].answers
     about = {"data": plan.data, "backbone": plan.backbone, "overrides": plan.overrides, "seeds": plan.seeds}
     disk.write_json(
@@ -278,9 +294,9 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Columns and lines of the table for people; without the groups that the data lacks."""
+    """Columns and lines of the table to print. Groups without classes are left out."""
     lines = summary(rows)
-    uneven = len({line["runs"] for line in lines}) > 1  # where a run failed
+    uneven = len({line["runs"] for line in lines}) > 1  # a run failed
     shown = [key for key in KEYS if any(line[key]["mean"] is not None for line in lines)]
     groups = [key.replace("_", " ") for key in shown]
     columns = ["method", *["seeds"] * uneven, *groups, "seconds", "trained weights", "memory GiB"]

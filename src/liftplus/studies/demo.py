@@ -1,4 +1,4 @@
-"""The demo: five methods side by side on the bundled model and a drawn long-tailed data set; a preset of `compare`."""
+"""The demo: a preset of `compare` with five methods, the bundled model and a drawn long-tailed data set."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from liftplus.studies.compare import Comparison, Entry, Row
 
 METHODS = ("zeroshot", "closed_form", "full", "full+", "lift+")
 DATA, BACKBONE = "openmoji_lt", "mini_clip"
-FEATURES = 20  # pictures of a class and split; the report takes half a minute with them
+FEATURES = 20  # pictures per class and split in the report's feature figures, which take half a minute
 MARKER, ROWS = ".liftplus-demo", "results.json"
 FIELDS = ("method", "tte", "seed", "overall", "many", "medium", "few", "seconds", "tuned_parameters")
 
 
 def plan(seeds: int) -> Comparison:
-    """What the demo compares."""
+    """The demo's comparison."""
     return Comparison(DATA, BACKBONE, tuple(Entry(method, method) for method in METHODS), seeds)
 
 
@@ -29,7 +29,11 @@ def lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def clear(out: Path) -> None:
-    """Make room for a new demo: remove an earlier one's runs and tables, and leave alone what is not a demo's."""
+    """Remove the runs and tables of an earlier demo.
+
+    Raises:
+        UserError: the folder holds something other than a demo.
+    """
     if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{str(out)!r} holds something other than a demo's results. Choose another folder with --out.")
     out.mkdir(parents=True, exist_ok=True)
@@ -42,5 +46,5 @@ def clear(out: Path) -> None:
 
 
 def write(out: Path, rows: Sequence[Row]) -> None:
-    """results.json with the rows so far."""
+    """Write results.json with the rows so far."""
     disk.write_json(out / ROWS, lines(rows))

@@ -1,4 +1,4 @@
-"""What a sweep varies: `key=value` as in training, with a range or a list in place of a value."""
+"""The settings a sweep varies: `key=value` as in training, with a range or a list in place of the value."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from liftplus.training import recipe
 NUMBER = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})((?::\w*)*)")
 FORMS = (
-    "Write a list as lr=0.01,0.03 or a range as lr=0.001..0.1:log, epochs=5..20 or, with five points, lr=0.01..0.1:5."
+    "Write a list as lr=0.01,0.03. Write a range as lr=0.001..0.1:log or epochs=5..20, and one with five points as "
+    "lr=0.01..0.1:5."
 )
 SEED = "seed"
 
 Point = dict[str, str]
-"""A value, as text, for each key that is varied."""
+"""The value, as text, of each varied key."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Values, as text, of which a trial takes one."""
+    """A list of values, as text. A trial takes one of them."""
 
     values: tuple[str, ...]
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """Values that have to be allowed for all to be."""
+        """The values to check: if these are allowed, all values are."""
         return self.values
 
     def text(self, value: Any) -> str:
-        """A value that Optuna holds as a setting's."""
+        """The setting's text for a value from Optuna."""
         return str(value)
 
     def draw(self, rng: random.Random) -> str:
@@ -48,7 +49,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
-    """All numbers from `low` to `high`, both included; only whole ones with `whole`. Methods as of `Choices`."""
+    """All numbers from `low` to `high`, both included. With `whole`, only integers. Methods are as in `Choices`."""
 
     low: float
     high: float
@@ -61,18 +62,18 @@ class Range:
 
     @property
     def values(self) -> range | None:
-        """Every number; None for fractions, which have no end."""
+        """Every number of an integer range; None for a range of fractions, which is infinite."""
         return range(round(self.low), round(self.high) + 1) if self.whole else None
 
     def text(self, value: Any) -> str:
         return str(round(value)) if self.whole else repr(float(value))
 
     def number(self, text: str) -> float:
-        """What `text` stands for."""
+        """The number that `text` spells."""
         return int(text) if self.whole else float(text)
 
     def between(self, share: float) -> str:
-        """The number at a share from 0 to 1 of the way, evenly spaced, or on a logarithmic scale."""
+        """The number at a share (0 to 1) of the way from `low` to `high`, on a linear or logarithmic scale."""
         if self.log:
             value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
         else:
@@ -88,7 +89,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """Settings in the order given: each fixed, a list or a range. Its runs differ in the latter two alone."""
+    """All settings of a sweep, in the order given. A setting is fixed, a list or a range."""
 
     data: str
     backbone: str
@@ -97,7 +98,7 @@ class Space:
 
     @property
     def varied(self) -> dict[str, Choices | Range]:
-        """The keys that are varied."""
+        """The varied keys, each with its list or range."""
         return {key: given for key, given in self.terms if not isinstance(given, str)}
 
     def config(self, point: Point) -> RunConfig:
@@ -111,27 +112,31 @@ class Space:
         )
 
     def first(self) -> Point:
-        """A point inside: each list's first value and each range's low end."""
+        """A point of the space: each list's first value and each range's low end."""
         return {key: given.ends[0] for key, given in self.varied.items()}
 
     def size(self) -> int | None:
-        """Number of points; None where a range has no end of them."""
+        """Number of points; None if the space is infinite."""
         return math.prod(0 if given.values is None else len(given.values) for given in self.varied.values()) or None
 
     def grid(self) -> list[Point]:
-        """Every point; a range of fractions has to name how many."""
+        """Every point.
+
+        Raises:
+            UserError: a range of fractions has no number of points.
+        """
         axes = []
         for key, given in self.varied.items():
             if isinstance(given, Range) and not given.whole:
                 raise UserError(
-                    f"A grid needs the values of {key!r}: list them, or add how many, as in "
-                    f"{key}={given.low:g}..{given.high:g}:5. Or take --sampler tpe."
+                    f"A grid needs the values of {key!r}. List them, or add a number of points, as in "
+                    f"{key}={given.low:g}..{given.high:g}:5. Or use --sampler tpe."
                 )
             axes.append(list(map(str, given.values or ())))
         return [dict(zip(self.varied, values, strict=True)) for values in itertools.product(*axes)]
 
     def draws(self, seed: int) -> Iterator[Point]:
-        """Random points without end, no two alike; the same ones for the same seed."""
+        """An endless stream of distinct random points; the same seed gives the same points."""
         seen: set[tuple[str, ...]] = set()
         for number in itertools.count():
             rng = random.Random(f"{seed}/{number}")
@@ -141,19 +146,22 @@ class Space:
                 yield point
 
     def check(self) -> None:
-        """Refuse a value that no run could have, before any has begun."""
+        """Check every value before a run begins; raises UserError for one that a run cannot have."""
         for key, given in self.varied.items():
             for value in given.ends:
                 self.config(self.first() | {key: value})
 
 
 def read(data: str, backbone: str, method: str, given: Sequence[str], *, fixed: Sequence[str] = ()) -> Space:
-    """The space that `key=value` pairs describe; every value in it is one that a run may have.
+    """The space that `key=value` pairs describe. All its values are checked.
 
     Args:
         data, backbone, method: as in training.
         given: pairs in the order in which they apply.
         fixed: keys that must not be varied.
+
+    Raises:
+        UserError: a key or value is not allowed, or a key is given twice.
     """
     terms: list[tuple[str, str | Choices | Range]] = []
     for pair in given:
@@ -161,13 +169,11 @@ def read(data: str, backbone: str, method: str, given: Sequence[str], *, fixed: 
         start = Space(data, backbone, method, tuple(terms))
         base = start.config(start.first())
         if not equals or not key:
-            configs.changed(base.to_dict(), [pair])  # says what is wrong with it
+            configs.changed(base.to_dict(), [pair])  # raises, with what is wrong
         full, is_text = configs.locate(base, key.strip())
         value = text.strip() if is_text else parse(key, text.strip())
         if not isinstance(value, str) and (full in fixed or full.startswith("data.")):
-            raise UserError(
-                f"{key!r} must be the same in all trials, or they could not be compared; give it one value."
-            )
+            raise UserError(f"{key!r} must be the same in all trials, else they cannot be compared. Give it one value.")
         if any(full == other for other, _ in terms):
             raise UserError(f"{key!r} is given twice. Give each key once.")
         terms.append((full, value))
@@ -177,17 +183,20 @@ def read(data: str, backbone: str, method: str, given: Sequence[str], *, fixed: 
 
 
 def parse(key: str, text: str) -> str | Choices | Range:
-    """A value of `key`: a range, a list, or the text itself.
+    """Parse the value of `key`: a range, a list, or plain text.
 
-    `LOW..HIGH` is a range, of whole numbers where both ends are; `:log` spaces it logarithmically, and `:N` takes N
-    points of it. Commas part a list, but not inside brackets or quotes.
+    `LOW..HIGH` is a range, of integers if both ends are integers. `:log` makes it logarithmic, and `:N` takes N points
+    of it. Commas separate the values of a list, except inside brackets or quotes.
+
+    Raises:
+        UserError: a range or list is malformed.
     """
     found = RANGE.fullmatch(text)
     if found:
         return _range(key, text, *found.groups())
     values = split(text, ",")
     if ".." in text and not text.startswith(('"', "'", "[", "{")):
-        raise UserError(f"{key}={text} is no range of numbers. {FORMS}")
+        raise UserError(f"{key}={text} is not a range of numbers. {FORMS}")
     if len(values) == 1:
         return text
     if any(not value for value in values):
@@ -201,13 +210,13 @@ def _range(key: str, text: str, low: str, high: str, options: str) -> Choices | 
     words = options.split(":")[1:]
     log, rest = "log" in words, [word for word in words if word != "log"]
     if len(rest) > 1 or any(not word.isdecimal() or int(word) < 2 for word in rest) or words.count("log") > 1:
-        raise UserError(f"{key}={text}: after a range come :log, a number of points from 2, or both. {FORMS}")
+        raise UserError(f"{key}={text}: a range may end in :log, a number of points (at least 2), or both. {FORMS}")
     whole = all(re.fullmatch(r"[+-]?\d+", end) for end in (low, high))
     span = Range(float(low), float(high), log, whole)
     if not span.low < span.high:
-        raise UserError(f"{key}={text}: the first number of a range is the smaller one. {FORMS}")
+        raise UserError(f"{key}={text}: the first number of a range must be the smaller one. {FORMS}")
     if log and span.low <= 0:
-        raise UserError(f"{key}={text}: a logarithmic range starts above 0. {FORMS}")
+        raise UserError(f"{key}={text}: a logarithmic range must start above 0. {FORMS}")
     if not rest:
         return span
     steps = int(rest[0]) - 1
@@ -215,7 +224,7 @@ def _range(key: str, text: str, low: str, high: str, options: str) -> Choices | 
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Parts of a text between separators that stand outside brackets and quotes, blanks around them dropped."""
+    """Split a text at separators that are outside brackets and quotes; blanks around the parts are removed."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
         if quote:

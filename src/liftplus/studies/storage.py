@@ -16,20 +16,24 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 JOURNAL, DATABASE = "sweep.journal", "sweep.db"
-PATIENCE = 120  # seconds that a process waits while others write into an SQLite file
+PATIENCE = 120  # seconds to wait while other processes write into an SQLite file
 
 
 def opened(url: str | None, folder: Path) -> BaseStorage:
-    """The journal in a folder, or the database of an address; one that cannot be opened is refused."""
+    """Optuna's storage: the database at `url`, or the journal in the folder if `url` is None.
+
+    Raises:
+        UserError: Optuna or a driver is missing, or the database cannot be opened.
+    """
     try:
         import optuna
         from optuna.storages import JournalStorage, RDBStorage, journal
     except ImportError as error:
         raise UserError("A sweep needs Optuna. Install it with: pip install 'liftplus[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if url is None and not (folder / DATABASE).is_file():  # of a sweep that an earlier version began
+    if url is None and not (folder / DATABASE).is_file():  # earlier versions kept a database in the folder
         path = str(folder / JOURNAL)
-        lock = journal.JournalFileOpenLock(path) if os.name == "nt" else None  # symbolic links need rights there
+        lock = journal.JournalFileOpenLock(path) if os.name == "nt" else None  # the default needs symbolic links
         return JournalStorage(journal.JournalFileBackend(path, lock))
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -37,25 +41,28 @@ def opened(url: str | None, folder: Path) -> BaseStorage:
     try:
         return RDBStorage(url, {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else {})
     except ImportError as error:
-        raise UserError(f"--storage {_shown(url)} needs a driver: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--storage {_shown(url)} needs a database driver. Install it with pip. ({reason})") from error
     except (ArgumentError, ValueError) as error:
         raise UserError(
-            f"--storage {_shown(url)} is no database's address. Write sqlite:///FILE, "
+            f"--storage {_shown(url)} is not the address of a database. Write sqlite:///FILE, "
             "postgresql+psycopg://USER@HOST/NAME or mysql+pymysql://USER@HOST/NAME."
         ) from error
     except (SQLAlchemyError, RuntimeError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"--storage {_shown(url)} cannot be opened ({reason}).") from error
+        raise UserError(
+            f"--storage {_shown(url)} cannot be opened ({reason}). Check the address and that the database runs."
+        ) from error
 
 
 def _shown(url: str) -> str:
-    """An address without the password in it."""
+    """The address with its password hidden."""
     head, at, tail = url.rpartition("@")
     return repr(f"{head.rpartition(':')[0]}:…@{tail}" if at and head.count(":") > 1 else url)
 
 
 def drain(study: Study) -> None:
-    """Take what waits out of a study that an earlier version began: it had a queue, which a sampler would be given."""
+    """Remove waiting trials, which an earlier version queued. Otherwise `ask` would return them to the sampler."""
     from optuna.trial import TrialState
 
     while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
@@ -64,7 +71,7 @@ def drain(study: Study) -> None:
 
 @contextmanager
 def reached() -> Iterator[None]:
-    """A storage that fails under way, or is gone, in a sentence."""
+    """Turn a failure of the storage during a sweep into a UserError."""
     try:
         yield
     except UserError:
@@ -81,5 +88,6 @@ def reached() -> Iterator[None]:
         else:
             raise
         raise UserError(
-            f"The storage failed ({reason}). Finished trials are kept; when it works again, the same command goes on."
+            f"The storage failed ({reason}). Finished trials are kept. Repair the storage and give the same command to "
+            "continue."
         ) from error

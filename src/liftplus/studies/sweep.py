@@ -1,6 +1,6 @@
-"""Many runs of one method over ranges of settings and seeds, shared by any number of processes.
+"""A sweep: many runs of one method over ranges of settings and seeds, shared by any number of processes.
 
-Settings are compared on the validation split. The test split is not even read before the last trial has ended.
+Settings are compared on the validation split. No test picture is read before the last trial has ended.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ ABOUT, RESULTS, TABLE = "sweep.json", "results.json", "trials.csv"
 
 @dataclass(frozen=True)
 class Done:
-    """One trial, or one test run, as it stands.
+    """The present state of one trial or test run.
 
     Attributes:
-        number: of its folder.
+        number: the number in its folder's name.
         state: complete, failed, running or waiting.
-        point: the values that it has.
-        metrics: accuracies in percent, seconds of training and more; empty without a result.
-        error: why it failed.
+        point: its values.
+        metrics: accuracies in percent, training seconds and more; empty without a result.
+        folder: the name of its folder inside the sweep's.
+        error: why it failed, else None.
     """
 
     number: int
@@ -55,7 +56,12 @@ class Done:
 
 @dataclass(frozen=True)
 class Setting:
-    """Trials that differ by seed alone."""
+    """One setting, with the trials that differ only in their seed.
+
+    Attributes:
+        trials: their numbers.
+        mean, sd: of the metric over the trials, in percent; sd is None for one trial.
+    """
 
     point: Point
     trials: tuple[int, ...]
@@ -69,10 +75,11 @@ class Sweep:
 
     Args:
         folder: holds the runs and tables; all processes share it.
-        plan: what is tried.
-        session: opens a run of given settings on this machine.
-        say: called with a sentence for what happens.
+        plan: what to try.
+        session: opens a run with given settings on this machine.
+        say: called with each line for the user.
         storage: Optuna's database as an SQLAlchemy URL; by default its journal in the folder.
+        tested: the test runs, filled by `run`.
     """
 
     folder: Path
@@ -83,7 +90,11 @@ class Sweep:
     tested: list[Done] = field(default_factory=list)
 
     def run(self) -> None:
-        """Do all trials and test runs that no process has done, and wait for those that others are doing."""
+        """Do all remaining trials and test runs, and wait for those that other processes are doing.
+
+        Raises:
+            UserError: the data do not fit, the folder holds another sweep, or the storage failed.
+        """
         dataset = self.session(self.plan.base).data()
         self.plan.check(dataset)
         points = self.plan.points()
@@ -94,7 +105,7 @@ class Sweep:
 
     def _all(self, dataset: DataSet, points: Sequence[Point]) -> None:
         study = self._study("")
-        # Without a test split no trial can touch it.
+        # No trial can use a test split that it does not have.
         seen = replace(dataset, splits={name: part for name, part in dataset.splits.items() if name != "test"})
         varied = self.plan.space.varied
         native = [
@@ -109,7 +120,7 @@ class Sweep:
             self._test(dataset, queue)
 
     def trials(self, queue: Trials) -> list[Done]:
-        """Every trial as it stands, in the order of its number."""
+        """The present state of every trial, by number."""
         settled, busy = queue.settled(), queue.at_work()
         return [
             self._done(number, settled[number], "trial-{:03d}")
@@ -119,8 +130,8 @@ class Sweep:
         ]
 
     def _study(self, suffix: str) -> Study:
-        """Optuna's study, made by the first process to come; the folder is refused to another sweep."""
-        own = {disk.LOCK, ABOUT, f"{ABOUT}.tmp"}  # what a process beside this one may have begun with
+        """Optuna's study, made by the first process. Raises UserError if the folder holds another sweep."""
+        own = {disk.LOCK, ABOUT, f"{ABOUT}.tmp"}  # another process may just have written these
         foreign = self.folder.exists() and (not self.folder.is_dir() or {p.name for p in self.folder.iterdir()} - own)
         if foreign and not (self.folder / ABOUT).is_file():
             disk.refuse_existing(self.folder)
@@ -128,7 +139,7 @@ class Sweep:
             self.folder.mkdir(parents=True, exist_ok=True)
             with disk.locked(self.folder, disk.PATIENCE):
                 about = self._about()
-                # Two processes that make the same tables at once trip over each other.
+                # Optuna fails if two processes create the same tables at once.
                 opened = storage.opened(self.storage, self.folder)
                 import optuna
 
@@ -137,23 +148,23 @@ class Sweep:
                 storage.drain(study)
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"{str(self.folder)!r} cannot be written ({reason}). Choose another --out.") from error
+            raise UserError(f"Cannot write to {str(self.folder)!r} ({reason}). Choose another --out.") from error
         return study
 
     def _sample(self, queue: Trials) -> None:
-        """Let the sampler that was asked for choose what is not settled before."""
+        """Set the study's sampler for values that are not settled before."""
         if self.plan.kind != "tpe":
             return
         import optuna
 
-        # One process alone finds the same settings again; several must not all draw the same.
+        # A single process is reproducible; several with the same seed would all draw the same values.
         seed = None if queue.at_work() else self.plan.base.seed
         queue.study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=seed
         )
 
     def _about(self) -> dict[str, Any]:
-        """What the folder's sweep is; written by the first process, compared by the others."""
+        """The description of the folder's sweep. The first process writes it; the others compare theirs with it."""
         plan = self.plan
         varied = {k: list(v.values) if isinstance(v, Choices) else asdict(v) for k, v in plan.space.varied.items()}
         fixed = {k: v for k, v in flat(plan.base).items() if k not in changes.FREE and k not in varied}
@@ -166,8 +177,8 @@ class Sweep:
             changed += [key for key in fixed if before.get(key) != fixed[key] and "varied" not in changed]
             if changed:
                 raise UserError(
-                    f"{str(self.folder)!r} holds another sweep; what differs: {', '.join(changed[:4])}. Give the same "
-                    "command to go on with it, or another --out."
+                    f"{str(self.folder)!r} holds another sweep, which differs in: {', '.join(changed[:4])}. Give the "
+                    "same command to continue it, or another --out."
                 )
             return dict(found)
         about = {"id": secrets.token_hex(4)} | mine
@@ -175,11 +186,11 @@ class Sweep:
         return about
 
     def _text(self, values: dict[str, Any]) -> Point:
-        """A point from what Optuna holds."""
+        """The point for values from Optuna."""
         return {key: given.text(values[key]) for key, given in self.plan.space.varied.items() if key in values}
 
     def _trial(self, values: dict[str, Any], number: int, dataset: DataSet, queue: Trials) -> Scored:
-        """Train one setting, and measure it on the validation split."""
+        """Train one setting and measure it on the validation split."""
         point = self._text(values)
         figures = self._run(point, self.folder / f"trial-{number:03d}", dataset, "val", f"trial {number}")
         value = float(figures[self.plan.metric])
@@ -192,11 +203,11 @@ class Sweep:
         while True:
             try:
                 return reuse.run(session, dataset, folder, split)
-            except InUseError:  # its process was held for dead, and lives
+            except InUseError:  # another process still runs it, without holding the trial's lock
                 time.sleep(trials.POLL)
 
     def _progress(self, queue: Trials, number: int, value: float) -> None:
-        """Say how a trial went and how long the others will take; refresh the tables."""
+        """Print a trial's result and the time left, and rewrite the tables."""
         others = [one for one in self._write(queue) if one.number != number]
         done = [one for one in others if one.state in ("complete", "failed")]
         scored = {one.number: float(one.metrics[self.plan.metric]) for one in done if one.metrics} | {number: value}
@@ -211,7 +222,7 @@ class Sweep:
         self.say(text)
 
     def settings(self, trials: Sequence[Done]) -> list[Setting]:
-        """The settings that were tried with all their seeds, best first; of equals the earlier one leads."""
+        """The settings whose trials are all complete, best mean first; a tie goes to the earlier one."""
         groups: dict[tuple[tuple[str, str], ...], list[Done]] = {}
         for one in trials:
             groups.setdefault(tuple((k, v) for k, v in one.point.items() if k != SEED), []).append(one)
@@ -225,14 +236,14 @@ class Sweep:
         return sorted(found, key=lambda setting: -setting.mean)
 
     def _test(self, dataset: DataSet, queue: Trials) -> None:
-        """Train the best setting with several seeds and test it, once and for all."""
+        """Train the best setting with several seeds and test it. A sweep's folder tests one setting only."""
         best = self._best(queue)
         study = self._study("-test")
         chosen = study.user_attrs.get("setting")
         if chosen not in (None, best.point):
             raise UserError(
-                f"The test split was used for {chosen} already, and the best setting is now {best.point}. Testing "
-                "again would choose by the test split; start a new sweep with another --out."
+                f"This sweep already tested {chosen}, but its best setting is now {best.point}. Testing another "
+                "setting would choose by the test split. Start a new sweep with another --out."
             )
         study.set_user_attr("setting", best.point)
         start = 0 if SEED in self.plan.space.varied else self.plan.base.seed
@@ -252,7 +263,7 @@ class Sweep:
         if ranked := self.settings(every):
             return ranked[0]
         reason = next((one.error for one in every if one.error), "none has ended")
-        raise UserError(f"No setting went well, so there is none to test. The first failed with: {reason}")
+        raise UserError(f"No setting has succeeded with all its seeds, so none can be tested. First failure: {reason}")
 
     def _done(self, number: int, trial: FrozenTrial, folder: str) -> Done:
         error, metrics = trial.user_attrs.get(trials.ERROR), trial.user_attrs.get("metrics", {})
@@ -260,7 +271,7 @@ class Sweep:
         return Done(number, state, self._text(trial.params), metrics, folder.format(number), error)
 
     def _write(self, queue: Trials) -> list[Done]:
-        """results.json and trials.csv, as things stand."""
+        """Write results.json and trials.csv from the present state."""
         every = self.trials(queue)
         ranked = self.settings(every)
         about = disk.read_json(self.folder / ABOUT, "id")
@@ -287,7 +298,7 @@ class Sweep:
 
 
 def _in_force(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a sweep, with what was in force where the liftplus that began it lacked one."""
+    """A sweep's recorded settings. Settings that its version of liftplus did not have yet get the value it used."""
     tuners: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         section, _, rest = key.partition(".")
@@ -298,7 +309,7 @@ def _in_force(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _range(given: Choices | Range) -> BaseDistribution:
-    """What a key may be, as Optuna says it."""
+    """Optuna's distribution for a key."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(given, Choices):

@@ -1,6 +1,6 @@
-"""Numbered trials that processes share, each done once: a file's lock says who is at work, Optuna what came out.
+"""Numbered trials that processes share. Each is done once: a file lock marks a running trial, Optuna keeps results.
 
-The system lets go of a lock with the process that held it, so the trial of one that died is free again at once.
+The operating system releases a lock when its process dies, so the trial of a dead process is free again at once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from liftplus.errors import InUseError, RunFailedError
 from liftplus.machine import disk
+from liftplus.words import counted
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 POLL = 2.0
-"""Seconds between two looks at whether others have finished."""
-NUMBER, ERROR, TOOK = "ticket", "error", "took"  # the first as studies of earlier versions name it
+"""Seconds between checks whether other processes have finished."""
+NUMBER, ERROR, TOOK = "ticket", "error", "took"  # studies of earlier versions use the name "ticket"
 
 Point = dict[str, Any]
 Scored = tuple[float, dict[str, Any]]
-"""A trial's result, and what to note beside it."""
+"""A trial's score, and attributes to store with it."""
 Objective = Callable[[Point, int], Scored]
-"""From a trial's values and number to its result."""
+"""Maps a trial's values and number to its result."""
 
 
 class Trials:
@@ -35,10 +36,10 @@ class Trials:
 
     Args:
         study: shared by all processes.
-        folder: shared by them too; it holds a lock for each trial.
-        points: each trial's values; where there are none the study's sampler chooses them.
-        ranges: what the values may be, by name.
-        say: called with a sentence for what a process waits for.
+        folder: shared by all processes; holds a lock file for each trial.
+        points: each trial's values; an empty point is chosen by the study's sampler.
+        ranges: Optuna's distribution of each value, by name.
+        say: called with a line when the process waits.
     """
 
     def __init__(
@@ -52,13 +53,13 @@ class Trials:
         self.study, self.folder, self.points, self.ranges, self.say = study, folder, points, dict(ranges), say
 
     def settled(self) -> dict[int, FrozenTrial]:
-        """The trials that need no more work, by number: finished, or failed by themselves."""
+        """Trials that need no more work, by number: complete, or failed with an error of the run itself."""
         found = self.study.get_trials(deepcopy=False)
         return {trial.user_attrs[NUMBER]: trial for trial in found if NUMBER in trial.user_attrs and _settled(trial)}
 
     @contextmanager
     def claimed(self, number: int) -> Iterator[bool]:
-        """Have a trial to oneself; False where another process is at it."""
+        """Hold a trial's lock; yields False if another process holds it."""
         name = f".{self.study.study_name.rpartition('-')[2]}-{number:03d}.lock"
         with ExitStack() as held:
             mine = True
@@ -69,7 +70,7 @@ class Trials:
             yield mine
 
     def at_work(self) -> list[int]:
-        """Numbers of the trials that other processes are at."""
+        """Numbers of the trials that other processes are doing."""
         busy = []
         for number in self._left():
             with self.claimed(number) as mine:
@@ -79,8 +80,8 @@ class Trials:
     def work(self, objective: Objective) -> None:
         """Do trials until all are done, by this process or others.
 
-        `RunFailedError` out of the objective is noted on the trial, which then counts as done; whatever else it raises
-        ends the work, and the trial is free for the next process.
+        If the objective raises `RunFailedError`, the trial is recorded as failed and counts as done. Any other
+        exception ends the work, and the trial stays free for the next process.
         """
         waiting = False
         while left := self._left():
@@ -88,17 +89,17 @@ class Trials:
                 waiting = False
                 continue
             if not waiting:
-                self.say(f"Waiting for {len(left)} that other processes have begun …")
+                self.say(f"Waiting for {counted(len(left), 'trial')} of other processes …")
             waiting = True
             time.sleep(POLL)
 
     def _left(self) -> list[int]:
-        """Numbers of the trials that are not settled."""
+        """Numbers of the trials that still need work."""
         settled = self.settled()
         return [number for number in range(len(self.points)) if number not in settled]
 
     def _done(self, number: int, objective: Objective) -> bool:
-        """Do one trial; False where another process is at it."""
+        """Do one trial; False if another process is doing it."""
         with self.claimed(number) as mine:
             if mine and number not in self.settled():
                 self._do(number, objective)
@@ -116,7 +117,7 @@ class Trials:
             state, about = TrialState.FAIL, {ERROR: error.what}
         about = about | {NUMBER: number, TOOK: time.monotonic() - clock}
         ranges = {name: self.ranges[name] for name in values}
-        # A trial that was asked for only reserves its values. The result is a new one, and the reservation ends.
+        # A trial from `ask` only reserves its values. The result becomes a new trial, and the reservation is closed.
         self.study.add_trial(
             create_trial(state=state, value=result, params=values, distributions=ranges, user_attrs=about)
         )
@@ -124,7 +125,7 @@ class Trials:
             self.study.tell(asked.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _asked(self, number: int) -> FrozenTrial | Trial | None:
-        """What the sampler chooses for a trial, or chose before its process died; None where its values are given."""
+        """The sampler's values for a trial, also those chosen before a process died; None if its values are given."""
         found = self.study.get_trials(deepcopy=False)
         mine = [trial for trial in found if trial.user_attrs.get(NUMBER) == number and trial.params]
         begun = next((trial for trial in mine if not trial.state.is_finished()), None)
