@@ -212,7 +212,7 @@ def test_folder_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file" / "below")
     assert torch.equal(cache.tensor(lambda: {"a": 1}, lambda: torch.ones(3), "Rows"), torch.ones(3))
-    assert "could not be kept" in cache.notes[0]
+    assert "could not be written to the cache" in cache.notes[0]
 
 
 def test_least_recently_used_files_go_first(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,9 +360,9 @@ def test_a_run_says_what_it_read_and_the_switch_turns_it_off(
     assert command(*given, "--out", "one", "cache=false").code == 0
     assert not (tmp_path / "kept").exists()
     first = command(*given, "--out", "two")
-    assert first.code == 0 and "computed before" not in first.err
+    assert first.code == 0 and "read from the cache" not in first.err
     second = command(*given, "--out", "three")
-    assert second.code == 0 and second.err.count("computed before") == 2
+    assert second.code == 0 and second.err.count("read from the cache") == 2
     told = [json.loads((tmp_path / run / "config.json").read_text())["cache"] for run in ("two", "three")]
     assert told[0] == [] and "Text features of 3 classes" in told[1][0]
     assert "Features of 6 images" in json.loads((tmp_path / "three" / "metrics.json").read_text())["cache"][-1]

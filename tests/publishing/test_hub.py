@@ -164,7 +164,7 @@ def test_the_card(run: Path, tmp_path: Path) -> None:
     values = {item["name"]: item["value"] for item in about["model-index"][0]["results"][0]["metrics"]}
     assert values["overall"] == round(metrics["overall"], 2) and values["few"] == round(metrics["few"], 2)
     assert f"| {metrics['overall']:.1f} |" in text and "liftplus pull me/birds" in text
-    assert "19 training images of 3 classes, 12 to 2 a class (0 many, 0 medium, 3 few)" in text
+    assert "19 training images of 3 classes, 12 to 2 per class (0 many, 0 medium, 3 few)" in text
     assert "red square" in text and str(tmp_path) not in card
 
 

@@ -119,8 +119,8 @@ def test_dora_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "said"),
     [
-        (lambda: trained("open_clip_vit"), "hides inside one module"),
-        (lambda: trained("beit"), "hides inside one module"),
+        (lambda: trained("open_clip_vit"), "hidden inside another module"),
+        (lambda: trained("beit"), "hidden inside another module"),
         (lambda: trained("timm_vit", other={"ssf": SSF()}), "tunes lora\\+ssf"),
         (lambda: trained("clip_vit", side="both"), "text side"),
     ],
@@ -217,5 +217,5 @@ def test_a_pattern_that_is_none(tmp_path: Path) -> None:
     made_by_peft(tmp_path, r=4, target_modules=["qkv"])
     file = tmp_path / "theirs" / lora_exchange.CONFIG
     file.write_text(file.read_text().replace('"alpha_pattern": {}', '"alpha_pattern": {"blocks.(0": 3}'))
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         lora_exchange.read_folder(trained("timm_vit", targets=("q", "k", "v"), rank=4).model, tmp_path / "theirs")

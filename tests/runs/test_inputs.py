@@ -137,7 +137,7 @@ def test_a_line_that_names_nothing_is_a_row_and_refused_unless_skipped(place: Pa
         ("bad.zip", "cannot be opened as a zip"),
         ("empty.txt", "empty.txt is empty"),
         ("new/notes.txt", "No line of new/notes.txt names a file. The first line is 'junk'"),
-        ("new/desktop.ini", "names no image"),
+        ("new/desktop.ini", "name no image"),
         ("~nobody-of-that-name/x.png", "unknown user"),
     ],
 )

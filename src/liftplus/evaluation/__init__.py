@@ -1,1 +1,1 @@
-"""Evaluation: predictions, kept features, priors, accuracies and what chance makes of them."""
+"""Evaluation: predictions, feature cache, priors, accuracies, and whether differences are more than noise."""

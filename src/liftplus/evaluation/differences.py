@@ -1,10 +1,10 @@
-"""What tests got right, told apart from chance: each accuracy with its interval and each two methods.
+"""Intervals of accuracies, and which differences between methods are more than noise.
 
-`compare` prints these and the report shows them, so that both give one judgement.
+`compare` prints these and the report shows them, so both give the same judgement.
 
-The 95 % interval of one accuracy is Korn and Graubard's (1998, Survey Methodology 24:193): Clopper and Pearson's
-interval of a share, for the number of independent images whose share would vary as the accuracy does over seeds and
-test images. So it keeps its width where all images are right.
+The 95 % interval of an accuracy is Korn and Graubard's (1998, Survey Methodology 24:193). It is Clopper and Pearson's
+interval of a share, with an effective number of independent images: that many images would give the variance which the
+accuracy has over seeds and test images. So the interval does not shrink to a point when all images are right.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from liftplus.evaluation.noise import KEYS, LEVEL, Difference
 
 @dataclass(frozen=True)
 class Answers:
-    """Which images S runs of a method got right, [S, N], in the order of the test split, and the images' classes [N].
+    """What S runs of a method, one per seed, got right on N test images.
 
     Attributes:
-        images: the images' names and true classes, which two methods must share to be compared.
-        train_counts: of each class.
+        right: 1 where right, else 0, [S, N], in the order of the test split.
+        labels: class of each image [N].
+        images: name and true class of each image; two methods need the same ones to be compared.
+        train_counts: training images of each class [C].
         seeds: of the S runs.
     """
 
@@ -41,16 +43,16 @@ class Answers:
     seeds: tuple[int, ...] = ()
 
     def accuracy(self, key: str) -> float | None:
-        """The mean over seeds in percent; None where no image belongs to the group."""
+        """The mean over seeds in percent; None if no image belongs to the group."""
         weight, _ = noise.weights(key, self.labels, self.train_counts)
         return 100 * float((self.right @ weight).mean()) if weight.any() else None
 
     def pictures(self, key: str) -> int:
-        """How many test images an accuracy rests on."""
+        """Number of test images in an accuracy."""
         return int((noise.weights(key, self.labels, self.train_counts)[0] > 0).sum())
 
     def interval(self, key: str) -> tuple[float, float] | None:
-        """The accuracy's 95 % interval over seeds and test images, in percent; None without an image."""
+        """The 95 % interval of an accuracy over seeds and test images, in percent; None if no image belongs to it."""
         from scipy import stats
 
         weight, strata = noise.weights(key, self.labels, self.train_counts)
@@ -62,7 +64,7 @@ class Answers:
         if len(by_seed) > 1:
             parts.append((float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1.0))
         variance = sum(part for part, _ in parts)
-        alike = 1 / float((weight**2).sum())  # images of equal weight that say as much (Kish 1965)
+        alike = 1 / float((weight**2).sum())  # effective number of images (Kish 1965)
         if 1e-9 < share < 1 - 1e-9 and variance > 1e-12:
             freedom = variance**2 / sum(part**2 / df for part, df in parts)
             t = [float(stats.t.ppf(1 - LEVEL / 2, df)) for df in (max(images - 1, 1), freedom)]
@@ -82,17 +84,24 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """The method, and five crops where they were averaged."""
+        """The method's name in tables, marked if five crops were averaged."""
         return named(self.method, self.tte)
 
 
 def named(method: str, tte: bool) -> str:
-    """How a table calls a method tested with one crop, or with five."""
+    """The name of a method in tables; `tte` marks five crops."""
     return f"{method} (five crops)" if tte else method
 
 
 def read_tests(folders: Sequence[Path], seeds: Sequence[int] = ()) -> Answers:
-    """Runs that differ by seed, from the folders of their tests; without `seeds` they count from 0."""
+    """Read the answers of runs that differ only in their seed, from the folders of their tests.
+
+    Args:
+        seeds: of the runs; by default 0, 1, 2, …
+
+    Raises:
+        UserError: a file cannot be read, or the runs were tested on different images.
+    """
     classes = _table(folders[0] / "per_class.csv", "name", "train_images")
     index = {line["name"]: k for k, line in enumerate(classes)}
     shown = [_table(folder / "predictions.csv", "path", "true", "correct") for folder in folders]
@@ -113,12 +122,14 @@ def _table(path: Path, *columns: str) -> list[dict[str, str]]:
         if not lines or not set(columns) <= lines[0].keys():
             raise ValueError("columns are missing")
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}). Remove its run's folder to make it anew.") from error
+        raise UserError(
+            f"{str(path)!r} cannot be read ({error}). Delete the run's folder and make it again."
+        ) from error
     return lines
 
 
 def _ordered(one: Answers, images: tuple[tuple[str, str], ...]) -> NDArray[np.float64]:
-    """Right or wrong [S, N] in the order of the same images elsewhere."""
+    """Right or wrong [S, N], reordered to the given order of the same images."""
     if one.images == images:
         return one.right
     place = {image: k for k, image in enumerate(one.images)}
@@ -126,7 +137,7 @@ def _ordered(one: Answers, images: tuple[tuple[str, str], ...]) -> NDArray[np.fl
 
 
 def _same_seeds(a: Contender, b: Contender) -> tuple[Contender, Contender] | None:
-    """Two tests of one training with the seeds that both have; None without one."""
+    """Two tests of one training, restricted to the seeds that both have; None if they share no seed."""
     both = tuple(sorted(set(a.answers.seeds) & set(b.answers.seeds)))
     if not both:
         return None
@@ -142,9 +153,10 @@ Pair = tuple[Contender, Contender]
 
 
 def _families(contenders: Sequence[Contender]) -> list[list[Pair]]:
-    """Pairs on the same images that share the seeds' variance.
+    """Groups of pairs on the same images, each with its own estimate of the seeds' variance.
 
-    They are those with one crop, those with five, five crops against one, and methods that share no number of crops.
+    The groups are: both with one crop, both with five, one method with five crops against one, and two methods that
+    were never tested with the same number of crops.
     """
     crops: dict[str, set[bool]] = {}
     for one in contenders:
@@ -167,7 +179,7 @@ def _families(contenders: Sequence[Contender]) -> list[list[Pair]]:
 
 
 def judged(contenders: Sequence[Contender]) -> list[Difference]:
-    """The differences of methods that were tested on the same images, by accuracy; p-values adjusted for each."""
+    """Differences between methods tested on the same images. p-values are adjusted within each accuracy."""
     families, found = _families(contenders), []
     for key in KEYS:
         told = [one for family in families for one in _compared(family, key)]
@@ -177,7 +189,7 @@ def judged(contenders: Sequence[Contender]) -> list[Difference]:
 
 
 def _compared(family: Sequence[Pair], key: str) -> list[Difference]:
-    """The pairs of a family in one accuracy, p not adjusted; nothing where no image belongs to it."""
+    """A family's differences in one accuracy, with p not adjusted; empty if no image belongs to the accuracy."""
     members = list({one.name: one for pair in family for one in pair}.values())
     first = members[0].answers
     weight, strata = noise.weights(key, first.labels, first.train_counts)
@@ -200,7 +212,7 @@ def _compared(family: Sequence[Pair], key: str) -> list[Difference]:
 
 
 def headlines(contenders: Sequence[Contender], found: Sequence[Difference]) -> list[str]:
-    """The sentences to read first: the best method against each other one, overall and on rare classes."""
+    """The main findings: the best method against each other method, overall and on few classes."""
     out = []
     for key in ("overall", "few"):
         for tte in (False, True):
@@ -213,22 +225,22 @@ def headlines(contenders: Sequence[Contender], found: Sequence[Difference]) -> l
 
 
 def counted(answers: Answers) -> str:
-    """On how many test images the accuracies rest: 66 test images: many 30, medium 20, few 16."""
+    """Numbers of test images in words: "66 test images: many 30, medium 20, few 16"."""
     groups = [f"{key} {n:,}" for key in ("many", "medium", "few") if (n := answers.pictures(key))]
     n = answers.pictures("overall")
     return f"{words.counted(n, 'test image')}: {', '.join(groups)}"
 
 
 def caveat(seeds: int) -> str:
-    """What the intervals are, and what they do not show."""
+    """What the printed intervals mean, and what they do not show."""
     if seeds == 1:
         return (
-            "One seed proves nothing: other seeds give other accuracies, and how much they differ is not known. ± of a "
+            "One seed proves nothing: other seeds give other accuracies, and their spread is not known. ± of a "
             "difference is a 95 % interval over test images alone. Give --seeds 3 to see which differences are more "
             "than noise."
         )
     return (
         f'± of a difference is a 95 % interval over {seeds} seeds and the test images together. "More than noise" '
-        "holds for all comparisons of one accuracy at once: at most one set of comparisons in twenty has a false one "
+        "is adjusted for all comparisons of one accuracy: at most one such set in twenty has a false finding "
         "(Holm, 5 %)."
     )

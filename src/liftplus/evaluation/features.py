@@ -1,6 +1,6 @@
-"""Features of frozen towers, computed once: kept on disk, keyed by weights, data, transform, precision and code.
+"""The cache of features of frozen towers: on disk, keyed by weights, data, transform, precision and code.
 
-A file that is damaged, foreign or of another key is as good as none. The whole folder may be removed at any time.
+A damaged or foreign file, or one with another key, is ignored. The whole folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from liftplus.model.classifier import Classifier
 from liftplus.words import counted
 
 PAYS = 2.0
-"""Seconds that features must have taken to be worth a file."""
+"""Features that took fewer seconds than this are not kept."""
 LIMIT = 10_000_000_000
-"""Bytes that the folder may hold; the files that were used least recently go first."""
-_PIECE = 64_000_000  # bytes that go from process to process at once
+"""Limit of the folder's size in bytes; the least recently used files are deleted first."""
+_PIECE = 64_000_000  # bytes per message between processes
 
 
 def folder() -> Path:
-    """Where features are kept."""
+    """The folder of the cache."""
     return cache_folder() / "features"
 
 
 @dataclass
 class Cache:
-    """Tensors on disk by what they follow from.
+    """A cache of tensors on disk, keyed by everything that determines them.
 
     Attributes:
-        place: the folder; None: nothing is kept and nothing read.
-        job: of several processes the leader alone reads and writes; each makes its part of what is missing.
-        notes: what was read from here, or why it could not be kept, one sentence each.
+        place: the folder; None turns the cache off.
+        job: only the leader reads and writes; every process computes its part of what is missing.
+        notes: what was read from the cache or could not be written to it, one sentence each.
     """
 
     place: Path | None = None
@@ -67,21 +67,21 @@ class Cache:
 
     @classmethod
     def of(cls, wanted: bool, job: Job = ALONE) -> Cache:
-        """The user's cache, or none."""
+        """The user's cache, or one that is off."""
         return cls(folder() if wanted else None, job)
 
     @property
     def on(self) -> bool:
-        """Whether features are to be computed once."""
+        """Whether the cache is on."""
         return self.place is not None
 
     def tensor(self, key: Callable[[], dict[str, Any] | None], make: Callable[[], Tensor], what: str) -> Tensor:
-        """What `make` gives, read from disk where it was kept under the same key: the same bits.
+        """The result of `make`, or the same bits from the cache.
 
         Args:
-            key: all that the tensor follows from; None where that is not known for sure.
-            make: computes it; called by every process of the job.
-            what: how a note calls it.
+            key: gives everything that determines the tensor; None if that is not known for sure.
+            make: computes the tensor; called by every process of the job.
+            what: the tensor's name in notes.
         """
         if self.place is None:
             return make()
@@ -89,18 +89,18 @@ class Cache:
         path = None if about is None else self.place / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
         found = self._shared(None if path is None or about is None else _read(path, about))
         if found is not None:
-            self.notes.append(f"{what} were computed before and read from {self.place}.")
+            self.notes.append(f"{what} were read from the cache in {self.place}.")
             return found
         clock = time.perf_counter()
         made = make()
         took = time.perf_counter() - clock
-        # Made while a picture was changed, it would be neither the old one's nor the new one's.
+        # If a picture changed meanwhile, the features belong to neither key.
         if path is not None and about is not None and took >= PAYS and _text(key()) == about:
             self._write(path, about, made, what)
         return made
 
     def _shared(self, found: Tensor | None) -> Tensor | None:
-        """The leader's tensor for all processes, in pieces."""
+        """Send the leader's tensor to all processes, in pieces."""
         if self.job.size == 1:
             return found
         rows = 1 if found is None else max(1, _PIECE * len(found) // max(1, found.nbytes))
@@ -111,7 +111,7 @@ class Cache:
         return torch.cat([self.job.from_leader(partial(_piece, pieces, number)) for number in range(count)])
 
     def _write(self, path: Path, about: str, made: Tensor, what: str) -> None:
-        """Write beside and rename; several processes that do so write the same."""
+        """Write to a temporary file and rename it. Processes that do so at once write the same."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, beside = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".tmp", dir=path.parent)
@@ -126,11 +126,11 @@ class Cache:
             _trim(path)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            self.notes.append(f"{what} could not be kept in {path.parent} ({reason}).")
+            self.notes.append(f"{what} could not be written to the cache in {path.parent} ({reason}).")
 
 
 def _piece(pieces: Sequence[Tensor], number: int) -> Tensor:
-    return pieces[number].clone()  # a view would be sent with all that it is a view of
+    return pieces[number].clone()  # a view would be sent with its whole storage
 
 
 def _text(key: dict[str, Any] | None) -> str | None:
@@ -142,7 +142,7 @@ def _digest(rows: Tensor) -> str:
 
 
 def _read(path: Path, about: str) -> Tensor | None:
-    """The rows of a whole file with this key, else None."""
+    """The rows of an intact file with this key, else None."""
     try:
         with safe_open(path, "pt") as file:
             found = file.metadata() or {}
@@ -159,7 +159,7 @@ def _read(path: Path, about: str) -> Tensor | None:
 
 
 def _trim(newest: Path) -> None:
-    """Remove what was used least recently, down to `LIMIT` bytes, and what a killed process left half written."""
+    """Delete the least recently used files beyond `LIMIT` bytes, and temporary files of killed processes."""
     files = []
     for path in newest.parent.iterdir():
         with suppress(OSError):  # another process may be trimming too
@@ -178,7 +178,7 @@ def _trim(newest: Path) -> None:
 
 @cache
 def _code() -> str:
-    """Digest of this package's own code: transforms and kernels are part of what features follow from."""
+    """Digest of this package's code: transforms and kernels determine features too."""
     digest = hashlib.sha256()
     for path in sorted(Path(str(files("liftplus"))).rglob("*.py")):
         digest.update(path.read_bytes())
@@ -186,7 +186,7 @@ def _code() -> str:
 
 
 def _machine(runtime: Runtime) -> dict[str, Any]:
-    """Whatever of machine, libraries and precision can change a bit."""
+    """Everything about machine, libraries and precision that can change a bit."""
     own = {part.name: str(getattr(runtime, part.name)) for part in fields(runtime) if part.name != "job"}
     return {
         "code": _code(),
@@ -199,7 +199,7 @@ def _machine(runtime: Runtime) -> dict[str, Any]:
 
 
 def _weights(module: nn.Module, origin: str) -> dict[str, Any] | None:
-    """The weight file's digest, and a sum of the weights as they are now; None where they come from no file."""
+    """Digest of the weight file and a sum of the present weights; None if they are random, trained or hooked."""
     if origin == "random" or not untouched(module):
         return None
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -221,14 +221,14 @@ def untouched(module: nn.Module) -> bool:
 
 
 def bare(model: Classifier) -> bool:
-    """Whether the classifier's features are those of the backbone as it was loaded."""
+    """Whether the classifier's features are those of the original backbone."""
     return not model.tuners and untouched(model.backbone)
 
 
 def image_features(
     cache: Cache, backbone: Backbone, reader: SplitReader, view: Crops, runtime: Runtime, batch_size: int
 ) -> Tensor:
-    """Features of every crop of every image of a split, fp32 [N, crops, D], on the CPU."""
+    """Features of every crop of every image of a split, fp32 [N, crops, D], on the CPU, through the cache."""
 
     def key() -> dict[str, Any] | None:
         weights = _weights(backbone.image, backbone.identity)
@@ -254,16 +254,17 @@ def image_features(
 
 
 def text_features(cache: Cache, encoder: TextEncoder, origin: str, runtime: Runtime, texts: ClassTexts) -> Tensor:
-    """Unit features of the classes in the joint space [C, joint] by their prompts, on the encoder's device.
+    """Unit features of the classes' prompts in the joint space [C, joint], on the encoder's device, through the cache.
 
     Args:
         origin: the backbone's identity.
+        texts: prompts of each class.
     """
     prompts = nested(texts)
 
     def key() -> dict[str, Any] | None:
         weights = _weights(encoder, origin)
-        few = [own[0] for own in prompts[:64]]  # their ids tell tokenizers apart
+        few = [own[0] for own in prompts[:64]]  # another tokenizer gives other ids
         return weights and {
             "kind": "texts",
             "weights": weights,
@@ -281,7 +282,7 @@ def text_features(cache: Cache, encoder: TextEncoder, origin: str, runtime: Runt
 
 @dataclass(frozen=True)
 class FixedCrop:
-    """The one training view of an augmentation that is always the same: uint8 [1, 3, R, R]."""
+    """The view of an augmentation that has no randomness, as a crop of one: uint8 [1, 3, R, R]."""
 
     augment: Augment
     size: int
@@ -297,7 +298,7 @@ class FixedCrop:
 
 
 class FeatureLoader:
-    """Batches of features [B, D] where a `Loader` would give the pictures, in the same order and parts."""
+    """Batches of features [B, D], in the order and process shares in which a `Loader` gives the pictures."""
 
     def __init__(
         self,
@@ -311,7 +312,7 @@ class FeatureLoader:
         self.batch_size, self.job = batch_size, job
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return -(-len(self.rows) // self.batch_size)
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
@@ -325,7 +326,7 @@ class FeatureLoader:
 def predict_once(
     model: Classifier, reader: SplitReader, evaluation: EvaluationConfig, runtime: Runtime, cache: Cache
 ) -> TopK:
-    """`inference.predict`, with the features of a bare backbone kept: the same bits."""
+    """`inference.predict` with the same bits; if the backbone is bare, its features go through the cache."""
     facts = model.backbone.facts
     if not cache.on or not bare(model):
         return predict(model, reader, evaluation, facts, runtime)
@@ -338,7 +339,7 @@ def predict_once(
 
 @torch.inference_mode()
 def _logits(model: Classifier, rows: Tensor, batch_size: int, runtime: Runtime) -> Tensor:
-    """Logits averaged over the crops, fp32 [N, C], from features [N, crops, D]."""
+    """Logits fp32 [N, C], averaged over crops, from features [N, crops, D]."""
     parts = []
     for part in rows.split(batch_size):
         with runtime.autocast():

@@ -1,15 +1,15 @@
-"""Generalized Logit Adjustment (Zhu et al. 2023, arXiv 2310.08106): tuned and zero-shot logits, each without its prior.
+"""Generalized Logit Adjustment (Zhu et al. 2023, arXiv 2310.08106): tuned plus zero-shot logits, without their priors.
 
-A dual encoder prefers classes that were frequent in its pre-training. With pi_p for that prior, z for zero-shot and f
-for tuned logits, and a - log e for what takes the training prior off the latter (`priors`), the logits are
+A dual encoder prefers classes that were frequent in its pre-training. Call that prior pi_p, the zero-shot logits z and
+the tuned logits f. a - log e removes the training prior from f (`priors`). The logits are
 
     (f + a - log e) + (z - log pi_p)        (the paper's equation 6, with log p added for a prior p in use).
 
-pi_p is not published. It is the q that makes z - log q best on labelled pictures, each class counting the same
-(section 4.2): the least cross-entropy, which is convex in log q.
+pi_p is not published. It is estimated as the q for which z - log q has the least cross-entropy on labelled pictures,
+each class counting the same (section 4.2). That cross-entropy is convex in log q.
 
-differs: that minimum is found exactly, where the paper's code takes 1,000 steps of a Lagrangian from the uniform prior;
-classes without pictures get the geometric mean of the others.
+differs: here the minimum is exact; the paper's code takes 1,000 steps on a Lagrangian from the uniform prior. Classes
+without pictures get the geometric mean of the others.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from liftplus.model.classifier import Classifier
 
 
 def pretraining_prior(logits: Tensor, labels: Tensor) -> Tensor:
-    """pi_p [C], fp64, from zero-shot logits [N, C] of pictures and their labels [N].
+    """The pre-training prior pi_p [C], fp64, summing to 1, from zero-shot logits [N, C] and labels [N].
 
-    Only differences of log pi_p are determined by the pictures of classes that have some.
+    A class without pictures gets the geometric mean of the others (before normalisation).
     """
     present = labels.unique()
     number = torch.full((logits.shape[1],), -1).index_put((present,), torch.arange(len(present)))
@@ -42,7 +42,7 @@ def pretraining_prior(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _least(z: NDArray[np.float64], own: NDArray[np.int64]) -> NDArray[np.float64]:
-    """log q [C] of mean 0 at which the class-balanced cross-entropy of z - log q is least; each class has pictures."""
+    """The log q [C] of mean 0 that minimises the class-balanced cross-entropy of z - log q. Each class has a picture."""
     from scipy import optimize, special
 
     rows, classes = np.arange(len(own)), z.shape[1]
@@ -61,7 +61,7 @@ def _least(z: NDArray[np.float64], own: NDArray[np.int64]) -> NDArray[np.float64
 
 
 class Together(nn.Module):
-    """The sum of a tuned and a zero-shot classifier's logits, [B, 3, R, R] -> [B, C]; each has its shift already."""
+    """Sum of the logits of a tuned and a zero-shot classifier, [B, 3, R, R] -> [B, C]. Both have their shift set."""
 
     def __init__(self, tuned: Classifier, zeroshot: Classifier) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Together(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The tuned one's."""
+        """The tuned classifier's backbone."""
         return self.tuned.backbone
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Run a classifier over a split: one crop or five, probabilities, metrics."""
+"""Run a classifier over a split, with one crop or five, and give probabilities and metrics."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class TopK:
 
 
 def crops(evaluation: EvaluationConfig, facts: Facts) -> CentreCrop | FiveCrops:
-    """The test-time cut that the options ask for."""
+    """The crops for testing, by the evaluation settings."""
     if evaluation.tte:
         return FiveCrops(facts.image_size, evaluation.expand, facts.interpolation)
     return CentreCrop(facts.image_size, facts.interpolation, evaluation.one_crop_expand)
 
 
 def coinciding_grids(evaluation: EvaluationConfig, facts: Facts) -> str | None:
-    """A warning where the five crops would share one patch grid, which takes most of the gain away."""
+    """A warning if the five crops share one patch grid, which removes most of their gain; else None."""
     patch = facts.patch_size
     if not evaluation.tte or patch is None or evaluation.expand % patch:
         return None
@@ -54,14 +54,15 @@ def coinciding_grids(evaluation: EvaluationConfig, facts: Facts) -> str | None:
 
 @dataclass(frozen=True)
 class SplitReader:
-    """What is run over, and how it is read.
+    """A split to run over, and how to read it.
 
     Attributes:
         store, split: the pictures.
-        workers: loader processes; by default by the number of cores.
-        progress: told of every batch.
-        label: what the progress is called.
-        unreadable: where given, pictures that cannot be decoded are noted here, key and reason, and do not stop.
+        workers: number of loader processes; by default it depends on the number of cores.
+        progress: gets a call for every batch.
+        label: the title of the progress bar.
+        unreadable: collects the key and the reason of each picture that cannot be decoded. If None, such a picture is
+            an error.
     """
 
     store: Store
@@ -83,9 +84,12 @@ def collect(
     *,
     each: bool = False,
 ) -> Tensor:
-    """The model's outputs averaged over the crops, fp32 [N, ...], on the CPU, in the split's order.
+    """The model's outputs averaged over crops, fp32 [N, ...], on the CPU, in the split's order.
 
-    With `each`, every crop's own [N, crops, ...]. Several processes each run over their part, and each gets all rows.
+    In a multi-process job each process runs over its part, and each gets all rows.
+
+    Args:
+        each: return every crop's output instead, [N, crops, ...].
     """
     return runtime.job.whole(_outputs(model, reader, view, facts, runtime, batch_size, each=each), len(reader.split))
 
@@ -100,7 +104,7 @@ def _outputs(
     *,
     each: bool = False,
 ) -> Tensor:
-    """`collect` for this process's part alone."""
+    """`collect` for this process's part only."""
     split = reader.split if runtime.job.size == 1 else reader.split.taken(runtime.job.part(len(reader.split)))
     loader = Loader(
         reader.store,
@@ -111,7 +115,7 @@ def _outputs(
         pin=runtime.device.type == "cuda",
     )
     normalise, forward = Normalise(facts).to(runtime.device), runtime.compiled(model)
-    # A classifier with a trained text side would encode its class prompts for every batch.
+    # Without this, a classifier with a trained text side encodes its class prompts for every batch.
     keeping = getattr(model, "class_features_kept", nullcontext)
     parts: list[Tensor] = []
     with keeping(), (reader.progress or Silent()).task(reader.label, len(loader)) as advance:
@@ -124,7 +128,7 @@ def _outputs(
                 out = forward(normalise(images.flatten(0, 1)))
             out = out.float().unflatten(0, images.shape[:2])
             parts.append(out if each else out.mean(1))
-            if len(parts) > 1:  # of the batch before, so that the device has the next one while this waits
+            if len(parts) > 1:  # fetch the previous batch only now, so that the device always has work
                 parts[-2] = parts[-2].cpu()
             advance()
     return torch.cat([*parts[:-1], *(part.cpu() for part in parts[-1:])])
@@ -134,7 +138,13 @@ def _outputs(
 def predict(
     model: nn.Module, reader: SplitReader, evaluation: EvaluationConfig, facts: Facts, runtime: Runtime
 ) -> TopK:
-    """Top-k classes and probabilities for every image of a split; several processes each run over their part."""
+    """The best k classes and their probabilities for every image of a split.
+
+    In a multi-process job each process runs over its part, and each gets all results.
+
+    Raises:
+        DivergedError: a logit is not finite.
+    """
     logits = _outputs(model, reader, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
     if reader.unreadable is not None:
         for noted in runtime.job.from_all(dict(reader.unreadable)):
@@ -143,7 +153,7 @@ def predict(
 
 
 def best(logits: Tensor, evaluation: EvaluationConfig, runtime: Runtime, count: int) -> TopK:
-    """Top-k classes and probabilities of all `count` images, from the logits of this process's part [n, C].
+    """The best k classes and their probabilities for all `count` images, from this process's logits [n, C].
 
     Raises:
         DivergedError: a logit of any process is not finite.
@@ -152,12 +162,12 @@ def best(logits: Tensor, evaluation: EvaluationConfig, runtime: Runtime, count: 
     if most := max(runtime.job.greatest(strange)):
         precise = "" if runtime.precision == "fp32" else "Try precision=fp32. "
         raise DivergedError(
-            f"The model gives numbers that are not finite for {most:,} of {counted(count, 'picture')}, so it has no "
-            f"answer. {precise}Its weights diverged in training, or the backbone's file is damaged: train again with a "
-            "lower train.lr, or restore the file."
+            f"The model's outputs are not finite for {most:,} of {counted(count, 'picture')}. {precise}Its weights "
+            "diverged in training, or the backbone's file is damaged. Train again with a lower train.lr, or restore "
+            "the file."
         )
     found: list[tuple[Tensor, Tensor]] = []
-    # Among thousands of classes the CPU would rank for as long as a GPU takes to give the logits.
+    # With thousands of classes, ranking on the CPU would take as long as the GPU takes for the logits.
     for rows in logits.split(1024):
         chances = rows.to(runtime.device).softmax(-1)
         top = ranked(chances, min(evaluation.top_k, logits.shape[1]))
@@ -167,5 +177,5 @@ def best(logits: Tensor, evaluation: EvaluationConfig, runtime: Runtime, count: 
 
 
 def score(predictions: TopK, split: Split, train_counts: tuple[int, ...]) -> Metrics:
-    """Metrics of the best class of each image."""
+    """Metrics of the best class of each image, against the split's labels."""
     return accuracies(predictions.classes[:, 0].numpy(), list(split.labels), train_counts)

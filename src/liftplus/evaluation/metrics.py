@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 MANY_OVER, FEW_UNDER = 100, 20
 FREQUENCIES = ("frequent", "common", "rare")
-"""LVIS's groups of classes, by the training images of the whole data set; data may name them."""
+"""The class groups of LVIS, by the training images of the whole data set. A data set may name a group per class."""
 
 
 def group_of(count: int) -> str:
-    """ "many" over 100 training images, "few" under 20, else "medium" (Liu et al. 2019)."""
+    """The group of a class: "many" over 100 training images, "few" under 20, else "medium" (Liu et al. 2019)."""
     return "many" if count > MANY_OVER else "few" if count < FEW_UNDER else "medium"
 
 
 def ranked(scores: Tensor, k: int) -> Tensor:
-    """The k best classes of each row [N, C], best first, int64 [N, k]; of equal scores the lower class index leads."""
-    import torch  # here, so that what only names groups starts without it
+    """The k best classes of each row of scores [N, C], best first, int64 [N, k]. Ties go to the lower class index."""
+    import torch  # imported here because users of the groups alone do not need PyTorch
 
     classes = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
     parts = []
-    for left in scores.split(1024):  # many rows of thousands of classes at once would fill memory
+    for left in scores.split(1024):  # all rows at once could fill memory
         left, found = left.clone(), []
-        for _ in range(k):  # a sort costs far more than a few passes, and top-k leaves ties to chance
+        for _ in range(k):  # a sort is far slower, and torch.topk breaks ties arbitrarily
             best = left.amax(-1, keepdim=True)
             first = torch.where(left == best, classes, scores.shape[1] - 1).amin(-1).long()
             found.append(first)
@@ -41,15 +41,15 @@ def ranked(scores: Tensor, k: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Accuracies in percent; None where no test image of any class of a group exists.
+    """Accuracies in percent. A group without test images is None.
 
     Attributes:
         overall: share of test images that are right.
         mean_class: mean of the classes' accuracies.
-        many, medium, few: the same over the classes of one group.
-        per_class: accuracy of each class, None for a class without test images.
+        many, medium, few: mean over the classes of one group.
+        per_class: accuracy of each class; None for a class without test images.
         images: number of test images.
-        frequency: the mean over the classes of each group that the data name themselves; none where they do not.
+        frequency: mean over the classes of each group in `FREQUENCIES`; empty if the data name no such groups.
     """
 
     overall: float
@@ -62,13 +62,13 @@ class Metrics:
     frequency: Mapping[str, float | None] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float | int | None]:
-        """The figures without the per-class list, those by frequency among them."""
+        """All figures except the per-class list."""
         return {key: value for key, value in vars(self).items() if key not in ("per_class", "frequency")} | dict(
             self.frequency
         )
 
     def with_frequency(self, groups: Sequence[str]) -> Metrics:
-        """The same with means over groups of classes, given for each class [C]."""
+        """A copy with means over the classes of each frequency group; `groups` has the group of each class [C]."""
         found = {}
         for name in FREQUENCIES:
             own = [a for a, group in zip(self.per_class, groups, strict=True) if group == name and a is not None]
@@ -81,12 +81,11 @@ def accuracies(
 ) -> Metrics:
     """Metrics of predicted classes [N] against labels [N].
 
-    A class that has no test image has no accuracy and shifts no mean. Groups come from `train_counts`
-    [C] alone, so a class missing from the test split never moves another into a different group; a class without
-    training images counts among the few.
+    A class without test images has no accuracy and does not enter a mean. Groups depend only on `train_counts` [C]; a
+    class without training images counts as few.
 
     Raises:
-        ValueError: nothing to measure, or a label or prediction that is none of the C classes.
+        ValueError: the lengths differ, there is no image, or a label or prediction is not one of the C classes.
     """
     classes = len(train_counts)
     truth = np.asarray(labels, dtype=np.int64)

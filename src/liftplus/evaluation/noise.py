@@ -1,25 +1,25 @@
 """Whether one method beats another by more than noise: the noise of seeds and that of test images.
 
-A difference of two accuracies would come out otherwise with other seeds and with other test images. Its variance is
+A difference of two accuracies varies with the seeds and with the test images. Its variance is
 
     V = I - C + D,    I = Σ_k W_k² v_k / n_k,    D = s_a² / S_a + s_b² / S_b
 
-I is the images' part. The sum goes over the strata of test images that an accuracy averages: v_k is the variance over
-the n_k images of stratum k of the difference of the shares of seeds that got the image right, W_k the stratum's weight.
-D is the seeds' part: s is the standard deviation of a method's accuracy over its S seeds. C is the chance by image and
-seed that I and D both hold; the images' scatter between the seeds of one method gives it. `seed_parts` says how several
-methods share one s. Two tests of one training (one crop, five crops) are paired: their D is the variance of the
-difference by seed over S.
+I is the images' part, a sum over the strata of test images. For each image take the share of seeds that got it right,
+and the difference of these shares between the methods: v_k is its variance over the n_k images of stratum k, and W_k is
+the stratum's weight. D is the seeds' part: s is the standard deviation of a method's accuracy over its S seeds. C is
+the variance by image and seed that both I and D contain; it is estimated from the images' scatter between the seeds of
+one method. `seed_parts` says how several methods share one s. Two tests of one training (one crop, five crops) are
+paired: their D is the variance of the difference by seed, divided by S.
 
 Half the 95 % interval is the mean of Student's two quantiles, weighted by the parts (Cochran 1964, Approximate
 significance levels of the Behrens-Fisher test, Biometrics 20):
 
     half = ((I - C) t(f) + D t(g)) / √V
 
-f and g are the degrees of freedom of I and of D. Of one seed only I is known, and nothing is called more than noise.
-That both parts have to be counted: Bouthillier et al. 2021, arXiv 2103.03098. Of several comparisons p-values are
+f and g are the degrees of freedom of I and of D. With one seed only I is known, so no difference is called more than
+noise. Bouthillier et al. 2021 (arXiv 2103.03098) show why both parts count. The p-values of several comparisons are
 adjusted by Holm's method (Holm 1979, jstor.org/stable/4615733). tests/evaluation/test_noise_simulated.py simulates how
-often all this is wrong; docs/sweeps.md says it in words.
+often the verdict is wrong; docs/sweeps.md gives the result in words.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from liftplus.evaluation.metrics import group_of
 from liftplus.evaluation.seed_variance import Runs, SeedPart, seed_parts
 
 KEYS = ("overall", "mean_class", "many", "medium", "few")
-RAREST = "rarest_third"  # a group that does not change with the number of images, to compare data sets cut differently
+RAREST = "rarest_third"  # this group keeps its classes when a data set is cut to other sizes
 ONE_SEED = {"overall": 0.3, "mean_class": 0.3, "many": 1.0, "medium": 1.0, "few": 1.0, RAREST: 1.0}
-"""Points by which a run may miss a published figure: three times the spread over seeds that LIFT+ saw on ImageNet-LT
-for overall accuracy (0.1), and 1.3 to 2 times that of its groups (0.5 to 0.8)."""
+"""Points by which a run may miss a published figure. For overall accuracy this is three times LIFT+'s spread over seeds
+on ImageNet-LT (0.1); for its groups it is 1.3 to 2 times their spread (0.5 to 0.8)."""
 MARGIN = {"overall": 1.0, "mean_class": 1.0, "many": 2.0, "medium": 2.0, "few": 2.0, RAREST: 2.0}
-"""Points that "no worse" and "the same" allow where a claim states no margin of its own: one point, about what a good
-part of a recipe adds; two on a group, whose accuracy scatters about twice as much over seeds."""
+"""Default margin of "no worse" and "the same", in points. One point is about what a good part of a recipe adds. Groups
+have two, because their accuracy scatters about twice as much over seeds."""
 LEVEL = 0.05
 
 _WORDS = {"overall": "overall", "mean_class": "in the mean over classes", RAREST: "on the rarest third of classes"}
@@ -52,12 +52,12 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ImagePart:
-    """What test images contribute to the variance of a difference, in squared points.
+    """The test images' part of the variance of a difference, in squared points.
 
     Attributes:
         variance: I of the module's formula.
         freedom: its degrees of freedom.
-        shared: C, chance by image and seed, which the seeds' part holds as well; 0 where it is not known.
+        shared: C of the module's formula; 0 if it is not known.
     """
 
     variance: float
@@ -67,7 +67,14 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean difference of two methods in points, half the width of its 95 % interval, p, and the images' part."""
+    """A difference of two methods.
+
+    Attributes:
+        points: the mean difference.
+        half: half the width of its 95 % interval, in points; None if unknown.
+        p: p-value for no difference; None if unknown.
+        part: the images' part of the variance.
+    """
 
     points: float
     half: float | None
@@ -77,17 +84,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much a beats b, in points of percent.
+    """Accuracy of method a minus that of method b, in percentage points.
 
     Attributes:
         a, b: the methods.
         key: the accuracy.
         points: mean difference over seeds.
-        half: half the width of its 95 % interval; None where nothing can be said of its noise.
-        p: of no difference, by itself.
+        half: half the width of its 95 % interval; None if its noise is unknown.
+        p: p-value for no difference, not adjusted.
         adjusted: p after Holm's adjustment for the other comparisons of the same accuracy.
-        seeds, images: how many the difference rests on.
-        part: what the test images contribute to its variance.
+        seeds, images: numbers of seeds and test images.
+        part: the test images' part of its variance.
     """
 
     a: str
@@ -103,11 +110,11 @@ class Difference:
 
     @property
     def exceeds(self) -> bool:
-        """Whether it is more than noise; never with one seed, since other seeds differ by an unknown amount."""
+        """Whether the difference is more than noise. Never with one seed, since the seeds' variance is unknown."""
         return self.seeds > 1 and self.adjusted is not None and self.adjusted < LEVEL
 
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval, not adjusted; None with one seed or where nothing is known of the noise."""
+        """The 95 % interval, not adjusted; None with one seed or if the noise is unknown."""
         if self.seeds < 2 or self.half is None:
             return None
         return self.points - self.half, self.points + self.half
@@ -124,17 +131,17 @@ class Difference:
 
 
 def weights(key: str, labels: Ints, train_counts: Sequence[int]) -> tuple[Floats, Ints]:
-    """How one accuracy weighs the test images, and the stratum that each belongs to.
+    """The weight of each test image in an accuracy, and the stratum of each image.
 
     Args:
-        key: overall, mean_class, many, medium or few; or rarest_third, the mean over the third of the classes, rounded
-            up, with the fewest training images (of equal ones the last).
+        key: overall, mean_class, many, medium or few; or rarest_third, the mean over the third of the classes (rounded
+            up) with the fewest training images. Ties take the later classes.
         labels: class of each image [N].
         train_counts: training images of each class [C].
 
     Returns:
-        weights [N] with sum 1, or all 0 where no image belongs to the group, and strata [N]: one for overall, the
-        classes otherwise.
+        weights [N], which sum to 1 or are all 0 if no image belongs to the group; and strata [N]: a single one for
+        overall, otherwise the classes.
     """
     if key == "overall":
         return np.full(len(labels), 1 / len(labels)), np.zeros(len(labels), dtype=np.int64)
@@ -150,10 +157,13 @@ def weights(key: str, labels: Ints, train_counts: Sequence[int]) -> tuple[Floats
 
 
 def image_variance(values: Floats, weight: Floats, strata: Ints) -> tuple[float, float] | None:
-    """Variance of a weighted sum over images that were drawn stratum by stratum, and its degrees of freedom.
+    """Variance of a weighted sum over images from a stratified sample, and its degrees of freedom.
 
-    A stratum of a single image has the others' pooled variance. Where no stratum has two images, all of them are one
-    stratum, which counts what sets the classes apart as noise too. None for a single image.
+    A stratum of a single image gets the pooled variance of the others. If no stratum has two images, all images form
+    one stratum, so differences between classes count as noise too. None for a single image.
+
+    Args:
+        values, weight, strata: of each image, [N].
     """
     found = _image_variances(values[None], weight, strata)
     return None if found is None else (float(found[0][0]), found[1])
@@ -186,14 +196,14 @@ def compare_all(
     strata: Ints,
     training: Sequence[Hashable] | None = None,
 ) -> list[Estimate]:
-    """Pairs of methods, of which all share what is known of the seeds' scatter.
+    """Compare pairs of methods. All pairs share one estimate of the seeds' variance (`seed_parts`).
 
     Args:
         right: for each method which images are right, 0 or 1, [S, N] for its S seeds.
-        pairs: places of the methods to compare.
+        pairs: indices in `right` of the methods to compare.
         weight, strata: of the accuracy, see `weights`.
-        training: what was trained for each method; by default something different. Two tests of one training need
-            equal seeds.
+        training: identifies each method's training; by default all differ. Two tests of one training need the same
+            seeds.
     """
     training = range(len(right)) if training is None else training
     percent = [100 * np.asarray(one, dtype=np.float64) for one in right]
@@ -212,14 +222,14 @@ def compare_all(
 
 
 def _chance(percent: Floats, weight: Floats, strata: Ints) -> float:
-    """Variance of a mean over seeds by chance that is of one image and one seed alone; 0 of a single seed."""
+    """C of one method: the variance of its mean over seeds due to single images in single seeds; 0 for one seed."""
     seeds = len(percent)
     found = _image_variances(percent - percent.mean(0), weight, strata) if seeds > 1 else None
     return 0.0 if found is None else float(found[0].sum()) / (seeds - 1) / seeds
 
 
 def estimate(points: float, images: ImagePart | None, seeds: SeedPart | None) -> Estimate:
-    """A difference with its interval; without a seeds' part (one seed) the interval is over images alone."""
+    """A difference with its interval. Without a seeds' part (one seed) the interval covers test images only."""
     if images is None:
         return Estimate(points, None, None, None)
     parts = [(images.variance, images.freedom)]
@@ -227,7 +237,7 @@ def estimate(points: float, images: ImagePart | None, seeds: SeedPart | None) ->
         own = max(0.0, images.variance - images.shared)
         parts = [(own, images.freedom), (seeds.variance, seeds.freedom)]
     total = sum(variance for variance, _ in parts)
-    if total <= 1e-18:  # nothing varies: equal methods, or too few images to see it
+    if total <= 1e-18:  # the methods are equal, or there are too few images to see a variance
         same = abs(points) < 1e-9
         return Estimate(points, 0.0 if same else None, 1.0 if same else None, images)
     parts = [(variance / total, freedom) for variance, freedom in parts if variance]
@@ -236,14 +246,14 @@ def estimate(points: float, images: ImagePart | None, seeds: SeedPart | None) ->
 
 
 def _quantile(p: float, parts: Sequence[tuple[float, float]]) -> float:
-    """Where both tails hold p: the mean of Student's quantiles; `parts` are weights and degrees of freedom."""
+    """The weighted mean of Student's two-sided p quantiles; `parts` are pairs of weight and degrees of freedom."""
     from scipy import special
 
     return -sum(share * float(special.stdtrit(freedom, p / 2)) for share, freedom in parts)
 
 
 def _p(value: float, parts: Sequence[tuple[float, float]]) -> float:
-    """The p of which `value` is the quantile; 1e-12 for anything smaller."""
+    """The p-value whose quantile is `value`; at least 1e-12."""
     from scipy import optimize
 
     least = 1e-12
@@ -253,7 +263,7 @@ def _p(value: float, parts: Sequence[tuple[float, float]]) -> float:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """p-values adjusted for their number (Holm 1979); None stays, and does not count."""
+    """p-values adjusted by Holm's method (Holm 1979). None stays None and is not counted."""
     order = sorted((p, k) for k, p in enumerate(values) if p is not None)
     out: list[float | None] = [None] * len(values)
     highest = 0.0

@@ -1,9 +1,9 @@
-"""Class priors in use: what to add to a trained model's logits where classes come as often as given.
+"""Adapt a trained model's logits to the class prior where the model is used.
 
-Training teaches softmax(z + a) = p(k | x) with classes as often as they counted in training, e: a is what the loss adds
-to the logits, e_k is how often the sampler showed class k times the loss's weight of it. By Bayes' rule the posterior
-under another prior p is softmax(z + a - log e + log p), Menon et al. 2021, section 3. For logit_adjusted with tau = 1
-that is z + log p, so its logits are those of the uniform prior already.
+Training makes softmax(z + a) the posterior p(k | x) under the prior of training, e. Here a is what the loss adds to the
+logits z, and e_k is how often the sampler showed class k, times the loss's weight of it. By Bayes' rule the posterior
+under another prior p is softmax(z + a - log e + log p) (Menon et al. 2021, section 3). For logit_adjusted with tau = 1
+this is softmax(z + log p), so its plain logits are those for the uniform prior.
 """
 
 from __future__ import annotations
@@ -24,13 +24,21 @@ from liftplus.errors import UserError, unknown
 from liftplus.model.losses import class_prior
 
 RULED_OUT = -1e4
-"""Logarithm of a prior of 0: no probability is left in fp32, and sums stay finite."""
+"""Stands for log 0: the class gets probability 0 in fp32, and sums stay finite."""
 
-FORM = 'a JSON file {"class name": count or share, ...} with every class, 0 for those that never come'
+FORM = 'a JSON file {"class name": count or share, ...} with every class; 0 means that a class never occurs'
 
 
 def shift(config: RunConfig, class_names: Sequence[str], train_counts: Sequence[int], given: str) -> Tensor | None:
-    """What to add to the logits [C], fp32, for a prior: "as_trained" (None), "training", "uniform", or a JSON file."""
+    """The shift [C], fp32, to add to the logits for a prior; None for "as_trained".
+
+    Args:
+        train_counts: training pictures of each class [C].
+        given: "as_trained", "training", "uniform", or the path of a JSON file.
+
+    Raises:
+        UserError: the file cannot be read or does not give every class a number from 0.
+    """
     if given == "as_trained":
         return None
     counts = torch.tensor(train_counts)
@@ -44,17 +52,17 @@ def shift(config: RunConfig, class_names: Sequence[str], train_counts: Sequence[
 
 
 def note(config: RunConfig, given: str) -> str | None:
-    """A warning where the loss has no closed form between its logits and the posterior."""
+    """A warning if the loss has no exact relation between its logits and the posterior; else None."""
     if given == "as_trained" or not config.train.epochs or config.loss.gives_posterior:
         return None
     return (
-        f"The logits of loss={config.loss.name} are no exact log posterior, so the prior {given!r} is applied to them "
-        "as to those of cross_entropy. Check the result on data that has this prior."
+        f"The logits of loss={config.loss.name} are not exact log posteriors. The prior {given!r} is applied as for "
+        "cross_entropy, which is an approximation. Check the result on data with this prior."
     )
 
 
 def _likelihood(config: RunConfig, class_names: Sequence[str], counts: Tensor) -> Tensor:
-    """a - log e [C], fp64: added to the logits it leaves log p(x | k). Untrained, text logits are taken for that."""
+    """a - log e [C], fp64, which turns logits into log p(x | k). It is 0 for an untrained (zero-shot) model."""
     if not config.train.epochs:
         return torch.zeros(len(counts), dtype=torch.float64)
     loss = config.loss.build(counts, class_names)
@@ -64,7 +72,7 @@ def _likelihood(config: RunConfig, class_names: Sequence[str], counts: Tensor) -
 
 
 def _shown(config: RunConfig, counts: Tensor) -> Tensor:
-    """How often training showed each class [C], as a share; a class without images counts as one image."""
+    """The share of training images shown of each class [C]. A class without images counts as one image."""
     prior, sampler, epochs = class_prior(counts), config.sampler, config.train.epochs
     if not isinstance(sampler, Resampler):
         return prior
@@ -74,13 +82,12 @@ def _shown(config: RunConfig, counts: Tensor) -> Tensor:
 
 
 def _given(path: str, class_names: Sequence[str]) -> Tensor:
-    """log p [C] from a file of counts by class name; refuses names that several classes bear."""
+    """log p [C] from a file of counts by class name. Class names must be unique."""
     try:
         table = documents.json_value(documents.text(documents.place(path), "file"), path, distinct=True)
     except UserError as error:
         raise UserError(
-            f"The prior is {path!r}, which cannot be read ({error}) Allowed are as_trained, training, uniform, or "
-            f"{FORM}."
+            f"The prior {path!r} cannot be read as a file ({error}) Give as_trained, training, uniform, or {FORM}."
         ) from error
     if not isinstance(table, dict):
         raise UserError(f"The prior in {path!r} is a {type(table).__name__}. Give {FORM}.")
@@ -89,8 +96,8 @@ def _given(path: str, class_names: Sequence[str]) -> Tensor:
             raise unknown(f"class in the prior {path!r}:", name, set(class_names))
     if twice := [name for name, times in Counter(class_names).items() if times > 1]:
         raise UserError(
-            f"Several classes are called {twice[0]!r}, so counts by name, as in {path!r}, do not tell them apart. "
-            "Give them own names with data.class_names, or take as_trained, training or uniform."
+            f"Several classes are called {twice[0]!r}, so the counts by name in {path!r} are ambiguous. Give the "
+            "classes different names with data.class_names, or use as_trained, training or uniform."
         )
     missing = [name for name in class_names if name not in table]
     if missing:
@@ -100,7 +107,7 @@ def _given(path: str, class_names: Sequence[str]) -> Tensor:
         )
     for name, value in table.items():
         if not _is_count(value):
-            raise UserError(f"The prior of {name!r} in {path!r} is {value!r}; allowed are numbers from 0.")
+            raise UserError(f"The prior of {name!r} in {path!r} is {value!r}. Give a number of at least 0.")
     values = torch.tensor([float(table[name]) for name in class_names], dtype=torch.float64)
     if not values.sum() > 0:
         raise UserError(f"The prior in {path!r} is 0 for every class. Give at least one class a count.")

@@ -1,4 +1,4 @@
-"""The files of a test: metrics, tables by class, confusions and predictions."""
+"""Write the files of a test: metrics, accuracy by class, confusions and predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ def write_evaluation(
     train_counts: Sequence[int],
     about: dict[str, Any],
 ) -> None:
-    """metrics.json, per_class.csv, confusion.csv and predictions.csv of one tested split."""
+    """Write metrics.json, per_class.csv, confusion.csv and predictions.csv of one tested split.
+
+    Args:
+        train_counts: training images of each class [C].
+        about: further entries for metrics.json.
+    """
     names = dataset.class_names
     tested = Counter(split.labels)
     extra = ["frequency"] if dataset.frequency else []

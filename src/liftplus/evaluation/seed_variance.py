@@ -1,6 +1,6 @@
-"""What other seeds contribute to the variance of a difference of two methods, from all methods that were run.
+"""The seeds' part of the variance of a difference of two methods, estimated from all methods that were run.
 
-With three seeds a pair of methods has few degrees of freedom, so methods that scatter alike share one variance.
+With three seeds a pair of methods has few degrees of freedom, so methods with similar scatter share one variance.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 OUTLIER, LARGER, SMALLER = 0.1, 0.4, 0.1
-"""Levels of the F tests by which `seed_parts` decides what shares a variance. Chosen by simulation, so that 5 % stays
-near 5 % where one method's seeds scatter two to seven times as much as the others'."""
+"""Levels of the F tests by which `seed_parts` decides which methods share a variance. Chosen by simulation: the rate of
+false alarms stays near 5 % when one method's seeds scatter two to seven times as much as the others'."""
 
 
 @dataclass(frozen=True)
 class SeedPart:
-    """What seeds contribute to the variance of a difference, in squared points (D), and its degrees of freedom."""
+    """The seeds' part of the variance of a difference (D), in squared points, and its degrees of freedom."""
 
     variance: float
     freedom: float
@@ -28,12 +28,12 @@ class SeedPart:
 
 @dataclass(frozen=True)
 class Runs:
-    """One accuracy of a method.
+    """One accuracy of a method over its seeds.
 
     Attributes:
-        accuracies: by seed, in percent [S].
-        training: what was trained; two tests of one training have it in common.
-        fixed: whether all seeds give the same predictions, as without training.
+        accuracies: of each seed, in percent [S].
+        training: identifies the training; two tests of one training have the same value.
+        fixed: whether all seeds give the same predictions, as a method without training does.
     """
 
     accuracies: Floats
@@ -42,13 +42,13 @@ class Runs:
 
 
 def seed_parts(runs: Sequence[Runs], pairs: Sequence[tuple[int, int]]) -> list[SeedPart | None]:
-    """The seeds' part of the variance of each pair's difference; None where one has a single seed.
+    """The seeds' part of the variance of each pair's difference; None if a method of the pair has a single seed.
 
-    Methods share one pooled variance with the sum of their S - 1 as its degrees of freedom. Two kinds of method do not:
-    one whose seeds all agree has the variance 0, and one that scatters far more than the rest keeps its own (the
-    largest variance is tested first, as by Cochran 1941, Annals of Eugenics 11). A pair keeps the two variances of its
-    own, with Welch's degrees of freedom, where an F test finds them larger or much smaller than the other methods'.
-    Pairs of one training are paired by seed, and share a variance among themselves in the same way.
+    Methods share one pooled variance, whose degrees of freedom are the sum of their S - 1. Two kinds of method do not
+    share it. A method whose seeds all agree has variance 0. A method that scatters far more than the rest keeps its own
+    (the largest variance is tested first, as in Cochran 1941, Annals of Eugenics 11). A pair also keeps its own two
+    variances, with Welch's degrees of freedom, if an F test finds them larger or much smaller than the others'. Two
+    tests of one training are paired by seed; such pairs share a variance among themselves in the same way.
     """
     apart = [(a, b) for a, b in pairs if runs[a].training != runs[b].training]
     first: dict[Hashable, Runs] = {}
@@ -64,11 +64,11 @@ def seed_parts(runs: Sequence[Runs], pairs: Sequence[tuple[int, int]]) -> list[S
     return [_part([gaps[a, b]], within) if (a, b) in gaps else _part([runs[a], runs[b]], pool) for a, b in pairs]
 
 
-_Pool = dict[Hashable, tuple[float, int]]  # variance and degrees of freedom of the trainings that share one
+_Pool = dict[Hashable, tuple[float, int]]  # by training: its variance and degrees of freedom
 
 
 def _pool(runs: Sequence[Runs]) -> _Pool:
-    """Those that scatter alike: without the fixed ones and, one after the other, those that scatter far more."""
+    """The trainings that share a variance: not fixed ones, nor those that scatter far more than the rest."""
     found = {one.training: _variance(one) for one in runs if len(one.accuracies) > 1 and not one.fixed}
     while len(found) > 1:
         largest = max(found, key=lambda key: found[key][0])
@@ -80,7 +80,7 @@ def _pool(runs: Sequence[Runs]) -> _Pool:
 
 
 def _part(pair: Sequence[Runs], pool: _Pool) -> SeedPart | None:
-    """D of one pair: of two methods, or of the difference by seed of two tests of one training."""
+    """D of one pair: two methods, or the difference by seed of two tests of one training."""
     if any(len(one.accuracies) < 2 for one in pair):
         return None
     pair = [one for one in pair if not one.fixed]
@@ -102,7 +102,7 @@ def _variance(runs: Runs) -> tuple[float, int]:
 
 
 def _mean(variances: _Pool) -> tuple[float, int]:
-    """Their mean by degrees of freedom, and the sum of these."""
+    """The mean weighted by degrees of freedom, and the sum of these."""
     freedom = sum(own for _, own in variances.values())
     return sum(variance * own for variance, own in variances.values()) / max(freedom, 1), freedom
 

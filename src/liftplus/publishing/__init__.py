@@ -1,1 +1,1 @@
-"""What leaves liftplus: graphs, the model hub, peft's LoRA files."""
+"""A finished run for others: exported graphs, the model hub, peft's LoRA files."""

@@ -1,7 +1,7 @@
-"""A trained model as one graph for other programs: ONNX, or torch.export's .pt2, compared with PyTorch on pictures.
+"""Export a trained model as one graph for other programs: ONNX, or torch.export's .pt2. It is compared with PyTorch.
 
-The graph takes RGB pictures with values from 0 to 255 at the backbone's input size and does the rest itself:
-normalisation, image tower, tuners (folded into the weights where that is exact), head, prior.
+The graph takes RGB pictures at the backbone's input size, with values from 0 to 255. It contains everything else:
+normalisation, image tower, tuners (folded into the weights where that is exact), head and prior.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ from liftplus.training.checkpoint import Trained
 Format = Literal["onnx", "pt2"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2"}
 TOLERANCE = 1e-4
-"""Most by which logits may differ from PyTorch's in fp32, in units of the logits' deviation where that is above 1."""
+"""Allowed difference of a logit from PyTorch's in fp32. It is multiplied by the logits' deviation if that exceeds 1."""
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
 BATCH = 4
 
 
 class Deployed(nn.Module):
-    """Pictures fp32 [B, 3, R, R], or five crops of each [B, 5, 3, R, R], RGB 0 to 255 -> logits, probabilities [B, C].
+    """The exported module: pictures, or five crops of each, -> logits and probabilities [B, C].
 
-    The prior is in the model's logits already (`Classifier.shift`).
+    Pictures are fp32 [B, 3, R, R] or [B, 5, 3, R, R], RGB from 0 to 255. The model's logits include the prior already
+    (`Classifier.shift`).
     """
 
     def __init__(self, model: Classifier, *, five_crops: bool) -> None:
@@ -62,14 +63,14 @@ class Deployed(nn.Module):
 
 @dataclass(frozen=True)
 class Parity:
-    """How the written file compares with PyTorch in fp32.
+    """How the exported file compares with PyTorch in fp32.
 
     Attributes:
-        images: pictures compared.
+        images: number of pictures compared.
         difference: largest absolute difference of a logit.
         deviation: standard deviation of PyTorch's logits.
-        merging: largest absolute difference of a logit that folding the tuners in made, in PyTorch.
-        agree: share of pictures with the same best class.
+        merging: the largest absolute difference of a logit, in PyTorch, before and after folding the tuners in.
+        agree: share of pictures with the same best class, 0 to 1.
     """
 
     images: int
@@ -80,19 +81,26 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether both differences are within the tolerance."""
+        """Whether both differences are within `TOLERANCE`."""
         return max(self.difference, self.merging) <= TOLERANCE * max(1.0, self.deviation)
 
 
 def required(form: Format) -> None:
-    """Refuse a format whose packages are missing, before any work."""
+    """Check before any work that a format's packages are installed; raises UserError otherwise."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" and find_spec(name) is None]
     if missing:
         raise UserError(f"Exporting to ONNX needs {', '.join(missing)}. Install: pip install 'liftplus[onnx]'.")
 
 
 def views(store: Store, split: Split, evaluation: EvaluationConfig, trained: Trained, most: int) -> Tensor:
-    """Pictures as the graph takes them, fp32 [n, 3, R, R] or [n, 5, 3, R, R]: at most so many of the split."""
+    """Pictures of a split as inputs of the graph, fp32 [n, 3, R, R] or [n, 5, 3, R, R].
+
+    Args:
+        most: the largest number n of pictures; they are evenly spaced in the split.
+
+    Raises:
+        UserError: none of the pictures can be read.
+    """
     cut = crops(evaluation, trained.model.backbone.facts)
     chosen = range(0, len(split), max(1, len(split) // most))
     found = []
@@ -102,7 +110,7 @@ def views(store: Store, split: Split, evaluation: EvaluationConfig, trained: Tra
         except UnreadableImage:
             continue
     if not found:
-        raise UserError("None of the pictures to compare on can be read. Give others with --check.")
+        raise UserError("None of the pictures for the comparison can be read. Give others with --check.")
     stacked = torch.stack(found)
     return stacked if evaluation.tte else stacked[:, 0]
 
@@ -111,12 +119,15 @@ def views(store: Store, split: Split, evaluation: EvaluationConfig, trained: Tra
 def export(
     trained: Trained, out: Path, form: Format, images: Tensor, progress: Progress, evaluation: EvaluationConfig
 ) -> Parity:
-    """Write the graph and, beside it, FILE.json with class names and input; what fails the comparison is not kept.
+    """Write the graph, and FILE.json with class names and input format beside it. Compare both with PyTorch first.
 
     Args:
-        trained: on the CPU in fp32; its model is merged in place.
-        images: what to compare on, see `views`.
-        evaluation: how pictures are cut, and the prior.
+        trained: on the CPU in fp32; its tuners are folded in place.
+        images: inputs for the comparison, see `views`.
+        evaluation: sets the crops and the prior.
+
+    Raises:
+        UserError: the format cannot represent the model, or the comparison fails; nothing is kept then.
     """
     model = trained.model
     model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
@@ -140,18 +151,22 @@ def export(
         )
         if not parity.holds:
             raise UserError(
-                f"Logits of the exported file differ from PyTorch's by up to {parity.difference:.1e} "
-                f"({parity.merging:.1e} of it by folding tuners in), more than {TOLERANCE:g} of their deviation "
-                f"{parity.deviation:.2f} allows, so it was not kept. Try the other format, and report it."
+                f"The exported file's logits differ from PyTorch's by up to {parity.difference:.1e} "
+                f"({parity.merging:.1e} from folding tuners in). Allowed is {TOLERANCE:g} times their deviation "
+                f"{parity.deviation:.2f} (or times 1). The file was not kept. Try the other format, and report this."
             )
-        for piece in sorted(Path(folder).iterdir()):  # beside a graph of over 2 GB stands a file of its weights
+        for piece in sorted(Path(folder).iterdir()):  # a graph of over 2 GB has its weights in a second file
             piece.replace(out.parent / piece.name)
     write_json(beside(out), about | {"parity": vars(parity)})
     return parity
 
 
 def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str]) -> dict[str, Any]:
-    """What a program has to know to use the graph."""
+    """What a program needs to know to use the graph, for FILE.json.
+
+    Args:
+        kept: names of tuners that were not folded in.
+    """
     facts = trained.model.backbone.facts
     cut = crops(evaluation, facts)
     shape: list[str | int] = ["batch", *([cut.count] if cut.count > 1 else []), 3, cut.size, cut.size]
@@ -187,12 +202,12 @@ def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str])
 
 
 def beside(out: Path) -> Path:
-    """The file that describes a graph."""
+    """The path of the JSON file that describes a graph."""
     return out.with_name(f"{out.name}.json")
 
 
 def _largest(found: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference; infinite where either is not a number."""
+    """The largest absolute difference; infinite if it is not finite."""
     difference = (found - expected).abs().max()
     return float(difference) if difference.isfinite() else float("inf")
 
@@ -211,7 +226,7 @@ def _run(graph: Callable[[Tensor], Tensor], images: Tensor, progress: Progress, 
 def _write(
     deployed: Deployed, example: Tensor, file: Path, form: Format, about: dict[str, Any]
 ) -> Callable[[Tensor], Tensor]:
-    """Write the graph, and give the function that runs what was written."""
+    """Write the graph, and return a function that runs the written file."""
     with _silence(), _told(form):
         shapes = ({0: torch.export.Dim("batch", min=1)},)
         program = torch.export.export(deployed, (example,), dynamic_shapes=shapes, strict=False)
@@ -241,21 +256,21 @@ def _write_onnx(
 
 @contextmanager
 def _told(form: Format) -> Iterator[None]:
-    """What an exporter cannot write, in a sentence: its operators follow from the backbone that the user chose."""
+    """Turn an exporter's failure into a UserError, since unsupported operators depend on the user's backbone."""
     try:
         yield
     except (UserError, OSError, MemoryError):
         raise
-    except Exception as error:  # the exporters have many of their own
+    except Exception as error:  # the exporters raise many types
         what = _operator(error)
-        instead = "Try --out with .pt2, torch.export's own format" if form == "onnx" else "Use the run itself: predict"
+        instead = "Try --out FILE.pt2, torch.export's format" if form == "onnx" else "Use `liftplus predict` instead"
         raise UserError(
             f"This model cannot be written as {form}: {what}. {instead}, or choose another backbone or tuner."
         ) from error
 
 
 def _operator(error: BaseException) -> str:
-    """The operator that stopped an exporter, else the first line of what it said."""
+    """The operator that the exporter lacks, else the first line of its error."""
     chain: list[BaseException] = []
     while error not in chain:
         chain.append(error)
@@ -263,14 +278,14 @@ def _operator(error: BaseException) -> str:
     for one in reversed(chain):
         found = re.search(r"\b((?:aten|prims|torchvision|quantized|higher_order|torch_ops)(?:::|\.)[\w.]+)", str(one))
         if found:
-            return f"the exporter has no way to write its operator {found[1].rstrip('.')}"
+            return f"the exporter does not support its operator {found[1].rstrip('.')}"
     first = (str(chain[0]).strip().splitlines() or [""])[0][:200]
     return f"the exporter stopped ({type(chain[0]).__name__}: {first})"
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporters' remarks about their own workings from the user."""
+    """Hide the exporters' internal warnings from the user."""
     noisy = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     before = [logger.level for logger in noisy]
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""A finished run on the Hugging Face hub: pushed with a model card, pulled and verified.
+"""Push a finished run to the Hugging Face hub with a model card; pull and verify one.
 
-A repository holds the files named in `FILES` and README.md, nothing else of the run's folder: no pictures, no list of
-their paths, no state of training. Paths of the machine are taken out of the settings.
+A repository holds only the files in `FILES` and README.md: no pictures, no list of their paths, no training state.
+Paths on this machine are removed from the settings.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ FILES = (FILE, CONFIG, "metrics.json", "per_class.csv", "confusion.csv")
 
 
 def stage(run: Path, folder: Path, repo_id: str, licence: str | None) -> list[str]:
-    """Write what a push uploads into an empty folder; the names of the files."""
+    """Write the files of a push into an empty folder, and return their names."""
     about, state = read_model(run)
     about["config"] = without_paths(about["config"])
     write_tensors(folder / FILE, state, about | {"format": FORMAT})
     record = read_json(run / CONFIG, "config") if (run / CONFIG).is_file() else {}
     record = without_paths(record) | {"config": about["config"]}
-    record.pop("command", None)  # it names places of this machine
+    record.pop("command", None)  # it contains paths of this machine
     write_json(folder / CONFIG, record)
     metrics = without_paths(read_json(run / "metrics.json")) if (run / "metrics.json").is_file() else None
     if metrics is not None:
@@ -54,7 +54,7 @@ def stage(run: Path, folder: Path, repo_id: str, licence: str | None) -> list[st
 
 
 def without_paths(value: Any) -> Any:
-    """Settings with absolute paths cut to the last name, which would tell of a machine and help nobody else."""
+    """Settings with absolute paths cut to their last name, since the rest describes only this machine."""
     if isinstance(value, dict):
         # A file of backbone weights is found by its name elsewhere, and known by its checksum.
         return {key: None if key == "weights" else without_paths(item) for key, item in value.items()}
@@ -71,7 +71,11 @@ def without_paths(value: Any) -> Any:
 def push(
     run: Path, repo_id: str, *, private: bool, revision: str | None, licence: str | None, api: HfApi | None = None
 ) -> tuple[str, list[str]]:
-    """Upload a run; the address of the commit, and the files. The token is that of `hf auth login`."""
+    """Upload a run, with the token of `hf auth login`, and return the commit's URL and the files.
+
+    Raises:
+        UserError: the run cannot be read, or the hub refuses or does not answer.
+    """
     api = api or HfApi()
     read_about(run)
     with tempfile.TemporaryDirectory(prefix="liftplus-push-") as name:
@@ -89,12 +93,16 @@ def push(
 
 
 def pull(repo_id: str, out: Path, *, revision: str | None, api: HfApi | None = None) -> str:
-    """Download a run into a new folder, whole and verified or not at all; the commit it is from."""
+    """Download a run into a new folder and return its commit. If anything fails, no folder is left.
+
+    Raises:
+        UserError: the folder exists, the repository holds no run, its checksum is wrong, or the hub does not answer.
+    """
     api = api or HfApi()
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=out.parent) as name, _told(repo_id):
-        # One commit for all files, though somebody may push meanwhile.
+        # All files come from one commit, even if somebody pushes meanwhile.
         commit = api.model_info(repo_id, revision=revision).sha
         api.snapshot_download(repo_id, revision=commit, local_dir=name, allow_patterns=[*FILES, CARD], max_workers=4)
         if not (Path(name) / FILE).is_file():
@@ -109,15 +117,15 @@ def pull(repo_id: str, out: Path, *, revision: str | None, api: HfApi | None = N
 
 @contextmanager
 def _told(repo_id: str) -> Iterator[None]:
-    """What goes wrong on the way to the hub, in a sentence."""
+    """Turn errors of the hub into UserErrors."""
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is no name of a repository; it is of the form OWNER/NAME.") from error
+        raise UserError(f"{repo_id!r} is not the name of a repository. Write it as OWNER/NAME.") from error
     except LocalTokenNotFoundError as error:
-        raise UserError("The hub asks who you are. Run `hf auth login`, or set HF_TOKEN.") from error
+        raise UserError("The hub needs a login. Run `hf auth login`, or set HF_TOKEN.") from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{repo_id!r} has no such revision. Give a branch, a tag or a commit of it.") from error
+        raise UserError(f"{repo_id!r} has no such revision. Give one of its branches, tags or commits.") from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"There is no repository {repo_id!r} on the hub, or it is private and your token cannot see it. Check the "
@@ -127,10 +135,10 @@ def _told(repo_id: str) -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise UserError(
-                f"The hub refuses access to {repo_id!r}. Run `hf auth login` with a token for it."
+                f"The hub refuses access to {repo_id!r}. Run `hf auth login` with a token that allows it."
             ) from error
         reason = f"it answered {status}" if status else str(error).splitlines()[0] if str(error) else "no answer"
         raise UserError(
-            f"The model hub cannot be reached, or does not answer as it should ({reason}). Without a network, copy the "
-            "run's folder itself: eval and predict need no more."
+            f"The model hub cannot be reached or failed ({reason}). Try again later. Without a network, copy the run's "
+            "folder: eval and predict need nothing else."
         ) from error

@@ -1,9 +1,9 @@
-"""LoRA weights to and from the files of the peft library (adapter_config.json, adapter_model.safetensors).
+"""Convert LoRA weights to and from the files of the peft library (adapter_config.json, adapter_model.safetensors).
 
-peft adds B A alpha/r to the weight [out, in] of a whole linear. Ours adds W_d W_u scale/r to a part of one: on a joint
-query-key-value linear of width w, parts of rank r stack to A [parts r, in] and, block by block, B [3w, parts r]. That
-is exact both ways. peft knows the model as its library made it, so attention that liftplus had to open
-(nn.MultiheadAttention, BEiT's biases) cannot be named there and is refused.
+peft adds B A alpha/r to the weight [out, in] of a whole linear. liftplus adds W_d W_u scale/r to a part of one. On a
+joint query-key-value linear of width w, parts of rank r become A [parts r, in], stacked, and B [3w, parts r], block by
+block. This is exact in both directions. peft names layers as the model's own library does. So attention that liftplus
+had to open (nn.MultiheadAttention, BEiT's biases) has no name in peft and is refused.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from liftplus.tuners.lora import LoRA, LowRank
 
 CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
 PREFIX = "base_model.model."
-# Settings under which peft's forward pass is another one than W x + B A x alpha / r.
+# Settings for which peft's forward pass is not W x + B A x alpha / r.
 STRANGE = (
     *("use_dora", "fan_in_fan_out", "megatron_config", "layer_replication", "modules_to_save", "lora_bias"),
     *("target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
     *("arrow_config", "kasa_config", "monteclora_config", "velora_config"),
 )
-# Initialisations that subtract from the base weights what they put into A and B, or replace them.
+# Initialisations that change the base weights.
 MOVES_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True)
 class Hooked:
-    """A linear or convolution of the image tower with our branches on it, by its path there."""
+    """A linear or convolution of the image tower with LoRA branches; `path` is its name in the tower."""
 
     path: str
     layer: nn.Linear | nn.Conv2d
@@ -50,7 +50,11 @@ class Hooked:
 
 
 def write_folder(trained: Trained, folder: Path) -> int:
-    """Write a run's LoRA as peft's adapter for its image tower, and the head beside it; the number of linears."""
+    """Write a run's LoRA as a peft adapter for its image tower, with the head beside it; returns the number of linears.
+
+    Raises:
+        UserError: the run tunes more than LoRA on the image tower, peft has no name for a layer, or the folder exists.
+    """
     _only_lora(trained)
     found = list(hooked(trained.model))
     new_folder(folder)
@@ -76,7 +80,7 @@ def write_folder(trained: Trained, folder: Path) -> int:
 
 
 def _config(ranks: dict[str, int], backbone: str) -> dict[str, Any]:
-    """alpha = r everywhere, as the factor is in B already."""
+    """The adapter_config.json. alpha = r everywhere, because B already contains the factor."""
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {path: rank for path, rank in ranks.items() if rank != usual}
     return {
@@ -95,9 +99,12 @@ def _config(ranks: dict[str, int], backbone: str) -> dict[str, Any]:
 
 
 def read_folder(model: Classifier, folder: Path) -> int:
-    """Put peft's adapter into a classifier tuned with LoRA, whose rank and targets must hold it; the number of linears.
+    """Load a peft adapter into a classifier tuned with LoRA; returns the number of linears.
 
-    Columns that are not needed stay zero, so a higher rank than the adapter's is no matter.
+    The classifier's LoRA needs all of the adapter's targets and at least its rank. Unused columns stay zero.
+
+    Raises:
+        UserError: the adapter is not plain LoRA, is damaged, or does not fit the classifier's LoRA.
     """
     config = read_json(folder / CONFIG, "r", "lora_alpha", "target_modules")
     _refuse_strange(config, folder)
@@ -106,10 +113,10 @@ def read_folder(model: Classifier, folder: Path) -> int:
     strange = sorted(pairs.keys() - places.keys())
     if strange:
         raise UserError(
-            f"The adapter tunes {strange[0]!r}, which the model's LoRA does not. Choose its targets with "
-            f"tuner.lora.targets; the model has {', '.join(sorted(places)[:4])}, …"
+            f"The adapter tunes {strange[0]!r}, but the model's LoRA does not. It tunes "
+            f"{', '.join(sorted(places)[:4])}, … Choose its targets with tuner.lora.targets."
         )
-    # All is checked before anything is changed.
+    # This checks everything, before any weight is changed.
     parts = [part for path, (a, b) in pairs.items() for part in _parts(places[path], a, b * _factor(config, path, a))]
     with torch.no_grad():
         for place in places.values():
@@ -122,7 +129,7 @@ def read_folder(model: Classifier, folder: Path) -> int:
 
 
 def _refuse_strange(config: dict[str, Any], folder: Path) -> None:
-    """Refuse an adapter that is more, or other, than B A alpha / r added to the base weights as they were published."""
+    """Refuse an adapter that does not simply add B A alpha / r to the published base weights."""
     strange = [f"{key}={config[key]!r:.60}" for key in STRANGE if config.get(key)]
     if config.get("peft_type") != "LORA":
         strange.append(f"peft_type={config.get('peft_type')}")
@@ -130,23 +137,24 @@ def _refuse_strange(config: dict[str, Any], folder: Path) -> None:
         strange.append(f"bias={config['bias']}")
     if strange:
         raise UserError(
-            f"{str(folder / CONFIG)!r} is no plain LoRA ({', '.join(strange)}), which is all that can be taken over. "
+            f"{str(folder / CONFIG)!r} is not a plain LoRA ({', '.join(strange)}), and nothing else can be imported. "
             "Merge it into the backbone with peft's merge_and_unload instead."
         )
     start = str(config.get("init_lora_weights", True)).lower()
     if start.startswith(MOVES_BASE):
         raise UserError(
-            f"{str(folder / CONFIG)!r} has init_lora_weights={start!r}, which changed the base weights too, and the "
-            "adapter belongs to the changed ones. Save it with path_initial_model_for_weight_conversion of peft's "
+            f"{str(folder / CONFIG)!r} has init_lora_weights={start!r}. That changed the base weights, and the adapter "
+            "fits only the changed ones. Save it with path_initial_model_for_weight_conversion of peft's "
             "save_pretrained, or merge it into the backbone with merge_and_unload."
         )
 
 
 def _parts(place: Hooked, a: Tensor, b: Tensor) -> Iterator[tuple[LowRank, Tensor, Tensor]]:
-    """Each branch with its down [in, k] and up [k, width] from A [r, in], B [out, r]: columns of B that reach it."""
+    """Each branch with its down [in, k] and up [k, width]: the k columns of B [out, r] that reach it, and A [r, in]."""
     if a.shape[1] != place.layer.weight.shape[1] or len(b) != _rows(place.layer):
         raise UserError(
-            f"The adapter's weights of {place.path!r} do not fit the model: {tuple(b.shape)} x {tuple(a.shape)}."
+            f"The adapter's weights of {place.path!r} do not fit the model: they have the shapes {tuple(b.shape)} and "
+            f"{tuple(a.shape)}. Give an adapter for this backbone."
         )
     covered = torch.zeros(len(b), dtype=torch.bool)
     for branch in place.branches:
@@ -155,31 +163,33 @@ def _parts(place: Hooked, a: Tensor, b: Tensor) -> Iterator[tuple[LowRank, Tenso
         used = b[rows].any(0)
         if int(used.sum()) > branch.up.shape[0]:
             raise UserError(
-                f"The adapter has rank {int(used.sum())} on {place.path!r}, the model's LoRA {branch.up.shape[0]}. Set "
-                f"tuner.lora.rank={int(used.sum())}."
+                f"The adapter has rank {int(used.sum())} on {place.path!r}, but the model's LoRA has rank "
+                f"{branch.up.shape[0]}. Set tuner.lora.rank={int(used.sum())}."
             )
         yield branch, a[used].T, b[rows][:, used].T
     if b[~covered].any():
         raise UserError(
-            f"The adapter tunes all of {place.path!r}, the model's LoRA parts of it. Set "
+            f"The adapter tunes all of {place.path!r}, but the model's LoRA tunes only parts of it. Set "
             'tuner.lora.targets=["q","k","v"].'
         )
 
 
 def _factor(config: dict[str, Any], path: str, a: Tensor) -> float:
-    """alpha / r, or alpha / sqrt(r), with alpha by peft's patterns."""
+    """The adapter's factor: alpha / r, or alpha / sqrt(r) for rsLoRA, with alpha from peft's patterns."""
     try:
         matches = [
             value for key, value in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", path)
         ]
     except re.error as error:
-        raise UserError(f"The adapter's alpha_pattern holds {error.pattern!r}, no regular expression.") from error
+        raise UserError(
+            f"The adapter's alpha_pattern holds {error.pattern!r}, which is not a regular expression. Correct it."
+        ) from error
     alpha = matches[0] if matches else config["lora_alpha"]
     return float(alpha) / (len(a) ** 0.5 if config.get("use_rslora") else len(a))
 
 
 def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """A [r, in] and B [out, r] by the path of their linear."""
+    """A [r, in] and B [out, r] of each linear, by its path."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -190,15 +200,15 @@ def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
     for name, value in tensors.items():
         layer, mark, rest = name.removeprefix(PREFIX).rpartition(".lora_")
         if not mark or rest not in ("A.weight", "B.weight"):
-            raise UserError(f"{str(path)!r} holds {name!r}, which is no LoRA of a linear, so it cannot be taken over.")
+            raise UserError(f"{str(path)!r} holds {name!r}, which is not a LoRA of a linear. It cannot be imported.")
         found.setdefault(layer, {})[rest[0]] = value.float().flatten(1) if value[0, 0].numel() == 1 else value
     if any(pair.keys() != {"A", "B"} or any(v.ndim != 2 for v in pair.values()) for pair in found.values()):
-        raise UserError(f"{str(path)!r} is incomplete, or tunes convolutions of more than one pixel.")
+        raise UserError(f"{str(path)!r} is incomplete, or tunes convolutions larger than 1x1. Neither can be imported.")
     return {layer: (pair["A"], pair["B"]) for layer, pair in found.items()}
 
 
 def hooked(model: Classifier) -> Iterator[Hooked]:
-    """The image tower's linears with LoRA on them; attention that peft cannot name is refused."""
+    """The image tower's linears with LoRA. Raises UserError for attention that has no name in peft."""
     for path, layer in model.backbone.image.named_modules():
         owners = [getattr(hook, "__self__", None) for hook in layer._forward_hooks.values()]
         branches = tuple(owner for owner in owners if isinstance(owner, LowRank))
@@ -206,11 +216,11 @@ def hooked(model: Classifier) -> Iterator[Hooked]:
             continue
         above, _, name = path.rpartition(".")
         parent = model.backbone.image.get_submodule(above)
-        past = name == "qkv" and getattr(parent, "qkv_bias_separate", False)  # as made, it would not be called
+        past = name == "qkv" and getattr(parent, "qkv_bias_separate", False)  # the original attention never calls it
         if isinstance(parent, SplitAttention) or past:
             raise UserError(
-                f"LoRA acts on {path!r}, a part of attention that {model.backbone.name!r} hides inside one module in "
-                "its own library, so peft has no name for it. Export the merged model to ONNX or .pt2 instead."
+                f"LoRA acts on {path!r}. In the library of {model.backbone.name!r} this layer is hidden inside another "
+                "module, so peft has no name for it. Export the merged model to ONNX or .pt2 instead."
             )
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         yield Hooked(path, layer, branches)
@@ -225,6 +235,6 @@ def _only_lora(trained: Trained) -> None:
     text = " on the text side" if any(tuner.side != "image" for tuner in tuners.values()) else ""
     if list(tuners) != ["lora"] or not isinstance(tuners["lora"], LoRA) or tuners["lora"].side != "image":
         raise UserError(
-            f"peft's LoRA holds low-rank additions to the image tower alone; this run tunes "
-            f"{'+'.join(tuners) or 'nothing'}{text}. Export to ONNX or .pt2."
+            f"Only a run with LoRA on the image tower can be written for peft; this run tunes "
+            f"{'+'.join(tuners) or 'nothing'}{text}. Export it to ONNX or .pt2 instead."
         )

@@ -1,4 +1,4 @@
-"""The model card of a run: README.md with the header that the hub reads."""
+"""The model card of a run: README.md with the hub's metadata header."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ SHOWN = 20
 def write(
     repo_id: str, about: dict[str, Any], record: dict[str, Any], metrics: dict[str, Any] | None, licence: str | None
 ) -> str:
-    """The card from a run's description, its config.json, and its metrics.json where it was tested."""
+    """The text of a run's model card.
+
+    Args:
+        about: the description in the model file.
+        record: config.json.
+        metrics: metrics.json, or None if the run was not tested.
+    """
     config, name = about["config"], repo_id.rpartition("/")[2]
     data = (metrics or {}).get("data") or record.get("data", {}).get("name") or config["data"]["source"]
     parts = [
@@ -24,8 +30,8 @@ def write(
         f"# {name}\n",
         f"An image classifier of {len(about['class_names'])} classes, trained with "
         f"[liftplus](https://arxiv.org/abs/2504.13282): method `{config['method']}` on backbone "
-        f"`{config['backbone']['name']}`. The file `model.safetensors` holds the learned weights alone; the backbone's "
-        f"come from where they were published (SHA-256 `{about['backbone_identity'][:16]}…`).{_merged(about)}\n",
+        f"`{config['backbone']['name']}`. The file `model.safetensors` holds only the learned weights; the "
+        f"backbone's weights are downloaded from their publisher (SHA-256 `{about['backbone_identity'][:16]}…`).{_merged(about)}\n",
         _results(config, data, metrics, edited=any("merged" not in edit for edit in about.get("edits", []))),
         _use(repo_id),
         _tail(about),
@@ -36,7 +42,7 @@ def write(
 
 
 def _merged(about: dict[str, Any]) -> str:
-    """From how many runs the weights come, where they were merged."""
+    """A sentence on each merge that made the weights; empty if there was none."""
     merged = [edit for edit in about.get("edits", []) if "merged" in edit]
     told = ""
     for edit in merged:
@@ -47,7 +53,7 @@ def _merged(about: dict[str, Any]) -> str:
 
 
 def _header(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, licence: str | None) -> str:
-    """YAML of strings as JSON writes them, which YAML reads."""
+    """The YAML header. Strings are written as JSON, which is valid YAML."""
     split = (metrics or {}).get("split", "test")
     base = base_model(config["backbone"]["name"])
     lines = [
@@ -77,7 +83,7 @@ def _header(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, l
 
 
 def base_model(backbone: str) -> str | None:
-    """The hub's repository of a backbone's weights, where its name says so."""
+    """The hub repository of a backbone's weights, if its name gives one."""
     library, _, rest = names.full_backbone(backbone).partition("/")
     return {"timm": f"timm/{rest}", "hf": rest}.get(library)
 
@@ -93,7 +99,7 @@ def _results(config: dict[str, Any], data: str, metrics: dict[str, Any] | None, 
         f"## Results\n\nAccuracy in percent on {data}, split {split}, {crops}, one run with seed "
         f"{config['seed']}. Groups by training images: many over 100, medium 20 to 100, few under 20.\n\n"
         f"| {' | '.join(GROUPS)} |\n|{'---|' * len(GROUPS)}\n| {' | '.join(cells)} |\n\n"
-        "Accuracies of each class are in `per_class.csv`.\n"
+        "The accuracy of each class is in `per_class.csv`.\n"
     )
 
 
@@ -111,9 +117,9 @@ def _tail(about: dict[str, Any]) -> str:
     sizes = ", ".join(f"{groups.count(group)} {group}" for group in ("many", "medium", "few"))
     return (
         f"## The data's long tail\n\n{counted(sum(counts), 'training image')} of {len(counts)} classes, "
-        f"{max(counts):,} to {min(counts):,} a class ({sizes}). Expect more errors on rare classes than the overall "
-        "figure says. The logits suit classes that come equally often where the loss adjusts for the training prior; "
-        "`--prior` sets another.\n"
+        f"{max(counts):,} to {min(counts):,} per class ({sizes}). Expect more errors on rare classes than the overall "
+        "figure says. With a loss that adjusts for the training prior, the logits suit classes that are equally "
+        "frequent; `--prior` sets another prior.\n"
     )
 
 
