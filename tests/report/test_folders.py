@@ -67,7 +67,7 @@ def test_a_file_of_a_run_stands_for_the_run(tmp_path: Path) -> None:
 
 def test_folders_without_a_finished_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not a run"):
         folders.chosen([tmp_path])
     (tmp_path / "a" / "b" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="none has been tested"):

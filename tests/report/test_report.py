@@ -195,14 +195,14 @@ def test_hostile_names_stay_names(tmp_path: Path) -> None:
     [
         ("metrics.json", None, "metrics.json is missing"),
         ("metrics.json", "{", "metrics.json is damaged"),
-        ("metrics.json", '{"overall": NaN}', "metrics.json is damaged (overall is no number)"),
+        ("metrics.json", '{"overall": NaN}', "metrics.json is damaged (overall is not a number)"),
         ("per_class.csv", "class,id\n0,0\n", "per_class.csv is damaged (column or key 'group' is missing)"),
         ("confusion.csv", "true,predicted,images\n0,x,1\n", "confusion.csv is damaged"),
         ("predictions.csv", None, "predictions.csv is missing"),
         ("predictions.csv", b"\xff\xfe\x00", "predictions.csv is damaged"),
         ("log.jsonl", None, "log.jsonl has no epoch"),
         ("log.jsonl", "not json\n", "log.jsonl has no epoch"),
-        ("config.json", "[1]", "config.json is damaged (it is no JSON object)"),
+        ("config.json", "[1]", "config.json is damaged (it is not a JSON object)"),
         ("config.json", None, "config.json is missing"),
     ],
 )
@@ -232,7 +232,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no run folder"):
         report.write([tmp_path / "gone"], tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not a run"):
         report.write([tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(UserError, match="holds something other than a report"):
         report.write([run], run)

@@ -1,4 +1,4 @@
-"""How every figure looks, and its three forms: inline SVG that follows the page's colours, PNG, CSV."""
+"""The style of all figures, and their three forms: inline SVG in the page's colours, PNG and CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from liftplus.machine import disk
 
 INK, MUTED, GRID = "#1c2126", "#5f6973", "#dfe3e7"
-# Okabe & Ito's colours, some darkened for contrast on white; each series has its own marker and dash besides.
+# Okabe & Ito's colours, some darkened to be visible on white. Each series also has its own marker and dash.
 SERIES = ("#0072b2", "#d55e00", "#00835f", "#b5487f", "#b27a00", "#3a8fc4", "#6b4fa0", "#6e6e6e")
 MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", (0, (1, 1.2)))
 GROUPS = {"many": "#33475b", "medium": "#7d93a7", "few": "#d0901a"}
@@ -67,7 +67,7 @@ class LineStyle:
 
     @classmethod
     def of(cls, place: int) -> LineStyle:
-        """The style of the series at a place in the report."""
+        """The style of the series at this index in the report."""
         turn = place // len(SERIES)
         return cls(SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], DASHES[turn % len(DASHES)])
 
@@ -82,11 +82,11 @@ class Chart:
     """A figure and its numbers.
 
     Attributes:
-        name: of its files.
-        title: a heading.
+        name: the name of its files, without a suffix.
+        title: its heading.
         reading: how to read it and what to look for, one or two sentences.
-        header, rows: the numbers.
-        figure: what was drawn.
+        header, rows: its numbers as a table.
+        figure: the Matplotlib figure.
     """
 
     name: str
@@ -107,14 +107,14 @@ def canvas(columns: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def dots(axes: Axes, points: NDArray[np.float64], style: LineStyle) -> None:
-    """Single classes [n, 2], faint behind the line of their means."""
+    """Draw points [n, 2], one per class, faintly behind the line of their means."""
     axes.plot(
         points[:, 0], points[:, 1], style.marker, color=style.colour, alpha=0.28, markersize=3.2, markeredgewidth=0
     )
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """The series' names below the axes, where there are several."""
+    """The series' names below the axes, if there are any."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         columns = max(1, min(len(labels), 4, int(60 // (max(map(len, labels)) + 7))))
@@ -123,20 +123,20 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def inner_legend(axes: Axes) -> None:
-    """The names in the upper right corner, for a figure that is empty there."""
+    """The names in the upper right corner, which must be empty."""
     with matplotlib.rc_context(_STYLE):
         axes.legend(loc="upper right")
 
 
 def cell(value: Any) -> Any:
-    """A number as a CSV and a table show it."""
+    """A value as it is written into a CSV file or table."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def save(chart: Chart, folder: Path) -> str:
-    """Write the figure's PNG and CSV into a folder; its SVG, for a page that has the variables."""
+    """Write the figure's PNG and CSV into a folder, and return its SVG for the page."""
     disk.write_csv(folder / f"{chart.name}.csv", chart.header, ([cell(v) for v in row] for row in chart.rows))
     picture, drawing = io.BytesIO(), io.StringIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
@@ -148,7 +148,7 @@ def save(chart: Chart, folder: Path) -> str:
 
 
 def inline(svg: str, name: str, title: str, description: str) -> str:
-    """A drawing of Matplotlib's as part of a page: own ids, the page's colours and font, a name for screen readers."""
+    """Adapt Matplotlib's SVG to the page: unique ids, the page's colours and font, text for screen readers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)

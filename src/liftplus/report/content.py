@@ -1,4 +1,4 @@
-"""What the page's tables and lists say, as plain values for the template."""
+"""The content of the page's tables and lists, as plain values for the template."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COST_HEADER = (
 )
 
 
-DIFFERENCES = 40  # sentences on the page; all are in the CSV
+DIFFERENCES = 40  # sentences on the page; the CSV has all differences
 
 
 def entry(series: Sequence[Series], place: int) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def entry(series: Sequence[Series], place: int) -> dict[str, Any]:
 def accuracy(series: Sequence[Series], judgement: Judgement) -> list[dict[str, Any]]:
     """Rows of the table of results, one for each series and number of crops.
 
-    A cell has the mean, its deviation over seeds, its 95 % interval, its number of test pictures, and whether no other
-    row beats it by more than noise while some row is beaten.
+    A cell has the mean, its deviation over seeds, its 95 % interval, its number of test pictures, and `best`: no other
+    row beats it by more than noise. If no row is beaten at all, no cell is `best`.
     """
     rows = []
     for place, one in enumerate(series):
@@ -81,7 +81,7 @@ def _cell(spread: Spread | None, answers: Answers | None, key: str) -> dict[str,
 
 
 def differences(judgement: Judgement) -> dict[str, Any]:
-    """Each difference in a sentence, and what the intervals are."""
+    """One sentence per difference, and what the intervals mean."""
     found = [one for one in judgement.differences if one.key in ("overall", "few")]
     return {
         "sentences": [one.sentence() for one in found[:DIFFERENCES]],
@@ -91,7 +91,7 @@ def differences(judgement: Judgement) -> dict[str, Any]:
 
 
 def others(series: Sequence[Series]) -> list[list[str]]:
-    """Evaluations in folders inside the runs', one row each."""
+    """One row for each further test found inside the run folders."""
     rows = []
     for run in (run for one in series for run in one.runs):
         for tested in run.others:
@@ -103,7 +103,7 @@ def others(series: Sequence[Series]) -> list[list[str]]:
 
 
 def groups(run: Run) -> tuple[list[list[str]], str]:
-    """Classes and training pictures of each group, and a sentence on the imbalance."""
+    """Numbers of classes and training pictures of each group, and a sentence on the imbalance."""
     counts, classes, pictures = run.train_counts, Counter[str](), Counter[str]()
     for n in counts:
         classes[group_of(n)] += 1
@@ -160,13 +160,13 @@ def best(series: Sequence[Series]) -> Series:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
+    """JSON for a script element, escaped so that it cannot end the element."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def cost(series: Sequence[Series]) -> list[dict[str, Any]]:
-    """Weights, time, memory and machine of each series."""
+    """Numbers of weights, time, memory and machine of each series."""
     rows = []
     for place, one in enumerate(series):
         about = one.runs[0].about
@@ -224,9 +224,9 @@ def _chooses(run: config.RunConfig, key: str) -> bool:
 
 
 def alone(values: dict[str, Any]) -> str | None:
-    """The command that makes a run of these settings; None where there is none that surely does.
+    """The command that makes a run with these settings; None if no command surely does.
 
-    What recipe=auto chose is left out, as it chooses the same again.
+    Settings that recipe=auto chose are left out, because it chooses the same ones again.
     """
     try:
         run = config.from_dict(config.saved(values))

@@ -15,7 +15,7 @@ _POINTS = 1500
 
 
 def charts(found: Sequence[Distances], counts: Sequence[int], styles: Sequence[LineStyle]) -> list[Chart]:
-    """Distances within classes, their gap and their histograms, separation between classes, likeness class by class."""
+    """The figures: distances within classes, their gap and histograms, similarity by class, separation of classes."""
     made = [_within(found, counts), _gap(found, counts, styles), _histograms(found), _likeness(found)]
     return [chart for chart in made if chart is not None] + [_separation(found, styles)]
 
@@ -45,15 +45,15 @@ def _within(found: Sequence[Distances], counts: Sequence[int]) -> Chart | None:
     panels[0].set_ylabel("distance within the class")
     legend(figure, panels[0])
     reading = (
-        "Mean cosine distance between two pictures of one class. Where training pictures of rare classes lie far "
-        "closer together than test pictures, the model has learned those pictures by heart."
+        "Mean cosine distance between two pictures of one class. If training pictures of rare classes are much closer "
+        "together than test pictures, the model has memorised them."
     )
     header = ("model", "train_images", "train_distance", "test_distance")
     return Chart("intra_class_distance", "Distances within classes", reading, header, rows, figure)
 
 
 def _frame(axes: Axes, label: str, along: str) -> None:
-    """A panel of one model: its label above, what the horizontal axis is, and 0 at the foot."""
+    """Label a model's panel and its horizontal axis, and start the vertical axis at 0."""
     axes.set_xlabel(along)
     axes.set_title(_broken(label), fontsize=9.5, color=INK, pad=16)
     axes.set_ylim(bottom=0)
@@ -80,11 +80,11 @@ def _gap(found: Sequence[Distances], counts: Sequence[int], styles: Sequence[Lin
         return None
     axes.axhline(0, color=MUTED, linewidth=0.8)
     count_axis(axes, [n for one in found for n in _pairs(one.gaps(), counts)[:, 0]])
-    axes.set_ylabel("test less train distance")
+    axes.set_ylabel("test minus train distance")
     legend(figure, axes)
     reading = (
-        "How much farther apart test pictures of a class lie than its training pictures. A line that rises to the left "
-        "means that train and test no longer agree on rare classes: the fine-tuning was too heavy for them."
+        "How much farther apart test pictures of a class are than its training pictures. If a line rises to the left, "
+        "train and test no longer agree on rare classes: the fine-tuning was too heavy for them."
     )
     header = ("model", "train_images_mean", "gap_mean", "classes")
     return Chart("distance_gap", "Gap between test and train", reading, header, rows, figure)
@@ -107,13 +107,13 @@ def _separation(found: Sequence[Distances], styles: Sequence[LineStyle]) -> Char
     rows = [[one.label, one.between, one.within] for one in found]
     reading = (
         "Distance between the mean directions of two classes (full colour) and between two pictures of one class "
-        "(pale). Classes are easy to tell apart where the first is much larger than the second."
+        "(pale). If the first is much larger than the second, classes are easy to tell apart."
     )
     return Chart("separation", "Separation of classes", reading, ("model", "between", "within"), rows, figure)
 
 
 def _histograms(found: Sequence[Distances]) -> Chart | None:
-    """Head and tail, train and test: the first and the last group that have pairs."""
+    """Histograms of train and test for the most frequent and the rarest group that have pairs."""
     groups = [g for g in GROUPS if any(f"{split} {g}" in one.pairs for one in found for split in ("train", "test"))]
     if not groups:
         return None
@@ -131,8 +131,8 @@ def _histograms(found: Sequence[Distances]) -> Chart | None:
     panels[0].set_ylabel("share of pairs")
     legend(figure, panels[0])
     reading = (
-        "Cosine distances between two pictures of one class, in frequent and in rare classes. Where train and test lie "
-        "on each other for frequent classes and apart for rare ones, fine-tuning was too heavy for the rare ones."
+        "Cosine distances between two pictures of one class, in frequent and in rare classes. If train and test agree "
+        "for frequent classes but differ for rare ones, fine-tuning was too heavy for the rare ones."
     )
     header = ("model", "group", "split", "distance", "share")
     return Chart("distance_histograms", "Distances of head and tail", reading, header, rows, figure)
@@ -157,8 +157,8 @@ def _likeness(found: Sequence[Distances]) -> Chart | None:
     panels[0].set_ylabel("class in training")
     figure.colorbar(image, ax=panels, label="cosine", shrink=0.8)
     reading = (
-        "Likeness of the mean directions of classes, training against test, from frequent classes (top, left) to rare "
-        "ones. A bright diagonal on dark ground is good; one that fades to the lower right is lost on rare classes."
+        "Cosine similarity of the classes' mean directions, training against test, from frequent classes (top, left) "
+        "to rare ones. A bright diagonal is good. If it fades to the lower right, rare classes are lost."
     )
     header = ("model", "train_class", "test_class", "cosine")
-    return Chart("class_likeness", "Likeness class by class", reading, header, rows, figure)
+    return Chart("class_likeness", "Similarity by class", reading, header, rows, figure)

@@ -1,5 +1,6 @@
-"""How close features of one class lie together, in training and in test pictures: the papers' account of why heavy
-fine-tuning hurts. Its gap on rare classes is what a user looks for in their own runs.
+"""Distances between features of one class, in training and in test pictures.
+
+The LIFT papers explain with them why heavy fine-tuning hurts: on rare classes the two come apart.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from liftplus.training.assembly import first_of_each
 
 BARE = "bare backbone"
 BINS, FARTHEST = 40, 1.2
-"""Bins of the histograms of distances, and where the last one ends, which holds what is farther too."""
+"""Bins of the histograms, and the end of the last bin, which also counts all larger distances."""
 SHOWN = 40
-"""Most classes in the map of likeness."""
+"""Largest number of classes in the similarity map."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class Distances:
     """Cosine distances, in [0, 2], among one model's features.
 
     Attributes:
-        label: the model: a series' label, or the bare backbone with the series that leave it as it is.
-        train, test: mean distance between two pictures of a class, one entry a class; None for fewer than two pictures.
+        label: the model: a series' label, or the bare backbone with the series that do not tune it.
+        train, test: mean distance between two pictures of each class; None for fewer than two pictures.
         between: mean distance between the mean directions of two classes' test features; None for fewer than two
             classes.
-        pairs: by "split group", the share of pairs of one class in each bin of distance, as the mean over the group's
+        pairs: by "split group", the share of same-class pairs in each distance bin, as the mean over the group's
             classes.
-        shown: classes of the map, from most to least training pictures, evenly spaced where there are many.
-        likeness: cosine between the mean direction of a row's class in training and of a column's in test.
+        shown: classes of the similarity map, from most to least training pictures; at most `SHOWN`, evenly spaced.
+        likeness: cosine of the mean training direction of a row's class and the mean test direction of a column's.
     """
 
     label: str
@@ -63,11 +64,11 @@ class Distances:
     likeness: tuple[tuple[float, ...], ...] = ()
 
     def gaps(self) -> list[float | None]:
-        """Test less train of each class that has both."""
+        """Test minus train distance of each class; None if it lacks one."""
         return [None if a is None or b is None else b - a for a, b in zip(self.train, self.test, strict=True)]
 
     def gap(self, counts: Sequence[int], group: str) -> float | None:
-        """Mean gap over the classes of a group."""
+        """Mean gap over the classes of a group; None if it has none. `counts` are the training counts [C]."""
         spread = Spread.of([g for g, n in zip(self.gaps(), counts, strict=True) if group_of(n) == group])
         return spread.mean if spread else None
 
@@ -79,13 +80,13 @@ class Distances:
 
 
 def within(features: Tensor, labels: Tensor, classes: int) -> tuple[tuple[float | None, ...], Tensor, Tensor]:
-    """Mean cosine distance between two different pictures of each class, without the pairs being formed.
+    """Mean cosine distance between two different pictures of each class, without forming the pairs.
 
-    With unit vectors u of n pictures, the mean cosine over pairs is (|sum u|^2 - n) / (n (n - 1)); as a mean over
-    pairs of different pictures it does not depend on n, so rare and frequent classes compare.
+    With unit vectors u of n pictures, the mean cosine over pairs is (|sum u|^2 - n) / (n (n - 1)). This is a mean over
+    pairs of different pictures, so its expectation does not depend on n: rare and frequent classes are comparable.
 
     Args:
-        features: [N, D]; of any length, only directions count.
+        features: [N, D]; only their directions count.
         labels: class index of each row [N].
         classes: C.
 
@@ -101,7 +102,7 @@ def within(features: Tensor, labels: Tensor, classes: int) -> tuple[tuple[float 
 
 
 def between(directions: Tensor, n: Tensor) -> float | None:
-    """Mean cosine distance between two classes' directions [C, D], over classes with pictures."""
+    """Mean cosine distance between the directions [C, D] of two classes, over classes with pictures (n [C] > 0)."""
     held = directions[n > 0]
     count = len(held)
     if count < 2:
@@ -110,15 +111,15 @@ def between(directions: Tensor, n: Tensor) -> float | None:
 
 
 def pair_shares(features: Tensor, labels: Tensor, groups: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Cosine distances between two pictures of one class as a histogram for each group of classes.
+    """For each group of classes, a histogram of the cosine distances between two pictures of one class.
 
     Args:
-        features: [N, D]; of any length, only directions count.
+        features: [N, D]; only their directions count.
         labels: class index of each row [N].
         groups: of each class [C].
 
     Returns:
-        shares in BINS bins from 0 to FARTHEST, the mean over the classes of a group that have two pictures.
+        by group, shares in BINS bins from 0 to FARTHEST: the mean over the classes that have two pictures.
     """
     unit, found = F.normalize(features.double(), dim=-1), dict[str, list[Tensor]]()
     for k in labels.unique().tolist():
@@ -131,7 +132,7 @@ def pair_shares(features: Tensor, labels: Tensor, groups: Sequence[str]) -> dict
 
 
 def spaced(counts: Sequence[int], held: Sequence[bool]) -> tuple[int, ...]:
-    """At most SHOWN of the classes that are held, from most to least training pictures, evenly spaced by rank."""
+    """At most SHOWN of the classes in `held`, from most to least training pictures, evenly spaced by rank."""
     order = [k for k in sorted(range(len(counts)), key=lambda k: -counts[k]) if held[k]]
     step = max(1.0, (len(order) - 1) / (SHOWN - 1))
     return tuple(order[round(place * step)] for place in range(min(len(order), SHOWN)))
@@ -139,11 +140,11 @@ def spaced(counts: Sequence[int], held: Sequence[bool]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Workbench:
-    """What features are computed with.
+    """Computes distances and keeps them in a file.
 
     Attributes:
-        per_class: at most so many pictures of a class and split.
-        cache: file of what was computed before.
+        per_class: the largest number of pictures per class and split.
+        cache: the file with distances from earlier reports.
     """
 
     dataset: DataSet
@@ -154,7 +155,12 @@ class Workbench:
     batch_size: int = 128
 
     def distances(self, label: str, identity: str, load: Callable[[], Backbone]) -> Distances:
-        """Of one model, from the cache where it is in it."""
+        """The distances of one model, from the cache if it has them.
+
+        Args:
+            identity: identifies the model's weights in the cache.
+            load: loads the model's backbone.
+        """
         prints = [self.dataset.fingerprint(split) for split in ("train", "test")]
         key = hashlib.sha256(json.dumps([identity, prints, self.per_class, BINS, SHOWN]).encode()).hexdigest()
         known = self._known()
@@ -175,7 +181,7 @@ class Workbench:
     def _known(self) -> dict[str, Any]:
         try:
             value = disk.read_json(self.cache)
-        except UserError:  # none yet, or a damaged one: compute
+        except UserError:  # the file is missing or damaged
             return {}
         return value if isinstance(value, dict) else {}
 
@@ -203,10 +209,10 @@ class Workbench:
 def measure(
     series: Sequence[Series], dataset: DataSet, out: Path, per_class: int, progress: Progress
 ) -> tuple[list[Distances], list[str]]:
-    """Distances under the bare backbone and under each series' first run that tunes it, and why some are missing.
+    """Distances of the bare backbone and of the first run of each series that tunes it, and why some are missing.
 
     Raises:
-        UserError: the backbone's weights or a test split are not there.
+        UserError: the backbone's weights or the test split are missing.
     """
     first = config.from_dict(series[0].config)
     place = runtime.choose(first.device, first.precision, compiling=first.compile)
@@ -241,5 +247,7 @@ def _identity(folder: Path) -> str:
 def _tuned(folder: Path, place: Runtime, dataset: DataSet) -> Backbone:
     trained = checkpoint.load_model(folder, place)
     if trained.class_ids != dataset.class_ids:
-        raise UserError(f"The classes of {dataset.name!r} have changed since {str(folder)!r} was trained.")
+        raise UserError(
+            f"The classes of {dataset.name!r} have changed since {str(folder)!r} was trained. Restore its data."
+        )
     return trained.model.backbone

@@ -1,4 +1,4 @@
-"""The figures about one or several series of runs; each is None where its numbers are not there."""
+"""The figures about one or several series of runs. A figure is None if its numbers are missing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from liftplus.report.judgement import Judgement
 from liftplus.report.series import MEASURES, Series, Spread, calibrations, tte_effect
 from liftplus.words import agreeing, counted
 
-_POINTS = 1500  # more points than these are a cloud that says nothing, and slow pages
+_POINTS = 1500  # more points would be an unreadable cloud and a slow page
 
 
 def accuracy(series: Sequence[Series], judgement: Judgement) -> Chart | None:
-    """Overall and by group; the 95 % interval over seeds and test pictures as a whisker."""
+    """Bars of accuracy, overall and by group, with the 95 % interval over seeds and test pictures as whiskers."""
     keys = ("overall", "many", "medium", "few")
     found = [(k, s, judgement.own(s)) for k, s in enumerate(series) if s.tested]
     if not found:
@@ -36,7 +36,7 @@ def accuracy(series: Sequence[Series], judgement: Judgement) -> Chart | None:
     axes.set_xticks(range(len(keys)), [_with_count(key, sorted(n)) for key, n in zip(keys, counts, strict=True)])
     axes.set_ylabel("accuracy in percent")
     tops = [bar.high for _, _, row in bars for bar in row if bar]
-    axes.set_ylim(0, 1.06 * max(tops, default=0) or 1)  # the cap of the highest whisker is inside
+    axes.set_ylim(0, 1.06 * max(tops, default=0) or 1)  # leaves room for the cap of the highest whisker
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
     legend(figure, axes)
     rows = [
@@ -53,7 +53,7 @@ def accuracy(series: Sequence[Series], judgement: Judgement) -> Chart | None:
 
 
 def _sureness(answers: Answers, key: str) -> tuple[float | None, float | None, int]:
-    """The ends of an accuracy's interval, and its number of test pictures."""
+    """The interval's ends of an accuracy, and its number of test pictures."""
     low, high = answers.interval(key) or (None, None)
     return low, high, answers.pictures(key)
 
@@ -87,7 +87,7 @@ def _bar(spread: Spread | None, interval: tuple[float, float] | None) -> _Bar | 
 
 
 def _bars(axes: Axes, keys: Sequence[str], series: Sequence[tuple[str, LineStyle, Sequence[_Bar | None]]]) -> None:
-    """Groups of bars, one colour and hatch-free; a missing value leaves its place empty."""
+    """Draw groups of bars, one colour per series. A missing value leaves a gap."""
     width = 0.8 / len(series)
     for place, (label, style, bars) in enumerate(series):
         at = [k + width * (place - (len(series) - 1) / 2) for k in range(len(keys))]
@@ -104,7 +104,7 @@ def _bars(axes: Axes, keys: Sequence[str], series: Sequence[tuple[str, LineStyle
 
 
 def tail(series: Sequence[Series]) -> Chart | None:
-    """Training pictures a class, by rank, in the three groups."""
+    """Training pictures of each class by rank, coloured by group."""
     run = next((run for s in series for run in s.runs if run.train_counts), None)
     if run is None:
         return None
@@ -138,7 +138,7 @@ def tail(series: Sequence[Series]) -> Chart | None:
 
 
 def curves(series: Sequence[Series], key: str) -> Chart | None:
-    """Loss or learning rate by epoch, the mean over seeds with its deviation as a band."""
+    """Loss or learning rate by epoch: the mean over seeds, with its standard deviation as a band."""
     found = [(k, s, _by_epoch(s, key)) for k, s in enumerate(series)]
     found = [entry for entry in found if entry[2]]
     if not found:
@@ -160,8 +160,8 @@ def curves(series: Sequence[Series], key: str) -> Chart | None:
         "loss": (
             "Training loss",
             "mean loss of the epoch",
-            "A curve that starts high and is still falling steeply at the end converges slowly: look at the "
-            "classifier's initialisation. Losses of different kinds are not comparable in height.",
+            "A curve that starts high and still falls steeply at the end converges slowly: check the classifier's "
+            "initialisation. Values of different losses are not comparable.",
         ),
         "lr": ("Learning rate", "learning rate", "The learning rate of the last step of each epoch."),
     }[key]
@@ -181,7 +181,7 @@ def _by_epoch(series: Series, key: str) -> dict[int, Spread]:
 
 
 def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
-    """Each class's accuracy at its training count, and the mean over classes of like count."""
+    """Each class's accuracy against its training count, and the mean over classes of similar count."""
     found = [(k, s, _points(s)) for k, s in enumerate(series)]
     found = [entry for entry in found if len(entry[2])]
     if not found:
@@ -201,11 +201,11 @@ def accuracy_by_count(series: Sequence[Series]) -> Chart | None:
     axes.set_ylabel("accuracy in percent")
     legend(figure, axes)
     tests = [row.test_images for _, s, _ in found for t in s.tested[:1] for row in t.classes if row.test_images]
-    reading = "Lines: mean over classes of a like count (bins of a factor of two)" + (
+    reading = "Lines: mean over classes of similar count (bins of a factor of two)" + (
         "; points: single classes. " if shown else ". "
     )
     reading += f"Test pictures of a class: {_range(tests)}. "
-    reading += "A line that drops to the left while another does not shows a tail that was damaged."
+    reading += "If a line drops to the left and another does not, the tail was damaged."
     header = ("series", "train_images_mean", "accuracy_mean", "classes")
     return Chart("accuracy_by_count", "Accuracy against training pictures", reading, header, rows, figure)
 
@@ -216,7 +216,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def count_axis(axes: Axes, counts: Sequence[float], *, fine: bool = True) -> None:
-    """A logarithmic axis of training pictures with the borders of the groups; `fine`: ticks between powers of ten."""
+    """A logarithmic axis of training counts with the groups' borders; `fine` adds ticks between powers of ten."""
     low, high = float(min(counts, default=1)), float(max(counts, default=1))
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(-0.3 if low < 1 else low / 1.25, max(high, 2) * 1.25)
@@ -251,14 +251,14 @@ def _points(series: Series) -> Any:
 
 
 def binned(points: Any) -> Any:
-    """(mean count, mean value, classes) over bins of a factor of two in the count; classes without any apart."""
+    """(mean count, mean value, classes) in bins of a factor of two in the count; a count of 0 has its own bin."""
     bins = np.floor(np.log2(np.maximum(points[:, 0], 0.5)))
     found = [points[bins == k] for k in np.unique(bins)]
     return np.array([(part[:, 0].mean(), part[:, 1].mean(), len(part)) for part in found])
 
 
 def reliability(series: Sequence[Series]) -> Chart | None:
-    """The share that is right against the probability that the model gave."""
+    """Reliability diagram: the share of right answers against the model's probability."""
     found = [(k, s, c) for k, s in enumerate(series) if (c := calibrations(s)) is not None]
     if not found:
         return None
@@ -278,16 +278,15 @@ def reliability(series: Sequence[Series]) -> Chart | None:
     axes.set_ylabel("right, percent")
     legend(figure, axes)
     reading = (
-        "On the dashed line, probabilities mean what they say; below it the model is too sure, above it too modest. "
-        f"ECE: expected calibration error, in points. Each line rests on {_range(totals)} tests of pictures, all seeds "
-        "together."
+        "On the dashed line, probabilities are correct; below it the model is overconfident, above it underconfident. "
+        f"ECE: expected calibration error, in points. Each line uses {_range(totals)} tested pictures, over all seeds."
     )
     header = ("series", "bin_from", "images", "probability_mean", "right_share")
     return Chart("reliability", "Reliability of the probabilities", reading, header, rows, figure)
 
 
 def tte(series: Sequence[Series], judgement: Judgement) -> Chart | None:
-    """What five crops gain over one; the 95 % interval as a whisker."""
+    """Gain of five crops over one, with its 95 % interval as whiskers."""
     keys = ("overall", "many", "medium", "few")
     found = [(k, s, e) for k, s in enumerate(series) if (e := tte_effect(s))]
     if not found:
@@ -316,8 +315,8 @@ def tte(series: Sequence[Series], judgement: Judgement) -> Chart | None:
         for key in e
     ]
     reading = (
-        "Accuracy with five crops less accuracy with one crop, by group. Around zero: the crops saw the same. "
-        "Whiskers: the 95 % interval over seeds and test pictures."
+        "Accuracy with five crops minus accuracy with one crop, by group. A gain around zero means that the crops add "
+        "nothing. Whiskers: the 95 % interval over seeds and test pictures."
     )
     header = ("series", "measure", "one_crop", "five_crops", "gain", "gain_sd", "gain_half_interval", "seeds")
     return Chart("tte", "What five crops gain", reading, header, rows, figure)

@@ -1,4 +1,4 @@
-"""What the figures say, in sentences computed from the numbers, with the signs of a run that went wrong."""
+"""The report's findings: sentences computed from the numbers, with signs of a run that went wrong."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from liftplus.report.read import table
 from liftplus.report.series import Series, Spread, calibrations
 from liftplus.words import counted
 
-POINTS = 2.0  # by so many points a heavy run may be better on many classes and still have damaged its tail
+POINTS = 2.0  # a lighter run may be this many points better on many classes and still show that a heavy one hurt few
 NO_GAIN = 0.2
 WIDE_GAP = 0.05  # cosine distance
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the report shows.
+    """One finding of the report.
 
     Attributes:
-        sign: "good", "bad" (a failure sign) or "plain".
+        sign: "good", "bad" (a sign of a failure) or "plain".
         title, text: what was found.
         section: id of the section that shows it.
     """
@@ -56,7 +56,7 @@ def pictures(number: int) -> str:
 
 
 def _best(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
-    """The best accuracy with its interval, and whether it is better than the second's by more than noise."""
+    """The best accuracy with its interval, and whether it beats the second by more than noise."""
     ranked = [(spread, s) for s in series if (spread := s.measure("overall"))]
     ranked.sort(key=lambda pair: -pair[0].mean)
     if not ranked:
@@ -79,8 +79,8 @@ def _best(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
     if rivals:
         text += f". {rivals[0].sentence()}"
     elif len(ranked) > 1:
-        text += f". {ranked[1][1].label} ({value(ranked[1][0])} %) was tested on other pictures, or its predictions are"
-        text += " missing, so the two are not compared."
+        text += f". {ranked[1][1].label} ({value(ranked[1][0])} %) cannot be compared: it was tested on other pictures,"
+        text += " or its predictions are missing."
     else:
         text += "."
     if best.n == 1:
@@ -90,7 +90,7 @@ def _best(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
 
 
 def _tail(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
-    """Series that win frequent classes at the price of rare ones, against untrained or lighter ones."""
+    """Series that are worse on few classes than a lighter series, and not (or hardly) worse on many classes."""
     found = []
     for one in series:
         few, many = one.measure("few"), one.measure("many")
@@ -108,8 +108,8 @@ def _tail(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
             other, difference, m = max(proven, key=lambda entry: entry[1].points)
             text = (
                 f"{difference.sentence()} {other.label} trains fewer weights. On many classes {one.label} has "
-                f"{value(many)} % against {value(m)} %. That is the sign of too heavy fine-tuning. Tune fewer weights "
-                "(a smaller tuner, a lower rate, fewer epochs)."
+                f"{value(many)} % against {value(m)} %. This is a sign of too heavy fine-tuning. Use a smaller tuner, "
+                "a lower rate or fewer epochs."
             )
             found.append(Finding("bad", "Tail poor", text, "accuracy"))
         elif not lighter and (behind := _behind(one, judgement)):
@@ -118,7 +118,7 @@ def _tail(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
 
 
 def _behind(one: Series, judgement: Judgement) -> str | None:
-    """A sentence where few classes are far behind many classes, and the two intervals do not touch."""
+    """A sentence if few classes are far behind many classes and their intervals do not overlap; else None."""
     answers = judgement.own(one)
     if answers is None or (many := answers.interval("many")) is None or (few := answers.interval("few")) is None:
         return None
@@ -127,8 +127,8 @@ def _behind(one: Series, judgement: Judgement) -> str | None:
         return None
     return (
         f"{one.label}: few classes ({pictures(answers.pictures('few'))}) are {gap:.0f} points behind many classes "
-        f"({pictures(answers.pictures('many'))}). Whether that is too heavy fine-tuning shows beside a closed_form or "
-        "linear_probe run: give it to this report too."
+        f"({pictures(answers.pictures('many'))}). To see whether the fine-tuning was too heavy, add a closed_form or "
+        "linear_probe run to this report."
     )
 
 
@@ -137,13 +137,13 @@ def _trained(one: Series) -> bool:
 
 
 def _weights(one: Series) -> float:
-    """Weights of the backbone that a series moves or adds beside its classifier."""
+    """Number of trained weights of a series without the classifier's."""
     tuned = table(one.runs[0].about.get("parameters")).get("tuned")
     return float(tuned) if isinstance(tuned, int) else math.inf
 
 
 def _convergence(series: Sequence[Series]) -> list[Finding]:
-    """Series whose first epoch is far behind: the classifier's start."""
+    """Series whose loss starts far above another's, or still falls fast at the end."""
     losses = {s.label: [entry["loss"] for entry in s.runs[0].log] for s in series if len(s.runs[0].log) > 1}
     found = []
     for one in (s for s in series if s.label in losses):
@@ -161,14 +161,14 @@ def _convergence(series: Sequence[Series]) -> list[Finding]:
                 else f"never reaches that in {counted(len(mine), 'epoch')}"
             )
             text = (
-                f"{one.label} has a loss of {mine[0]:.2f} in its first epoch, {faster[1].label} {faster[0][0]:.2f}; it "
-                f"{when}. Look at the initialisation: {start}; head_init=semantic or class_mean starts closer."
+                f"In the first epoch {one.label} has a loss of {mine[0]:.2f}, {faster[1].label} {faster[0][0]:.2f}; it "
+                f"{when}. Check the initialisation: {start}. head_init=semantic or class_mean starts closer."
             )
             found.append(Finding("bad", "Slow convergence", text, "training"))
         elif len(mine) > 1 and mine[-2] - mine[-1] > 0.1 * mine[0]:
             text = (
-                f"{one.label} still lost {mine[-2] - mine[-1]:.2f} of its loss in the last epoch (now {mine[-1]:.2f}): "
-                f"more epochs, a higher rate or a better start may help; {start}."
+                f"The loss of {one.label} still fell by {mine[-2] - mine[-1]:.2f} in the last epoch, to "
+                f"{mine[-1]:.2f}. More epochs, a higher rate or a better start may help; {start}."
             )
             found.append(Finding("bad", "Not finished", text, "training"))
     return found
@@ -198,7 +198,7 @@ def _tte(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
         if gain.points >= NO_GAIN:
             found.append(Finding("good" if gain.exceeds else "plain", "Five crops", text, "tte"))
             continue
-        text += " They cost five times the time of testing."
+        text += " Five crops take five times as long to test."
         cure = f" Try expand={(five.expand or 0) + patch // 2}." if patch and coincide else ""
         found.append(Finding("bad", "No gain from five crops", text + cure, "tte"))
     return found
@@ -212,11 +212,11 @@ def _sureness(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
         if found is None or answers is None or interval is None:
             continue
         curve, spread = found
-        word = "neither too sure nor too modest by more than noise"
+        word = "neither overconfident nor underconfident by more than noise"
         if curve.confidence > max(interval[1], curve.accuracy + 1):
-            word = "too sure on average"
+            word = "overconfident on average"
         elif curve.confidence < min(interval[0], curve.accuracy - 1):
-            word = "too modest on average"
+            word = "underconfident on average"
         parts.append(f"{one.label} {value(spread)} on {pictures(answers.pictures('overall'))} ({word})")
     if not parts:
         return []
@@ -226,7 +226,7 @@ def _sureness(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
 
 
 def heaviness(distances: Sequence[Distances], counts: Sequence[int]) -> list[Finding]:
-    """What distances within classes say of each tuned model, beside the bare backbone."""
+    """Whether each tuned model's features of rare classes come apart, compared with the bare backbone."""
     if not distances:
         return []
     bare, found = distances[0], []
@@ -236,8 +236,8 @@ def heaviness(distances: Sequence[Distances], counts: Sequence[int]) -> list[Fin
             continue
         many = one.gap(counts, "many")
         text = (
-            f"On few classes, test pictures of a class lie {few:.2f} farther apart than its training pictures under "
-            f"{one.label}; under the {bare.label} {base:.2f}."
+            f"With {one.label}, test pictures of a few class are {few:.2f} farther apart than its training pictures; "
+            f"with the {bare.label}, {base:.2f}."
         )
         if many is not None:
             text += f" On many classes the gap is {many:.2f}."
@@ -245,15 +245,15 @@ def heaviness(distances: Sequence[Distances], counts: Sequence[int]) -> list[Fin
         if grown > WIDE_GAP and grown > (
             max(many - (bare.gap(counts, "many") or 0.0), 0.0) if many is not None else 0.0
         ):
-            text += " Train and test have come apart most where there are few pictures: too heavy for the tail."
+            text += " Train and test have come apart most on few classes: the tuning was too heavy for the tail."
             found.append(Finding("bad", "Features come apart", text, "features"))
         elif grown > WIDE_GAP:
-            text += " Train and test have come apart, on frequent classes no less than on rare ones."
+            text += " Train and test have come apart on frequent classes as much as on rare ones."
             found.append(Finding("plain", "Features come apart", text, "features"))
         else:
             text += " Train and test still agree on rare classes."
             found.append(Finding("good", "Features agree", text, "features"))
     if not found:
-        text = "No class of the few has two training and two test pictures, so their distances cannot be compared."
+        text = "No few class has two training and two test pictures, so distances cannot be compared."
         found.append(Finding("plain", "No pairs on few classes", text, "features"))
     return found

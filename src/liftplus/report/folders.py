@@ -1,4 +1,4 @@
-"""Which runs a report is about: those given, and those in folders of several runs."""
+"""Find the runs for a report: run folders, and folders that contain several runs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from liftplus.errors import UserError
 from liftplus.report.read import FILES
 from liftplus.words import counted
 
-DEPTH = 3  # levels below a folder at which its runs lie: reproduce has DATA/BACKBONE/METHOD-seedN
+DEPTH = 3  # how many levels below a folder to look for runs: reproduce has DATA/BACKBONE/METHOD-seedN
 SWEEP = "sweep.json"
 Given = str | os.PathLike[str]
 
 
 def chosen(given: Sequence[Given]) -> tuple[list[Path], list[str]]:
-    """Run folders in the order given, each once, and sentences on what was left out.
+    """Run folders in the order given, each once, and notes on what was left out.
 
-    A folder that is no run stands for the finished runs inside; a file of a run for the run.
+    A folder that is not a run stands for the finished runs inside it. A file in a run folder stands for the run.
 
     Raises:
-        UserError: a folder is not there, or holds no finished run.
+        UserError: a folder does not exist or holds no finished run.
     """
     found: dict[Path, Path] = {}
     notes: list[str] = []
@@ -41,7 +41,7 @@ def is_run(folder: Path) -> bool:
 
 
 def beside(given: Sequence[Given]) -> Path:
-    """Where the report of these goes by default: into the one folder given, or beside several."""
+    """The default folder of a report: inside the folder given, or beside several."""
     folders = [path.parent if path.is_file() else path for path in (Path(text).expanduser() for text in given)]
     if len(folders) == 1:
         return folders[0] / "report"
@@ -53,38 +53,38 @@ def _inside(folder: Path, notes: list[str]) -> list[Path]:
     runs = list(_runs(folder, DEPTH))
     if not runs:
         raise UserError(
-            f"{str(folder)!r} holds no run ({', '.join(FILES)} are all missing), and no folder of a run. Give folders "
-            "that `liftplus train` or `liftplus compare` wrote."
+            f"{str(folder)!r} is not a run ({', '.join(FILES)} are all missing) and contains none. Give folders that "
+            "`liftplus train` or `liftplus compare` wrote."
         )
     tested = [run for run in runs if (run / "metrics.json").is_file()]
     if not tested:
         raise UserError(
-            f"{str(folder)!r} holds {counted(len(runs), 'run')}, of which none has been tested. Go "
-            "on with the command that began them, or name one run."
+            f"{str(folder)!r} holds {counted(len(runs), 'run')}, but none has been tested. Give the command that began "
+            "them again, or name one run."
         )
     if left := [run.name for run in runs if run not in tested]:
-        notes.append(f"Left out, as they have not been tested: {', '.join(left)} in {folder}.")
+        notes.append(f"Left out because they have not been tested: {', '.join(left)} in {folder}.")
     if (folder / SWEEP).is_file():
         return _of_sweep(folder, tested, notes)
     return tested
 
 
 def _of_sweep(folder: Path, tested: list[Path], notes: list[str]) -> list[Path]:
-    """The runs on the test split where there are some, else the trials; the two are measured on different pictures."""
+    """A sweep's test runs, or else its trials. The two were measured on different pictures, so they cannot be mixed."""
     final = [run for run in tested if run.name.startswith("test-seed")]
     if not final:
         notes.append(f"{folder} is a sweep: its trials were measured on the validation split.")
         return tested
     if len(final) < len(tested):
         notes.append(
-            f"{folder} is a sweep: this report is about its runs on the test split. For the trials, which were "
-            f"measured on the validation split, give {folder}/trial-*."
+            f"{folder} is a sweep: this report shows its runs on the test split. For its trials on the validation "
+            f"split, give {folder}/trial-*."
         )
     return final
 
 
 def _runs(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders of runs below, by name; what lies inside a run is its own."""
+    """Run folders below a folder, by name. The inside of a run is not searched."""
     try:
         entries = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:

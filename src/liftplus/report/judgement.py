@@ -1,4 +1,4 @@
-"""What the runs' accuracies and their differences are worth: the intervals and verdicts that `compare` prints."""
+"""The intervals and differences of a report's series, judged as `compare` does."""
 
 from __future__ import annotations
 
@@ -15,22 +15,28 @@ from liftplus.report.series import Series
 
 @dataclass(frozen=True)
 class Judgement:
-    """All series with one crop and five, as far as their predictions can be read, and their differences."""
+    """The judged tests of all series, with one crop and with five.
+
+    Attributes:
+        contenders: the tests whose predictions can be read.
+        differences: between the contenders.
+        problems: tests that could not be used, one sentence each.
+    """
 
     contenders: tuple[Contender, ...] = ()
     differences: tuple[Difference, ...] = ()
     problems: tuple[str, ...] = ()
 
     def answers(self, label: str, tte: bool) -> Answers | None:
-        """What a series got right with one crop or five."""
+        """The answers of a series with one crop or five; None if they cannot be read."""
         return next((one.answers for one in self.contenders if (one.method, one.tte) == (label, tte)), None)
 
     def own(self, one: Series) -> Answers | None:
-        """What a series got right in its runs' own tests."""
+        """The answers of a series in its runs' own tests."""
         return self.answers(one.label, one.tested[0].tte) if one.tested else None
 
     def between(self, a: str, b: str, key: str) -> Difference | None:
-        """By how much a beats b; None where the two were not compared."""
+        """The difference a minus b; None if the two were not compared."""
         for one in self.differences:
             if one.key == key and (one.a, one.b) == (a, b):
                 return one
@@ -39,12 +45,12 @@ class Judgement:
         return None
 
     def beaten(self, name: str, key: str) -> bool:
-        """Whether another one beats this one by more than noise."""
+        """Whether another contender beats this one by more than noise."""
         found = [one for one in self.differences if one.key == key and one.exceeds]
         return any(name == (one.b if one.points > 0 else one.a) for one in found)
 
     def rival(self, one: Series, other: Series, key: str) -> Difference | None:
-        """By how much one series beats another in their own tests, or else with an equal number of crops."""
+        """The difference of two series in their own tests, or else with the same number of crops."""
         if not one.tested or not other.tested:
             return None
         own = [(one.tested[0].tte, other.tested[0].tte)]
@@ -55,14 +61,14 @@ class Judgement:
 
 
 def judge(series: Sequence[Series]) -> Judgement:
-    """Every series against every other one that was tested on the same pictures."""
+    """Compare all series that were tested on the same pictures."""
     contenders, problems = [], []
     for one in series:
         for tte in (False, True):
             tests = {seed: test for seed, test in one.tests(tte).items() if test.predictions and test.classes}
             kept = {seed: test for seed, test in tests.items() if _images(test) == _images(next(iter(tests.values())))}
             problems += [
-                f"{test.folder} was tested on other pictures than the other seeds, so it counts in no interval."
+                f"{test.folder} was tested on other pictures than the other seeds, so no interval includes it."
                 for seed, test in tests.items()
                 if seed not in kept
             ]
@@ -72,12 +78,12 @@ def judge(series: Sequence[Series]) -> Judgement:
 
 
 def _images(test: EvaluationFiles) -> tuple[tuple[str, str], ...]:
-    """The tested pictures with their true classes, in an order that does not depend on the run."""
+    """The tested pictures with their true classes, sorted, so that runs can be compared."""
     return tuple(sorted((one.path, one.true) for one in test.predictions))
 
 
 def _answers(tests: dict[int, EvaluationFiles]) -> Answers | None:
-    """Right or wrong by seed; None where the tables do not know the same classes."""
+    """The answers by seed; None if a true class is missing from the table of classes."""
     first = next(iter(tests.values()))
     index = {row.name: k for k, row in enumerate(first.classes)}
     rows = [sorted(test.predictions, key=lambda one: (one.path, one.true)) for test in tests.values()]

@@ -1,4 +1,4 @@
-"""Put a report together and write it: report.html, and figures/ with each figure as PNG and its numbers as CSV."""
+"""Write a report: report.html, and figures/ with each figure as PNG and its numbers as CSV."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ CHARTS = (
     *("accuracy", "accuracy_by_count", "long_tail", "loss", "lr", "reliability", "tte"),
     *("intra_class_distance", "distance_gap", "separation"),
 )
-SHOWN_SERIES = 8  # whose confused pairs are shown
+SHOWN_SERIES = 8  # the largest number of series whose confused pairs are shown
 SHOWN = 40  # rows of a figure's table on the page
 
 
 @dataclass
 class Draft:
-    """A report on its way.
+    """A report that is being made.
 
     Attributes:
-        series: what is compared.
+        series: the series of runs.
         judgement: their intervals and differences.
         out: the report's folder.
-        datasets: the runs' data as far as they are loaded, by their settings; those of "" are given for all runs.
-        charts: what was drawn so far.
+        datasets: loaded data sets by their settings; the one under "" is for all runs.
+        charts: the charts so far, by name.
         problems: what could not be shown, one sentence each.
     """
 
@@ -58,11 +58,11 @@ class Draft:
     problems: list[str] = field(default_factory=list)
 
     def add(self, *made: Chart | None) -> None:
-        """Keep those charts that there are."""
+        """Add the charts that are not None."""
         self.charts |= {one.name: one for one in made if one is not None}
 
     def data(self, one: Series) -> DataSet:
-        """The data that a series was trained on; raises UserError where they are not there any more."""
+        """The data that a series was trained on; raises UserError if they cannot be read any more."""
         wanted = config.from_dict(one.config).data
         key = "" if "" in self.datasets else wanted.model_dump_json()
         if key not in self.datasets:
@@ -91,20 +91,20 @@ def write(
     """Write a report about one or several runs of one data set, in place of an earlier one.
 
     Args:
-        runs: run folders, or folders with several runs inside, as `compare`, `sweep` and `reproduce` write them; one
-            or several. Runs that differ by seed alone are taken together.
+        runs: one or several run folders, or folders with runs inside, as `compare`, `sweep` and `reproduce` write
+            them. Runs that differ only in their seed form one series.
         out: the report's folder: new, empty, or that of an earlier report.
-        with_features: compute features with the runs' models for "Why heavy fine-tuning hurts"; needs the data and
-            the backbone's weights. What was computed is kept in the folder.
-        per_class: pictures of a class and split whose features are computed, at most.
-        say: called with a sentence for everything that had to be left out.
-        dataset: the runs' data, where they are loaded already.
+        with_features: compute features with the runs' models for "Why heavy fine-tuning hurts". This needs the data
+            and the backbone's weights. The distances are kept in the folder.
+        per_class: the largest number of pictures per class and split whose features are computed.
+        say: called with a sentence for each thing that had to be left out.
+        dataset: the runs' data, if already loaded.
 
     Returns:
         the page's path.
 
     Raises:
-        UserError: a folder is no run, runs are of different classes, or `out` holds something else.
+        UserError: a folder is not a run, runs have different classes, or `out` holds something else.
     """
     given = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
     if not given:
@@ -135,13 +135,13 @@ def write(
 
 
 def refuse_foreign(out: Path) -> None:
-    """Leave alone what is not an earlier report's."""
+    """Raise UserError if the folder holds something other than a report."""
     if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{str(out)!r} holds something other than a report. Choose another folder with --out.")
 
 
 def prepare(out: Path) -> None:
-    """Make the folder, and take an earlier report's figures away."""
+    """Make the folder and delete an earlier report's figures."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     (out / MARKER).touch()
     (out / PAGE).unlink(missing_ok=True)
@@ -169,16 +169,16 @@ def _feature_note(draft: Draft, distances: Sequence[Distances], asked: bool) -> 
     if not distances and not asked:
         paths = [str(run.folder) for one in draft.series for run in one.runs]
         command = shlex.join(["liftplus", "report", *paths, "--out", str(draft.out), "--features"])
-        note = "Whether that happened in these runs takes their features, which this command computes:"
+        note = "To see whether that happened in these runs, compute their features with this command:"
     elif not distances:
-        note = "Features could not be computed; the reason stands at the top of this page."
+        note = "Features could not be computed; the reason is at the top of this page."
     elif len(distances) == 1:
         note = "None of these runs tunes the backbone, so there is nothing to compare it with."
     return {"features_note": note, "features_command": command}
 
 
 def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) -> dict[str, Any]:
-    """Everything that the template shows but for the figures."""
+    """All values of the template except the figures."""
     series = draft.series
     first = series[0].runs[0]
     known = read.table(first.about.get("data"))
@@ -212,7 +212,7 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
 
 
 def _runs(seeds: Sequence[int]) -> str:
-    """How many runs there are, and of what, from the number of seeds of each series."""
+    """The numbers of runs and seeds in words; `seeds` has the number of seeds of each series."""
     if len(seeds) == sum(seeds):
         return counted(len(seeds), "run")
     each = str(max(seeds)) if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)}"
@@ -220,7 +220,7 @@ def _runs(seeds: Sequence[int]) -> str:
 
 
 def _tte_commands(series: Sequence[Series]) -> list[str]:
-    """For each series tested with one setting only, what tests its first run with the other."""
+    """For each series tested with only one number of crops, the command that tests its first run with the other."""
     lines = []
     for one in series:
         if one.tested and not any(run.other_crops for run in one.runs):
@@ -231,7 +231,7 @@ def _tte_commands(series: Sequence[Series]) -> list[str]:
 
 
 def _confused(draft: Draft, progress: Progress) -> dict[str, Any]:
-    """The confused pairs of each series, the best one first, with pictures where the data are still there."""
+    """The confused pairs of each series, the best series first, with pictures if the data can still be read."""
     chosen = [one for one in draft.series if any(t.confusion and t.classes for t in one.tested)]
     if not chosen:
         return {"confused": [], "pictures_note": None, "confused_more": 0}
@@ -253,12 +253,12 @@ def _confused(draft: Draft, progress: Progress) -> dict[str, Any]:
     if shown:
         note = None
     elif note is None and any(e["pairs"] for e in entries):
-        note = "No pictures are shown, because none of the files that the run tested can be read any more."
+        note = "No pictures are shown, because none of the tested files can be read any more."
     return {"confused": entries, "pictures_note": note, "confused_more": known - len(entries)}
 
 
 def _tables(draft: Draft, values: dict[str, Any]) -> None:
-    """Write every figure and table beside the page, and what the template needs of them into `values`."""
+    """Write every figure and table into figures/, and add what the template needs of them to `values`."""
     folder, shown = draft.out / "figures", {}
     for name, one in draft.charts.items():
         rows = [[_short(cell) for cell in row] for row in one.rows[:SHOWN]]
@@ -312,7 +312,7 @@ def _sections(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def render(values: dict[str, Any]) -> str:
-    """The page; whatever is not marked as safe is escaped."""
+    """The page as HTML. Values that are not marked as safe are escaped."""
     here = files("liftplus.report")
     parts = {name: Markup((here / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,4 +1,4 @@
-"""What run folders hold, read with patience: a file that is missing or damaged costs its part of the report only."""
+"""Read run folders. A missing or damaged file is reported, and only its part of the report is left out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from liftplus.runs.reuse import TESTS
 
 T = TypeVar("T")
 FILES = ("config.json", "metrics.json", "per_class.csv", "log.jsonl")
-INSIDE = ("*/metrics.json", f"{TESTS}/*/metrics.json")  # further tests of a run
+INSIDE = ("*/metrics.json", f"{TESTS}/*/metrics.json")  # where further tests of a run are
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class of one tested split; accuracy in percent, None without a test image."""
+    """One class of a tested split; accuracy in percent, None without a test image."""
 
     id: str
     name: str
@@ -63,13 +63,13 @@ class EvaluationFiles:
 
     @property
     def margins(self) -> tuple[Any, Any]:
-        """What surrounds the crops: expand, and the one crop's own where it has one."""
+        """The settings of the crops' margins: expand and one_crop_expand."""
         evaluation = table(self.metrics.get("evaluation"))
         return evaluation.get("expand"), evaluation.get("one_crop_expand")
 
     @property
     def adjusted(self) -> tuple[Any, bool]:
-        """For which prior the logits were adjusted, and whether zero-shot logits were added."""
+        """The prior for which the logits were adjusted, and whether zero-shot logits were added."""
         return table(self.metrics.get("evaluation")).get("prior", "as_trained"), "gla" in self.metrics
 
     @property
@@ -84,9 +84,9 @@ class Run:
 
     folder: Path
     about: dict[str, Any]  # config.json
-    log: tuple[dict[str, float], ...]  # one entry an epoch
+    log: tuple[dict[str, float], ...]  # one entry per epoch
     tested: EvaluationFiles | None
-    others: tuple[EvaluationFiles, ...]  # evaluations in folders inside
+    others: tuple[EvaluationFiles, ...]  # further tests, in folders inside
     problems: tuple[str, ...] = field(default=())
 
     @property
@@ -96,15 +96,15 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The run's seed; 0 where it is not known."""
+        """The run's seed; 0 if it is not known."""
         seed = self.config.get("seed", 0)
         return seed if isinstance(seed, int) else 0
 
     @property
     def other_crops(self) -> EvaluationFiles | None:
-        """The evaluation of the same data and split with the other number of crops, the same margin before others.
+        """The test of the same data and split with the other number of crops, preferably with the same margins.
 
-        One whose logits were adjusted otherwise is not the same.
+        A test whose logits were adjusted for another prior does not count.
         """
         if (own := self.tested) is None:
             return None
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def train_counts(self) -> tuple[int, ...]:
-        """Training pictures a class, from config.json or else from the table of classes."""
+        """Training pictures of each class, from config.json or else from the table of classes."""
         counts = table(self.about.get("data")).get("train_counts")
         if isinstance(counts, list) and all(isinstance(n, int) for n in counts):
             return tuple(counts)
@@ -122,7 +122,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of training, where recorded."""
+        """Seconds of training; None if not recorded."""
         seconds = self.tested.metrics.get("seconds") if self.tested else None
         return number(seconds) if seconds is not None else self.log[-1].get("seconds") if self.log else None
 
@@ -147,7 +147,7 @@ def run(folder: Path) -> Run:
     if (folder / "log.jsonl").is_file():
         log = _tried(folder / "log.jsonl", _log, log, problems)
     if table(table(about.get("config")).get("train")).get("epochs") and not log:
-        problems.append(f"{folder / 'log.jsonl'} has no epoch, so there is no training curve of this run.")
+        problems.append(f"{folder / 'log.jsonl'} has no epoch, so this run has no training curve.")
     tested = _tested(folder, problems)
     inside = sorted(path.parent for place in INSIDE for path in folder.glob(place))
     others = tuple(found for path in inside if (found := _tested(path, problems)) is not None)
@@ -168,38 +168,38 @@ def _tested(folder: Path, problems: list[str]) -> EvaluationFiles | None:
 
 
 def _tried(path: Path, reader: Callable[[Path], T], instead: T, problems: list[str]) -> T:
-    """What a reader makes of a file; where it cannot, a sentence."""
+    """The result of a reader, or `instead` and a sentence in `problems` if it fails."""
     try:
         return reader(path)
     except FileNotFoundError:
-        problems.append(f"{path} is missing, so what it would show is left out.")
+        problems.append(f"{path} is missing, so its part is left out.")
     except OSError as error:
-        problems.append(f"{path} cannot be read ({error.strerror}), so what it would show is left out.")
+        problems.append(f"{path} cannot be read ({error.strerror}), so its part is left out.")
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         reason = f"column or key {error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        problems.append(f"{path} is damaged ({reason[:200]}), so what it would show is left out.")
+        problems.append(f"{path} is damaged ({reason[:200]}), so its part is left out.")
     return instead
 
 
 def _json(path: Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return value
 
 
 def _metrics(path: Path) -> dict[str, Any]:
     value = _json(path)
     if number(value["overall"]) is None:
-        raise ValueError("overall is no number")
+        raise ValueError("overall is not a number")
     for key in ("mean_class", "many", "medium", "few"):
         if value[key] is not None and number(value[key]) is None:
-            raise ValueError(f"{key} is no number")
+            raise ValueError(f"{key} is not a number")
     return value
 
 
 def _log(path: Path) -> tuple[dict[str, float], ...]:
-    """Whole entries; a last line that was cut short is left out."""
+    """The entries of the log; damaged lines, such as a last one cut short, are skipped."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

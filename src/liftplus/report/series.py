@@ -1,4 +1,4 @@
-"""Runs that differ by seed alone taken together, and the figures over them."""
+"""Group runs that differ only in their seed into series, and compute figures over the seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from liftplus.report.read import EvaluationFiles, Run, number
 
 MEASURES = ("overall", "mean_class", "many", "medium", "few")
 BINS = 15
-# Settings that say where and how a run was made, not what it is.
+# Settings that do not change what a run is, only where and how it was made.
 _ELSEWHERE = {
     "seed",
     "device",
@@ -30,7 +30,7 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over n values; no deviation of one value."""
+    """Mean and sample standard deviation of n values; `sd` is None for one value."""
 
     mean: float
     sd: float | None
@@ -38,7 +38,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
-        """Over those values that exist; None without any."""
+        """The spread of the values that are not None; None if there are none."""
         given = [value for value in values if value is not None]
         if not given:
             return None
@@ -47,10 +47,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that differ by seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
-        label: short and different from every other series'.
+        label: a short, unique name.
         runs: ordered by seed.
     """
 
@@ -59,11 +59,11 @@ class Series:
 
     @property
     def tested(self) -> tuple[EvaluationFiles, ...]:
-        """The runs' own evaluations."""
+        """The runs' own tests."""
         return tuple(run.tested for run in self.runs if run.tested is not None)
 
     def tests(self, tte: bool) -> dict[int, EvaluationFiles]:
-        """The evaluations of the runs' own data and split with five crops or one, by seed."""
+        """The tests of the runs' own data and split with five crops or one, by seed."""
         found = {}
         for run in self.runs:
             both = [test for test in (run.tested, run.other_crops) if test is not None and test.tte == tte]
@@ -73,7 +73,7 @@ class Series:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings that all share, with the first run's seed."""
+        """The settings of all runs, with the first run's seed."""
         return self.runs[0].config
 
     def measure(self, key: str) -> Spread | None:
@@ -81,12 +81,12 @@ class Series:
         return Spread.of([number(t.metrics.get(key)) for t in self.tested])
 
     def per_class(self) -> list[float | None]:
-        """Mean accuracy over the seeds of each class, in percent."""
+        """Each class's mean accuracy over the seeds, in percent; None without test pictures."""
         tables = [[row.accuracy for row in t.classes] for t in self.tested if t.classes]
         return [spread.mean if (spread := Spread.of(column)) else None for column in zip(*tables, strict=True)]
 
     def confusion(self) -> list[tuple[int, int, int]]:
-        """Wrong (true class, predicted class, how often over all seeds), most first."""
+        """Errors as (true class, predicted class, pictures over all seeds), most frequent first."""
         total: dict[tuple[int, int], int] = defaultdict(int)
         for test in self.tested:
             for true, guess, images in test.confusion:
@@ -106,13 +106,17 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def grouped(runs: Sequence[Run]) -> list[Series]:
-    """The runs by what they are, in the order in which each kind first appears."""
+    """Group runs into series, in the order in which each series first appears.
+
+    Raises:
+        UserError: the runs have different classes.
+    """
     kinds: dict[str, list[Run]] = {}
     for run in runs:
         settings = {key: value for key, value in flat(run.config) if key not in _ELSEWHERE}
         key = json.dumps(settings, sort_keys=True) if run.config else str(run.folder)
         if any(run.config and other.seed == run.seed for other in kinds.get(key, [])):
-            key += str(run.folder)  # the same run twice says nothing about spread
+            key += str(run.folder)  # two runs with one seed say nothing about the spread over seeds
         kinds.setdefault(key, []).append(run)
     _refuse_other_classes(runs)
     members = [tuple(sorted(found, key=lambda run: run.seed)) for found in kinds.values()]
@@ -125,7 +129,7 @@ def _refuse_other_classes(runs: Sequence[Run]) -> None:
         names = tuple(row.name for row in run.tested.classes) if run.tested else ()
         if names and seen and names != seen[1]:
             raise UserError(
-                f"{str(seen[0].folder)!r} and {str(run.folder)!r} know different classes ({len(seen[1])} and "
+                f"{str(seen[0].folder)!r} and {str(run.folder)!r} have different classes ({len(seen[1])} and "
                 f"{len(names)}). Make one report for each data set."
             )
         if names and seen is None:
@@ -133,7 +137,7 @@ def _refuse_other_classes(runs: Sequence[Run]) -> None:
 
 
 def _labels(firsts: Sequence[Run]) -> list[str]:
-    """The method, and where several have one method, what differs between them."""
+    """Labels of series: the method, and if several series share it, the settings that differ."""
     labels = []
     for run in firsts:
         method = str(run.config.get("method", "")) or run.folder.name
@@ -157,12 +161,12 @@ def _cut(text: str, limit: int) -> str:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far probabilities of the best class are from the share that is right.
+    """How well the probabilities of the best class match the share of right answers.
 
     Attributes:
-        ece: expected calibration error over `BINS` equal bins, in percent (Guo et al. 2017).
-        confidence, accuracy: mean over all pictures, in percent.
-        bins: (lower edge, pictures, mean probability, share right) of bins that hold a picture.
+        ece: expected calibration error over `BINS` equal bins, in percent (Guo et al. 2017, arXiv 1706.04599).
+        confidence, accuracy: means over all pictures, in percent.
+        bins: (lower edge, pictures, mean probability, share right) of each bin with a picture; the last two 0 to 1.
     """
 
     ece: float
@@ -172,7 +176,7 @@ class Calibration:
 
 
 def calibration(chances: NDArray[np.float64], right: NDArray[np.bool_]) -> Calibration:
-    """Calibration of probabilities [N] in [0, 1] against whether each was right [N]."""
+    """Calibration of the best classes' probabilities [N], 0 to 1; `right` [N] says which answers are right."""
     place = np.clip(np.ceil(chances * BINS).astype(int) - 1, 0, BINS - 1)
     bins = []
     for k in range(BINS):
@@ -184,7 +188,7 @@ def calibration(chances: NDArray[np.float64], right: NDArray[np.bool_]) -> Calib
 
 
 def calibrations(series: Series) -> tuple[Calibration, Spread] | None:
-    """Calibration of all seeds' predictions together, and the ECE over the seeds."""
+    """Calibration of all seeds' predictions together, and the spread of the ECE over seeds; None without any."""
     parts = []
     for tested in series.tested:
         if tested.predictions:
@@ -198,7 +202,7 @@ def calibrations(series: Series) -> tuple[Calibration, Spread] | None:
 
 
 def tte_effect(series: Series) -> dict[str, tuple[Spread, Spread, Spread]]:
-    """One crop, five crops and the gain, in points, over the seeds that were tested with both; by measure."""
+    """For each measure: accuracy with one crop, with five, and the gain, over the seeds that were tested with both."""
     pairs = []
     for run in series.runs:
         if run.tested is not None and run.other_crops is not None:

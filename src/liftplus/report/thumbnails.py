@@ -1,4 +1,4 @@
-"""The most confused pairs of classes with pictures, where the run's data are still there."""
+"""The most confused pairs of classes, with pictures if the run's data can still be read."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ PAIRS, PICTURES, SIDE = 10, 3, 88
 
 @dataclass(frozen=True)
 class Pair:
-    """A true class and the class that it was taken for.
+    """A true class and the class that it was mistaken for.
 
     Attributes:
-        images: wrong pictures, summed over the seeds.
-        tests: test pictures of the true class, summed over the seeds.
-        seeds: how many were tested.
-        wrong: data URIs of such pictures, those first that most seeds had wrong.
+        images: number of wrong pictures, summed over the seeds.
+        tests: number of test pictures of the true class, summed over the seeds.
+        seeds: number of tested seeds.
+        true_train, predicted_train: training pictures of the two classes.
+        wrong: data URIs of wrong pictures, those first that most seeds had wrong.
         example: data URI of a training picture of the predicted class.
     """
 
@@ -41,7 +42,7 @@ class Pair:
     example: str | None = None
 
     def row(self) -> tuple[str, str, int, int, int, str, int, int]:
-        """Its line of the CSV."""
+        """Its row of the CSV."""
         names, counts = (self.true, self.predicted), (self.images, self.seeds, self.tests)
         return (*names, *counts, f"{self.share:.6g}", self.true_train, self.predicted_train)
 
@@ -57,12 +58,12 @@ class Pair:
 
     @property
     def share(self) -> float:
-        """Of the true class's test pictures, in percent."""
+        """Wrong pictures among the true class's test pictures, in percent."""
         return 100 * self.images / self.tests if self.tests else 0.0
 
 
 def pairs(one: Series, dataset: DataSet | None) -> list[Pair]:
-    """The pairs that one series confuses most, with pictures where there are data."""
+    """The pairs that a series confuses most, with pictures if there is a data set."""
     classes = next((t.classes for t in one.tested if t.classes), ())
     tables = [t.classes for t in one.tested if t.confusion and len(t.classes) == len(classes)]
     chosen = [p for p in one.confusion() if max(p[:2]) < len(classes)][:PAIRS]
@@ -82,7 +83,7 @@ def pairs(one: Series, dataset: DataSet | None) -> list[Pair]:
 
 
 def _keys(one: Series, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
-    """Keys of wrongly classified pictures by their pair of class names, those first that most seeds had wrong."""
+    """Keys of wrong pictures by their pair of class names; those first that most seeds had wrong."""
     keys: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for tested in one.tested:
         for p in tested.predictions:
@@ -99,10 +100,10 @@ def _first_keys(dataset: DataSet | None) -> dict[int, str]:
 
 
 def uri(store: Store, key: str) -> str | None:
-    """A small JPEG as a data URI; None where the picture cannot be read."""
+    """A small JPEG as a data URI; None if the picture cannot be read."""
     try:
         image = store.image(key)
-    except (UserError, OSError, KeyError, IndexError, ValueError):  # what stores raise for a key they do not hold
+    except (UserError, OSError, KeyError, IndexError, ValueError):  # stores raise any of these for a missing key
         return None
     image.thumbnail((2 * SIDE, SIDE * 2), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
