@@ -138,6 +138,6 @@ def test_a_folder_called_like_a_picture_is_read_as_a_folder(place: Path, command
 def test_a_setting_among_the_pictures_is_told_apart(place: Path, command: Command, tmp_path: Path) -> None:
     given = ("predict", place / "run", place / "photos" / "test")
     ended = command(*given, "tte=false")
-    assert ended.code == 2 and "for a setting write --set tte=false" in ended.err
+    assert ended.code == 2 and "For a setting write --set tte=false" in ended.err
     shutil.copy(next((place / "photos" / "test").rglob("*.png")), tmp_path / "a=b.png")
     assert [row["path"] for row in table(command(*given[:2], "a=b.png").out)] == ["a=b.png"]

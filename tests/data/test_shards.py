@@ -194,7 +194,7 @@ def test_an_interrupted_command_says_how_to_go_on(
         monkeypatch.setattr(identity, "SETTLED", settled)
         ended = command("prepare", "--data", str(photos), "--out", str(tmp_path / "copy"))
         assert ended.code == 130
-        assert ("copy.partial; the same command goes on from there" in ended.err) is said
+        assert ("copy.partial. Give the same command to continue" in ended.err) is said
 
 
 def test_damaged_copies_are_refused(photos: Path, tmp_path: Path) -> None:

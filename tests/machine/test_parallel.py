@@ -270,7 +270,7 @@ def test_a_run_of_two_processes_is_that_of_one(photos: Path, tmp_path: Path, com
     """The command line: the same tables, written once and told once."""
     code, told = ended(trained(2, photos, tmp_path / "two"))
     assert code == 0, told
-    assert told.count("Files are in") == 1 and told.count("training images a class") == 1
+    assert told.count("Files are in") == 1 and told.count("training images per class") == 1
     assert command("train", "--data", photos, "--out", tmp_path / "one", *SETTINGS).code == 0
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
@@ -299,7 +299,7 @@ def test_slurm_asks_every_process_at_once(photos: Path, tmp_path: Path) -> None:
     for pid in [*mine, *(worker for process in mine[1:] for worker in children(process))]:
         os.kill(pid, signal.SIGTERM)
     code, told = ended(job, 60)
-    assert code != 0 and told.count("the state is saved. Go on with: liftplus train --resume") == 1, told
+    assert code != 0 and told.count("the state is saved. Continue with: liftplus train --resume") == 1, told
     assert sentences(told) == []
 
 
@@ -315,7 +315,7 @@ def test_ctrl_c(photos: Path, tmp_path: Path, terminal: bool) -> None:
     for pid in [job.pid, *(everyone if terminal else ())]:
         os.kill(pid, signal.SIGINT)
     code, told = ended(job, 60)
-    assert code != 0 and told.count("the state is saved. Go on with: liftplus train --resume") == 1, told
+    assert code != 0 and told.count("the state is saved. Continue with: liftplus train --resume") == 1, told
     assert sentences(told) == []
     assert saved_state.Keeper(folder, {}, 1.0).position().epoch > 0
 
@@ -327,7 +327,7 @@ def stopped(photos: Path, folder: Path, processes: int, rank: int | None = None)
     wait_for(folder / checkpoint.STATE, began)
     os.kill(job.pid if rank is None else worker(job, rank), signal.SIGTERM)
     code, told = ended(job)
-    assert code != 0 and told.count("the state is saved. Go on with: liftplus train --resume") == 1, told
+    assert code != 0 and told.count("the state is saved. Continue with: liftplus train --resume") == 1, told
     assert sentences(told) == []
 
 

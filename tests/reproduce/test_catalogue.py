@@ -111,15 +111,15 @@ def test_names_select() -> None:
         (
             '[t]\nabout = "x"\ndata = ["a"]\nbackbones = ["b"]\n[t.variants]\nv = {}\n'
             '[t.expected]\n"a/b/v" = { few = 1 }\n',
-            "a/b/v, which it lacks",
+            "a/b/v, but the table has no such",
         ),
         (
             '[t]\nabout = "x"\ndata = ["a"]\nbackbones = ["b"]\n[[t.grids]]\nname = "one"\nover = { n = [1, 1] }\n',
-            "there twice",
+            "defined twice",
         ),
         (
             '[t]\nabout = "x"\ndata = ["a", { name = "a", data = "c" }]\nbackbones = ["b"]\n[t.variants]\nv = {}\n',
-            "there twice",
+            "defined twice",
         ),
     ],
 )

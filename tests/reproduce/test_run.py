@@ -46,8 +46,8 @@ def standing(command: Command) -> dict[str, Any]:
 def test_experiments_share_runs_and_are_judged(command: Command, tmp_path: Path) -> None:
     ended = command("reproduce", "run", "photos", *HERE, *QUICK)
     assert ended.code == 0, ended.err
-    assert "Tests: 8, 0 of them found finished. Trainings behind them: 5, 0 found" in ended.err
-    assert "How long 3 of them take is not known" in ended.err
+    assert "Tests: 8, of which 0 are finished. Trainings for them: 5, of which 0" in ended.err
+    assert "The time of 3 tests is not known" in ended.err
     made = models(tmp_path / "r")
     assert sorted(made) == [
         f"photos/mini_clip/{name}/model.safetensors"
@@ -71,11 +71,11 @@ def test_experiments_share_runs_and_are_judged(command: Command, tmp_path: Path)
     assert claim["verdict"] == "not run" and claim["untestable"][0]["what"] == "On ImageNet-LT"
 
     again = command("reproduce", "run", "photos", *HERE, *QUICK)
-    assert again.code == 0 and "Tests: 8, 8 of them" in again.err and "5 found finished" in again.err
+    assert again.code == 0 and "Tests: 8, of which 8 are" in again.err and "5 found finished" in again.err
     assert again.err.count("(found finished)") == 8 and "takes about" not in again.err
     assert models(tmp_path / "r") == made
     more = command("reproduce", "run", "photos/mini_clip/zeroshot", *HERE, *QUICK, "--seeds", 3)
-    assert more.code == 0 and "By what such runs took, the rest takes about" in more.err
+    assert more.code == 0 and "The rest takes about" in more.err
     alike = {"photos/mini_clip/losses/logit_adjusted"}  # is lift+, and was found finished
     assert carry_out.timed(tmp_path / "r").keys() == results.keys() - alike
     other = command("reproduce", "run", "photos", *HERE, "epochs=2", *QUICK[1:])
@@ -98,7 +98,7 @@ def test_what_was_stopped_goes_on(command: Command, tmp_path: Path, monkeypatch:
     with monkeypatch.context() as asked:
         asked.setattr(stopping.StopRequest, "__init__", begin)
         ended = command(*given)
-    assert ended.code == 143 and "The same command goes on" in ended.err
+    assert ended.code == 143 and "Give the same command to continue" in ended.err
     assert (folder / checkpoint.STATE).is_file()
     ended = command(*given)
     assert ended.code == 0, ended.err
@@ -106,7 +106,7 @@ def test_what_was_stopped_goes_on(command: Command, tmp_path: Path, monkeypatch:
     with monkeypatch.context() as asked:
         asked.setattr(testing, "test", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         ended = command("reproduce", "run", "photos/mini_clip/one_crop", *HERE, "--seeds", 1, *QUICK)
-    assert ended.code == 130 and ended.err.strip().endswith("Stopped. The same command goes on.")
+    assert ended.code == 130 and ended.err.strip().endswith("Stopped. Give the same command to continue.")
     assert command("reproduce", "run", "photos/mini_clip/one_crop", *HERE, "--seeds", 1, *QUICK).code == 0
 
 
@@ -125,7 +125,7 @@ def test_a_run_in_other_hands_is_passed_over(command: Command, tmp_path: Path, m
     assert ended.code == 0, ended.err
     order = [line.partition(":")[0] for line in ended.err.splitlines() if line.startswith("[")]
     assert order == ["[2 of 2] photos/mini_clip/zeroshot, seed 0", "[once more] photos/mini_clip/lift+, seed 0"]
-    assert "1 are being made by another process" in ended.err
+    assert "Another process is making 1 run" in ended.err
 
 
 PROCESS = """
@@ -204,7 +204,7 @@ def test_a_failing_run_does_not_end_the_others(
 
     monkeypatch.setattr(execution, "train_run", train_run)
     ended = command("reproduce", "run", "losses", *HERE, *QUICK)
-    assert ended.code == 2 and "1 of the runs failed" in ended.err and "The loss diverged" in ended.err
+    assert ended.code == 2 and "1 run failed" in ended.err and "The loss diverged" in ended.err
     states = {one["name"]: one["seeds"] for one in standing(command)["results"]}
     assert states["photos/mini_clip/losses/logit_adjusted"] == [0]
     assert states["photos/mini_clip/losses/cross_entropy"] == []

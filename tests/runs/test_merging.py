@@ -177,7 +177,7 @@ def test_shares_and_starts_that_are_none(begun: tuple[Path, Path], tmp_path: Pat
         assert "numbers of at least 0, not all of them 0" in refused(begun, tmp_path, shares=shares)
     assert "holds no trained model" in refused([begun[0], tmp_path / "nowhere"], tmp_path)
     ended = command("merge", *begun, "--out", "out", "--shares", "1;2")
-    assert ended.code == 2 and "--shares is '1;2'; give a number a run" in ended.err
+    assert ended.code == 2 and "--shares is '1;2'. Give one number per run" in ended.err
     assert command("merge", *begun, "--out", begun[0]).code == 2
 
 
@@ -188,7 +188,7 @@ def test_a_start_that_is_not_known_is_refused(begun: tuple[Path, Path], photos: 
     shutil.copy(begun[0] / checkpoint.FILE, tmp_path / "alone" / "model.safetensors")
     assert "has no record of its training pictures" in refused([tmp_path / "alone"], tmp_path, start=0.5)
     photos.rename(tmp_path / "moved")
-    assert "Say where they are with --data" in refused(begun[:1], tmp_path, start=0.5)
+    assert "Give their path with --data" in refused(begun[:1], tmp_path, start=0.5)
     liftplus.merge(begun[:1], tmp_path / "found", start=0.5, **{"data.source": str(tmp_path / "moved")})
     next((tmp_path / "moved" / "train" / "blue sky").iterdir()).unlink()
     gone = refused(begun[:1], tmp_path, start=0.5, **{"data.source": str(tmp_path / "moved")})

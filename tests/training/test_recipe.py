@@ -245,7 +245,7 @@ def test_a_run_without_a_backbone_says_what_it_takes_and_what_is_at_hand(
     (tmp_path / "weights" / "resnet50.safetensors").touch()
     quick = ("epochs=0", "tte=false", "workers=0")
     without = command("train", "--data", photos, "--out", "a", *quick)
-    assert "has seen drawings only" in without.err and "resnet50" in without.err
+    assert "was trained on drawings only" in without.err and "resnet50" in without.err
     assert "drawings" not in command("train", "--data", photos, "--backbone", "mini_clip", "--out", "b", *quick).err
 
 

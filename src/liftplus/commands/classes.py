@@ -30,27 +30,28 @@ def add(
     run: Run,
     given: Annotated[
         list[str],
-        typer.Argument(help="A new class's name, and its pictures where there are any; more of both.", metavar=ADDED),
+        typer.Argument(help="A new class's name, then its pictures if it has any. Repeatable.", metavar=ADDED),
     ],
     out: NewRun,
     weights: Weights = None,
     text: Annotated[
-        bool | None, typer.Option("--text/--no-text", help="Whether names count beside pictures; by default if read.")
+        bool | None,
+        typer.Option("--text/--no-text", help="Use class names beside pictures. Default: if the backbone reads text."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Where the run's training pictures are now, if they moved.")
+        str | None, typer.Option("--data", "-d", help="The run's training pictures, if they were moved.")
     ] = None,
     harm: Annotated[
         float,
         typer.Option(
-            help="Points of accuracy that older classes may lose to a new one; more makes the new one better.",
+            help="Points of accuracy that older classes may lose per new class. More helps the new class.",
             min=0,
             max=100,
         ),
     ] = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Add classes without training, by name or from a few pictures each: folders or files that follow the name."""
+    """Add classes without training, from a name or from a few pictures each (folders or files after the name)."""
     from liftplus import console
     from liftplus.runs import edit_classes
 
@@ -58,14 +59,14 @@ def add(
     names = list(pictures)
     if not any(pictures.values()):
         if text is False:
-            raise UserError("Without pictures a class has its name alone, and --no-text was given. Leave that out.")
+            raise UserError("A class without pictures needs its name, but --no-text was given. Leave --no-text out.")
         edit_classes.add(run, names, out, weights)
         if as_json:
             print(json.dumps({"folder": str(out), "added": names}))
             return
         console.out.print(
-            f"{out} knows {_told(names)}. Their rows are as before any "
-            "training, those of the others have moved since, so test before use; the old results do not apply."
+            f"{out} knows {_told(names)}. Their rows are untrained, while those of the other classes were trained. "
+            "Test the run before use; the old results do not apply."
         )
         return
     added = _from_pictures(run, pictures, out, weights, text, data, harm)
@@ -74,38 +75,38 @@ def add(
         print(json.dumps({"folder": str(out), "added": names, "classes": found}))
         return
     for one in added:
-        own = "" if one.own is None else f" {one.own:.0f} % of them are right when left out in turn."
+        own = "" if one.own is None else f" Leave-one-out accuracy on them: {one.own:.0f} %."
         equal = f" {counted(one.equal, 'equal picture')} left out." if one.equal else ""
         console.out.print(
             f"{one.name}: {counted(one.pictures, 'picture')}"
-            f"{' and its name' if one.text else ''}.{equal}{own} Older classes lose about {one.harm:.1f} points, by an "
-            "estimate for pictures that the run has not seen."
+            f"{' and its name' if one.text else ''}.{equal}{own} Older classes lose an estimated {one.harm:.1f} points "
+            "on unseen pictures."
         )
-    console.out.print(f"{out} knows {_told(names)}; old results do not apply.")
+    console.out.print(f"{out} knows {_told(names)}. The old results do not apply.")
 
 
 def _told(names: list[str]) -> str:
-    """The added classes by name, so that a misspelt path is seen to have become a class."""
+    """The added classes by name. This shows if a misspelt path has become a class."""
     return f"{counted(len(names), 'more class', 'more classes')}: {', '.join(map(repr, names))}"
 
 
 def _by_name(given: list[str]) -> dict[str, Inputs | None]:
-    """Pictures by class name, None for a name alone: whatever is a path belongs to the name before it."""
+    """Pictures by class name; None for a name alone. Paths belong to the name before them."""
     from liftplus.runs import inputs
 
     paths: dict[str, list[str]] = {}
     slashed = [_is_path(word) for word in given]
     for k, word in enumerate(given):
         if slashed[k] and not paths:
-            raise UserError(f"{word!r} is a path, and no class name stands before it. Give NAME and then its pictures.")
+            raise UserError(f"{word!r} is a path without a class name before it. Give NAME, then its pictures.")
         if slashed[k]:
             list(paths.values())[-1].append(word)
         elif word in paths:
-            raise UserError(f"The class {word!r} is named twice. Name it once, before all of its pictures.")
+            raise UserError(f"The class {word!r} is given twice. Give it once, before all of its pictures.")
         elif k and os.path.exists(word) and not any(slashed[k + 1 : k + 2]):
             raise UserError(
-                f"{word!r} could be a class name, and it is a {'folder' if os.path.isdir(word) else 'file'} here. For "
-                f"its pictures write {os.path.join('.', word)!r}; a class of that name can be given first."
+                f"{word!r} could be a class name, but it is also a {'folder' if os.path.isdir(word) else 'file'} here. "
+                f"For its pictures write {os.path.join('.', word)!r}. For a class of that name, give it first."
             )
         else:
             paths[word] = []
@@ -113,7 +114,7 @@ def _by_name(given: list[str]) -> dict[str, Inputs | None]:
 
 
 def _is_path(word: str) -> bool:
-    """Whether a word names pictures: there is a slash in it, and something of that path exists."""
+    """Whether a word names pictures: it contains a slash and the path exists."""
     if "/" not in word and os.sep not in word:
         return False
     if os.path.exists(word):
@@ -146,8 +147,8 @@ def _from_pictures(
             found = session.data()
         except UserError as error:
             raise UserError(
-                f"The run keeps no statistics of its features, and its training pictures cannot be read: {error} Say "
-                "where they are with --data."
+                f"The run has no statistics of its features, and its training pictures cannot be read: {error} Give "
+                "their path with --data."
             ) from error
         return matching.aligned(matching.as_in_run(found, trained.folder, "train"), "train", trained)
 
@@ -159,12 +160,12 @@ def rename(
     names: Annotated[list[str], typer.Argument(help="OLD=NEW for each class to rename.", metavar="OLD=NEW...")],
     out: NewRun,
     new_rows: Annotated[
-        bool, typer.Option("--new-rows", help="Take the rows from the new names, discarding what was learned in them.")
+        bool, typer.Option("--new-rows", help="Make new rows from the new names; the learned rows are lost.")
     ] = False,
     weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give classes other names. What the model computes stays the same, but for --new-rows."""
+    """Rename classes. The model's outputs stay the same, except with --new-rows."""
     from liftplus import console
     from liftplus.runs import edit_classes
 
@@ -172,7 +173,7 @@ def rename(
     for given in names:
         old, equals, new = given.partition("=")
         if not equals or old in pairs:
-            raise UserError(f"{given!r} is not of the form OLD=NEW, with each OLD once.")
+            raise UserError(f"{given!r} is not OLD=NEW, or OLD is given twice. Write OLD=NEW once for each class.")
         pairs[old] = new
     edit_classes.rename(run, pairs, out, new_rows=new_rows, weights=weights)
     if as_json:

@@ -23,14 +23,14 @@ def compare(
     backbone: BackboneName = "mini_clip",
     methods: Annotated[
         str,
-        typer.Option("--methods", "-m", help="Between commas, each with own settings: lift+,full:lr=0.003."),
+        typer.Option("--methods", "-m", help="Separated by commas, each with its own settings: lift+,full:lr=0.003."),
     ] = "zeroshot,closed_form,linear_probe,linear_probe+,full,full+,lift+",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, …")] = 3,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the runs and tables; finished runs in it are reused.")
     ] = Path("runs/compare"),
     features: Annotated[
-        int, typer.Option(min=0, help="Pictures of a class for the report's analysis of the features; 0 for none.")
+        int, typer.Option(min=0, help="Pictures per class for the report's feature figures; 0 for none.")
     ] = 0,
     as_json: AsJson = False,
     overrides: Overrides = None,
@@ -49,7 +49,7 @@ def compare(
 
 
 def carry_out(plan: Comparison, out: Path, note: Callable[[list[Row]], None] = lambda rows: None) -> Made:
-    """Make the runs and write the tables; `note` gets the rows as they come."""
+    """Make the runs and write the tables; `note` is called with all rows so far after each run."""
     from liftplus import console
     from liftplus.evaluation.differences import judged
     from liftplus.machine import parallel, stopping
@@ -62,7 +62,7 @@ def carry_out(plan: Comparison, out: Path, note: Callable[[list[Row]], None] = l
     try:
         made = script.run(plan, out, lambda config: options.session(config, asked), console.err.print, note)
     except saved_state.Stopped as stopped:
-        console.err.print(f"{stopped} The same command goes on.")
+        console.err.print(f"{stopped} Give the same command to continue.")
         raise SystemExit(128 + (asked.signal or 0)) from None
     methods = script.contenders(made.rows)
     script.write(out, plan, made, methods, judged(methods))
@@ -70,7 +70,7 @@ def carry_out(plan: Comparison, out: Path, note: Callable[[list[Row]], None] = l
 
 
 def report(plan: Comparison, made: Made, out: Path, features: int) -> Path:
-    """One page about all runs; `features` pictures of a class and split for its analysis of the features."""
+    """Write one page about all runs. `features` is the number of pictures per class and split in feature figures."""
     from liftplus import console
     from liftplus.report import write
 
@@ -84,7 +84,7 @@ def report(plan: Comparison, made: Made, out: Path, features: int) -> Path:
 
 
 def show(plan: Comparison, made: Made, out: Path, page: Path) -> None:
-    """The table and what it proves, for a person."""
+    """Print the table and the main findings."""
     from liftplus import console
     from liftplus.evaluation.differences import caveat, counted, headlines, judged
     from liftplus.studies import compare as script
@@ -96,4 +96,4 @@ def show(plan: Comparison, made: Made, out: Path, page: Path) -> None:
         console.out.print(sentence)
     console.out.print(caveat(plan.seeds))
     console.out.print(f"All comparisons: {out / 'compare.md'}. Each run's files: {out}/METHOD-seedN/")
-    console.out.print(f"Report: {page}; open it in a browser.")
+    console.out.print(f"Report: {page} (open it in a browser)")

@@ -1,4 +1,4 @@
-"""What the shell offers after TAB. It runs at every press of the key, so nothing heavy is imported."""
+"""Shell completion. It runs at every press of TAB, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def data(incomplete: str) -> list[str]:
 
 
 def experiments(incomplete: str) -> list[str]:
-    """Groups and tables of experiments, and how experiments' names begin: DATA/BACKBONE."""
+    """Groups and tables of experiments, and DATA/BACKBONE, with which experiments' names begin."""
     names: dict[str, None] = {}
     for path in sorted((files("liftplus") / "reproduce" / "catalogue").iterdir(), key=lambda path: path.name):
         if path.name.endswith(".toml") and path.name != "claims.toml":
@@ -45,7 +45,7 @@ def experiments(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Folders of finished runs, here and below runs/; and folders on the way to others."""
+    """Folders of finished runs, up to three levels deep; if there are none, all files and folders."""
     start, _, _ = incomplete.rpartition(os.sep)
     inside = glob.escape(start) + os.sep if start else ""
     depths = ("*", os.path.join("*", "*"), os.path.join("*", "*", "*"))
@@ -54,6 +54,6 @@ def runs(incomplete: str) -> list[str]:
 
 
 def _paths(incomplete: str) -> list[str]:
-    """Files and folders that begin like this; folders end in a slash."""
+    """Files and folders that start with the text; folders end in a slash."""
     found = sorted(glob.glob(glob.escape(incomplete) + "*"))
     return [path + os.sep if os.path.isdir(path) else path for path in found]

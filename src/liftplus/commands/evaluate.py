@@ -15,18 +15,18 @@ from liftplus.commands.options import AsJson, FiveCrops, Out, Overrides, Run
 def evaluate(
     run: Run,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", autocompletion=completion.data, help="Other data than the run's.")
+        str | None, typer.Option("--data", "-d", autocompletion=completion.data, help="Test on other data.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split to test on: test, val or train.")] = "test",
     five_crops: FiveCrops = None,
     gla: Annotated[
-        bool, typer.Option("--gla", help="Add zero-shot logits, both without their priors; takes twice the time.")
+        bool, typer.Option("--gla", help="Add zero-shot logits; priors are removed from both. Takes twice the time.")
     ] = False,
     out: Out = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """Test a finished run again: on its own data or other data, with other test options."""
+    """Test a finished run again, on its own or other data, or with other test options."""
     from liftplus import console
     from liftplus.evaluation import priors
     from liftplus.machine import disk, parallel
@@ -55,7 +55,7 @@ def evaluate(
 
 
 def _free(folder: Path) -> Path:
-    """The folder, or the first of folder-2, folder-3, … that does not exist, so that no result is overwritten."""
+    """The folder, or if it exists the first free one of folder-2, folder-3, …, so that no result is overwritten."""
     number = 1
     while (chosen := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1

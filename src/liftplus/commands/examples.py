@@ -1,4 +1,4 @@
-"""What stands at the end of each command's help: commands to copy."""
+"""The examples at the end of each command's help."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def epilog(command: str) -> str:
-    """The examples of a command, for the end of its help; each in a line of its own."""
+    """The examples of a command for its help, one per line."""
     return "\n\n".join(["Examples:", *(line.replace("[", r"\[") for line in EXAMPLES[command])])

@@ -25,22 +25,22 @@ CHECKED = 100
 
 def export(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A file .onnx or .pt2, or with --format peft a folder.")],
-    form: Annotated[str | None, typer.Option("--format", "-f", help="onnx, pt2 or peft; by default by --out.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.onnx or FILE.pt2; with --format peft a folder.")],
+    form: Annotated[str | None, typer.Option("--format", "-f", help="onnx, pt2 or peft; default: by --out.")] = None,
     prior: Annotated[
         str | None,
-        typer.Option(help="How often classes come: as_trained, training, uniform, or a JSON file of counts."),
+        typer.Option(help="Class prior in use: as_trained, training, uniform, or a JSON file of counts."),
     ] = None,
     five_crops: FiveCrops = None,
     check: Annotated[
-        list[str] | None, typer.Option(help="Pictures to compare on; by default the run's test split. Repeatable.")
+        list[str] | None, typer.Option(help="Pictures to compare on; default: the run's test split. Repeatable.")
     ] = None,
     as_json: AsJson = False,
     change: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. weights=PATH; repeatable.")
     ] = None,
 ) -> None:
-    """Write image tower and head as ONNX or torch.export's .pt2, compared with PyTorch; or LoRA weights for peft."""
+    """Export the model as ONNX or torch.export's .pt2, compared with PyTorch; or its LoRA weights for peft."""
     from liftplus import console
     from liftplus.evaluation import priors
     from liftplus.publishing import export as exporting
@@ -72,15 +72,15 @@ def export(
 
 
 def _format(out: Path, form: str | None) -> Format:
-    """The format by its name or the file's; refuses what cannot be written before any work."""
+    """The format, by the file's suffix. Raises UserError before any work if the file cannot be written."""
     from liftplus.machine import disk
     from liftplus.publishing import export as exporting
 
     by_name = next((known for known, suffix in exporting.SUFFIXES.items() if out.suffix == suffix), None)
     if by_name is None or form not in (None, by_name):
         raise UserError(
-            f"--out is {str(out)!r}; its name must end in .onnx or .pt2, as --format says where it is given. "
-            "For peft give --format peft and a folder."
+            f"--out is {str(out)!r}, but its name must end in .onnx or .pt2 and agree with --format. For peft give "
+            "--format peft and a folder."
         )
     disk.check_target(out)
     exporting.required(by_name)
@@ -88,7 +88,7 @@ def _format(out: Path, form: str | None) -> Format:
 
 
 def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tuple[Tensor, str]:
-    """What to compare on, and where it is from."""
+    """The pictures to compare on, and the name of their source."""
     from liftplus import console
     from liftplus.data.dataset import Split
     from liftplus.publishing import export
@@ -102,7 +102,7 @@ def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tu
     try:
         dataset = session.data(for_testing=False)
     except (UserError, OSError) as error:
-        raise UserError(f"The run's data cannot be read ({error}) Give pictures to compare on with --check.") from error
+        raise UserError(f"The run's data cannot be read: {error} Give pictures to compare on with --check.") from error
     name = next((name for name in ("test", "val", "train") if name in dataset.splits), "train")
     console.err.print(f"Comparing on {dataset.name}, split {name}.")
     return export.views(dataset.store, dataset.splits[name], evaluation, trained, CHECKED), dataset.name

@@ -16,12 +16,12 @@ Repository = Annotated[str, typer.Argument(help="OWNER/NAME on the hub.", metava
 def push(
     run: Run,
     repo_id: Repository,
-    private: Annotated[bool, typer.Option("--private/--public", help="Who sees a new repository.")] = True,
+    private: Annotated[bool, typer.Option("--private/--public", help="Visibility of a new repository.")] = True,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
     licence: Annotated[str | None, typer.Option("--license", help="Licence of the learned weights, e.g. mit.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a finished run with a generated model card to the Hugging Face hub."""
+    """Upload a finished run to the Hugging Face hub, with a generated model card."""
     from liftplus import console
     from liftplus.publishing import hub
 

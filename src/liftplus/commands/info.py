@@ -19,18 +19,18 @@ def info(
     ] = None,
     method: Method = "lift+",
     data: Annotated[
-        str | None, typer.Option("--data", "-d", autocompletion=completion.data, help="Take the classes from here.")
+        str | None, typer.Option("--data", "-d", autocompletion=completion.data, help="Use the classes of these data.")
     ] = None,
     find: Annotated[
-        str | None, typer.Option("--find", "-f", help="List all names of backbones that contain this, e.g. dinov3.")
+        str | None, typer.Option("--find", "-f", help="List all backbones whose name contains this, e.g. dinov3.")
     ] = None,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Also predict the memory that training takes; a trial of some seconds.")
+        bool, typer.Option("--memory", help="Also predict the memory of training; takes some seconds.")
     ] = False,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """List what there is, or show a backbone's tuners and count parameters, without loading weights."""
+    """List methods, data sets, backbones and parts; or show a backbone's tuners and parameters, without its weights."""
     if find is not None:
         _backbones(find, as_json)
     elif backbone is None and data is None and not overrides and method == "lift+":
@@ -42,7 +42,7 @@ def info(
 
 
 def _parts(as_json: bool) -> None:
-    """Methods, data sets, backbones and every registered part, one line each."""
+    """Print methods, data sets, backbones and every registered part, one line each."""
     from liftplus import console, names
 
     groups = names.parts()
@@ -54,7 +54,7 @@ def _parts(as_json: bool) -> None:
 
 
 def _backbones(pattern: str, as_json: bool) -> None:
-    """Every name of a backbone that contains the pattern."""
+    """Print every backbone whose name contains the pattern."""
     from liftplus import console, names
 
     known = names.backbones()
@@ -80,7 +80,7 @@ def inspect(
     files: Annotated[bool, typer.Option("--files/--no-files", help="Also read and decode every file.")] = True,
     overrides: Overrides = None,
 ) -> None:
-    """Counts, imbalance ratio, groups, duplicate or empty classes, unreadable files."""
+    """Show counts, imbalance ratio, groups, duplicate or empty classes, and unreadable files."""
     from liftplus import describe_data
 
     describe_data.data(data, files, overrides or [], as_json)

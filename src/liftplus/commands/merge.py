@@ -25,19 +25,15 @@ def merge(
     start: Annotated[
         float, typer.Option(help="Share of the weights before training to mix in, from 0 to 1 (WiSE-FT).")
     ] = 0.0,
-    shares: Annotated[
-        str | None, typer.Option(help="How much each run counts, such as 2,1,1; by default all the same.")
-    ] = None,
-    test: Annotated[
-        bool, typer.Option("--test/--no-test", help="Whether to test the merged run, as train does.")
-    ] = True,
+    shares: Annotated[str | None, typer.Option(help="Weight of each run, such as 2,1,1; default: all equal.")] = None,
+    test: Annotated[bool, typer.Option("--test/--no-test", help="Test the merged run, as train does.")] = True,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", autocompletion=completion.data, help="Where the runs' data are now.")
+        str | None, typer.Option("--data", "-d", autocompletion=completion.data, help="The runs' data, if moved.")
     ] = None,
     weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make one run of several: the mean of their weights (a model soup), or weights between a run and its start."""
+    """Merge runs: average their weights (model soup), or mix a run's weights with its start (WiSE-FT)."""
     from liftplus import console
     from liftplus.runs import merging
 
@@ -64,8 +60,8 @@ def merge(
 
 
 def _numbers(text: str | None) -> list[float]:
-    """Numbers with commas between them."""
+    """Parse numbers that are separated by commas."""
     try:
         return [] if text is None else [float(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--shares is {text!r}; give a number a run with commas between them, such as 2,1,1.") from None
+        raise UserError(f"--shares is {text!r}. Give one number per run, separated by commas: 2,1,1.") from None

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and helpers for them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Method = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder: new, or one that this command began.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="key=value for anything else, e.g. epochs=10 lr=0.01.", metavar="KEY=VALUE"),
+    typer.Argument(help="Any other setting as key=value, e.g. epochs=10 lr=0.01.", metavar="KEY=VALUE"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Run = Annotated[
@@ -51,13 +51,17 @@ FiveCrops = Annotated[
     typer.Option(
         "--five-crops/--one-crop",
         "--tte/",
-        help="Average five crops of each picture, or take one; by default as in training.",
+        help="Average five crops of each picture, or use one; default: the run's setting.",
     ),
 ]
 
 
 def crops(five: bool | None, overrides: list[str] | None) -> list[str]:
-    """The setting that --five-crops or --one-crop stands for; another value of it beside the option is refused."""
+    """The setting for --five-crops or --one-crop; empty if neither was given.
+
+    Raises:
+        UserError: key=value sets the opposite.
+    """
     if five is None:
         return []
     meant = str(five).lower()
@@ -70,7 +74,7 @@ def crops(five: bool | None, overrides: list[str] | None) -> list[str]:
 
 
 def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
-    """The run on this machine; of several processes the leader alone shows its progress."""
+    """Open a run on this machine. In a multi-process job only the leader shows progress."""
     from liftplus import console
     from liftplus.config import flat
     from liftplus.machine import parallel, progress, runtime
@@ -86,7 +90,11 @@ def session(config: RunConfig, asked: StopRequest | None = None) -> Session:
 
 
 def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> RunConfig:
-    """A run's settings with what may change after training changed."""
+    """A run's settings, with the changes that are allowed after training.
+
+    Raises:
+        UserError: the folder holds no model, or a setting must not change.
+    """
     from liftplus import config
     from liftplus.runs import matching
     from liftplus.training import checkpoint
@@ -95,7 +103,7 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
     before = config.from_dict(values).to_dict()
     if data is not None and not matching.same_data(data, values["data"]["source"]):
         kept = ["unreadable", "decode"]
-        if data.lower().endswith(".json"):  # what a picture is there, a box or an image, is the run's to say
+        if data.lower().endswith(".json"):  # whether a picture is a box or an image is fixed by the run
             kept += ["boxes", "box_margin", "box_least"]
         defaults = config.RunConfig().to_dict()["data"]
         values["data"] = defaults | {key: before["data"][key] for key in kept} | {"source": data}

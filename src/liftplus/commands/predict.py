@@ -29,19 +29,21 @@ def predict(
             help="Image files, folders, glob patterns, archives (.zip, .tar), lists of paths (.txt), or - for stdin."
         ),
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help=".csv or .json; stdout as CSV if not given.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes for each image.")] = 5,
-    unreadable: Annotated[str, typer.Option(help="stop or skip at a broken image.")] = "stop",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="FILE.csv or FILE.json; default: CSV on stdout.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of best classes for each image.")] = 5,
+    unreadable: Annotated[str, typer.Option(help="stop: end at a broken image. skip: go on without it.")] = "stop",
     five_crops: FiveCrops = None,
     prior: Annotated[
-        str | None, typer.Option(help="How often classes come: training, uniform, or a JSON file of counts.")
+        str | None, typer.Option(help="Class prior in use: training, uniform, or a JSON file of counts.")
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. device=cpu or weights=PATH; repeatable.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify pictures with a finished run, a row for each in the order given."""
+    """Classify pictures with a finished run. The result has one row per picture, in the order given."""
     from liftplus import console
     from liftplus.data.images import UnreadableImage
     from liftplus.machine import parallel
@@ -49,11 +51,11 @@ def predict(
     from liftplus.training import checkpoint
 
     if unreadable not in ("stop", "skip"):
-        raise UserError(f"--unreadable is {unreadable!r}; allowed are stop and skip.")
+        raise UserError(f"--unreadable is {unreadable!r}. Give stop or skip.")
     _check_target(out)
     for word in pictures:
         if re.match(r"[a-z_][a-z0-9_.]*=", word) and not os.path.exists(word):
-            raise UserError(f"{word!r} names no image; for a setting write --set {word}.")
+            raise UserError(f"{word!r} names no image. For a setting write --set {word}.")
     rows = parallel.job().from_leader(lambda: inputs.read(pictures, _stdin))
     skips = unreadable == "skip"
     rows = rows if skips else rows.complete()
@@ -68,26 +70,26 @@ def predict(
     try:
         guesses = predicting.predict_files(session, trained, rows, skip_unreadable=skips)
     except UnreadableImage as error:
-        raise UserError(f"{error} Give --unreadable skip to go on without such files.") from error
+        raise UserError(f"{error} Give --unreadable skip to leave out such files.") from error
     if parallel.job().leads:
         _write_guesses(guesses, out, as_json)
 
 
 def _stdin() -> bytes:
-    """All that comes on stdin."""
+    """All bytes of stdin."""
     stream = getattr(sys.stdin, "buffer", sys.stdin)
     data = b"" if stream is None else stream.read()
     return data.encode() if isinstance(data, str) else data
 
 
 def _check_target(out: Path | None) -> None:
-    """Refuse a file that could not be written before the work is done."""
+    """Check before the work that the file can be written; raises UserError otherwise."""
     from liftplus.machine import disk
 
     if out is None:
         return
     if out.suffix not in (".csv", ".json"):
-        raise UserError(f"--out is {str(out)!r}; its name must end in .csv or .json.")
+        raise UserError(f"--out is {str(out)!r}, but its name must end in .csv or .json.")
     disk.check_target(out)
 
 
@@ -133,7 +135,7 @@ def _entries(guesses: list[Guess]) -> list[dict[str, Any]]:
 
 
 def _table(guesses: list[Guess]) -> list[list[str]]:
-    """A header and a row for each image."""
+    """A header and one row per image."""
     count = max((len(g.classes) for g in guesses), default=0)
     header = ["path", *(f"{what}_{k + 1}" for k in range(count) for what in ("class", "probability")), "error"]
     rows = [

@@ -1,4 +1,4 @@
-"""Write a smaller copy of a data set that loads fast."""
+"""`liftplus prepare`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ def prepare(
     data: Annotated[str, Data],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the copy; it must not exist yet.")],
     size: Annotated[
-        int, typer.Option(min=16, help="Longest that the shorter side may be; pictures are never enlarged.")
+        int, typer.Option(min=16, help="Largest shorter side in pixels. Pictures are never enlarged.")
     ] = 256,
-    quality: Annotated[int, typer.Option(min=50, max=100, help="JPEG quality; what is lossless stays so.")] = 95,
+    quality: Annotated[int, typer.Option(min=50, max=100, help="JPEG quality. Lossless pictures stay lossless.")] = 95,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """Write a resized copy of a data set as WebDataset shards; give its folder as --data to train on it.
+    """Write a resized copy of a data set as WebDataset shards, which loads faster. Train on it with --data FOLDER.
 
-    The same command goes on with a copy that was interrupted.
+    Give the same command to continue an interrupted copy.
     """
     from liftplus import config, console
     from liftplus.data import shards, sources
     from liftplus.machine import parallel
 
     if parallel.job().size > 1:
-        raise UserError("A copy is made by one process. Start it without torchrun.")
+        raise UserError("prepare runs in one process. Start it without torchrun.")
     if out.exists():
-        raise UserError(f"{str(out)!r} exists already. Choose another place with --out, or remove it first.")
+        raise UserError(f"{str(out)!r} already exists. Choose another folder with --out, or remove it first.")
     dataset = sources.load(config.resolve(data=data, overrides=overrides or ()).data)
     total = sum(map(len, dataset.splits.values()))
     try:
         shards.write(dataset, out, shards.Recipe(size, quality), console.Bars())
     except KeyboardInterrupt:
         if kept := shards.resumable(out):
-            console.err.print(f"What is copied is kept in {kept}; the same command goes on from there.")
+            console.err.print(f"The copied part is kept in {kept}. Give the same command to continue.")
         raise
     used = sum(file.stat().st_size for file in out.iterdir())
     if as_json:

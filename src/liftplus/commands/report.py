@@ -23,20 +23,23 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for the report; RUN/report, or report/ beside several runs."),
+        typer.Option("--out", "-o", help="Folder for the report; default: RUN/report, or report/ beside several runs."),
     ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Compute the features for 'Why heavy fine-tuning hurts'.")
     ] = False,
-    per_class: Annotated[int, typer.Option(min=2, help="Pictures a class and split for --features, at most.")] = 50,
+    per_class: Annotated[
+        int, typer.Option(min=2, help="Largest number of pictures per class and split for --features.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Write a page about one or several runs: accuracies, curves, classes, confusions, calibration, cost.
 
-    A folder of `compare`, `sweep` or `reproduce` stands for the runs inside. Seeds of one kind are averaged.
+    A folder of `compare`, `sweep` or `reproduce` stands for the runs inside it. Runs that differ only in their seed are
+    averaged.
 
-    The folder holds report.html, which needs no network, and figures/ with each figure as PNG and its numbers as CSV.
-    An earlier report there is replaced.
+    The report's folder holds report.html, which needs no network, and figures/ with each figure as PNG and its numbers
+    as CSV. An earlier report there is replaced.
     """
     from liftplus import console
     from liftplus.machine import parallel
@@ -44,7 +47,7 @@ def report(
     from liftplus.report.folders import beside
 
     if parallel.job().size > 1:
-        raise UserError("The report is written by one process. Start it without torchrun.")
+        raise UserError("report runs in one process. Start it without torchrun.")
     page = write(
         runs,
         out or beside(runs),
@@ -56,4 +59,4 @@ def report(
     if as_json:
         print(json.dumps({"page": str(page)}))
     else:
-        console.out.print(f"The report is {page}; open it in a browser.")
+        console.out.print(f"Report: {page} (open it in a browser)")

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from liftplus.reproduce.plan import Plan
     from liftplus.reproduce.verdicts import Figure, Result, Status
 
-NAMES = "A group (small), a table (losses), an experiment, or how its name begins (imagenet_lt/clip_vit_b16)."
+NAMES = "A group (small), a table (losses), an experiment, or the start of its name (imagenet_lt/clip_vit_b16)."
 Names = Annotated[
-    list[str] | None, typer.Argument(autocompletion=completion.experiments, help=f"{NAMES} All if none is given.")
+    list[str] | None, typer.Argument(autocompletion=completion.experiments, help=f"{NAMES} Default: all.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs; finished ones in it are reused.")]
-DataRoot = Annotated[Path, typer.Option(help="Folder with a folder for each data set, such as imagenet_lt.")]
+DataRoot = Annotated[Path, typer.Option(help="Folder that contains a folder for each data set, such as imagenet_lt.")]
 OUT, DATA = Path("runs/reproduce"), Path("data")
-IN_FULL = 5  # experiments up to which `list` tells everything of each
+IN_FULL = 5  # up to this number of experiments, `list` shows everything
 
 
 def run(
@@ -41,10 +41,10 @@ def run(
     out: Out = OUT,
     data_root: DataRoot = DATA,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Runs of each experiment; as many as it says by default.")
+        int | None, typer.Option(min=1, help="Runs of each experiment; default: the experiment's own number.")
     ] = None,
 ) -> None:
-    """Make the runs of experiments, or go on with them; several processes given the same command share them."""
+    """Make the missing runs of experiments. Processes that are given the same command share the work."""
     from liftplus import console
     from liftplus.machine import parallel
     from liftplus.reproduce import catalogue, verdicts
@@ -52,12 +52,12 @@ def run(
 
     if parallel.job().size > 1:
         raise UserError(
-            "Experiments are run in one process each. Start it without torchrun; several processes share the work if "
-            "each is given the same command."
+            "reproduce runs each experiment in one process. Start it without torchrun. To share the work, start "
+            "several processes with the same command."
         )
     names = [word for word in words if not re.match(r"[\w.]+=", word)]
     if not names:
-        raise UserError("Give a name: `liftplus reproduce list` shows them, and `small` needs no download.")
+        raise UserError("Give a name. `liftplus reproduce list` shows all names; `small` needs no download.")
     known = catalogue.load()
     plan = Plan(tuple(known.select(names)), out, data_root, seeds, tuple(word for word in words if word not in names))
     failed = _carry_out(plan)
@@ -66,11 +66,11 @@ def run(
     _show(found, plan)
     console.out.print(f"Also in {path}.")
     if failed:
-        raise UserError("\n".join([f"{len(failed)} of the runs failed:", *failed]))
+        raise UserError("\n".join([f"{counted(len(failed), 'run')} failed:", *failed]))
 
 
 def _carry_out(plan: Plan) -> list[str]:
-    """Make the runs; sentences about those that failed."""
+    """Make the runs. Returns a sentence on each run that failed."""
     from liftplus import console
     from liftplus.machine import stopping
     from liftplus.reproduce import carry_out
@@ -83,11 +83,11 @@ def _carry_out(plan: Plan) -> list[str]:
     try:
         return work.do()
     except saved_state.Stopped as stopped:
-        console.err.print(f"{stopped} The same command goes on.")
+        console.err.print(f"{stopped} Give the same command to continue.")
         raise SystemExit(128 + (asked.signal or 0)) from None
     except KeyboardInterrupt as stop:
         number = stop.number if isinstance(stop, Interrupted) else 2
-        raise Interrupted("Stopped. The same command goes on.", number) from stop
+        raise Interrupted("Stopped. Give the same command to continue.", number) from stop
 
 
 def status(
@@ -95,7 +95,7 @@ def status(
     out: Out = OUT,
     as_json: AsJson = False,
 ) -> None:
-    """A verdict for each expected figure and each claim, from the runs there are; also written to OUT/status.json."""
+    """Judge each expected figure and each claim by the finished runs. The result is also written to OUT/status.json."""
     from liftplus import console
     from liftplus.reproduce import catalogue, verdicts
     from liftplus.reproduce.plan import Plan, changed_settings
@@ -116,7 +116,7 @@ def listing(
     data_root: DataRoot = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Every experiment: its name, the command of a run, the expected figure, and what it needs."""
+    """List every experiment: its name, the command of a run, the expected figures, and what it needs."""
     from liftplus import console
     from liftplus.reproduce import catalogue
     from liftplus.reproduce.plan import Plan
@@ -140,8 +140,8 @@ def listing(
                     f"  {line['name']}: {counted(line['seeds'], 'run')}, {line['needs']['time']}{figures}"
                 )
     console.out.print(
-        f"{counted(len(lines), 'experiment')}. Name up to {IN_FULL} of them for their commands, data, weights and "
-        "memory; --json has everything of all."
+        f"{counted(len(lines), 'experiment')}. Give up to {IN_FULL} names to see commands, data, weights and memory; "
+        "--json shows everything."
     )
 
 
@@ -204,28 +204,28 @@ def _show_in_full(line: dict[str, Any]) -> None:
 
 
 def _figures(expected: dict[str, list[float]]) -> str:
-    """Figures in a line: overall 78.3, many 81.2."""
+    """Expected figures in one line: overall 78.3, many 81.2."""
     return ", ".join(f"{key} {' to '.join(f'{x:g}' for x in value)}" for key, value in expected.items()) or "–"
 
 
 def _show(found: Status, plan: Plan) -> None:
-    """Tables of results and claims, for a person."""
+    """Print results and claims."""
     from liftplus import console
     from liftplus.reproduce.plan import changed_settings
 
     shown = [one for one in found.results if one.seeds or any(figure.verdict for figure in one.figures)]
     console.out.print(
-        "Accuracy in percent, mean ± standard deviation over seeds; in brackets what is expected", style="bold"
+        "Accuracy in percent, mean ± standard deviation over seeds, with expected figures in brackets", style="bold"
     )
     for one in shown:
         console.out.print(_row(one))
     if rest := len(found.results) - len(shown):
         console.out.print(f"{rest} more {agreeing(rest, 'has', 'have')} neither runs nor expected figures.")
     if changed := changed_settings(plan.out):
-        console.out.print(f"All runs here were made with {' '.join(changed)}, which no experiment says.")
+        console.out.print(f"All runs here were made with {' '.join(changed)}, which is not part of the experiments.")
     for one in found.results:
         if other := [text for text in one.differs if text not in (changed or ())]:
-            console.out.print(f"{one.name}: other data than the experiment's: {'; '.join(other)}.")
+            console.out.print(f"{one.name}: the data differ from the experiment's: {'; '.join(other)}.")
     for claim in found.claims:
         console.out.print(f"{claim.claim}: {claim.verdict}.", style="bold")
         for test in claim.tests:
@@ -235,7 +235,7 @@ def _show(found: Status, plan: Plan) -> None:
 
 
 def _row(one: Result) -> str:
-    """An experiment in a line: how many seeds, its accuracies, what follows."""
+    """An experiment in one line: seeds, accuracies, verdicts."""
     verdicts = {figure.key: figure.verdict for figure in one.figures if figure.verdict}
     told = ", ".join(f"{key} {verdict}" for key, verdict in verdicts.items())
     if len(set(verdicts.values())) == 1:
@@ -249,7 +249,7 @@ def _row(one: Result) -> str:
 
 
 def _cell(figure: Figure) -> str:
-    """One accuracy with its spread and the expected figure; nothing where there is neither."""
+    """One accuracy with its spread and the expected figure; empty if there is neither."""
     spread = "" if figure.sd is None else f" ± {figure.sd:.1f}"
     expected = "" if figure.low is None else f" [{figure.low:g}]"
     if figure.low != figure.high:

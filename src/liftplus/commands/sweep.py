@@ -21,23 +21,27 @@ SHOWN = 15
 
 def sweep(
     data: Annotated[str, Data],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the sweep; the same command goes on with it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the sweep. The same command continues it.")],
     backbone: BackboneName = "mini_clip",
     method: Method = "lift+",
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Settings to try, by all processes together; all of a grid, or 20.")
+        int | None, typer.Option(min=1, help="Settings to try, over all processes. Default: the whole grid, or 20.")
     ] = None,
     sampler: Annotated[
-        str, typer.Option(help="grid, random or tpe; auto takes the grid where it has an end.")
+        str,
+        typer.Option(
+            help="grid, random, tpe or auto. auto: grid if the space is finite and --trials is unset or equals its "
+            "size; otherwise tpe."
+        ),
     ] = "auto",
     metric: Annotated[
         str, typer.Option(help="Validation accuracy to maximise: mean_class, overall, many, medium or few.")
     ] = "mean_class",
     test_seeds: Annotated[
-        int, typer.Option(min=0, help="At the end, train the best setting with so many seeds and test it.")
+        int, typer.Option(min=0, help="At the end, train the best setting with this many seeds and test it.")
     ] = 0,
     storage: Annotated[
-        str | None, typer.Option(help="Optuna's database: sqlite:///FILE or a server; by default a journal in --out.")
+        str | None, typer.Option(help="Optuna database: sqlite:///FILE or a server. Default: a journal in --out.")
     ] = None,
     as_json: AsJson = False,
     overrides: Annotated[
@@ -48,7 +52,7 @@ def sweep(
         ),
     ] = None,
 ) -> None:
-    """Search settings on the validation split, or repeat seeds; start it several times to share the work."""
+    """Search settings on the validation split, or repeat seeds. Start it several times to share the work."""
     from liftplus import console
     from liftplus.machine import parallel, stopping
     from liftplus.runs import changes
@@ -58,10 +62,10 @@ def sweep(
 
     for name, given, allowed in (("sampler", sampler, search.SAMPLERS), ("metric", metric, search.METRICS)):
         if given not in allowed:
-            raise UserError(f"--{name} is {given!r}; allowed are {', '.join(allowed)}.")
+            raise UserError(f"--{name} is {given!r}. Give one of {', '.join(allowed)}.")
     if parallel.job().size > 1:
         raise UserError(
-            "A sweep shares its trials between processes by itself. Start it several times, not by torchrun."
+            "sweep runs without torchrun. To share its trials between processes, start the same command several times."
         )
     varied = space.read(data, backbone, method, overrides or [], fixed=(*changes.FREE, "method"))
     asked = stopping.StopRequest()
@@ -75,7 +79,7 @@ def sweep(
     try:
         made.run()
     except saved_state.Stopped as stopped:
-        console.err.print(f"{stopped} The same command goes on.")
+        console.err.print(f"{stopped} Give the same command to continue.")
         raise SystemExit(128 + (asked.signal or 0)) from None
     _show(made, as_json)
 
@@ -112,7 +116,7 @@ def _show(made: Sweep, as_json: bool) -> None:
 
 
 def _table(title: str, columns: list[str], rows: list[list[Any]], trials: list[dict[str, Any]], metric: str) -> None:
-    """Figures beside what they belong to; without columns that are empty."""
+    """Print a table of trials with their figures, without empty columns."""
     from liftplus import console
 
     figures = [one["metrics"] | {"failed": one["error"]} for one in trials]

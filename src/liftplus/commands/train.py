@@ -28,18 +28,16 @@ def train(
     out: Out = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            help="Go on with the unfinished run in this folder, as it began; only lr and precision may be new."
-        ),
+        typer.Option(help="Continue the unfinished run in this folder. Only lr and precision may change."),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Time for the whole run; the number of epochs is chosen by a measurement."),
+        typer.Option(help="Time limit of the whole run. A measurement chooses the number of epochs."),
     ] = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """Fine-tune on a data set, test the result, and write a run folder. The same command again goes on."""
+    """Fine-tune on a data set, test the result, and write a run folder. Give the same command again to continue."""
     from liftplus import config, console
     from liftplus.machine import parallel
     from liftplus.runs import resuming
@@ -53,7 +51,7 @@ def train(
             console.err.print(f"Note: {note}")
         _train(settings, resume, as_json)
     elif data is None:
-        raise UserError("Give --data: a folder, archive, table, list or known name; or --resume FOLDER.")
+        raise UserError("Give --data (a folder, archive, table, list or known name) or --resume FOLDER.")
     else:
         given = [*(overrides or ()), *([] if minutes is None else [f"train.minutes={minutes}"])]
         settings = config.resolve(
@@ -70,35 +68,35 @@ def train(
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option was given, rather than left at its default."""
+    """Whether the user gave an option."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
 
 def _replaced(context: typer.Context, settings: RunConfig) -> list[str]:
-    """A sentence for each option whose place a key=value takes."""
+    """A note on each option that a key=value overrides."""
     taken = {"data": settings.data.source, "backbone": settings.backbone.name, "method": settings.method}
     return [
-        f"--{name} is {context.params[name]!r}, but key=value says {value!r}, which is taken."
+        f"--{name} is {context.params[name]!r}, but key=value says {value!r}, which is used."
         for name, value in taken.items()
         if _is_given(context, name) and context.params[name] != value
     ]
 
 
 def _other_backbones() -> str:
-    """What the backbone of a run that names none has seen, and which others are at hand."""
+    """A note on the default backbone's limits and on other backbones."""
     from liftplus.backbones import catalogue
 
     here = catalogue.present()
     listed = f"On this machine: {', '.join(here)}." if here else "No other weights are on this machine."
     return (
-        "No --backbone was given, so mini_clip is used, which has seen drawings only and is weak on photographs. "
-        f"{listed} --backbone clip_vit_b16 fetches its weights at the first use."
+        "No --backbone was given, so mini_clip is used. It was trained on drawings only and is weak on photographs. "
+        f"{listed} --backbone clip_vit_b16 downloads its weights at the first use."
     )
 
 
 def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> None:
-    """Refuse options that contradict the run in the folder; equal ones are no contradiction."""
+    """Refuse options that differ from those of the run in the folder."""
     from liftplus.runs import matching
 
     same: dict[str, tuple[Any, Callable[[Any], bool]]] = {
@@ -112,13 +110,13 @@ def _refuse_others(context: typer.Context, folder: Path, begun: RunConfig) -> No
         given = context.params[name]
         if _is_given(context, name) and not agrees(given):
             raise UserError(
-                f"--{name} {given} contradicts --resume: the run in {str(folder)!r} has {had!r}. Leave it out to go on "
-                "as the run began, or leave --resume out for a new run."
+                f"--{name} {given} contradicts --resume: the run in {str(folder)!r} has {had!r}. Leave --{name} out to "
+                "continue that run, or leave --resume out for a new run."
             )
 
 
 def _begun(folder: Path) -> RunConfig:
-    """The settings of the unfinished run in a folder, which the leader alone has to see."""
+    """The settings of the unfinished run in a folder. Only the leader needs to see the folder."""
     from liftplus.machine import parallel
     from liftplus.runs import changes
     from liftplus.training import checkpoint
@@ -126,13 +124,14 @@ def _begun(folder: Path) -> RunConfig:
     def read() -> RunConfig:
         if (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file():
             raise UserError(
-                f"The run in {str(folder)!r} is finished, so nothing is left to go on with. `liftplus eval {folder}` "
-                "tests it again; for a longer one give --data, epochs=N and another --out."
+                f"The run in {str(folder)!r} is finished, so it cannot be continued. Test it again with `liftplus eval "
+                f"{folder}`, or train a longer run with --data, epochs=N and another --out."
             )
         begun = changes.unfinished(folder) if (folder / changes.CONFIG).is_file() else None
         if begun is None:
             raise UserError(
-                f"{str(folder)!r} holds no unfinished run. Give the folder of one, or --data for a new run."
+                f"{str(folder)!r} holds no unfinished run. Give the folder of an unfinished run, or --data for a new "
+                "run."
             )
         return begun
 
@@ -146,7 +145,7 @@ def zeroshot(
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """Test the backbone as it is, from the class names alone."""
+    """Test the backbone without training, with a classifier made from the class names."""
     from liftplus import config
 
     _train(config.resolve(data=data, backbone=backbone, method="zeroshot", overrides=overrides or ()), out, as_json)
@@ -173,8 +172,8 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
             disk.new_folder(folder)
         outcome = execution.train_run(session, dataset, model, folder)
     except saved_state.Stopped as stopped:
-        console.err.print(f"{stopped} Go on with: liftplus train --resume {folder}")
-        session.runtime.job.meet()  # torchrun ends all when one has ended
+        console.err.print(f"{stopped} Continue with: liftplus train --resume {folder}")
+        session.runtime.job.meet()  # torchrun kills all processes as soon as one exits
         raise SystemExit(128 + (asked.signal or 0)) from None
     for note in (*session.cache.notes, *outcome.notes):
         console.err.print(f"Note: {note}", highlight=False)
@@ -205,14 +204,14 @@ def _train(config: RunConfig, out: Path | None, as_json: bool) -> None:
 
 
 def _goes_on(folder: Path, config: RunConfig) -> bool:
-    """Whether the folder holds an unfinished run of these settings; one of others is refused."""
+    """Whether the folder holds an unfinished run with these settings. Raises UserError if its settings differ."""
     from liftplus import console
     from liftplus.runs import changes
 
     begun = changes.unfinished(folder)
     if begun is not None:
         changes.refuse_changes(begun, config, folder)
-        console.err.print(f"Going on with the unfinished run in {folder}.")
+        console.err.print(f"Continuing the unfinished run in {folder}.")
     return begun is not None
 
 
@@ -229,5 +228,5 @@ def _describe_data(dataset: DataSet) -> None:
     span = f"{max(counts):,} to " if max(counts) > min(counts) else ""
     console.err.print(
         f"{dataset.name}: {dataset.num_classes} classes, {sizes} images, "
-        f"{span}{counted(min(counts), 'training image')} a class."
+        f"{span}{counted(min(counts), 'training image')} per class."
     )

@@ -1,1 +1,1 @@
-"""Experiments as data, and what it takes to make them again, carry them out and judge what came of them."""
+"""Experiments as data: what they need, making their runs, and judging the results."""

@@ -1,4 +1,4 @@
-"""The runs of a plan, made or found: everything missing is told before any work, and processes share the work."""
+"""Make the missing runs of a plan. Everything that is missing is reported before any work, and processes share it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from liftplus.reproduce.catalogue import Experiment
 from liftplus.reproduce.plan import Plan
 from liftplus.runs import changes, reuse
 from liftplus.runs.opening import Session
-from liftplus.words import agreeing, duration
+from liftplus.words import counted, duration
 
-PAUSE = 2.0  # seconds between looks at runs that other processes are making
+PAUSE = 2.0  # seconds between checks of runs that other processes are making
 TIMES = "times.jsonl"
-KEPT = 4  # data sets that are kept open
+KEPT = 4  # data sets that stay loaded
 Job = tuple[int, Experiment]
 
 
 @dataclass
 class Work:
-    """A plan under way.
+    """Makes the runs of a plan.
 
     Attributes:
-        session: the settings of a run on this machine.
-        say: gets a sentence for people.
+        session: opens a run with given settings on this machine.
+        say: called with each line for the user.
     """
 
     plan: Plan
@@ -42,10 +42,10 @@ class Work:
     _data: dict[str, DataSet] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse what cannot end well, all of it at once, and fetch the weights.
+        """Check that nothing is missing, and download the weights.
 
         Raises:
-            UserError: what is missing, and what to put where.
+            UserError: lists everything that is missing, and what to put where.
         """
         self.plan.check()
         configs = [(one.source, self.plan.config(one, 0)) for one in self.plan.experiments]
@@ -58,24 +58,24 @@ class Work:
                     wrong.append(str(error))
         if wrong:
             raise UserError(
-                "\n".join(["Nothing was begun, as something is missing:", *(f"* {text}" for text in wrong)])
+                "\n".join(["No run was started, because something is missing:", *(f"* {text}" for text in wrong)])
             )
 
     def _tell_of(self, dataset: DataSet) -> None:
         if "test" not in dataset.splits:
-            raise UserError(f"{dataset.name!r} has no test split, so nothing could be measured.")
+            raise UserError(f"{dataset.name!r} has no test split, so runs cannot be tested. Add a test split.")
         for text in dataset.notes:
             self.say(f"Note: {dataset.name}: {text}")
 
     def data(self, config: RunConfig) -> DataSet:
-        """A data set, read once for the runs that follow each other."""
+        """A data set. The last few stay loaded for the runs that follow."""
         key = config.data.model_dump_json()
         dataset = self._data.pop(key, None) or self.session(config).data()
         self._data = dict([*self._data.items(), (key, dataset)][-KEPT:])
         return dataset
 
     def do(self) -> list[str]:
-        """Make every run and test that is missing; sentences about runs that their own settings ended."""
+        """Make every missing run and test. Returns a sentence on each run that failed because of its own settings."""
         self.plan.note()
         failed: list[str] = []
         jobs = self.plan.jobs()
@@ -84,14 +84,14 @@ class Work:
             waiting: list[Job] = []
             failed += [text for place, job in todo if (text := self._attempt(job, place, waiting)) is not None]
             if waiting and first:
-                self.say(f"{len(waiting)} are being made by another process; waiting for them.")
+                self.say(f"Another process is making {counted(len(waiting), 'run')}; waiting for it.")
             elif waiting:
                 time.sleep(PAUSE)
             todo, first = [("[once more]", job) for job in waiting], False
         return failed
 
     def _attempt(self, job: Job, place: str, waiting: list[Job]) -> str | None:
-        """One run and its test; put with the waiting if another process is at it. Why it failed, if it did."""
+        """Make one run and its test, or add it to `waiting` if another process is making it. Returns why it failed."""
         seed, experiment = job
         name = f"{place} {experiment.name}, seed {seed}"
         start, there = time.monotonic(), finished_test(self.plan, experiment, seed) is not None
@@ -112,7 +112,7 @@ class Work:
         return None
 
     def _one(self, experiment: Experiment, seed: int) -> Path:
-        """The folder of a test, after whatever it took."""
+        """Make a run and its test if needed; returns the folder of the test."""
         folder, config = self.plan.folder(experiment, seed), self.plan.config(experiment, seed)
         dataset = self.data(config)
         settings = as_begun(folder, config)
@@ -121,32 +121,33 @@ class Work:
         except UserError:
             if (begun := as_begun(folder, config)) == settings:
                 raise
-            reuse.run(self.session(begun), dataset, folder)  # another process has begun it since, for another test
+            reuse.run(self.session(begun), dataset, folder)  # another process began it meanwhile, for another test
         return reuse.tested(self.session(config), dataset, folder)
 
 
 def as_begun(folder: Path, config: RunConfig) -> RunConfig:
-    """The settings of a run, tested as the run in the folder is, which another experiment may have begun."""
+    """A run's settings with the test settings of the run in the folder, which another experiment may have begun."""
     begun = changes.begun_with(folder)
     return config if begun is None else config.model_copy(update={"evaluation": begun.evaluation})
 
 
 def shown(figures: dict[str, float | None]) -> str:
-    """The accuracies of a test in a line."""
+    """The accuracies of a test in one line."""
     keys = ("overall", "many", "medium", "few")
     return ", ".join(f"{key} {value:.1f}" for key in keys if (value := figures[key]) is not None)
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What lies ahead.
+    """How much of a plan is done, and how long the rest takes.
 
     Attributes:
-        tests: figures to be had, and `tested` of them there.
-        trainings: runs behind them, `trained` of them finished.
-        measured: seconds for tests, trainings included, whose like has been timed here or is timed in the catalogue.
-        estimated: seconds for trainings by an estimate.
-        unknown: missing trainings, and tests without training, that there is no telling of.
+        tests: number of tests; `tested` of them are done.
+        trainings: number of runs that they test; `trained` of them are finished.
+        measured: seconds for missing tests with their trainings, as far as the same experiment was timed here or in the
+            catalogue.
+        estimated: seconds for missing trainings by an estimate.
+        unknown: number of missing tests whose time is not known.
     """
 
     tests: int
@@ -158,21 +159,21 @@ class Outlook:
     unknown: int
 
     def sentence(self) -> str:
-        """For a person, before the work."""
-        text = f"Tests: {self.tests}, {self.tested} of them found finished. Trainings behind them: {self.trainings}, "
-        text += f"{self.trained} found finished."
+        """The outlook in words."""
+        text = f"Tests: {self.tests}, of which {self.tested} are finished. Trainings for them: {self.trainings}, of "
+        text += f"which {self.trained} are finished."
         if self.measured:
-            text += f" By what such runs took, the rest takes about {duration(self.measured)}."
+            text += f" The rest takes about {duration(self.measured)}, going by earlier runs."
         if self.estimated:
-            also = " further" if self.measured else ""
-            text += f" By an estimate (see `liftplus reproduce list`), training takes{also} {duration(self.estimated)}."
+            also = " another" if self.measured else ""
+            text += f" Training takes{also} {duration(self.estimated)} by estimate (see `liftplus reproduce list`)."
         if self.unknown:
-            text += f" How long {self.unknown} {agreeing(self.unknown, 'takes', 'of them take')} is not known."
+            text += f" The time of {counted(self.unknown, 'test')} is not known."
         return text
 
 
 def outlook(plan: Plan) -> Outlook:
-    """How much of a plan is done, and how long the rest takes; two processes halve that."""
+    """How much of a plan is done, and how long the rest takes for one process."""
     jobs, times = plan.jobs(), timed(plan.out)
     missing = [(seed, one) for seed, one in jobs if finished_test(plan, one, seed) is None]
     trainings = {plan.folder(one, seed) for seed, one in jobs}
@@ -184,7 +185,7 @@ def outlook(plan: Plan) -> Outlook:
         begun.add(plan.folder(one, seed))
         if (known := times.get(one.name) or one.seconds) is not None:
             measured += known
-        elif not first:  # a test alone, which takes little beside a training
+        elif not first:  # only a test is missing, which takes little time
             continue
         elif (guess := needs.estimate(plan.outline(one), one.source)) is not None:
             estimated += guess
@@ -195,18 +196,18 @@ def outlook(plan: Plan) -> Outlook:
 
 
 def timed(out: Path) -> dict[str, float]:
-    """Median seconds that each experiment took here, its training included where it was the first to need it."""
+    """Median seconds of each experiment's tests here; they include a training if the test was the first to need it."""
     path = out / TIMES
     found: dict[str, list[float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with suppress(ValueError, KeyError, TypeError):  # a line cut short by a crash
+        with suppress(ValueError, KeyError, TypeError):  # a crash may cut a line short
             entry = json.loads(line)
             found.setdefault(entry["experiment"], []).append(float(entry["seconds"]))
     return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 def finished_test(plan: Plan, experiment: Experiment, seed: int) -> Path | None:
-    """The folder of a test that has been made."""
+    """The folder of a finished test; None if it is not finished."""
     folder = plan.folder(experiment, seed)
     if not (folder / reuse.PREDICTIONS).is_file() or not (folder / changes.CONFIG).is_file():
         return None

@@ -1,4 +1,4 @@
-"""Experiments by name, read from the tables in catalogue/: one file a group, one table an axis of variants."""
+"""Experiments by name, read from the tables in catalogue/: each file is a group, each table an axis of variants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from liftplus.evaluation.noise import MARGIN, ONE_SEED
 
 FOLDER = Path(__file__).with_name("catalogue")
 CLAIMS = "claims.toml"
-MAIN = "main"  # the table whose name is left out of its experiments' names
+MAIN = "main"  # experiments of this table do not have its name in theirs
 
 T = TypeVar("T", bound=BaseModel)
 Key = Literal["overall", "mean_class", "many", "medium", "few"]
@@ -39,12 +39,12 @@ class _Data(_Entry):
 class _Variant(_Entry):
     method: str = "lift+"
     settings: tuple[str, ...] = ()
-    backbones: tuple[str, ...] | None = None  # those of the table's that the variant is for
-    data: tuple[str, ...] | None = None  # and the names of those data
+    backbones: tuple[str, ...] | None = None  # limits the variant to these of the table's backbones
+    data: tuple[str, ...] | None = None  # limits the variant to these of the table's data, by name
 
 
 class _Grid(_Variant):
-    """A variant for every combination of values; {axis} stands for one in the name and the settings."""
+    """A variant for every combination of values. "{axis}" in the name and the settings is replaced by the value."""
 
     name: str
     over: dict[str, tuple[str | int | float, ...]] = Field(min_length=1)
@@ -66,7 +66,7 @@ class _Table(_Entry):
     variants: dict[str, _Variant] = {}
     grids: tuple[_Grid, ...] = ()
     expected: dict[str, dict[Key, float | tuple[float, float]]] = {}
-    sources: dict[str, str] = {}  # of expected figures that are not from the table's source
+    sources: dict[str, str] = {}  # by experiment, where its expected figures have another source
     tolerance: dict[Key, float] = {}
 
     @model_validator(mode="after")
@@ -86,9 +86,9 @@ class Contrast(_Entry):
     Attributes:
         better, worse: names of experiments.
         metric: the accuracy that is compared.
-        kind: what the claim says of `better`: it is above by more than noise, or it is not below, or not different, by
-            the claim's margin.
-        about: what the contrast holds fixed.
+        kind: what the claim says about `better`. "better": it beats `worse` by more than noise. "no_worse": it is not
+            worse by the claim's margin or more. "same": the two do not differ by the margin or more.
+        about: what is equal in both experiments.
     """
 
     better: str
@@ -99,17 +99,17 @@ class Contrast(_Entry):
 
 
 class Untestable(_Entry):
-    """A contrast that cannot be made, and why."""
+    """A contrast that cannot be tested, and why."""
 
     what: str
     why: str
 
 
 class Claim(_Entry):
-    """A sentence, and the contrasts that bear it out or do not.
+    """A claim in words, and the contrasts that test it.
 
     Attributes:
-        margin: points by accuracy that "no_worse" and "same" allow; `noise.MARGIN` where it names none.
+        margin: points that "no_worse" and "same" allow, by accuracy; by default `noise.MARGIN`.
     """
 
     claim: str
@@ -118,23 +118,23 @@ class Claim(_Entry):
     untestable: tuple[Untestable, ...] = ()
 
     def margin_of(self, metric: str) -> float:
-        """Points that the claim allows in an accuracy."""
+        """The claim's margin for an accuracy, in points."""
         return (MARGIN | dict(self.margin))[metric]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One line of a table of results.
+    """One row of a table of results.
 
     Attributes:
         name: DATA/BACKBONE/VARIANT, or DATA/BACKBONE/TABLE/VARIANT.
-        group, table, variant: where it stands.
-        data: the data set's label; `source` is its name or path, `data_settings` how it is cut.
+        group, table, variant: its place in the catalogue.
+        data: the data set's label. `source` is its name or path, `data_settings` are its settings.
         method, settings: the method and its key=value pairs.
-        seeds: how many runs, with seeds 0 to N-1.
-        expected: accuracy to its lowest and highest expected value, in percent; `origin` says who reports it.
-        tolerance: points by which each may miss that.
-        seconds: of training a run, measured; None where it is not known.
+        seeds: number of runs, with seeds 0 to N-1.
+        expected: lowest and highest expected value of each accuracy, in percent; `origin` says who reports it.
+        tolerance: points by which each accuracy may miss its expected value.
+        seconds: measured training time of a run; None if not known.
     """
 
     name: str
@@ -156,17 +156,17 @@ class Experiment:
 
     @property
     def training(self) -> str:
-        """The folder of its runs, without the seed; experiments that differ only in testing have the same."""
+        """The folder of its runs, without the seed. Experiments that differ only in testing share it."""
         kept = [setting for setting in self.settings if not _tests_only(setting)]
         own = re.sub(r"[^A-Za-z0-9.+=-]+", "_", "_".join([self.method, *kept]))
-        if len(own) > 100:  # a folder's name must stay within what file systems take
+        if len(own) > 100:  # file systems limit the length of a name
             own = own[:80] + "-" + hashlib.sha256(own.encode()).hexdigest()[:12]
         return f"{self.data}/{self.backbone}/{own}"
 
 
 def _tests_only(setting: str) -> bool:
-    """Whether a key=value pair changes testing alone."""
-    from liftplus.config import EvaluationConfig  # here, as it imports PyTorch, which a list of names does without
+    """Whether a key=value pair changes only testing."""
+    from liftplus.config import EvaluationConfig  # imported here because it imports PyTorch
 
     key = setting.partition("=")[0]
     return key.startswith("evaluation.") or (key in EvaluationConfig.model_fields and key != "batch_size")
@@ -174,13 +174,17 @@ def _tests_only(setting: str) -> bool:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All experiments by name, in the order of the files, and all claims."""
+    """All experiments and claims by name; experiments are in the order of the files."""
 
     experiments: dict[str, Experiment]
     claims: dict[str, Claim]
 
     def select(self, names: Sequence[str]) -> list[Experiment]:
-        """The experiments of groups, tables, names or beginnings of names; without any, all of them."""
+        """The experiments that are named by group, table, name or start of a name; all if nothing is given.
+
+        Raises:
+            UserError: a name matches nothing.
+        """
         if not names:
             return list(self.experiments.values())
         found: set[str] = set()
@@ -191,7 +195,7 @@ class Catalogue:
         return [one for key, one in self.experiments.items() if key in found]
 
     def tables(self) -> dict[str, list[str]]:
-        """Names of the tables of each group."""
+        """The names of each group's tables."""
         out: dict[str, dict[str, None]] = {}
         for one in self.experiments.values():
             out.setdefault(one.group, {})[one.table] = None
@@ -205,8 +209,8 @@ class Catalogue:
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         there = "; ".join(f"{group} with the tables {', '.join(some)}" for group, some in tables.items())
         return UserError(
-            f"There is no experiment, table or group {name!r}.{hint} There are the groups {there}. "
-            "`liftplus reproduce list` names every experiment."
+            f"There is no experiment, table or group {name!r}.{hint} The groups are: {there}. "
+            "`liftplus reproduce list` lists every experiment."
         )
 
 
@@ -215,16 +219,16 @@ def _fits(one: Experiment, name: str) -> bool:
 
 
 def load(folder: Path = FOLDER) -> Catalogue:
-    """The tables of a folder.
+    """Read the tables of a folder.
 
     Raises:
-        UserError: a table is not in the form, or names something twice or that is not there.
+        UserError: a table is malformed, or a name is missing or used twice.
     """
     experiments: dict[str, Experiment] = {}
     for path in sorted(set(folder.glob("*.toml")) - {folder / CLAIMS}):
         for one in _group(path):
             if one.name in experiments:
-                raise UserError(f"{path.name}: the experiment {one.name!r} is there twice. Give one another name.")
+                raise UserError(f"{path.name}: the experiment {one.name!r} is defined twice. Rename one of them.")
             experiments[one.name] = one
     _refuse_two_meanings(experiments)
     found = Catalogue(experiments, _claims(folder / CLAIMS))
@@ -244,7 +248,8 @@ def _group(path: Path) -> Iterator[Experiment]:
             yield one
         if unused:
             raise UserError(
-                f"{path.name}, {title}: figures are expected of {', '.join(sorted(unused))}, which it lacks."
+                f"{path.name}, {title}: expected figures are given for {', '.join(sorted(unused))}, but the table has "
+                "no such experiment. Correct the names."
             )
 
 
@@ -282,12 +287,14 @@ def _experiments(group: str, title: str, table: _Table) -> Iterator[Experiment]:
 
 
 def _refuse_two_meanings(experiments: dict[str, Experiment]) -> None:
-    """A label of data is part of the names of run folders, so it has to mean one thing everywhere."""
+    """Check that a data label means the same in all tables, because it is part of run folders' names."""
     meanings: dict[str, Any] = {}
     for one in experiments.values():
         meaning = (one.source, one.data_settings)
         if meanings.setdefault(one.data, meaning) != meaning:
-            raise UserError(f"{one.group}.toml, {one.table}: the data {one.data!r} are others elsewhere.")
+            raise UserError(
+                f"{one.group}.toml, {one.table}: another table uses the name {one.data!r} for other data. Rename one."
+            )
 
 
 def _claims(path: Path) -> dict[str, Claim]:

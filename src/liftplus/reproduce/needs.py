@@ -1,4 +1,4 @@
-"""What experiments need: data and their layout, packages, weights, memory and time; and what of it is missing here."""
+"""What experiments need (data and layout, packages, weights, memory, time), and which of it is missing here."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from liftplus.config import RunConfig
 
 CIFAR_MOST, CIFAR_CLASSES = 500, 100
-MADE = "openmoji_lt"  # the one known data set that needs no files
+MADE = "openmoji_lt"  # the only known data set that needs no files
 
 
 class DataNeed(BaseModel):
-    """What a data set takes; the keys are described in needs.toml."""
+    """What a data set needs. needs.toml describes the keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +40,7 @@ class DataNeed(BaseModel):
 
 
 class BackboneNeed(BaseModel):
-    """Memory and speed of training with a backbone, and where they are from."""
+    """Memory and speed of training with a backbone, and the source of these numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,13 +51,13 @@ class BackboneNeed(BaseModel):
 
 @dataclass(frozen=True)
 class Outline:
-    """The settings of a run that tell its cost.
+    """The settings of a run that determine its cost.
 
     Attributes:
         backbone: its name.
-        epochs: of training; 0 for none.
-        tuner: names of the tuners that are asked for.
-        imbalance_ratio: to which the data are cut, where it is set.
+        epochs: number of epochs; 0 without training.
+        tuner: names of the tuners.
+        imbalance_ratio: to which the data are cut; None if it is not set.
     """
 
     backbone: str
@@ -72,29 +72,29 @@ def _tables() -> dict[str, Any]:
 
 
 def all_data() -> dict[str, DataNeed]:
-    """What is known of data sets, by name."""
+    """The needs of all known data sets, by name."""
     return {name: DataNeed.model_validate(entry) for name, entry in _tables()["data"].items()}
 
 
 def data(source: str) -> DataNeed | None:
-    """What a data set takes; None for one that nothing is known of."""
+    """What a data set needs; None if it is not known."""
     entry = _tables()["data"].get(source)
     return None if entry is None else DataNeed.model_validate(entry)
 
 
 def backbone(name: str) -> BackboneNeed | None:
-    """Memory and speed of training with a backbone; None where nothing is known."""
+    """Memory and speed of training with a backbone; None if not known."""
     entry = _tables()["backbones"].get(name)
     return None if entry is None else BackboneNeed.model_validate(entry)
 
 
 def has_root(source: str) -> bool:
-    """Whether a data set is one of the known names whose files lie in a folder."""
+    """Whether a data set has a known name and its files are in a folder."""
     return source in names.DATA_SETS and source != MADE
 
 
 def training_images(run: Outline, source: str) -> int | None:
-    """How many images an epoch has, where that is known without the data."""
+    """Images per epoch; None if that cannot be known without the data."""
     if source == "cifar100_lt":
         from liftplus.data.long_tail import long_tailed_sizes
 
@@ -104,10 +104,9 @@ def training_images(run: Outline, source: str) -> int | None:
 
 
 def estimate(run: Outline, source: str) -> float | None:
-    """Seconds of training one run: images x epochs / images a second; None without a basis for it.
+    """Seconds of training one run: images x epochs / images per second; None if they are not known.
 
-    The speed is that of training a light module; a method that trains no weights within the tower, or most of them,
-    takes another time.
+    The speed was measured with AdaptFormer, so other tuners get no estimate.
     """
     if not run.epochs:
         return 0.0
@@ -127,15 +126,15 @@ def memory(run: Outline) -> str:
 
 
 def missing_data(config: RunConfig, source: str) -> str | None:
-    """What to put where for a data set to be there; None where its files are, which are not opened."""
+    """What to put where for a data set; None if its files exist. The files are not opened."""
     need = data(source)
     if need is not None and (lacking := [name for name in need.packages if find_spec(name) is None]):
-        return f"{need.title} needs {' and '.join(lacking)}, which this Python lacks: {need.get}."
+        return f"{need.title} needs the missing package {' and '.join(lacking)}: {need.get}."
     if not has_root(source):
         if source in names.DATA_SETS or Path(config.data.source).exists():
             return None
         told = f" Where to get it: {need.get}." if need else ""
-        return f"The data {config.data.source!r} are not there.{told} --data-root DIR names another place to look in."
+        return f"There is no {config.data.source!r}.{told} Give another place with --data-root DIR."
     assert need is not None and config.data.root is not None, "every known data set with files is in needs.toml"
     root = Path(config.data.root).expanduser()
     given = {need.class_names} if config.data.class_names != str(Path(config.data.root) / str(need.class_names)) else ()
@@ -148,15 +147,15 @@ def missing_data(config: RunConfig, source: str) -> str | None:
         return None
     state = f"lacks {', '.join(absent)}" if root.is_dir() else "does not exist"
     return (
-        f"{need.title} ({source}) is looked for in the folder {str(root)!r}, which {state}. Put there:\n"
+        f"{need.title} ({source}) belongs into the folder {str(root)!r}, which {state}. Put there:\n"
         + "".join(f"    {line}\n" for line in need.layout)
         + f"  Where to get it: {need.get}\n"
-        f"  Or name another place: --data-root DIR (the data then lie in DIR/{source}), or data.root=DIR."
+        f"  Or give another place: --data-root DIR (with the data in DIR/{source}), or data.root=DIR."
     )
 
 
 def missing_weights(config: BackboneConfig, *, fetch: bool) -> str | None:
-    """Why a backbone's weight file is not at hand; with `fetch`, it is fetched where it can be."""
+    """Why a backbone's weight file is missing; None if it is here. With `fetch`, it is downloaded if possible."""
     from liftplus.backbones import catalogue as backbones
 
     try:
@@ -167,10 +166,10 @@ def missing_weights(config: BackboneConfig, *, fetch: bool) -> str | None:
 
 
 def missing(configs: Sequence[tuple[str, RunConfig]]) -> list[str]:
-    """Everything that runs of these settings lack, each said once; weights are fetched once all data are there.
+    """Everything that these runs lack, one sentence each. Weights are downloaded only if no data are missing.
 
     Args:
-        configs: (data set's name, settings) of the runs.
+        configs: pairs of (data set's name, settings).
     """
     places = {config.data.model_dump_json(): (source, config) for source, config in configs}
     absent = [text for source, config in places.values() if (text := missing_data(config, source))]

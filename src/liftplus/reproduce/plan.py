@@ -1,4 +1,4 @@
-"""What a command reproduces: chosen experiments, where their data lie and the runs go, and their settings."""
+"""A plan: the chosen experiments, with the folders of their data and runs, and their settings."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 ABOUT = "reproduce.json"
 DATA_ROOT = Path("data")
-# Where a run is made and how fast, beside runs.FREE; they may differ between the runs of one folder.
+# With changes.FREE, settings that may differ between the runs of one folder: they say where and how fast a run is made.
 PLACES = ("data.root", "precision", "cache", "deterministic", "train.micro_batch", "evaluation.batch_size")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Experiments with what the user set for all of them.
+    """Experiments, with the user's settings for all of them.
 
     Attributes:
         experiments: in the order of the catalogue.
         out: folder of all runs.
-        data_root: each data set lies in a folder of its name below it.
-        seeds: runs of each experiment, with seeds 0 to N-1; None for as many as the catalogue says.
+        data_root: contains a folder for each data set, under its name.
+        seeds: runs of each experiment, with seeds 0 to N-1; None for the catalogue's number.
         overrides: key=value pairs, which win over the experiments' own.
     """
 
@@ -42,7 +42,7 @@ class Plan:
     overrides: tuple[str, ...] = ()
 
     def jobs(self) -> list[tuple[int, Experiment]]:
-        """Every test to be had: all experiments with seed 0 first, so that each has a figure soon."""
+        """All tests. Seed 0 of all experiments comes first, so that each has a figure soon."""
         counts = [self.seeds or one.seeds for one in self.experiments]
         return [
             (seed, one)
@@ -52,18 +52,18 @@ class Plan:
         ]
 
     def folder(self, experiment: Experiment, seed: int) -> Path:
-        """Where a run of the experiment lies; others with the same training share it."""
+        """The folder of an experiment's run. Experiments with the same training share it."""
         return self.out / f"{experiment.training}-seed{seed}"
 
     def settings(self, experiment: Experiment, seed: int) -> list[str]:
-        """The key=value pairs of a run, in the order in which they count."""
+        """The key=value pairs of a run, in the order in which they apply."""
         trains = names.presets("methods")[experiment.method]["train"]["epochs"]
         still = () if trains else ("train.epochs=0",)
         own = [*experiment.data_settings, *experiment.settings]
         return [*self.place(experiment), *own, *self.overrides, *still, f"seed={seed}"]
 
     def place(self, experiment: Experiment) -> list[str]:
-        """Key=value pairs that say where the experiment's data lie."""
+        """The key=value pairs for the paths of the experiment's data."""
         folder, need = self.root(experiment), needs.data(experiment.source)
         if folder is None:
             return []
@@ -71,7 +71,7 @@ class Plan:
         return [f"data.root={folder}", *named]
 
     def root(self, experiment: Experiment) -> Path | None:
-        """The folder of the experiment's data; None for data that lie elsewhere."""
+        """The folder of the experiment's data; None for data that are not in such a folder."""
         if not needs.has_root(experiment.source):
             return None
         given = {key: value for key, _, value in (pair.partition("=") for pair in self.overrides)}
@@ -92,7 +92,7 @@ class Plan:
         )
 
     def outline(self, experiment: Experiment) -> Outline:
-        """What `config` says of a run's cost, read off presets and settings, which needs no PyTorch."""
+        """The settings of `config` that determine a run's cost, read from presets without importing PyTorch."""
         presets = [
             names.presets("methods")[experiment.method],
             names.presets("data").get(experiment.source, {}).get(experiment.method, {}),
@@ -111,21 +111,27 @@ class Plan:
         return Outline(experiment.backbone, int(float(found["epochs"])), tuner, known)
 
     def command(self, experiment: Experiment, seed: int = 0) -> str:
-        """The line that makes one run by itself."""
+        """The command that makes one run by itself."""
         own = [*self.place(experiment), *experiment.data_settings, *experiment.settings, *self.overrides]
         words = ["liftplus train", "--data", self.source(experiment), "--backbone", experiment.backbone]
         words += ["--method", experiment.method] if experiment.method != "lift+" else []
         return " ".join([*words, *(_quoted(pair) for pair in own), f"seed={seed}"])
 
     def check(self) -> None:
-        """Refuse settings that belong to the experiments, and those of another kind than the folder's runs have."""
+        """Check the user's settings.
+
+        Raises:
+            UserError: a setting belongs to the experiments, or differs from that of the folder's runs.
+        """
         from liftplus.config import full_key
 
         sources = list(dict.fromkeys(one.source for one in self.experiments))
         keys = {pair: full_key(pair.partition("=")[0]) for pair in self.overrides}
         for pair, key in keys.items():
             if key in ("seed", "method", "data.source", "backbone.name"):
-                raise UserError(f"{pair!r} cannot be set here: the experiments say it. --seeds says how many seeds.")
+                raise UserError(
+                    f"{pair!r} cannot be set here, because the experiments set it. Use --seeds for the number of seeds."
+                )
         for pair, key in keys.items():
             if key == "data.root" and len(sources) > 1:
                 raise UserError(
@@ -136,12 +142,12 @@ class Plan:
         mine = _counting(self.overrides)
         if begun is not None and _in_full(begun) != _in_full(mine):
             raise UserError(
-                f"{str(self.out)!r} holds runs made with {' '.join(begun) or 'no settings of their own'}, and now "
-                f"there are {' '.join(mine) or 'none'}. Give the same ones, or another folder with --out."
+                f"{str(self.out)!r} holds runs made with {' '.join(begun) or 'no settings of their own'}; now given: "
+                f"{' '.join(mine) or 'none'}. Give the same settings, or another folder with --out."
             )
 
     def note(self) -> None:
-        """Write down in the folder what the user set for all of its runs."""
+        """Record in the folder the user's settings for all of its runs."""
         from liftplus.machine import disk
 
         self.out.mkdir(parents=True, exist_ok=True)
@@ -150,7 +156,7 @@ class Plan:
 
 
 def changed_settings(out: Path) -> list[str] | None:
-    """The key=value pairs that all runs of a folder were made with; None where there are no runs."""
+    """The user's key=value pairs for all runs of a folder; None if it has no runs."""
     from liftplus.machine import disk
 
     path = out / ABOUT

@@ -1,4 +1,4 @@
-"""What came of experiments: each figure against the expected one, each claim against its contrasts."""
+"""Verdicts on experiments: each figure against the expected one, each claim by its contrasts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Figure:
     """An accuracy of an experiment, in percent.
 
     Attributes:
-        key: which.
-        mean, sd: over seeds; None where there is no value, or one seed only.
-        low, high: the expected figure's; None where none is known.
-        tolerance: points by which it may be missed.
+        key: which accuracy.
+        mean, sd: over seeds; the mean is None without a run, sd also with one seed.
+        low, high: the expected range; None if nothing is expected.
+        tolerance: points by which it may miss the expected range.
         verdict: reached, above, below, not run, or "" without an expected figure.
     """
 
@@ -47,12 +47,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """An experiment as it stands.
+    """The present result of an experiment.
 
     Attributes:
-        seeds: those that have been tested, of `wanted` many.
-        figures: overall and the groups.
-        differs: in what the runs differ from the experiment: settings of the user's, other data.
+        seeds: the tested seeds; `wanted` is their intended number.
+        figures: one for each accuracy.
+        differs: how the runs differ from the experiment: the user's settings, other data.
         folders: of the tests.
     """
 
@@ -70,9 +70,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Contrasted:
-    """A contrast of a claim: the difference that was found, None where it could not be, and what follows.
+    """The result of a claim's contrast.
 
     Attributes:
+        better, worse, metric, kind, about: as in `Contrast`.
+        verdict: confirmed, not confirmed, not contradicted, contradicted or not run.
+        difference: better minus worse; None if it could not be measured.
+        why: why there is no difference.
         margin: points that a claim of "no worse" or "the same" allows; None for other claims.
     """
 
@@ -87,7 +91,7 @@ class Contrasted:
     margin: float | None = None
 
     def sentence(self) -> str:
-        """What was found."""
+        """The result in words."""
         if self.difference is None:
             return f"{self.better} against {self.worse}, {self.metric}: {self.verdict}. {self.why}".rstrip()
         points = f"{self.margin:g} {agreeing(self.margin or 0, 'point')}"
@@ -107,7 +111,7 @@ class Judged:
 
 
 def result(plan: Plan, experiment: Experiment) -> Result:
-    """The experiment as it stands in the plan's folder, with as many seeds as there are."""
+    """The present result of an experiment in the plan's folder, over the seeds that are finished."""
     found = _finished(plan, experiment)
     metrics = [reuse.metrics(folder) for folder in found.values()]
     figures = []
@@ -122,12 +126,12 @@ def result(plan: Plan, experiment: Experiment) -> Result:
 
 
 def _finished(plan: Plan, experiment: Experiment) -> dict[int, Path]:
-    """Folders of the tests that are finished, by seed."""
+    """Folders of the finished tests, by seed."""
     return {seed: folder for seed in _seeds(plan, experiment) if (folder := finished_test(plan, experiment, seed))}
 
 
 def _seeds(plan: Plan, experiment: Experiment) -> list[int]:
-    """Seeds that a run was begun with."""
+    """The seeds whose runs have been begun."""
     start = Path(f"{experiment.training}-seed")
     parent = (plan.out / start).parent
     ends = [path.name.removeprefix(start.name) for path in parent.iterdir()] if parent.is_dir() else []
@@ -139,14 +143,14 @@ def _verdict(mean: float | None, low: float | None, high: float | None, within: 
         return ""
     if mean is None:
         return NOT_RUN
-    rounded = round(mean, 1)  # published figures have one place
+    rounded = round(mean, 1)  # published figures have one decimal place
     if round(rounded - low, 6) < -within:
         return "below"
     return "above" if round(rounded - high, 6) > within else "reached"
 
 
 def _differs(plan: Plan, experiment: Experiment, seed: int) -> tuple[str, ...]:
-    """In what a run departs from the experiment."""
+    """How a run differs from the experiment: the user's settings, and other data."""
     about = disk.read_json(plan.folder(experiment, seed) / changes.CONFIG, "data")["data"]
     need = needs.data(experiment.source)
     images = about.get("images", {})
@@ -164,17 +168,18 @@ def _regrouped(experiment: Experiment) -> bool:
 
 
 def judge(plan: Plan, name: str, claim: Claim, experiments: dict[str, Experiment]) -> Judged:
-    """The claim against the runs in the plan's folder."""
+    """Judge a claim by the runs in the plan's folder."""
     return decide(name, claim, _Found(plan, claim, experiments).all())
 
 
 def decide(name: str, claim: Claim, found: Sequence[tuple[Difference | None, str]]) -> Judged:
-    """What the differences of a claim's contrasts say of it.
+    """Judge a claim by the differences of its contrasts.
+
+    Holm's adjustment is applied to the contrasts of kind "better" in the same accuracy. It is not applied to "no worse"
+    and "the same", because it would make these easier to pass.
 
     Args:
-        found: for each contrast its difference, or None and why there is none. Only the p-values of contrasts that
-            claim "better" are adjusted, for each other in the same accuracy: an adjustment would make "no worse" and
-            "the same" easier.
+        found: for each contrast its difference, or None and why there is none.
     """
     adjusted = {k: one.p for k, (one, _) in enumerate(found) if one is not None}
     for key in dict.fromkeys(test.metric for test in claim.tests):
@@ -191,7 +196,7 @@ def decide(name: str, claim: Claim, found: Sequence[tuple[Difference | None, str
 
 
 def _follows(kind: str, found: Difference, margin: float | None) -> str:
-    """What a difference, better minus worse, says of a claim."""
+    """The verdict of one difference (better minus worse) on a claim of this kind."""
     if margin is None:
         if not found.exceeds:
             return "not confirmed"
@@ -205,7 +210,7 @@ def _follows(kind: str, found: Difference, margin: float | None) -> str:
 
 
 def _whole(tests: Sequence[Contrasted]) -> str:
-    """The verdict on a claim: as bad as its worst contrast; confirmed only if every one has been made."""
+    """The verdict on a claim is that of its worst contrast. So it is confirmed only if all contrasts are."""
     worst_first = ("contradicted", "not confirmed", NOT_RUN, NOT_CONTRADICTED, "confirmed")
     return min((test.verdict for test in tests), key=worst_first.index, default=NOT_RUN)
 
@@ -214,7 +219,7 @@ _Method = tuple[str, tuple[int, ...]]  # an experiment and the seeds that are co
 
 
 class _Found:
-    """The differences of a claim's contrasts; those on the same images share what is known of the seeds' scatter."""
+    """Computes the differences of a claim's contrasts. Those on the same images share an estimate of seed variance."""
 
     def __init__(self, plan: Plan, claim: Claim, experiments: dict[str, Experiment]) -> None:
         self._claim, self._experiments = claim, experiments
@@ -223,7 +228,7 @@ class _Found:
         self._read: dict[_Method, Answers] = {}
 
     def all(self) -> list[tuple[Difference | None, str]]:
-        """For each contrast its difference, p not adjusted, or why there is none."""
+        """For each contrast its difference with p not adjusted, or None and why there is none."""
         out: list[tuple[Difference | None, str]] = []
         alike: dict[Any, list[tuple[int, _Method, _Method]]] = {}
         for place, test in enumerate(self._claim.tests):
@@ -240,7 +245,7 @@ class _Found:
         return out
 
     def _methods(self, test: Contrast) -> tuple[_Method, _Method]:
-        """Both experiments with the seeds that both have."""
+        """Both experiments, each with the seeds that both have."""
         seeds = tuple(sorted(self._tests[test.better].keys() & self._tests[test.worse].keys()))
         return (test.better, seeds), (test.worse, seeds)
 
@@ -251,7 +256,7 @@ class _Found:
         return self._read[method]
 
     def _hindrance(self, test: Contrast, a: _Method, b: _Method) -> str:
-        """Why two experiments cannot be compared; nothing where they can."""
+        """Why two experiments cannot be compared; empty if they can."""
         if not a[1]:
             lacking = [name for name in (test.better, test.worse) if not self._tests[name]]
             return f"Missing: {', '.join(lacking) or 'runs of both with the same seed'}."
@@ -265,7 +270,7 @@ class _Found:
     def _differences(
         self, metric: str, group: Sequence[tuple[int, _Method, _Method]]
     ) -> Iterator[tuple[int, Difference]]:
-        """The differences of contrasts of one accuracy on the same images, by the contrast's place."""
+        """The differences of contrasts in one accuracy on the same images, with each contrast's index."""
         methods = list(dict.fromkeys(method for _, *both in group for method in both))
         tested = [self._tested(method) for method in methods]
         weight, strata = noise.weights(metric, tested[0].labels, tested[0].train_counts)
@@ -290,7 +295,7 @@ class Status:
 
 
 def status(plan: Plan, claims: dict[str, Claim], experiments: dict[str, Experiment]) -> Status:
-    """How the plan's experiments stand, and the claims that rest on one of them at least."""
+    """The results of the plan's experiments, and the claims that involve at least one of them."""
     names = {one.name for one in plan.experiments}
     touched = {
         name: claim
@@ -304,9 +309,11 @@ def status(plan: Plan, claims: dict[str, Claim], experiments: dict[str, Experime
 
 
 def write(plan: Plan, found: Status) -> Path:
-    """status.json in the plan's folder."""
+    """Write status.json into the plan's folder."""
     if not plan.out.is_dir():
-        raise UserError(f"There is no folder {str(plan.out)!r} with runs. `liftplus reproduce run NAME` makes some.")
+        raise UserError(
+            f"There is no folder {str(plan.out)!r} with runs. Make runs with `liftplus reproduce run NAME`."
+        )
     path = plan.out / STATUS
     with disk.locked(plan.out, disk.PATIENCE):
         disk.write_json(path, found.to_dict())
