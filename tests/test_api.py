@@ -170,7 +170,7 @@ def test_mistakes_are_told(place: Path, model: Model) -> None:
         liftplus.fit((images, labels), val_share=0.5)
     with pytest.raises(UserError, match="Did you mean 'epochs'"):
         liftplus.fit((images, labels), epoch=3)
-    with pytest.raises(UserError, match="give one with out"):
+    with pytest.raises(UserError, match="Give one with out=FOLDER"):
         liftplus.fit((images, labels), track="tensorboard")
     with pytest.raises(UserError, match="only numbers"):
         liftplus.fit((images, labels), method="zeroshot")

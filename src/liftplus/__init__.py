@@ -1,8 +1,8 @@
 """Fine-tune vision foundation models on long-tailed image data: LIFT and LIFT+.
 
-From Python: `load_data` or `from_images`, `fit`, then `Model.evaluate`, `Model.predict`, `Model.save`; `load` brings a
-model back, and `merge` makes one of several. `LiftPlusClassifier` is the same for scikit-learn. Nothing heavy is
-imported before one of them is used.
+From Python, call `load_data` or `from_images`, then `fit`, then `Model.evaluate`, `Model.predict` or `Model.save`.
+`load` loads a saved model, and `merge` merges several. `LiftPlusClassifier` works with scikit-learn. Importing liftplus
+imports nothing heavy until one of these is used.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         if not name.startswith("_") and find_spec(f"liftplus.{name}") is not None:
-            return import_module(f"liftplus.{name}")  # liftplus.report.write works without an import of its own
+            return import_module(f"liftplus.{name}")  # lets users write liftplus.report.write after `import liftplus`
         raise AttributeError(f"module 'liftplus' has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "liftplus.api")), name)
 

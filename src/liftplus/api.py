@@ -1,7 +1,7 @@
 """liftplus from Python: load data, fit, evaluate, predict, save, load.
 
-Everything here is also under `liftplus` itself. Nothing is printed, and no run folder is written unless asked for.
-Features of frozen towers are kept for the next time as by the commands; `cache=False` keeps none.
+Everything here is also available as `liftplus.NAME`. Nothing is printed, and no run folder is written unless asked for.
+Features of frozen towers are cached as by the commands; `cache=False` turns this off.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = ["Model", "Predictions", "fit", "from_images", "load", "load_data", "m
 
 
 def load_data(source: str | os.PathLike[str], **settings: Any) -> DataSet:
-    """The data set in a folder, archive, table or list, or of a known name.
+    """Load a data set from a folder, archive, table or list, or by a known name.
 
     Args:
-        source: what `--data` takes.
+        source: anything that `--data` accepts.
         settings: `data.*` keys, such as `val_share=0.1` or `class_names="names.txt"`.
 
     Raises:
-        UserError: it does not exist, is incomplete or contradicts itself.
+        UserError: the data do not exist, are incomplete or contradict themselves.
 
     >>> data = liftplus.load_data("photos", val_share=0.2)
     >>> data.class_names
@@ -69,17 +69,17 @@ def fit(
     """Fine-tune a backbone on a data set.
 
     Args:
-        data: a path or known name, a `DataSet`, or (images, labels) as `from_images` takes them.
+        data: a path or known name, a `DataSet`, or (images, labels) as for `from_images`.
         backbone: a name from `liftplus info`; mini_clip by default.
-        method: lift+, lift, linear_probe, full, closed_form or zeroshot.
-        out: a run folder to write, with the same files as `liftplus train` and tested at the end; in memory alone if
-            not given. A run that was interrupted goes on when it is fitted again into the same folder.
+        method: lift+, lift, linear_probe, linear_probe+, full, full+, closed_form or zeroshot.
+        out: a run folder to write, tested and with the same files as by `liftplus train`. By default nothing is
+            written. Fitting into the folder of an interrupted run continues it.
         progress: True shows a bar on stderr.
-        settings: any key=value of the command line, such as `epochs=10`, `tte=False`, `tuner="lora"`; keys with a dot
-            as `**{"tuner.lora.rank": 4}`.
+        settings: any key=value of the command line, such as `epochs=10`, `tte=False`, `tuner="lora"`. Write keys with a
+            dot as `**{"tuner.lora.rank": 4}`.
 
     Raises:
-        UserError: a setting or the data are not allowed; says what is.
+        UserError: a setting or the data are not allowed; the message says what is.
 
     >>> model = liftplus.fit("photos", epochs=1, tte=False, seed=7)
     >>> model.class_names
@@ -87,15 +87,15 @@ def fit(
     """
     if parallel.started_by_torchrun():
         raise UserError(
-            "liftplus.fit trains in one process, and torchrun started several. Train with all of them by "
-            "`torchrun -m liftplus train`, or start this script by python."
+            "liftplus.fit trains in one process, but torchrun started several. Use `torchrun -m liftplus train` to "
+            "train with all of them, or start this script with python."
         )
     leave_unguarded()
     place = None if out is None else expanded(out)
     dataset = None if isinstance(data, str | os.PathLike) else _dataset(data)
     chosen, notes = _chosen(data, dataset, backbone, method, settings)
     if chosen.track and out is None:
-        raise UserError("track follows a run folder; give one with out.")
+        raise UserError("track needs a run folder. Give one with out=FOLDER.")
     session = _session(chosen, progress)
     dataset = session.data() if dataset is None else dataset
     if place is not None and changes.unfinished(place) is None:
@@ -131,7 +131,7 @@ def _dataset(data: DataSet | Labelled) -> DataSet:
 def _chosen(
     data: Data, dataset: DataSet | None, backbone: str | None, method: str, settings: dict[str, Any]
 ) -> tuple[RunConfig, list[str]]:
-    """The configuration, and what was decided for the user."""
+    """The configuration, and notes on what was decided for the user."""
     read_by = dataset.config if dataset is not None else None
     source = os.fspath(cast(str, data)) if dataset is None else read_by.source if read_by else None
     overrides = _overrides(settings)
@@ -140,7 +140,10 @@ def _chosen(
     if dataset is None:
         return chosen, []
     if chosen.data != DataConfig(source=source or ""):
-        raise UserError("Settings of data.* say how data are read. Give them to load_data, or give fit a path.")
+        raise UserError(
+            "Settings of data.* say how data are read, but these data are already loaded. Give the settings to "
+            "load_data, or give fit a path."
+        )
     chosen = chosen.model_copy(update={"data": read_by or DataConfig()})
     if "head_init" in chosen.automatic or "head_init" in settings or chosen.head.name == "joint":
         return chosen, []
@@ -149,7 +152,7 @@ def _chosen(
     other = "ridge" if chosen.head_init.name == "mix" else "class_mean"
     chosen = config.changed(chosen.to_dict(), [f"head_init={other}"])
     return chosen, [
-        f"The classes have no names, so the classifier starts by head_init={other}; class_names gives names."
+        f"The classes have no names, so the classifier starts with head_init={other}. Give names with class_names."
     ]
 
 
@@ -174,15 +177,16 @@ def _session(chosen: RunConfig, progress: bool | Progress) -> Session:
 
 
 def load(folder: str | os.PathLike[str], *, progress: bool | Progress = False, **settings: Any) -> Model:
-    """A model that was saved, or trained by `liftplus train`.
+    """Load a model that was saved, or trained by `liftplus train`.
 
     Args:
         folder: a run folder, or a model file in it.
         progress: True shows bars on stderr.
-        settings: what may change after training, such as `device="cpu"`, `tte=False` or `weights="clip.safetensors"`.
+        settings: settings that may change after training, such as `device="cpu"`, `tte=False` or
+            `weights="clip.safetensors"`.
 
     Raises:
-        UserError: the folder holds no model, or the backbone's weights are others than in training.
+        UserError: the folder holds no model, or the backbone's weights differ from those in training.
 
     >>> again = liftplus.load("runs/photos", device="cpu")
     >>> again.predict("photos/test/blue sky").names == model.predict("photos/test/blue sky").names
@@ -204,18 +208,18 @@ def merge(
     progress: bool | Progress = False,
     **settings: Any,
 ) -> Model:
-    """One run of several: the mean of their weights (model soups), or weights between a run and its start (WiSE-FT).
+    """Merge runs: average their weights (model soups), or mix a run's weights with its start (WiSE-FT).
 
     Args:
         runs: folders of finished runs with the same backbone, tuner, head and classes, or model files in them.
-        out: folder of the merged run; it must not exist yet. It holds no test.
-        start: share of the weights before training, from 0 to 1; they are made anew from the training pictures.
-        shares: how much each run counts; by default all the same.
+        out: folder of the merged run; it must not exist yet. The merged run is not tested.
+        start: share of the weights before training, from 0 to 1. These are rebuilt from the training pictures.
+        shares: weight of each run; by default all are equal.
         progress: True shows bars on stderr.
-        settings: as for `load`, for all runs; `**{"data.source": "photos"}` says where their data are now.
+        settings: as for `load`, for all runs. Give `**{"data.source": "photos"}` if their data were moved.
 
     Raises:
-        UserError: the runs do not belong together, or a start cannot be made anew.
+        UserError: the runs cannot be merged, or a start cannot be rebuilt.
 
     >>> between = liftplus.merge(["runs/photos"], "runs/between", start=0.5)
     >>> between.class_names
@@ -223,7 +227,7 @@ def merge(
     """
     given, places = _overrides(settings), [expanded(run) for run in runs]
     if not places:
-        raise UserError("No run was given; merge takes a list of run folders.")
+        raise UserError("No run was given. Give merge a list of run folders.")
     chosen = [config.after_training(config.saved(checkpoint.read_about(run)["config"]), given) for run in places]
     parts = [merging.Part.read(run, own) for run, own in zip(places, chosen, strict=True)]
     session = _session(chosen[0], progress)

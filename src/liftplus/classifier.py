@@ -1,4 +1,4 @@
-"""The same as `api`, as a scikit-learn classifier: for pipelines, cross-validation and grid search."""
+"""`api` as a scikit-learn classifier, for pipelines, cross-validation and grid search."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from liftplus.runs.inputs import Inputs
 
 
 class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
-    """Fine-tunes a vision foundation model on images, some classes of which may be rare.
+    """Fine-tunes a vision foundation model on images; some classes may be rare.
 
     `X` is one of
 
@@ -38,17 +38,17 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
     * N file paths, Pillow images, or arrays [H, W, 3]; paths may also be a column [N, 1]. Each is one image: a folder
       is refused.
 
-    uint8 values are pixels. Others are scaled so that the training data's range becomes 0 to 255.
+    uint8 values are pixels. Other values are scaled so that the training data's range becomes 0 to 255.
 
     Args:
         backbone: a name from `liftplus info`.
-        method: lift+, lift, linear_probe, full, closed_form or zeroshot.
-        epochs: of training; the method's own by default, as for the next two.
-        lr: learning rate at the start.
-        batch_size: images an optimiser step.
-        class_names: words by label, which the text encoder reads; labels that are text serve themselves.
-        image_shape: (H, W) of grey or (H, W, 3) of coloured images in rows. By default rows are square images, coloured
-            where F = 3 * side * side. "fill" also takes other lengths: the row fills a grey square, the rest is dark.
+        method: lift+, lift, linear_probe, linear_probe+, full, full+, closed_form or zeroshot.
+        epochs: number of epochs. For this and the next two, None leaves the choice to the method.
+        lr: initial learning rate.
+        batch_size: images per optimiser step.
+        class_names: a name for each label, for the text encoder. By default, labels that are text are the names.
+        image_shape: (H, W) of grey or (H, W, 3) of colour images in rows. By default rows are square images, in colour
+            if F = 3 * side * side. "fill" also allows other lengths: the row fills a grey square, and the rest is dark.
         device: auto, cpu, cuda, cuda:N or mps.
         random_state: seed of weights, order and crops.
         settings: any other key=value of the command line, such as {"tuner.adaptformer.width": 4}.
@@ -56,8 +56,8 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: the labels, sorted.
         model_: the trained `liftplus.Model`; its `save` writes it for `liftplus.load` and the commands.
-        n_features_in_: values in each image, where all have as many.
-        pixel_range_: values that became 0 and 255; None where X was uint8.
+        n_features_in_: number of values in each image, if X was an array.
+        pixel_range_: the values that became 0 and 255; None if X was uint8.
 
     >>> model = liftplus.LiftPlusClassifier(epochs=1, random_state=0).fit(images, labels)
     >>> model.classes_, model.n_features_in_
@@ -95,9 +95,9 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         """Fit to images and their labels [N]; returns itself.
 
         Raises:
-            ValueError: X or y cannot be used, or y has one class only.
-            liftplus.UserError: a setting is not allowed. A path that is no file, a missing label and labels of several
-                types raise an error that is both.
+            ValueError: X or y cannot be used, or y has only one class.
+            liftplus.UserError: a setting is not allowed. The error for a path that is not a file, a missing label or
+                labels of several types is both a ValueError and a UserError.
         """
         images, labels = self._training(X, _as_array(y))
         check_classification_targets(labels)
@@ -111,10 +111,10 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
             "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
             "device": self.device,
             **(self.settings or {}),
-            **{key: value for key, value in own.items() if value is not None},  # what a search varies must count
+            **{key: value for key, value in own.items() if value is not None},  # a grid search sets these
         }
         self.model_ = api.fit(data, self.backbone, self.method, **settings)
-        # A fitted classifier is copied and pickled, which must not take the training images along.
+        # Copies and pickles of a fitted classifier must not contain the training images.
         self.model_.dataset = replace(data, store=ArrayStore(np.empty((0, 1, 1, 3), np.uint8)))
         return self
 
@@ -125,11 +125,11 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         return chosen
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
-        """Share of the images [N] whose most probable label is theirs, 0 to 1."""
+        """Accuracy: the share of the images [N] whose most probable label is the given one, 0 to 1."""
         return float(super().score(X, _as_array(y), sample_weight))
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
-        """Probabilities [N, C] of the classes in the order of `classes_`."""
+        """Probabilities [N, C] of the classes, in the order of `classes_`."""
         check_is_fitted(self, "model_")
         images = _listed(X)
         if images is None:
@@ -138,7 +138,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         return fitted.probabilities(self.model_, _rows(images))
 
     def _training(self, given: Any, y: Any) -> tuple[list[Any], NDArray[Any]]:
-        """Images as `api` takes them, and their labels."""
+        """Images for `api`, and their labels."""
         for name in ("n_features_in_", "feature_names_in_", "pixel_range_"):  # of an earlier fit
             self.__dict__.pop(name, None)
         images = _listed(given)
@@ -156,7 +156,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         return self._coloured(pixels), labels
 
     def _coloured(self, pixels: NDArray[Any]) -> list[Any]:
-        """Arrays [N, F], [N, H, W] or [N, H, W, 3] as N pictures uint8 [H, W, 3]."""
+        """Convert arrays [N, F], [N, H, W] or [N, H, W, 3] to N pictures, uint8 [H, W, 3]."""
         low, high = getattr(self, "pixel_range_", None) or (0.0, 255.0)
         if pixels.dtype != np.uint8 or high - low != 255:
             scaled = (pixels.astype(np.float64) - low) * (255 / ((high - low) or 1.0))
@@ -168,7 +168,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
         return list(np.broadcast_to(pixels, (*pixels.shape[:3], 3)) if pixels.shape[3] == 1 else pixels)
 
     def _laid_out(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Rows [N, F] as images."""
+        """Reshape rows [N, F] to images [N, H, W] or [N, H, W, 3]."""
         count, length = rows.shape
         shape = self.image_shape
         if shape is None:
@@ -180,18 +180,18 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
             return rows.reshape(count, side, side)
         if isinstance(shape, str) or math.prod(shape) != length:
             raise ValueError(
-                f"X has rows of {length} values, which are no image of image_shape={self.image_shape!r}. Give "
-                "image_shape=(H, W) or (H, W, 3) with as many values, or images [N, H, W, 3]."
+                f"X has rows of {length} values, which do not fit image_shape={self.image_shape!r}. Give "
+                "image_shape=(H, W) or (H, W, 3) with that many values, or images [N, H, W, 3]."
             )
         return rows.reshape(count, *shape)
 
 
 class InputError(UserError, ValueError):
-    """What X or y cannot be: a `ValueError`, as scikit-learn expects of them, and told like all errors here."""
+    """X or y cannot be used. It is a `ValueError`, as scikit-learn expects, and a `UserError`."""
 
 
 def _rows(images: list[Any]) -> Inputs:
-    """One row for each image; a path that is no file is refused."""
+    """One row for each image. Raises InputError for a path that is not a file."""
     pictures = pictures_of(images)
     if not isinstance(pictures[0], str):
         return Inputs(*store_of(pictures))
@@ -219,14 +219,14 @@ def _listed(given: Any) -> list[Any] | None:
 
 
 def _refuse_several(given: Any) -> None:
-    """Rows of several paths, [N, K], are no pictures."""
+    """Refuse rows of several paths, [N, K]."""
     first = given[0] if isinstance(given, list | tuple | np.ndarray) and len(given) else None
     if not isinstance(first, list | tuple | np.ndarray) or len(first) < 2:
         return
     if all(isinstance(one, str | os.PathLike) for one in first):
         raise InputError(
-            f"Row 0 of X has {len(first)} paths; a row is one picture. Give the path of one image file for each row, "
-            "as [N] or [N, 1]."
+            f"Row 0 of X has {len(first)} paths, but a row is one picture. Give the path of one image file for each "
+            "row, as [N] or [N, 1]."
         )
 
 
@@ -235,10 +235,10 @@ def _is_deep(given: Any) -> bool:
 
 
 def _pixels(given: Any) -> NDArray[Any]:
-    """A checked array of images."""
+    """The images as a checked array."""
     pixels: NDArray[Any] = check_array(given, allow_nd=True)
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3)):
-        raise ValueError(f"X is {list(pixels.shape)}; images are [N, H, W] or [N, H, W, 3].")
+        raise ValueError(f"X has the shape {list(pixels.shape)}. Give images as [N, H, W] or [N, H, W, 3].")
     return pixels
 
 
@@ -248,10 +248,10 @@ def _checked_labels(images: Any, y: Any) -> NDArray[Any]:
 
 
 def _as_array(y: Any) -> Any:
-    """Labels that numpy would not take, or would make alike, as an array of theirs; all others as they are.
+    """Convert tensors and byte strings to arrays of plain labels; return all other labels unchanged.
 
     Raises:
-        InputError: a label is missing, or two are told apart by type alone.
+        InputError: a label is missing, or two labels differ only in their type.
     """
     if isinstance(y, Tensor):
         y = y.detach().cpu()
@@ -267,10 +267,10 @@ def _as_array(y: Any) -> Any:
 
 
 def _refuse_spellings(classes: NDArray[Any]) -> None:
-    """Refuse classes that differ in their Unicode form alone: images of both would be one class."""
+    """Refuse labels that differ only in their Unicode form, since their images would become one class."""
     forms, _ = labelling.spellings(one for one in classes.tolist() if isinstance(one, str))
     if forms:
         raise InputError(
-            f"y has one label in several Unicode forms (NFC and NFD): {listing(sorted(set(forms.values())))}. Give "
-            "each label in one form, as unicodedata.normalize does."
+            f"y has one label in several Unicode forms (NFC and NFD): {listing(sorted(set(forms.values())))}. Bring "
+            "each label into one form with unicodedata.normalize."
         )

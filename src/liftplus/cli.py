@@ -1,4 +1,4 @@
-"""The command line: which commands there are. Heavy imports wait inside them, so that help comes at once."""
+"""The command line and its commands. Heavy imports are inside the commands, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from liftplus.errors import UserError, explained
 from liftplus.machine.paths import expanded_word
 
 GARBAGE_THRESHOLD = 50_000
-"""New objects until Python looks for garbage: imports make very many that stay."""
+"""Number of new objects before Python collects garbage. Imports create many objects that are never freed."""
 LOUDNESS = ("-q", "--quiet", "-v", "--verbose")
 CODES = (
-    "Exit codes: 0 done; 2 something to put right, told in a sentence; 1 a mistake in liftplus, told with a traceback; "
-    "130 or 143 stopped by Ctrl-C or SIGTERM, with what was done saved."
+    "Exit codes: 0 done; 1 internal error, with a traceback; 2 user error, with a message; 130 or 143 stopped by "
+    "Ctrl-C or SIGTERM, with finished work saved."
 )
 
 
 class _Ended(Exception):  # noqa: N818 (it carries what ended the command)
-    """What click would answer in words of its own."""
+    """Carries an exception past click, which would print its own message for it."""
 
     def __init__(self, cause: BaseException) -> None:
         self.cause = cause
@@ -51,7 +51,7 @@ class _Ended(Exception):  # noqa: N818 (it carries what ended the command)
 
 class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """-q and -v count wherever they stand, and `~` is filled in where the shell did not."""
+        """Accept -q and -v anywhere, and expand `~` where the shell did not."""
         args = [expanded_word(word) for word in args]
         end = args.index("--") if "--" in args else len(args)
         moved = [word for word in args[:end] if word in LOUDNESS]
@@ -85,14 +85,14 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def everywhere(
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors. May stand anywhere.")
+        bool, typer.Option("--quiet", "-q", help="Print only results and errors. Allowed anywhere.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say more: machine, settings, tracebacks. May stand anywhere.")
+        bool, typer.Option("--verbose", "-v", help="Also print machine, settings and tracebacks. Allowed anywhere.")
     ] = False,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    """What every command heeds."""
+    """Options of every command."""
     if quiet and verbose:
         raise UserError("--quiet and --verbose contradict each other. Give one of them.")
     if quiet or verbose:
@@ -109,10 +109,10 @@ def _group(name: str, panel: str, about: str) -> typer.Typer:
 
 LOOK, TRAIN, USE, SHARE = "Look", "Train", "Use a run", "Share a run"
 data_app = _group("data", LOOK, "Look at data before training.")
-reproduce_app = _group("reproduce", TRAIN, "Make the papers' experiments, and our own, again.")
+reproduce_app = _group("reproduce", TRAIN, "Reproduce the experiments of the papers and of liftplus.")
 classes_app = _group("classes", USE, "Add or rename classes of a finished run.")
 
-# In the order of the work; help shows the panels in the order in which they come here.
+# Help shows the panels in this order, which is that of a user's work.
 for panel, name, command in (
     (LOOK, "demo", demo.demo),
     (LOOK, "info", info.info),
@@ -141,17 +141,17 @@ for panel, name, command in (
 
 
 def main() -> None:
-    """Entry point: what a user can put right ends in one sentence and exit code 2."""
+    """Entry point. A user error ends with a message and exit code 2."""
     gc.set_threshold(GARBAGE_THRESHOLD)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a run
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal cannot encode must not end a run
             stream.reconfigure(errors="backslashreplace")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         _main_of_several()
     try:
         _run()
     except (UserError, OSError, KeyboardInterrupt) as error:
-        if isinstance(error, BrokenPipeError):  # who read the output has gone, as `head` does
+        if isinstance(error, BrokenPipeError):  # the reader of the output has ended, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         sentence, code = explained(error, in_full=_wants_all())
@@ -171,12 +171,12 @@ def _run() -> None:
 
 
 def _main_of_several() -> NoReturn:
-    """`main` in one of torchrun's processes: the leader speaks; where one fails, it does, and all end at once."""
+    """`main` in one of torchrun's processes. Only the leader prints, or the process that fails, before all end."""
     from liftplus import console
     from liftplus.machine import parallel
 
     job = parallel.ALONE
-    # torchrun ends all processes when one has ended: one that is failing itself is left the time to say why.
+    # torchrun ends all processes when one has ended. The delay lets a process that fails itself print its error.
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(2) and None)
     try:
@@ -191,7 +191,7 @@ def _main_of_several() -> NoReturn:
         sentence, code = explained(error, in_full=_wants_all())
         if job.speaks():
             print(sentence, file=sys.__stderr__, flush=True)
-        os._exit(code)  # an ordinary exit would wait for PyTorch's threads, and they for other processes
+        os._exit(code)  # a normal exit would wait for PyTorch's threads, which wait for other processes
     raise SystemExit
 
 

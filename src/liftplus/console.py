@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: progress bars, tables, sentences. Only the command line uses it."""
+"""Output for the terminal: progress bars, tables and messages. Only the command line uses it."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ if TYPE_CHECKING:
     from liftplus.machine.progress import Advance
 
 LONG_WORD = 24
-"""Letters of a word that a narrow table may break."""
-READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
+"""A narrow table may break words that are longer than this."""
+READER_GONE = 141  # the exit code that shells report for SIGPIPE
 
 
 class _Console(Console):
     @property
     def options(self) -> ConsoleOptions:
-        """A file takes lines of any length."""
+        """Do not wrap lines if the output is not a terminal."""
         given = super().options
         return given if self.is_terminal else given.update(max_width=10_000)
 
     def on_broken_pipe(self) -> None:
-        """Who read the output has gone, as `head` does: no mistake of anyone."""
+        """End quietly if the reader of the output has ended, as `head` does."""
         try:
             super().on_broken_pipe()
         except SystemExit:
             raise SystemExit(READER_GONE) from None
 
 
-# Names from data are shown as they are: brackets in them are no markup.
+# Without markup, because names from data may contain brackets.
 out = _Console(soft_wrap=True, markup=False, highlight=False)
 err = _Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
 detail = _Console(stderr=True, soft_wrap=True, markup=False, highlight=False, quiet=True)
-"""What is said with --verbose only."""
+"""Prints only with --verbose."""
 
 
 def speak(*, quiet: bool, verbose: bool) -> None:
-    """How much to say: with `quiet` errors and results alone, with `verbose` details too."""
+    """Set how much is printed: with `quiet` only errors and results, with `verbose` also details."""
     err.quiet, detail.quiet = quiet, not verbose
     if quiet:
         warnings.simplefilter("ignore")
 
 
 def silence() -> None:
-    """Say nothing any more: another process speaks for this one."""
+    """Print nothing from now on, because another process prints for this one."""
     out.quiet = err.quiet = detail.quiet = True
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
 
 
 class Bars:
-    """Progress bars with time left and running figures, on stderr so that stdout stays clean.
+    """Progress bars on stderr, with the time left and running figures.
 
-    Where stderr is no terminal, each task reports a line now and then instead.
+    If stderr is not a terminal, each task prints a line at every fifth of its work instead.
     """
 
     @contextmanager
@@ -99,7 +99,7 @@ class Bars:
 
 
 class _Lines:
-    """A line at every fifth of a task."""
+    """Prints a line at every fifth of a task."""
 
     def __init__(self, label: str, total: int, done: int) -> None:
         self.label, self.total, self.done = label, total, done
@@ -112,7 +112,7 @@ class _Lines:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table; columns of numbers stand on the right. A narrow terminal breaks lines between words."""
+    """Print a table. Numbers are right-aligned, and a narrow terminal breaks lines between words."""
     look: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "header_style": "bold"}
     shown = Table(title=Text(title), title_justify="left", **look)
     cells = [[figure(value) for value in row] for row in rows]
@@ -133,7 +133,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def _longest_word(texts: Sequence[str]) -> int:
-    """Letters of the longest word, up to what may be broken; ± goes with what follows it."""
+    """Length of the longest word that must not be broken, at most `LONG_WORD`. ± and its number are one word."""
     return min(max(len(word) for text in texts for word in (text.replace("± ", "±_").split() or [""])), LONG_WORD)
 
 
@@ -141,7 +141,7 @@ _NUMBER = re.compile(r"[-+−]?[\d.,]+( ± [\d.,]+)?( [%\w]{1,3})?|–")
 
 
 def figure(value: Any) -> str:
-    """One cell: percentages to a tenth, large counts with separators, a dash for no value."""
+    """A cell as text: floats with one decimal, counts with separators, a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -152,8 +152,8 @@ def figure(value: Any) -> str:
 
 
 def accuracy_table(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Overall, many, medium, few of several results, in percent, and by frequency where the data have it."""
-    from liftplus.evaluation.metrics import FREQUENCIES  # here, as it imports NumPy
+    """Print the accuracies of several results in percent, also by frequency if the data have such groups."""
+    from liftplus.evaluation.metrics import FREQUENCIES  # imported here because it imports NumPy
 
     by_frequency = [key for key in FREQUENCIES if any(key in metrics for _, metrics in rows)]
     keys = ("overall", "many", "medium", "few", "mean_class", *by_frequency)

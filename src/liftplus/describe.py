@@ -1,4 +1,4 @@
-"""What `info` tells of a model: its parameters, shapes, memory and settings."""
+"""What `info` prints about a model: its parameters, shapes, memory and settings."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from liftplus.training import memory
 from liftplus.tuners.base import Tuner
 from liftplus.words import counted
 
-CLASSES = 1000  # to plan for where neither num_classes nor data are given
+CLASSES = 1000  # assumed if neither num_classes nor data are given
 
 
 def planned(config: configs.RunConfig, classes: int) -> tuple[Classifier, list[str]]:
-    """The model with no weights behind it, to count parameters, and the tuners that its backbone could take."""
+    """The model without its weights, to count parameters, and the names of the tuners that fit its backbone."""
     return memory.unloaded(config, classes), fitting(catalogue.without_weights(config.backbone))
 
 
 def fitting(backbone: Backbone) -> list[str]:
-    """Names of the tuners whose sites the backbone has."""
+    """Names of the tuners that fit a backbone: it has the sites they need."""
     tuners = registry.discover("tuner")
     return [name for name, part in tuners.items() if issubclass(part, Tuner) and part().fits(backbone)]
 
@@ -33,7 +33,7 @@ def fitting(backbone: Backbone) -> list[str]:
 def model(
     backbone: str, method: str, data: str | None, overrides: list[str], as_json: bool, with_memory: bool = False
 ) -> None:
-    """Parameters by part, shapes and the resolved configuration."""
+    """Print parameters by part, shapes and the resolved configuration."""
     config = configs.resolve(data=data, backbone=backbone, method=method, overrides=overrides)
     classes = config.data.num_classes or (sources.load(config.data).num_classes if data else CLASSES)
     built, fits = planned(config, classes)
@@ -84,7 +84,7 @@ def _show_model(about: dict[str, Any]) -> None:
 
 
 def settings(config: configs.RunConfig) -> list[str]:
-    """All settings as a shell takes them, a line for each section; those without a value are left out."""
+    """All settings quoted for a shell, one line per section. Settings without a value are left out."""
     sections: dict[str, list[str]] = {}
     for key, value in configs.flat(config).items():
         section, _, own = key.partition(".")
@@ -99,7 +99,7 @@ def settings(config: configs.RunConfig) -> list[str]:
 
 
 def _memory(config: configs.RunConfig, classes: int) -> dict[str, Any] | None:
-    """The table of predicted memory; None for a model that cannot be run without contents."""
+    """The table of predicted memory; None for a model that cannot run on tensors without data."""
     try:
         return memory.table(config, classes)
     except RuntimeError:
@@ -108,7 +108,7 @@ def _memory(config: configs.RunConfig, classes: int) -> dict[str, Any] | None:
 
 def _show_memory(need: dict[str, Any] | None) -> None:
     if need is None:
-        console.out.print("Memory: no prediction, as this model cannot be run without contents.")
+        console.out.print("Memory: no prediction, because this model cannot run on tensors without data.")
         return
 
     def size(number: int) -> float:
@@ -116,7 +116,7 @@ def _show_memory(need: dict[str, Any] | None) -> None:
 
     where = "GPU" if need["device"] == "cuda" else "CPU"
     console.table(
-        f"Memory of a training step on a {where} in {need['precision']}, by prediction",
+        f"Predicted memory of a training step on a {where} in {need['precision']}",
         ("images at a time", "GB", "GB with grad_checkpointing=true"),
         [(row["images"], size(row["plain"]), size(row["grad_checkpointing"])) for row in need["training"]],
     )
@@ -125,5 +125,5 @@ def _show_memory(need: dict[str, Any] | None) -> None:
     if most is not None:
         console.out.print(
             f"At most {counted(most['plain'], 'image at a time fits', 'images at a time fit')} into this GPU's free "
-            f"memory, {most['grad_checkpointing']:,} with grad_checkpointing=true."
+            f"memory; with grad_checkpointing=true, {most['grad_checkpointing']:,}."
         )

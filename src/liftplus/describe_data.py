@@ -1,4 +1,4 @@
-"""What `data inspect` tells of a data set: counts, groups, doubtful classes and files. PyTorch is not needed for it."""
+"""What `data inspect` prints about a data set: counts, groups, doubtful classes and files. It needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from liftplus.data.dataset import DataSet, listing
 from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER
 from liftplus.words import counted
 
-ROWS, FAULTS = 40, 5  # classes and faults that are shown of very many
+ROWS, FAULTS = 40, 5  # the largest numbers of classes and faults that are shown
 
 
 def data(source: str, files: bool, overrides: list[str], as_json: bool) -> None:
-    """Counts, groups, doubtful classes and files of a data set."""
+    """Print counts, groups, doubtful classes and files of a data set."""
     dataset = sources.load(_config(source, overrides))
     found = inspect_with_bar(dataset, files)
     if as_json:
@@ -25,10 +25,10 @@ def data(source: str, files: bool, overrides: list[str], as_json: bool) -> None:
 
 
 def _config(source: str, overrides: list[str]) -> DataConfig:
-    """What `train` would read; the rest of a run is looked at only where the words name more than data."""
+    """The data configuration that `train` would use. Other settings are resolved only if `overrides` name any."""
     if (found := of_words(source, overrides)) is not None:
         return found
-    from liftplus import config as configs  # which imports every part of a model, and PyTorch
+    from liftplus import config as configs  # imported here because it imports PyTorch
 
     return configs.resolve(data=source, overrides=overrides).data
 
@@ -65,18 +65,18 @@ def _show_data(found: inspection.Inspection) -> None:
 
 
 def _show_counts(found: inspection.Inspection) -> None:
-    """A table of class, train, val and test by count; of very many classes the largest and the smallest."""
+    """Print a table of images by class and split; of very many classes only the largest and the smallest."""
     splits = list(found.counts)
     order = sorted(range(len(found.class_names)), key=lambda k: [-found.counts[split][k] for split in splits])
     rows = [(found.class_names[k], *(found.counts[split][k] for split in splits)) for k in order]
     if len(rows) > ROWS:
-        left_out = f"… {len(rows) - ROWS:,} more; all with --json"
+        left_out = f"… {len(rows) - ROWS:,} more (--json shows all)"
         rows = [*rows[: ROWS // 2], (left_out, *("" for _ in splits)), *rows[-ROWS // 2 :]]
     console.table("Images", ("class", *splits), rows)
 
 
 def _show_faults(found: inspection.Inspection) -> None:
-    """Doubles and files that cannot be read, the first of each kind."""
+    """Print duplicates and unreadable files, the first few of each kind."""
     if found.duplicates:
         console.out.print(
             f"equal files: {counted(len(found.duplicates), 'group')}, {len(found.leaks):,} across splits, "

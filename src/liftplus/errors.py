@@ -1,4 +1,4 @@
-"""The one exception for everything a user can put right."""
+"""The exceptions for everything that a user can correct."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import signal
 import traceback
 from collections.abc import Iterable
 
-LISTED = 60  # more names than these nobody reads; a data set can have thousands
-FEW = 20  # names that are listed whole beside a guess
+LISTED = 60  # the largest number of names in a message; a data set can have thousands
+FEW = 20  # up to this number, all names are listed even if some are similar
 
 
 class UserError(Exception):
-    """What was given, what is allowed and what to do next, in one or a few plain sentences.
+    """An error that the user can correct. Its message says what was given, what is allowed and what to do next.
 
     The command line prints it without a traceback and ends with exit code 2.
     """
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ended by the user or the system, with what was kept and how to go on."""
+    """Stopped by the user or the system. The message says what was kept and how to continue."""
 
     def __init__(self, said: str, number: int = signal.SIGINT) -> None:
         self.number = int(number)
@@ -27,10 +27,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class RunFailedError(UserError):
-    """A run that its own settings have ended: the loss diverged, or memory ran out. Others may go well.
+    """A run failed because of its own settings: the loss diverged, or memory ran out. Other runs may succeed.
 
     Attributes:
-        what: what happened, without how this one run goes on; for a command that makes several.
+        what: what happened, without advice on this run; for commands that make several runs.
     """
 
     def __init__(self, what: str, way_on: str = "") -> None:
@@ -39,17 +39,17 @@ class RunFailedError(UserError):
 
 
 class DivergedError(RunFailedError):
-    """Training left the finite numbers; what was saved before is sound."""
+    """The loss or an output is not finite. Anything saved before is intact."""
 
 
 class InUseError(UserError):
-    """A folder that another process is writing into."""
+    """Another process is writing into the folder."""
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest one and the list of those that do.
+    """The error for an unknown name, with the most similar name and a list of known names.
 
-    Of many names those that are like the given one are listed, where there are any.
+    If there are many names, only similar ones are listed; if none is similar, the first `LISTED`.
     """
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=6, cutoff=0.5)

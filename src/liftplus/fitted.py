@@ -1,4 +1,4 @@
-"""A trained classifier from Python: predict, evaluate, save."""
+"""A trained classifier in Python: predict, evaluate, save."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Predictions:
     """The best classes of N images.
 
     Attributes:
-        names: the k best classes of each image, best first: N tuples of k.
-        probabilities: theirs, fp32 [N, k].
+        names: names of the k best classes of each image, best first: N tuples of k.
+        probabilities: their probabilities, fp32 [N, k].
         classes: their indices in `class_names`, int64 [N, k].
-        paths: the N files, where paths were given; of a folder those that lie in it.
+        paths: the file of each image; empty for images in memory.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -61,10 +61,10 @@ class Model:
 
     Attributes:
         trained: the network, its configuration and its classes.
-        session: settings and device that it runs with.
-        dataset: what it was fitted on; None where it was loaded.
+        session: its settings and device.
+        dataset: the data it was fitted on; None if it was loaded.
         notes: what was decided for the user, one sentence each.
-        file: what it was loaded from.
+        file: the model file it was loaded from; None if it was fitted.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Model:
 
     @property
     def network(self) -> Classifier:
-        """The PyTorch module, normalised images [B, 3, R, R] to logits [B, C]."""
+        """The PyTorch module: normalised images [B, 3, R, R] -> logits [B, C]."""
         return self.trained.model
 
     @property
@@ -97,13 +97,16 @@ class Model:
         return self.trained.class_names
 
     def evaluate(self, data: Data | None = None, *, split: str = "test", tte: bool | None = None) -> Metrics:
-        """Accuracies in percent on a split; groups go by the training counts.
+        """Accuracies in percent on a split. The groups follow from the training counts.
 
         Args:
-            data: as for `fit`; by default what the model was fitted on. Classes are matched by id and name. A path
-                without a test split is tested as a whole, and arrays always are.
+            data: as for `fit`; by default the data the model was fitted on. Classes are matched by id and name. If a
+                path has no test split, all its pictures are tested; images in memory are always tested as a whole.
             split: test, val or train.
-            tte: five crops or one; as in training if not given.
+            tte: True for five crops, False for one; by default the run's setting.
+
+        Raises:
+            UserError: the data cannot be read, or have no such split or other classes.
 
         >>> metrics = model.evaluate()
         >>> metrics.images, metrics.overall > 50
@@ -119,7 +122,7 @@ class Model:
         source = self.config.data.source
         if data is None or (isinstance(data, str | os.PathLike) and matching.same_data(os.fspath(data), source)):
             if self.dataset is None and not source:
-                raise UserError("The model was fitted on images in memory, so give evaluate some: a path or images.")
+                raise UserError("The model was fitted on images in memory. Give evaluate a path, or images and labels.")
             return self.dataset or matching.as_in_run(session.data(), self.trained.folder, split)
         if isinstance(data, str | os.PathLike):
             old = self.config.data
@@ -135,14 +138,14 @@ class Model:
         return replace(made, splits={"test": made.splits["train"]})
 
     def predict(self, images: Pictures, *, top_k: int = 5, tte: bool | None = None) -> Predictions:
-        """The best classes of images: rows in the order given, also where one is given twice.
+        """The best classes of images. The result has one row per image, in the order given, duplicates included.
 
         Args:
-            images: paths of files; Pillow images; or uint8 pictures [H, W, 3]. One, or several in a list or array
-                [N, H, W, 3]. A folder, glob pattern, archive or list of paths stands for all its pictures, whose names
-                are in `paths` of the result.
-            top_k: classes for each image, at most.
-            tte: five crops or one; as in training if not given.
+            images: one image, or several in a list or an array [N, H, W, 3]. An image is a file's path, a Pillow image
+                or a uint8 array [H, W, 3]. A folder, glob pattern, archive or list of paths stands for all its
+                pictures; `paths` of the result names them.
+            top_k: the largest number of classes for each image.
+            tte: True for five crops, False for one; by default the run's setting.
 
         Raises:
             UserError: a path names no image, or a file cannot be read.
@@ -158,7 +161,7 @@ class Model:
         return Predictions(names, chances, best, rows.names)
 
     def predict_proba(self, images: Pictures, *, tte: bool | None = None) -> NDArray[np.float32]:
-        """Probabilities [N, C] of all classes, in the order of `class_names`; arguments as for `predict`.
+        """Probabilities [N, C] of all classes, in the order of `class_names`. Arguments are as for `predict`.
 
         >>> chances = model.predict_proba(images)
         >>> chances.shape, bool(abs(chances.sum(axis=1) - 1).max() < 1e-4)
@@ -167,16 +170,16 @@ class Model:
         return probabilities(self, _rows(images), tte)
 
     def _with(self, tte: bool | None, top_k: int = 1) -> Session:
-        """The session with other test options."""
+        """A session with other test options."""
         crops = {} if tte is None else {"tte": tte}
         evaluation = self.config.evaluation.model_copy(update={"top_k": top_k, **crops})
         return replace(self.session, config=self.config.model_copy(update={"evaluation": evaluation}))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the learned weights into a new folder, for `load` and the commands eval, predict and export.
+        """Write the learned weights into a new folder, for `load` and for the commands eval, predict and export.
 
         Raises:
-            UserError: the folder exists already or cannot be written, or weights are not finite.
+            UserError: the folder already exists or cannot be written, or a weight is not finite.
 
         >>> model.save("models/photos").name
         'photos'
@@ -189,7 +192,7 @@ class Model:
                 dataset = cast(DataSet, self.dataset)
                 checkpoint.save_model(target, self.network, self.config, dataset, self.trained.chosen)
         except UserError:
-            with suppress(OSError):  # a folder that was there with other files stays
+            with suppress(OSError):  # a folder with other files stays
                 target.rmdir()
             raise
         return target
@@ -204,7 +207,7 @@ def probabilities(model: Model, rows: Inputs, tte: bool | None = None) -> NDArra
 
 
 def _rows(images: Any) -> Inputs:
-    """What was given as rows, one picture each."""
+    """The images as rows, one picture each."""
     single = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Iterable)
     single |= getattr(images, "ndim", 4) in (0, 2, 3) and not is_column(images)
     pictures = pictures_of([images] if single else images)

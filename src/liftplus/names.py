@@ -1,4 +1,4 @@
-"""What has a name: presets, data sets, parts, backbones. Nothing heavy is imported, so that a list comes at once."""
+"""Names of presets, data sets, parts and backbones. It imports nothing heavy, so that listing them is fast."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from typing import Any
 from liftplus.errors import UserError, unknown
 
 DATA_SETS = {
-    "openmoji_lt": "120 classes of OpenMoji drawings, 200 to 2 a class; drawn on the fly, needs the extra 'demo'",
+    "openmoji_lt": "120 classes of OpenMoji drawings, 200 to 2 per class; drawn on the fly, needs the extra 'demo'",
     "cifar10_lt": "CIFAR-10 cut to an imbalance ratio; root=FOLDER with the Python files",
     "cifar100_lt": "CIFAR-100 cut to an imbalance ratio; root=FOLDER with the Python files",
     "imagenet_lt": "ImageNet-LT by its lists, 1,000 classes; root=FOLDER with lists and pictures",
     "places_lt": "Places-LT by its lists, 365 classes; root=FOLDER with lists and pictures",
     "inat2018": "iNaturalist 2018 by its lists or JSON, 8,142 classes; root=FOLDER",
 }
-PRETRAINED = "pretrained.json"  # the libraries' own lists, made by scripts/list_pretrained.py
+PRETRAINED = "pretrained.json"  # the libraries' lists of weights; scripts/list_pretrained.py makes it
 
 
 def presets(kind: str) -> dict[str, dict[str, Any]]:
-    """The table of presets of one kind: "methods", "backbones", "data" or "prompts"; the caller's own copy."""
+    """A copy of the table of presets of one kind: "methods", "backbones", "data" or "prompts"."""
     return deepcopy(_parsed(kind))
 
 
@@ -39,21 +39,25 @@ def _parsed(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def full_backbone(name: str) -> str:
-    """timm/ARCH.TAG or open_clip/ARCH/TAG behind a name; mini_clip and hf/OWNER/NAME are their own."""
+    """The full name of a backbone: timm/ARCH.TAG or open_clip/ARCH/TAG; mini_clip and hf/OWNER/NAME stay as they are.
+
+    Raises:
+        UserError: the name is unknown.
+    """
     table = presets("backbones")
     if name.startswith(("timm/", "open_clip/", "hf/")) or name == "mini_clip":
         return name
     if name not in table:
         raise UserError(
-            f"{unknown('backbone', name, table)} timm/ARCH.TAG, open_clip/ARCH/TAG and "
-            "hf/OWNER/NAME work; `liftplus info` has all."
+            f"{unknown('backbone', name, table)} Full names also work: timm/ARCH.TAG, open_clip/ARCH/TAG or "
+            "hf/OWNER/NAME. `liftplus info` lists all."
         )
     full: str = table[name]["weights"]
     return full
 
 
 def parts() -> dict[str, dict[str, str]]:
-    """Methods, backbones, data sets, prompts and the registered parts of every kind, each with a line about it."""
+    """Methods, backbones, data sets, prompts and all registered parts, by kind and name, with one line about each."""
     from liftplus import registry
 
     groups = {
@@ -66,9 +70,9 @@ def parts() -> dict[str, dict[str, str]]:
 
 
 def registered(kind: str) -> dict[str, str]:
-    """The first line about each part of a kind, by name.
+    """The first docstring line of each part of a kind, by name.
 
-    Those of this package are read from its source, because importing them imports PyTorch.
+    This package's parts are read from its source files, because importing them would import PyTorch.
     """
     from liftplus import registry
 
@@ -83,7 +87,7 @@ def registered(kind: str) -> dict[str, str]:
 
 
 def _sources(module: str) -> Iterator[Path]:
-    """The files of a module, or of a folder of modules."""
+    """The source files of a module or package."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None
     inside = spec.submodule_search_locations
@@ -91,7 +95,7 @@ def _sources(module: str) -> Iterator[Path]:
 
 
 def _name(node: ast.ClassDef, kind: str) -> str | None:
-    """The name under which a class registers itself as a part of that kind."""
+    """The name under which a class registers as a part of this kind; None if it does not."""
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "register":
             given = [argument.value for argument in decorator.args if isinstance(argument, ast.Constant)]
@@ -105,9 +109,9 @@ def _first_line(text: str | None) -> str:
 
 
 def backbones() -> list[str] | None:
-    """All names of backbones, short and full, as far as the libraries' lists are kept for the installed versions.
+    """All names of backbones, short and full, from kept lists.
 
-    None for other versions, of which the libraries have to be asked.
+    None if the installed libraries have other versions than the lists; then the libraries must be asked.
     """
     kept = json.loads((files("liftplus") / "presets" / PRETRAINED).read_text(encoding="utf-8"))
     if any(_installed(library) != entry["version"] for library, entry in kept.items()):

@@ -1,7 +1,7 @@
-"""Parts by name: every tuner, head, initialisation, loss, sampler and augmentation registers itself here.
+"""The registry of parts: every tuner, head, initialisation, loss, sampler and augmentation registers here by name.
 
-Parts come from this package, from packages that announce modules in the entry-point group `liftplus.parts`, and from
-the modules and files that the environment variable LIFTPLUS_PARTS names, separated by commas (docs/add-a-tuner.md).
+Parts come from three places (docs/add-a-tuner.md): this package; packages with modules in the entry-point group
+`liftplus.parts`; and the modules and files in the environment variable LIFTPLUS_PARTS, separated by commas.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from liftplus.errors import UserError, unknown
 
-# Where the members of each kind live: a module, or a folder whose modules are all imported.
+# The modules that define the parts of each kind. If a module is a package, all its modules are imported.
 HOMES = {
     "tuner": ("liftplus.tuners",),
     "head": ("liftplus.model.heads",),
@@ -34,7 +34,7 @@ VARIABLE = "LIFTPLUS_PARTS"
 
 
 class Component(BaseModel):
-    """A part that is its own configuration: frozen fields, no work in the constructor."""
+    """A part, which is also its own configuration: its fields are frozen, and its constructor does no work."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
@@ -49,13 +49,17 @@ _PARTS: dict[str, dict[str, type[Component]]] = {kind: {} for kind in HOMES}
 
 
 def register(kind: str, name: str) -> Callable[[_T], _T]:
-    """Class decorator: make a component known as `name` among the parts of this kind."""
+    """Class decorator that registers a component as `name` among the parts of this kind.
+
+    Raises:
+        UserError: there is no such kind, or another part has this name.
+    """
     if kind not in _PARTS:
         raise unknown("kind of part", kind, _PARTS)
 
     def add(part: _T) -> _T:
         known = _PARTS[kind].get(name, part)
-        if _home(known) != _home(part):  # the same home twice is a module that was imported again
+        if _home(known) != _home(part):  # a module may be imported twice
             raise UserError(
                 f"Two parts are registered as {kind} {name!r}: {_home(known)} and {_home(part)}. "
                 "Give one of them another name."
@@ -78,11 +82,15 @@ def discover(kind: str) -> dict[str, type[Component]]:
 
 
 def get(kind: str, name: str) -> type[Component]:
-    """The part of that name, or an error with the nearest name."""
+    """The part with this name.
+
+    Raises:
+        UserError: there is none; the message names the most similar one.
+    """
     parts = discover(kind)
     if name not in parts:
         nearest = unknown(kind.replace("_", " "), name, parts)
-        raise UserError(f"{nearest} A file of your own is loaded by {VARIABLE}=FILE.py.")
+        raise UserError(f"{nearest} To load a part from your own file, set {VARIABLE}=FILE.py.")
     return parts[name]
 
 
@@ -92,7 +100,7 @@ def _home(part: type[Component]) -> str:
 
 @cache
 def _load_announced(named: str) -> None:
-    """Import the modules that other packages announce and those that `named` lists; once, unless one fails."""
+    """Import the entry points of other packages and the modules in `named`, once. A failed import is tried again."""
     loads: list[tuple[str, Callable[[], Any]]] = [
         (f"The entry point {point.name} = {point.value} of {GROUP}", point.load) for point in entry_points(group=GROUP)
     ]
@@ -101,28 +109,28 @@ def _load_announced(named: str) -> None:
     for what, load in loads:
         try:
             load()
-        except Exception as error:  # somebody else's code can raise anything
+        except Exception as error:  # foreign code can raise anything
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             raise UserError(f"{what} cannot be loaded: {reason}") from error
 
 
 def _load(given: str) -> None:
-    """Import a module by its name, or a .py file as the module of its name."""
+    """Import a module by its name, or a .py file by its path."""
     if not given.endswith(".py"):
         try:
             importlib.import_module(given)
         except ModuleNotFoundError as error:
             if error.name != given:
                 raise
-            raise UserError(f"{error}. A file is named by its path, which ends in .py.") from error
+            raise UserError(f"{error}. To load a file, give its path, which ends in .py.") from error
         return
     path = Path(given).expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"there is no file {str(path)!r}. Give its path from here, or the whole path.")
-    # Through sys.path, which loader workers inherit however they are started: they have to find the file too.
+        raise UserError(f"there is no file {str(path)!r}. Give its path relative to this folder, or its absolute path.")
+    # Loader workers must find the file too, and they inherit sys.path however they are started.
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     importlib.invalidate_caches()
     found = getattr(importlib.import_module(path.stem), "__file__", None)
     if found is None or Path(found).resolve() != path:
-        raise UserError(f"Python takes another module for {path.stem!r}: {found}. Give the file another name.")
+        raise UserError(f"Python finds another module named {path.stem!r}: {found}. Rename the file.")

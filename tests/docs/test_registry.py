@@ -70,7 +70,11 @@ def test_a_file_that_fails_is_named(text: str, reason: str, tmp_path: Path, monk
 
 @pytest.mark.parametrize(
     ("given", "reason"),
-    [("gone.py", "no file .*gone.py"), ("gone", "'gone'. A file is named by its path"), ("json.py", "another module")],
+    [
+        ("gone.py", "no file .*gone.py"),
+        ("gone", "'gone'. To load a file, give its path"),
+        ("json.py", "another module"),
+    ],
 )
 def test_names_that_lead_nowhere(given: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("", encoding="utf-8")

@@ -237,7 +237,7 @@ def test_vit_l14_at_336_trains_in_16_gb_at_batch_32() -> None:
 @pytest.mark.slow
 def test_info_prints_the_memory_and_gives_it_as_json(command: Command) -> None:
     shown = command("info", "--backbone", "mini_clip", "--memory", "num_classes=50")
-    assert shown.code == 0 and "Memory of a training step on a GPU in bf16" in shown.out
+    assert shown.code == 0 and "Predicted memory of a training step on a GPU in bf16" in shown.out
     told = json.loads(
         command("info", "--backbone", "mini_clip", "--memory", "--json", "num_classes=50", "device=cpu").out
     )["memory"]

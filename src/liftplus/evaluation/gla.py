@@ -42,7 +42,7 @@ def pretraining_prior(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _least(z: NDArray[np.float64], own: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The log q [C] of mean 0 that minimises the class-balanced cross-entropy of z - log q. Each class has a picture."""
+    """The log q [C] of mean 0 that minimises the class-balanced cross-entropy of z - log q. No class is empty."""
     from scipy import optimize, special
 
     rows, classes = np.arange(len(own)), z.shape[1]

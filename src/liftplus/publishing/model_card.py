@@ -31,7 +31,8 @@ def write(
         f"An image classifier of {len(about['class_names'])} classes, trained with "
         f"[liftplus](https://arxiv.org/abs/2504.13282): method `{config['method']}` on backbone "
         f"`{config['backbone']['name']}`. The file `model.safetensors` holds only the learned weights; the "
-        f"backbone's weights are downloaded from their publisher (SHA-256 `{about['backbone_identity'][:16]}…`).{_merged(about)}\n",
+        "backbone's weights are downloaded from their publisher (SHA-256 "
+        f"`{about['backbone_identity'][:16]}…`).{_merged(about)}\n",
         _results(config, data, metrics, edited=any("merged" not in edit for edit in about.get("edits", []))),
         _use(repo_id),
         _tail(about),
