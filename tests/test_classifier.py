@@ -94,7 +94,7 @@ def test_rows_that_are_no_image_are_refused() -> None:
         tiny().fit(np.zeros((4, 7)), [0, 1, 0, 1])
     with pytest.raises(ValueError, match=r"rows of 12 values.* image_shape=\(5, 5\)"):
         tiny(image_shape=(5, 5)).fit(np.zeros((4, 12)), [0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"images are \[N, H, W\]"):
+    with pytest.raises(ValueError, match=r"Give images as \[N, H, W\]"):
         tiny().fit(np.zeros((4, 5, 5, 2)), [0, 1, 0, 1])
     with pytest.raises(ValueError, match="1 class"):
         tiny().fit(np.zeros((4, 4)), [1, 1, 1, 1])
