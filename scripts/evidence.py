@@ -50,51 +50,53 @@ NOT_RUN = verdicts.NOT_RUN
 
 OPENING = """# What was found on the papers' claims
 
-Made by `python scripts/evidence.py write` from the files in `benchmarks/results/evidence`; every figure is of runs that
-were made with liftplus, none is copied from a paper. Accuracy in percent of the test split, mean ± standard deviation
-over seeds. ± of a difference is its 95 % interval over seeds and test images together ([how](sweeps.md)).
+`python scripts/evidence.py write` makes this page from the files in `benchmarks/results/evidence`. Every figure is
+from runs of liftplus; none is copied from a paper. Accuracies are in percent on the test split, mean ± standard
+deviation over seeds. ± of a difference is its 95 % interval over seeds and test images together ([how](sweeps.md)).
 
-The verdict on a comparison depends on what the claim says:
+The verdict on a contrast (two experiments) depends on what the claim says:
 
-* **More:** "confirmed" means that the difference is more than noise in the direction of the claim, "contradicted" that
-  it is more than noise in the other direction, "not confirmed" neither. p is adjusted for the comparisons of this kind
-  and accuracy within a claim (Holm).
-* **No less:** "confirmed" means that the whole interval lies above minus the margin, "contradicted" that it lies below
-  zero, "not contradicted" neither. "Not contradicted" is weak: too few data look like that as well.
-* **The same:** "confirmed" means that the whole interval lies within the margin on both sides, "contradicted" that it
-  lies on one side of zero and reaches beyond the margin, "not contradicted" neither.
+* **More:** "confirmed" means that the difference is more than noise in the direction of the claim; "contradicted",
+  that it is more than noise in the other direction; "not confirmed", that it is within noise. p is adjusted for the
+  contrasts of this kind and accuracy within a claim (Holm).
+* **No less:** "confirmed" means that the whole interval is above minus the margin; "contradicted", that it is not,
+  and is below zero; "not contradicted", neither of these. "Not contradicted" is weak evidence: too few data also give
+  it.
+* **The same:** "confirmed" means that the whole interval is within the margin on both sides; "contradicted", that it
+  is on one side of zero and reaches beyond the margin; "not contradicted", neither of these.
 
-Nothing is adjusted for "no less" and "the same", since that would make them easier. A claim as a whole has the verdict
-of its worst comparison. The margins stand in `src/liftplus/reproduce/catalogue/claims.toml`: 1 point overall and in the
-mean over classes, 2 points on a group. They were set on 2026-11-28, after these runs, by that one rule for all claims.
+"No less" and "the same" are not adjusted, because an adjustment would make them easier to pass. A claim has the
+verdict of its worst contrast. `src/liftplus/reproduce/catalogue/claims.toml` has the margins: 1 point overall and
+in the mean over classes, 2 points on a group. They were set on 2026-11-28, after these runs, by that one rule for all
+claims.
 """
 
 CLOSING = """## What this does not show
 
-* **Small models.** mini_clip has 2.7 million weights in its image tower and was trained on other artists' drawings of
-  what openmoji_lt shows; of photographs it knows nothing. EfficientNet-Lite0 has 3 million and knows photographs, but
-  no words. The papers tune CLIP with 86 million and more, which knows both. A claim that holds here may fail there,
-  and the other way round.
-* **The pictures are smaller than mini_clip was trained for,** which makes a run short and the features worse: look at
-  the `zeroshot` lines. That may be why full fine-tuning does well here: it can mend more than a light module can. The
-  demo's table is of the size that fits.
-* **Nothing of the papers' own tables.** Their data and weights are not on the machines that build liftplus; the
-  comparisons that need them are listed as not testable, with the command that would make them.
+* **The models are small.** mini_clip has 2.7 million weights in its image tower. It was trained on other artists'
+  drawings of the things in openmoji_lt, and on no photographs. EfficientNet-Lite0 has 3 million and was trained on
+  photographs, but has no text tower. The papers tune CLIP with 86 million and more, which has both. A claim that
+  holds here may fail there, and the other way round.
+* **The pictures are smaller than in mini_clip's training.** This makes runs short and the features worse: look at the
+  `zeroshot` lines. It may be the reason why full fine-tuning does well here, because it can correct more than a light
+  module can. The demo's table has pictures of the right size.
+* **The papers' own tables were not reproduced.** Their data and weights are not on the machines that build liftplus.
+  The contrasts that need them are listed as not testable, with their command.
 {rates}
-* **Three seeds** leave intervals of a point or more. What is "not confirmed" may still be true, and what is "not
-  contradicted" may still be false. The intervals of the files named here are also wider than those of a new run: the
-  files do not tell which part of the images' noise the seeds' noise holds too, so both are counted.
-* **Seconds** are of processes that shared the machine, and no measure of speed: see [How fast it is](performance.md).
+* **Three seeds** leave intervals of a point or more. A claim that is "not confirmed" may still be true, and one that
+  is "not contradicted" may still be false. The intervals of the files named here are also wider than those of a new
+  run: the files do not say which part of the images' noise is also in the seeds' noise, so both are counted.
+* **Seconds** are from processes that shared the machine. They do not measure speed; see [speed](performance.md).
 """
 
 SEARCHED = """\
-* **Learning rates are the best of two to seven,** searched with one seed on the validation split: of drawings at 48
-  pixels and for two methods at 32 again, of photographs for every method. The study of the tail has small.toml's at
-  every imbalance ratio, that of the share those of ratio 200. A finer search may turn a comparison by a point or two,
-  and a rate that is off by a factor of three costs the rare classes ten."""
+* **Learning rates are the best of two to seven values,** searched with one seed on the validation split. Drawings
+  were searched at 48 pixels, and for two methods also at 32; photographs for every method. The study of the tail uses
+  the rates of small.toml at every imbalance ratio, the study of the share those of ratio 200. A finer search may
+  change a contrast by a point or two, and a rate that is wrong by a factor of three costs rare classes ten."""
 UNSEARCHED = """\
-* **Learning rates were not searched for these runs.** They are `presets/data.toml`'s, searched at 64 pixels, and for
-  the parts of LIFT+ that are left out one at a time LIFT+'s own; a search may turn a comparison."""
+* **Learning rates were not searched for these runs.** They are those of `presets/data.toml`, searched at 64 pixels.
+  Runs that leave out one part of LIFT+ use LIFT+'s rate. A search may change a contrast."""
 
 
 def collect(folder: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def experiment(plan: Plan, about: catalogue.Experiment, found: verdicts.Result) 
 
 
 def compared(claim: verdicts.Judged) -> dict[str, Any]:
-    """A claim's comparisons, without what the names of the experiments say already. The page's verdicts follow."""
+    """A claim's contrasts, without what the experiments' names already say. The page's verdicts follow."""
     tests = []
     for test in claim.tests:
         line = {key: getattr(test, key) for key in ("better", "worse", "metric", "kind", "about", "why")}
@@ -238,7 +240,7 @@ Found = dict[str, dict[str, verdicts.Judged]]  # by file and claim
 
 
 def _claims(made: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """The verdicts in a table, then each claim with its comparisons."""
+    """The verdicts in a table, then each claim with its contrasts."""
     known = catalogue.load()
     found = {name: evidence_claims.judged(one, known) for name, one in made.items()}
     titles = dict.fromkeys(title for one in found.values() for title in one)
@@ -269,7 +271,7 @@ _KINDS = {"better": "more", "no_worse": "no less", "same": "the same"}
 
 
 def _of_claim(title: str, found: Found) -> dict[str, verdicts.Judged]:
-    """What each file says of a claim; files that made none of its comparisons only where no file did."""
+    """What each file says about a claim. Files that made none of its contrasts count only if no file made any."""
     every = {name: one[title] for name, one in found.items() if title in one}
     some = {name: one for name, one in every.items() if any(test.difference for test in one.tests)}
     return some or dict(list(every.items())[:1])
@@ -280,7 +282,7 @@ def _claim(same: dict[str, verdicts.Judged]) -> str:
 
 
 def _verdict(claim: verdicts.Judged) -> str:
-    """In words; a claim whose comparisons have not all been made has none."""
+    """The verdict in words; empty if some contrast of the claim has not been made."""
     if claim.verdict != NOT_RUN:
         return claim.verdict
     return "not all of it has been run" if claim.tests else "not testable here"
@@ -314,7 +316,7 @@ def _provenance(name: str, record: dict[str, Any]) -> str:
     if made["device"] != ["cpu"]:
         where = ", ".join(made["hardware"])
     days = " to ".join(dict.fromkeys(record["dates"]))
-    text = f"`{record['command']}`" if "command" in record else "Commands stand below"
+    text = f"`{record['command']}`" if "command" in record else "Commands are below"
     note = f"\n{record['note']}\n" if "note" in record else ""
     return (
         f"{text}; {days}, on {where}; torch {', '.join(made['torch'])}, liftplus {', '.join(made['liftplus'])} in "
@@ -341,7 +343,7 @@ def _figures(record: dict[str, Any]) -> str:
         for one in record["experiments"]
         if one["differs"]
     )
-    return f"{table(header, rows)}\n{notes}Each by itself, N being the seed:\n\n```text\n{lines}```\n"
+    return f"{table(header, rows)}\n{notes}The command of each run, with seed N:\n\n```text\n{lines}```\n"
 
 
 def _photographs(rows: Sequence[dict[str, Any]]) -> str:
@@ -455,28 +457,28 @@ def committed() -> str:
 
 STARTS = """## Where the classifier starts without text
 
-The papers leave open how to start the classifier where nothing reads class names. Class means are their answer. The
-table has small subsets of three data sets, three backbones, three seeds, one crop, all other settings by
-`recipe=auto`. The rate was searched for each start: a third, the whole and three times the recipe's, on a fifth of the
-training pictures and with a seed of its own. That part has 52 to 74 pictures, so the search is noisy. It was made by
-`benchmarks/start_study.py` (`benchmarks/results/starts.jsonl`) on a CPU with bf16 units. "Alone" is the start before
-training.
+Without a text tower the papers start the classifier from class means. This study compares other starts, on small
+subsets of three data sets, with three backbones, three seeds and one crop; all other settings are by `recipe=auto`.
+The rate was searched for each start (a third, the whole and three times the recipe's) on a fifth of the training
+pictures, with another seed. That part has 52 to 74 pictures, so the search is noisy. `benchmarks/start_study.py` made
+the rows (`benchmarks/results/starts.jsonl`) on a CPU with bf16 units. "Alone" is the start before training.
 
 * **Ridge regression is far better than class means on the ViT**, by 19 to 21 points before training and by 2 to 8
   after it. On EfficientNet-Lite0 and mini_clip it is 1 to 3 points better before training. After it, it is level with
   class means on mini_clip, and 1 to 3 points behind them on EfficientNet-Lite0.
-* **`auto`** takes one of `ridge`, `linear_probe` and `class_mean`, and took ridge on every line. It is within 0.2
-  points of the best of the three before training. After training it is within 3.
+* **`auto`** takes one of `ridge`, `linear_probe` and `class_mean`; it took ridge on every line. It is within 0.2
+  points of the best of the three before training, and within 3 after it.
 * **`lda`**, with a linear head, ends 5 to 11 points behind ridge with the ViT, 1 to 11 with EfficientNet-Lite0, and
   within 3 on either side with mini_clip.
-* **Does a start without text reach what text gives?** Here it does: with mini_clip, pictures alone are 15 to 20 points
-  above names alone before training and 4 to 6 after it, and names add nothing to pictures beyond noise. But mini_clip's
-  names know drawings and not photographs, and CLIP's own weights were out of reach.
-* **Names for a backbone without text.** `bridge` takes rows from class names alone, by a sentence encoder and the
-  backbone's published head (`benchmarks/name_bridge.py`); `bridge_mix` from names and pictures. Without a picture the
-  bridge names 14, 43 and 52 % right. After training few-shot classes gain 3 to 8 points over ridge on animals and
-  objects, and lose 1 to 10 on clothes. Objects are ImageNet's own labels, which EfficientNet-Lite0 was trained on. So
-  it is not offered as a setting."""
+* **Is a start without text as good as one with text?** Here it is: with mini_clip, pictures alone are 15 to 20 points
+  above names alone before training and 4 to 6 after it, and names add nothing to pictures beyond noise. But
+  mini_clip's text tower was trained with drawings and not with photographs, and CLIP's own weights were not
+  available.
+* **Names for a backbone without text.** `bridge` makes rows from class names alone, with a sentence encoder and the
+  backbone's published head (`benchmarks/name_bridge.py`); `bridge_mix` makes them from names and pictures. Without a
+  picture the bridge classifies 14, 43 and 52 % right. After training few-shot classes gain 3 to 8 points over ridge
+  on animals and objects, and lose 1 to 10 on clothes. The objects are ImageNet's own labels, on which
+  EfficientNet-Lite0 was trained. So it is not offered as a setting."""
 
 FAIR = {
     "zeroshot": "zero-shot: names alone, nothing trained",

@@ -241,6 +241,6 @@ def caveat(seeds: int) -> str:
         )
     return (
         f'± of a difference is a 95 % interval over {seeds} seeds and the test images together. "More than noise" '
-        "is adjusted for all comparisons of one accuracy: at most one such set in twenty has a false finding "
+        "is adjusted for all differences in one accuracy: at most one such set in twenty has a false finding "
         "(Holm, 5 %)."
     )

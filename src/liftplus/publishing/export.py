@@ -119,7 +119,7 @@ def views(store: Store, split: Split, evaluation: EvaluationConfig, trained: Tra
 def export(
     trained: Trained, out: Path, form: Format, images: Tensor, progress: Progress, evaluation: EvaluationConfig
 ) -> Parity:
-    """Write the graph, and FILE.json with class names and input format beside it. Compare both with PyTorch first.
+    """Write the graph, compare it with PyTorch, and write FILE.json with class names and input format beside it.
 
     Args:
         trained: on the CPU in fp32; its tuners are folded in place.
