@@ -93,7 +93,7 @@ def test_names_under_several_parents_stay_apart(tmp_path: Path) -> None:
     table = inaturalist.read({"train": train}, "genus")
     assert table.class_ids == ("Morus (Moraceae)", "Morus (Sulidae)", "Rosa")
     assert [label for _, label in table.rows["train"]].count("Morus (Moraceae)") == 2
-    assert table.notes[-1].startswith("Names that stand under several parents at level genus got the parent: ")
+    assert table.notes[-1].startswith("Names with several parents at level genus got the parent added: ")
     assert inaturalist.read({"train": train}, "kingdom").class_ids == ("Animalia", "Plantae")
 
 

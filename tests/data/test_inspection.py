@@ -162,7 +162,7 @@ def test_pictures_that_come_out_black_or_white_are_told(tmp_path: Path) -> None:
         "2 pictures come out nearly black: no value above 64 of 255, first 'a/0.tif' of mode I;16",
         "1 picture comes out nearly white: no value under 191 of 255, first 'b/0.png' of mode RGB",
         "1 picture has values under 0, which come out black, first 'b/2.tif'.",
-        "Pictures of fractions are on different scales: 1 with white at 1, 1 with white at 255",
+        "Floating-point pictures are on different scales: 1 with white at 1, 1 with white at 255",
     ]
 
 

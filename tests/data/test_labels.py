@@ -138,7 +138,7 @@ def test_missing(labels: object) -> None:
         ([0, 1], "12 pictures and 2 labels"),
         (["Cat"] * 6 + ["cat"] * 6, "'Cat' and 'cat' have the same name.*own words with class_names="),
         (["cat"] * 6 + ["cat "] * 6, "'cat' and 'cat ' have the same name"),
-        (["0"] * 6 + ["1"] * 5 + ["nan"], "the label 'nan' among numbers"),
+        (["0"] * 6 + ["1"] * 5 + ["nan"], "label 'nan' among numbers"),
         (torch.tensor(TWELVE, device="meta"), "a tensor on meta, which holds no values"),
     ],
 )
@@ -149,7 +149,7 @@ def test_refused(labels: object, message: str) -> None:
 
 def test_what_was_decided_is_said() -> None:
     assert read(np.eye(2)[TWELVE], 12).notes == (
-        "The labels are one-hot [12, 2]; the number of the column is taken for the class.",
+        "The labels are one-hot [12, 2]; the column number is used as the class.",
     )
     assert "'0.5', '1.5'" in from_images(IMAGES, [0.5] * 6 + [1.5] * 6).notes[0]
     data = from_images(IMAGES, ["caf\u00e9"] * 3 + ["cafe\u0301"] * 3 + ["b"] * 6)
@@ -189,7 +189,7 @@ def test_one_file_given_several_times(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"several labels to 1 of 6 pictures: first .*0\.png', which has '0', '1'"):
         from_images([*paths, paths[0]], [*labels, 1])
     both = from_images(paths, labels, test=(paths[:1], [0]))
-    assert both.notes[0].startswith("1 picture is in train and test alike")
+    assert both.notes[0].startswith("1 picture is in train and test at once")
 
 
 def test_columns_of_pandas() -> None:

@@ -20,7 +20,7 @@ from liftplus.data import identity, shards
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.images import UnreadableImage
-from liftplus.data.shards import Recipe, ShardStore
+from liftplus.data.shards import CopyOptions, ShardStore
 from liftplus.data.sources import load
 from liftplus.errors import UserError
 
@@ -32,7 +32,7 @@ def prepared(photos: Path, folder: Path, size: int = 64) -> tuple[DataSet, DataS
     for index in range(3):
         picture((30, 170, 60), index, (300 + index, 200)).save(photos / "train" / "green hill" / f"big{index}.jpg")
     original = load(DataConfig(source=str(photos)))
-    shards.write(original, folder, Recipe(size))
+    shards.write(original, folder, CopyOptions(size))
     return original, load(DataConfig(source=str(folder)))
 
 
@@ -64,7 +64,7 @@ def test_small_files_are_kept_as_they_are_and_lossless_ones_stay_so(photos: Path
 
 
 def prepared_png(photos: Path, tmp_path: Path) -> bytes:
-    shards.write(load(DataConfig(source=str(photos))), tmp_path / "small", Recipe(40))
+    shards.write(load(DataConfig(source=str(photos))), tmp_path / "small", CopyOptions(40))
     return load(DataConfig(source=str(tmp_path / "small"))).store.image("train/red_square/0.png").tobytes()
 
 
@@ -95,9 +95,9 @@ def test_commands_prepare_and_train(command: Command, photos: Path, tmp_path: Pa
 def test_a_broken_picture_leaves_nothing_behind(photos: Path, tmp_path: Path) -> None:
     (photos / "train" / "red_square" / "3.png").write_bytes(b"broken")
     with pytest.raises(UnreadableImage, match=r"3\.png"):
-        shards.write(load(DataConfig(source=str(photos))), tmp_path / "copy", Recipe())
+        shards.write(load(DataConfig(source=str(photos))), tmp_path / "copy", CopyOptions())
     assert not list(tmp_path.glob("copy*"))
-    shards.write(load(DataConfig(source=str(photos), unreadable="skip")), tmp_path / "copy", Recipe())
+    shards.write(load(DataConfig(source=str(photos), unreadable="skip")), tmp_path / "copy", CopyOptions())
     assert load(DataConfig(source=str(tmp_path / "copy"))).counts() == (2, 5, 11)
 
 
@@ -149,13 +149,13 @@ def test_a_copy_goes_on_where_it_was_stopped(photos: Path, tmp_path: Path, way: 
     stops = range(1, sum(map(len, before.splits.values())) + 1, 3)
     for count in stops:
         with suppress(KeyboardInterrupt):
-            shards.write(before, out, Recipe(64), Until(count, kill if way == "killed" else interrupt))
+            shards.write(before, out, CopyOptions(64), Until(count, kill if way == "killed" else interrupt))
         if way == "killed":
             shutil.rmtree(out)
             kept.rename(partial)
         assert partial.is_dir() and not out.exists()
         again = Until(0, interrupt)
-        shards.write(before, out, Recipe(64), again)
+        shards.write(before, out, CopyOptions(64), again)
         begun.append(again.begun)
         assert files(out) == whole and not partial.exists()
         shutil.rmtree(out)
@@ -170,7 +170,7 @@ def test_another_copy_begins_anew(photos: Path, tmp_path: Path, change: str) -> 
     before, _ = prepared(photos, tmp_path / "whole")
     out, red = tmp_path / "copy", photos / "train" / "red_square"
     with pytest.raises(KeyboardInterrupt):
-        shards.write(before, out, Recipe(64), Until(10, interrupt))
+        shards.write(before, out, CopyOptions(64), Until(10, interrupt))
     if change == "picture":
         picture((9, 9, 9), 99, (80, 70)).save(red / "0.png")
     if change == "class":
@@ -178,9 +178,9 @@ def test_another_copy_begins_anew(photos: Path, tmp_path: Path, change: str) -> 
             folder.rename(folder.with_name("crimson"))
     if change == "plan":
         (shards.unfinished(out) / "plan.json").write_text("{")
-    recipe = {"quality": Recipe(64, quality=90), "size": Recipe(48)}.get(change, Recipe(64))
+    how = {"quality": CopyOptions(64, quality=90), "size": CopyOptions(48)}.get(change, CopyOptions(64))
     again = Until(0, interrupt)
-    shards.write(load(DataConfig(source=str(photos))), out, recipe, again)
+    shards.write(load(DataConfig(source=str(photos))), out, how, again)
     assert again.begun == (9 if change == "nothing" else 0)
     assert sorted(load(DataConfig(source=str(out))).counts()) == [2, 8, 12]
 

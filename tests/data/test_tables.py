@@ -70,7 +70,7 @@ def test_two_labels_of_one_picture_are_refused(ten: Path, split: str) -> None:
 def test_a_picture_in_two_splits_is_told(ten: Path) -> None:
     rows = [f"{k}.png,{LABELS[k]},train" for k in range(10)]
     dataset = loaded(csv(ten, "path,label,split", *rows, "0.png,cat,test", "9.png,dog,test"))
-    assert "2 pictures are in train and test alike, first '0.png'" in dataset.notes[0]
+    assert "2 pictures are in train and test at once, first '0.png'" in dataset.notes[0]
     assert dataset.counts("test") == (1, 1)
 
 
@@ -94,9 +94,11 @@ def test_names_without_ending(ten: Path) -> None:
     path = csv(ten, "id_code,diagnosis", *(f"{k},{LABELS[k]}" for k in range(10)))
     dataset = loaded(path)
     assert totals(dataset) == {"cat": 6, "dog": 4} and dataset.splits["train"].keys[0].endswith(".png")
-    assert dataset.notes[0].startswith("10 names in t.csv have no ending, or another than the file that is there")
+    assert dataset.notes[0].startswith("10 names in t.csv have no ending, or another than the file that was taken")
     (ten / "3.jpg").write_bytes((ten / "3.png").read_bytes())
-    with pytest.raises(UserError, match=r"names '3', and both '3\.jpg', '3\.png' are there; write the ending"):
+    with pytest.raises(
+        UserError, match=r"names '3', and several files fit: '3\.jpg', '3\.png' are there; write the ending"
+    ):
         loaded(path)
     with pytest.raises(UserError, match=r"first .*0\.gif; .*0\.png does, so write its ending"):
         loaded(csv(ten, "path,label", *(f"{k}.gif,{LABELS[k]}" for k in range(10))))
@@ -107,7 +109,7 @@ def test_a_column_for_each_class(ten: Path) -> None:
     """ISIC's form."""
     path = csv(ten, "image,MEL,NV", *(f"{k},{1.0 * (k < 6)},{1.0 * (k > 5)}" for k in range(10)))
     assert totals(loaded(path)) == {"MEL": 6, "NV": 4}
-    with pytest.raises(UserError, match="line 3 has not one 1"):
+    with pytest.raises(UserError, match="line 3 does not have exactly one 1"):
         loaded(csv(ten, "image,MEL,NV", "0,1,0", "1,1,1"))
 
 
@@ -120,7 +122,7 @@ def test_a_column_for_each_class(ten: Path) -> None:
             "The column 'name' was taken for the names",
         ),
         ("0.png,cat", ["1.png,dog"], "The first line seems to be a row"),
-        ("path,label", ["0.png,1", "1.png,0", "2.png,nan"], "the label 'nan' among numbers"),
+        ("path,label", ["0.png,1", "1.png,0", "2.png,nan"], "label 'nan' among numbers"),
         ("path,label", ["0.png,Cat", "1.png,cat"], "'Cat' and 'cat' have the same name"),
     ],
 )
@@ -135,7 +137,7 @@ def test_what_was_chosen_is_said(ten: Path) -> None:
     dataset = loaded(csv(ten, "path,label", "0.png,cat", "1.png,nan"))
     assert dataset.notes[0] == "One class of t.csv is called 'nan', which often stands for a missing label."
     dataset = loaded(csv(ten, "path,label", "0.png,01", "1.png,1", "2.png,2"))
-    assert dataset.notes[0] == "Labels that are one number are one class: '01' and '1'."
+    assert dataset.notes[0] == "Labels of equal value are one class: '01' and '1'."
     dataset = loaded(csv(ten, "path,label", "0.png,caf\u00e9", "1.png,cafe\u0301", "2.png,b"))
     assert totals(dataset) == {"b": 1, "caf\u00e9": 2} and "Unicode form" in dataset.notes[0]
 
@@ -337,6 +339,6 @@ def test_headings_in_camel_case_and_excels_unicode_text(ten: Path) -> None:
 @pytest.mark.parametrize("heading", ["is_valid", "fold", "Usage", "test", "isTrain"])
 def test_a_column_that_may_say_a_split_is_told(ten: Path, heading: str) -> None:
     rows = [f"{k}.png,{LABELS[k]},{k % 2}" for k in range(10)]
-    note = f"The column {heading!r} of t.csv may say a split and was not read; to be read, it must be called 'split' "
+    note = f"The column {heading!r} of t.csv may hold splits but was not read. To use it, call it 'split' "
     assert loaded(csv(ten, f"path,label,{heading}", *rows)).notes[0].startswith(note)
-    assert not any("may say a split" in text for text in loaded(csv(ten, "path,label,train_station", *rows)).notes)
+    assert not any("may hold splits" in text for text in loaded(csv(ten, "path,label,train_station", *rows)).notes)

@@ -38,7 +38,7 @@ def prepare(
     dataset = sources.load(config.resolve(data=data, overrides=overrides or ()).data)
     total = sum(map(len, dataset.splits.values()))
     try:
-        shards.write(dataset, out, shards.Recipe(size, quality), console.Bars())
+        shards.write(dataset, out, shards.CopyOptions(size, quality), console.Bars())
     except KeyboardInterrupt:
         if kept := shards.resumable(out):
             console.err.print(f"The copied part is kept in {kept}. Give the same command to continue.")

@@ -1,10 +1,11 @@
-"""Reading archives that strangers made: damage, bombs and names that would lead elsewhere."""
+"""Read archives from untrusted sources: detect damage, archive bombs and names that lead out of the folder."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
 import lzma
+import os
 import re
 import tarfile
 import zipfile
@@ -17,10 +18,10 @@ LARGEST = 1 << 30
 """Bytes a member may unpack to; a picture is never larger, an archive bomb is."""
 
 _EXPANSION = 100
-"""Times its size that a compressed tar may unpack to, beyond 1 GiB: pictures hardly shrink, plain masks 50 times."""
+"""How many times its own size, plus 1 GiB, a compressed tar may unpack to: pictures hardly shrink, masks 50 times."""
 
 _LONGEST_HEADER = 1 << 16
-"""Bytes of a tar's extended header: names have at most 4,096, and tarfile takes the square of them in time."""
+"""Largest extended header of a tar in bytes: names have at most 4,096, and tarfile's time grows with the square."""
 
 _EXTENDED = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -40,20 +41,20 @@ _CHECKED_DISK = re.compile(r"found\.\d{3}")  # where Windows puts what it finds 
 
 
 def is_litter(name: str) -> bool:
-    """True for hidden files and what systems leave behind; of one file or folder."""
+    """Whether the name of a file or folder is hidden, or one that operating systems leave behind."""
     folded = name.casefold()
     hidden = name.startswith(".") and name != "."
     return hidden or folded in _JUNK or _CHECKED_DISK.fullmatch(folded) is not None
 
 
 def is_safe(name: str) -> bool:
-    """False for names that would leave the folder if they were extracted, and for none at all."""
+    """False for an empty name, and for names that would lead out of the folder if they were extracted."""
     outside = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name) is not None
     return name != "" and not outside and ".." not in re.split(r"[\\/]", name) and "\0" not in name
 
 
 def opened_zip(path: str) -> zipfile.ZipFile:
-    """A zip; names that declare no encoding but are UTF-8, as macOS and Info-ZIP write them, are read as such."""
+    """Open a zip. Names without a declared encoding are read as UTF-8 if all are valid UTF-8 (macOS, Info-ZIP)."""
     archive = zipfile.ZipFile(path)
     names = [info.orig_filename for info in archive.infolist() if _is_undeclared(info)]
     if not names:
@@ -68,7 +69,7 @@ def opened_zip(path: str) -> zipfile.ZipFile:
 
 
 def are_misread(archive: zipfile.ZipFile) -> bool:
-    """Whether names may be misread, as they are in an encoding that the archive does not declare."""
+    """Whether names may be misread because the archive does not declare their encoding."""
     return getattr(archive, "metadata_encoding", None) is None and any(map(_is_undeclared, archive.infolist()))
 
 
@@ -80,15 +81,15 @@ def unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """The content of a member, never unpacked far beyond the size it declares."""
     with archive.open(info) as file:
         if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            return file.read(max(1, info.file_size))  # the checksum is compared when something is asked for
-        # Other methods unpack whole what they are fed, so it is little at a time.
+            return file.read(max(1, info.file_size))  # zipfile checks the checksum only when it reads a byte
+        # Other methods unpack all of their input at once, so they get little at a time.
         return b"".join(iter(partial(file.read, 4096), b""))
 
 
 def tar_members(path: str) -> Iterator[tarfile.TarInfo | None]:
-    """The members of an uncompressed tar; at the end None, where the archive lacks its end mark.
+    """Yield the members of an uncompressed tar, and a final None if the archive lacks its end mark.
 
-    tarfile passes over what follows a damaged header in silence; here it is an error.
+    tarfile silently ignores what follows a damaged header; here that raises `ReadError`.
     """
     with tarfile.open(path, "r:", tarinfo=_Header) as archive:
         for info in archive:
@@ -102,7 +103,7 @@ def tar_members(path: str) -> Iterator[tarfile.TarInfo | None]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is right, the end of the archive, or an error."""
+    """A header that raises `ReadError` if it is damaged, where tarfile would stop without an error."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
@@ -124,7 +125,7 @@ class _Header(tarfile.TarInfo):
 
 
 def compression(path: str) -> Any:
-    """What opens a compressed file, None for a plain one."""
+    """The function that opens a compressed file (gzip, bz2 or xz); None for a plain one."""
     with open(path, "rb") as file:
         magic = file.read(6)
     for start, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
@@ -134,10 +135,16 @@ def compression(path: str) -> Any:
 
 
 def copy_unpacked(packed: IO[bytes], plain: IO[bytes], packed_size: int) -> None:
-    """Unpack into a file, but no bomb."""
+    """Unpack into a file. Raises `ValueError` for an archive bomb."""
     room = LARGEST + _EXPANSION * packed_size
     while block := packed.read(1 << 20):
         room -= len(block)
         if room < 0:
             raise ValueError(f"it unpacks to more than {_EXPANSION} times its size, as an archive bomb does")
         plain.write(block)
+
+
+def remove_temporary(path: str, owner: int) -> None:
+    """Remove a temporary file, unless the process is a forked one: the file still serves the process `owner`."""
+    if os.getpid() == owner and os.path.exists(path):
+        os.unlink(path)

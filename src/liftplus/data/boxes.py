@@ -41,7 +41,7 @@ class BoxOptions:
 
 
 def key_of(file: str, box: Box) -> str:
-    """What a store of boxes calls a box."""
+    """The key of a box."""
     return f"{file}#{','.join(map(str, box))}"
 
 
@@ -64,7 +64,7 @@ class Reader:
         base: holds the images.
 
     Attributes:
-        sizes: width and height of each image that has been read of.
+        sizes: (width, height) in pixels of each image read so far.
         notes: what was left out, one sentence each.
     """
 
@@ -77,7 +77,7 @@ class Reader:
         """(key, class id) of every box that can be taken.
 
         Raises:
-            UserError: the file has another form.
+            UserError: the file is not in COCO's form.
         """
         try:
             files = self._files(document, path)
@@ -110,7 +110,7 @@ class Reader:
         return [row for row in found.items() if row[0] not in several]
 
     def _files(self, document: Mapping[str, Any], path: Path) -> dict[Any, str]:
-        """The image's path in the store by its id; sizes are noted."""
+        """Paths in the store by image id; fills `sizes` too."""
         files: dict[Any, str] = {}
         ways = _ways(document["images"], path)
         way = next((one for one in ways if not self.base.missing([one(document["images"][0])])), ways[0])
@@ -120,10 +120,10 @@ class Reader:
             size = int(given[0]), int(given[1])
             if size != given or min(size) < 1 or bool in map(type, given):
                 raise UserError(
-                    f"{path} says that {file} has {given[0]} x {given[1]} pixels; boxes need its whole size."
+                    f"{path} says that {file} has {given[0]} x {given[1]} pixels; boxes need whole numbers."
                 )
             if self.sizes.setdefault(file, size) != size:
-                raise UserError(f"{path} gives {file} twice, with different sizes. Keep one of its images.")
+                raise UserError(f"{path} gives {file} twice, with different sizes. Keep one of the entries.")
         return files
 
     def _box(self, note: Mapping[str, Any], size: tuple[int, int], path: Path) -> Box | str:
@@ -150,10 +150,10 @@ class Reader:
 
 
 def _ways(images: Sequence[Mapping[str, Any]], path: Path) -> list[Callable[[Mapping[str, Any]], str]]:
-    """Where an image may lie: as it is named, or in a folder of the split, as COCO's are.
+    """Ways to an image's path: the name as given, or the same inside the split's folder, as COCO has it.
 
-    The split's folder is that of the image's address, which LVIS gives in place of a name, or the last part of the
-    annotation file's name: train2017 of instances_train2017.json.
+    The split's folder comes from the image's URL, which LVIS gives in place of a name, or from the end of the
+    annotation file's name: train2017 for instances_train2017.json.
     """
 
     def address(image: Mapping[str, Any]) -> str:
@@ -174,7 +174,7 @@ class BoxStore(ByteStore):
 
     Args:
         base: holds the images.
-        sizes: width and height of each, as the annotations say; boxes of an image of another size lie elsewhere.
+        sizes: (width, height) of each image in the annotations; an image of another size raises `UnreadableImage`.
     """
 
     def __init__(self, base: FileStore, sizes: Mapping[str, tuple[int, int]]) -> None:
@@ -205,7 +205,7 @@ class BoxStore(ByteStore):
         return uncompressed(self.image(key))
 
     def trace(self, trace: Trace, keys: Sequence[str]) -> None:
-        """What the images' store notes of them."""
+        """The identity of the images that the boxes are in."""
         found = identity(self.base, list(dict.fromkeys(map(file_of, keys))))
         if found is None:
             raise ValueError("the images have no identity")
@@ -221,7 +221,7 @@ class BoxStore(ByteStore):
 
 @dataclass(frozen=True)
 class Part:
-    """A box of a picture as a picture."""
+    """One box of a picture, as a picture of its own."""
 
     whole: Picture
     box: Box

@@ -51,8 +51,8 @@ _CIFAR = {
 def long_tailed_indices(labels: ArrayLike, imbalance_ratio: float, seed: int = 0) -> NDArray[np.int64]:
     """Which images of a balanced set remain when class sizes fall exponentially.
 
-    They are `long_tailed_sizes`; for each class in label order its indices are shuffled by one legacy
-    NumPy generator and the first n_k kept, as the published CIFAR-LT splits were made.
+    `long_tailed_sizes` gives the sizes n_k. For each class in label order, one legacy NumPy generator shuffles its
+    indices and the first n_k are kept, as in the published CIFAR-LT splits (Cao et al. 2019).
     """
     array = np.asarray(labels, dtype=np.int64)
     counts = np.bincount(array)

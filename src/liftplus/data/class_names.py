@@ -1,4 +1,4 @@
-"""Words for classes: matching a file of names to the data's class ids, refusing what can be read in two ways."""
+"""Class names: match a file of names to the data's class ids, and refuse what can be read in two ways."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEPARATORS = ("\t", ";", ":", "=", "|", ",", None)
 
 @dataclass(frozen=True)
 class Named:
-    """Names by class id in label order, and how they were found where that was a choice."""
+    """Names by class id, in label order. Where there was a choice, `notes` say how the names were read."""
 
     names: dict[str, str]
     notes: tuple[str, ...] = ()
@@ -42,9 +42,9 @@ def match(ids: Sequence[str], found: Names, origin: str, extra: Sequence[str] = 
 
     Args:
         ids: in the order labels would get without the file.
-        found: what the file says; names in label order may bring classes that do not occur.
+        found: the file's content. Names in label order may include classes that do not occur.
         origin: what an error calls the file.
-        extra: ids of other splits, in order with `ids`; names by id declare them as classes too.
+        extra: `ids` with the ids of other splits, in order; a file of names by id makes all of them classes.
 
     Raises:
         UserError: a class has no name, or there are two readings.
@@ -94,7 +94,7 @@ def _the_ids(ids: Sequence[str], lines: Sequence[str], origin: str) -> Named | N
 
 
 def _id_and_name(ids: Sequence[str], lines: Sequence[str], origin: str) -> Named | None:
-    """Lines of id and name, parted by a blank or another sign."""
+    """Lines of id and name, separated by a blank or another character."""
     known = {_form(label): label for label in ids}
     for separator in _SEPARATORS:
         pairs = [[part.strip() for part in line.split(separator, 1)] for line in lines]
@@ -107,7 +107,7 @@ def _id_and_name(ids: Sequence[str], lines: Sequence[str], origin: str) -> Named
 
 
 def _ordered(ids: Sequence[str], lines: Sequence[str], origin: str) -> Named | None:
-    """Names by place: for numbers the line of this number, else as many lines as classes."""
+    """Names by position: id n is line n if the ids are numbers; otherwise there is one line a class."""
     if not are_numbers(ids) and all(map(_WORDNET.match, lines)):
         return None  # the lines are of other classes, or they would have been matched by id
     names, notes = _without_folders(lines, origin) if all(map(is_code, ids)) else (lines, ())
@@ -132,8 +132,8 @@ def _ordered(ids: Sequence[str], lines: Sequence[str], origin: str) -> Named | N
 
 
 def _by_number(ids: Sequence[str]) -> dict[int, str]:
-    """Ids by their value; empty where they are no numbers, or two have one value."""
-    # A number beyond 18 digits is no line number, and converting thousands of digits is refused by Python.
+    """Ids by numeric value; empty if one is not a number, or if two have the same value."""
+    # A number of over 18 digits is no line number, and Python refuses to convert thousands of digits.
     found = {int(label): label for label in ids if len(label) <= 18} if are_numbers(ids) else {}
     return found if len(found) == len(ids) else {}
 
@@ -180,7 +180,7 @@ def from_mapping(ids: Sequence[str], mapping: Mapping[str, str], origin: str) ->
 
 
 def _form(label: str) -> str:
-    """What is equal for ids that are written in two ways: 01, 1.0 and 1, or two Unicode forms of one word."""
+    """Canonical form of an id: 01, 1.0 and 1 share one, and so do the Unicode forms of one word."""
     label = re.sub(r"^(\d+)\.0+$", r"\1", label, flags=re.ASCII)
     if len(label) <= 18 and label.isascii() and label.isdecimal():
         return str(int(label))
@@ -197,7 +197,7 @@ def check(names: Mapping[str, str], way: str = FILE) -> tuple[str, ...]:
 
     Args:
         names: from class id to name.
-        way: with what the user gives other names.
+        way: how the user can give other names, for the error.
     """
     for label, name in names.items():
         if not name.strip():
@@ -233,6 +233,6 @@ def _refuse_twins(ids: Sequence[str], names: Sequence[str], origin: str, way: st
 
 
 def fold(text: str) -> str:
-    """What is equal for names that the text encoder cannot tell apart: case, blanks, underscores, Unicode forms."""
+    """Canonical form of a name. The text encoder ignores what differs: case, blanks, underscores, Unicode forms."""
     seen = "".join(letter for letter in text if unicodedata.category(letter) != "Cf" or letter == "\u200d")
     return words(unicodedata.normalize("NFKC", seen)).casefold()

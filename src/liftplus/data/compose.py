@@ -20,7 +20,7 @@ from torch import Tensor
 
 def rasterise(svg: str, size: int) -> Tensor:
     """Render one SVG document to a uint8 RGBA tensor [4, size, size], centred and undistorted."""
-    import resvg_py  # an extra: only who draws needs it
+    import resvg_py  # an optional dependency, which only drawing needs
 
     data = bytes(resvg_py.svg_to_bytes(svg_string=svg, height=size, skip_system_fonts=True))
     with Image.open(io.BytesIO(data)) as opened:
@@ -36,7 +36,7 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Ten
 
 
 def _within(rows: Tensor, piece: slice) -> slice:
-    """Which of the ascending row numbers lie in a piece of the rows."""
+    """The slice of ascending row numbers that lies within a piece of the rows."""
     low, high = torch.searchsorted(rows, torch.tensor([piece.start, piece.stop])).tolist()
     return slice(low, high)
 
@@ -64,12 +64,12 @@ class _Backgrounds:
         self.noise = noise.mul_(_uniform(n, 0, 0.06, generator).view(-1, 1, 1, 1))
 
     def draw(self, piece: slice) -> Tensor:
-        """A piece of them, [m, 3, size, size] in 0..1."""
+        """The backgrounds of one piece, [m, 3, size, size] in 0..1."""
         out = torch.empty(piece.stop - piece.start, 3, self.size, self.size)
         for rows, grid in self.colours:
             part = _within(rows, piece)
             if part.start < part.stop:
-                # With the colours as a batch: PyTorch rounds three channels otherwise on one thread than on several.
+                # Colours as a batch: with three channels, PyTorch's rounding depends on the number of threads.
                 flat, wide = grid[part].flatten(0, 1)[:, None], (self.size, self.size)
                 grown = F.interpolate(flat, size=wide, mode="bilinear", align_corners=False)
                 out[rows[part] - piece.start] = grown.unflatten(0, (-1, 3))[:, :, 0]
@@ -162,7 +162,7 @@ def _layers(
 
 
 class Composition:
-    """The random choices of a batch of pictures, made at once; the pictures are computed as they are wanted.
+    """The random choices of a batch of pictures, made at once; `draw` computes the pictures.
 
     Each picture shows one main object and up to K-1 smaller ones.
 

@@ -29,17 +29,17 @@ class DataConfig(BaseModel):
     class_names: str | None = None
     """File of class names: one per line in label order, "id: name" lines, or a CSV / JSON / TOML from id to name."""
     level: Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"] | None = None
-    """Taxonomy level that serves as the class, for iNaturalist's annotations; None: its categories."""
+    """Taxonomy level whose names become the classes, for iNaturalist's annotations; None: the categories."""
     boxes: bool = False
     """Whether each box of COCO's or LVIS's annotations is a picture of its class; boxes of one image share a split."""
     box_margin: float = Field(default=0.0, ge=0, le=1)
     """Share of a box's width and height that is added on each side, as far as the image goes."""
     box_least: int = Field(default=16, ge=1)
-    """Pixels of the shorter side under which a box is left out."""
+    """Boxes whose shorter side has fewer pixels are left out."""
     imbalance_ratio: float | None = Field(default=None, ge=1)
     """Largest over smallest class size to cut an artificial long tail to (CIFAR-LT, openmoji_lt)."""
     val_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training pictures set aside for validation where there is no such split."""
+    """Share of the training pictures set aside for validation where there is no val split."""
     test_share: float = Field(default=0.2, gt=0, lt=1)
     """Share of the pictures set aside for testing where there is neither a test nor a val split."""
     split_seed: int = Field(default=0, ge=0, lt=2**32 - 2)
@@ -55,7 +55,7 @@ class DataConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_versions(cls, values: Any) -> Any:
-        """A saved section is whole; one without `decode` was written when Pillow did all of it."""
+        """Read a saved section without `decode` as "exact": earlier versions decoded with Pillow alone."""
         if isinstance(values, dict) and "decode" not in values and values.keys() >= _FIRST_SAVED:
             return values | {"decode": "exact"}
         return values
@@ -70,9 +70,9 @@ _FIRST_SAVED = frozenset(
 
 
 def of_words(source: str, words: Sequence[str]) -> DataConfig | None:
-    """What key=value words say of the data, without what a whole run needs.
+    """The data configuration that key=value words give, without the rest of a run's configuration.
 
-    None where another setting is among them or one is wrong: the configuration of a run says what of that is amiss.
+    None where a word sets something else or is wrong; building the whole configuration reports that.
     """
     values: dict[str, Any] = {"source": source}
     for word in words:

@@ -58,7 +58,7 @@ class DataSet:
         notes: what was decided for the user, one sentence each, shown before training.
         made: splits that the source did not have; they were drawn from its pictures.
         named: False where the names are only numbers, so that text features of them mean nothing.
-        config: what it was read by; None where it was made in memory.
+        config: the configuration it was read with; None where it was made in memory.
         frequency: "frequent", "common" or "rare" by class id, where the source says it of every class (LVIS).
     """
 
@@ -131,7 +131,7 @@ def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
 def _place(part: str) -> tuple[int, int, str]:
     if not part.isdecimal():
         return 1, 0, part
-    digits = part.lstrip("0")  # compared as text of one length, since Python converts no number of over 4,300 digits
+    digits = part.lstrip("0")  # compared as text of equal length: Python converts no number of over 4,300 digits
     return 0, len(digits), digits
 
 

@@ -1,4 +1,4 @@
-"""Files that a user names: their paths, their text and the JSON in them; every fault is one sentence."""
+"""Files that a user names: their paths, their text and the JSON in them; every error is one sentence."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def decoded(data: bytes, origin: object) -> str:
 
 
 def text(path: Path, what: str) -> str:
-    """The text of a file, its line ends as they are."""
+    """The text of a file, with its line ends unchanged."""
     return decoded(content(path, what), path)
 
 
 class Pairs(tuple[tuple[str, Any], ...]):
-    """An object of a JSON text with all its keys, those that stand twice included."""
+    """A JSON object as (key, value) pairs, with duplicate keys kept."""
 
 
 def json_pairs(source: str, origin: object) -> Any:
@@ -74,5 +74,5 @@ def _parsed(source: str, origin: object, made: Callable[[list[tuple[str, Any]]],
 
 
 def is_unicode(text: str) -> bool:
-    """False for text with halves of surrogate pairs, as file names of another encoding and JSON escapes give."""
+    """False for text with lone surrogates, which come from file names of another encoding and from JSON escapes."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)

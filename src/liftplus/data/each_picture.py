@@ -1,7 +1,7 @@
-"""The same work on each of many pictures, results in order: by forked processes, or by threads where none can be.
+"""Run a function on each of many pictures, in forked processes or else in threads; results come in order.
 
-Small files are looked at so fast that threads would mostly wait for each other. Processes are forked, since others
-would begin by running the user's script again.
+Checking a small file is so fast that threads would mostly wait for each other. Processes are forked because spawned
+ones would run the user's script again.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Work = Callable[[Store, str], _Found]
 Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files."""
 
-MANY = 2048  # pictures that processes are forked for
-_CHUNK = 128  # pictures that go to a process or thread at a time: one each would cost more than looking at it
+MANY = 2048  # from this many pictures on, processes are forked
+_CHUNK = 128  # pictures sent to a process or thread at a time: sending one alone costs more than checking it
 
 
 def over(store: Store, keys: Sequence[str], work: Work[_Found], progress: Progress | None = None) -> Iterator[_Found]:
-    """What `work` finds for every key, in order.
+    """Yield the result of `work` for every key, in order.
 
     Args:
-        store: holds the pictures; one that draws them is called from one thread alone.
+        store: holds the pictures; one that draws them is used from one thread only.
         keys: of the pictures.
-        work: a function of a module.
-        progress: told after each picture.
+        work: a module-level function of (store, key).
+        progress: called after each picture.
 
     Raises:
         UserError: a process was killed.
@@ -57,7 +57,7 @@ def over(store: Store, keys: Sequence[str], work: Work[_Found], progress: Progre
 
 
 class _Pool:
-    """An executor, and what its workers call with the place where a part of the keys starts."""
+    """An executor, and the function that its workers call with the index of a chunk's first key."""
 
     def __init__(self, executor: Executor, part: Callable[[int], list[Any]]) -> None:
         self.executor, self.part = executor, part
@@ -66,7 +66,7 @@ class _Pool:
 @contextmanager
 def _pool(store: Store, keys: Sequence[str], work: Work[Any], count: int) -> Iterator[_Pool]:
     if count > 1 and len(keys) >= MANY and _can_fork():
-        # What is given here is inherited by a fork, not sent.
+        # A fork inherits these arguments; nothing is sent.
         context = multiprocessing.get_context("fork")
         executor: Executor = ProcessPoolExecutor(count, context, _begin, (store, keys, work))
         pool = _Pool(executor, _part)
@@ -82,7 +82,7 @@ def _pool(store: Store, keys: Sequence[str], work: Work[Any], count: int) -> Ite
 def _submitted(pool: _Pool, starts: Iterator[int]) -> Iterator[Future[list[Any]]]:
     for start in starts:
         with warnings.catch_warnings():
-            # Threads of progress bars and libraries do not run in the forked processes, which need none of them.
+            # Python warns of forking beside threads; the forked processes need none of those threads.
             warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
             yield pool.executor.submit(pool.part, start)
 
@@ -92,7 +92,8 @@ def _result(future: Future[list[Any]]) -> list[Any]:
         return future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "A process that looked at pictures was killed or crashed. Most often the machine ran out of memory."
+            "A process that checked pictures was killed or crashed. Most often the machine ran out of memory. Free "
+            "some memory and try again."
         ) from error
 
 

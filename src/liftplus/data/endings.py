@@ -1,4 +1,4 @@
-"""Listed pictures whose names lack the ending, or have it in other letters than the file."""
+"""Listed pictures whose names lack the file's ending, or differ from the file in case."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from liftplus.words import agreeing, counted
 
 
 def completed(table: Table, store: FileStore, missing: Sequence[str], origin: str) -> Table:
-    """The table with the endings that its names lack, where just one picture fits each; a note says so.
+    """Complete the names of a table that exactly one picture fits; a note says so.
 
     Args:
         table: paths as a list or table gives them.
@@ -31,7 +31,7 @@ def completed(table: Table, store: FileStore, missing: Sequence[str], origin: st
     for key in missing:
         fitting = [name for name in beside.get(_stem(key).casefold(), ()) if _fits(key, name)]
         if len(fitting) > 1:
-            raise UserError(f"{origin} names {key!r}, and both {listing(fitting)} are there; write the ending too.")
+            raise UserError(f"{origin} names {key!r}, and several files fit: {listing(fitting)}; write the ending too.")
         if fitting:
             found[key] = fitting[0]
     if not found:
@@ -40,7 +40,7 @@ def completed(table: Table, store: FileStore, missing: Sequence[str], origin: st
     first = next(iter(found))
     note = (
         f"{counted(len(found), 'name')} in {origin} {agreeing(len(found), 'has', 'have')} no ending, or another than "
-        f"the file that is there and was taken: {found[first]!r} for {first!r}."
+        f"the file that was taken: {found[first]!r} for {first!r}."
     )
     return replace(table, rows=rows, notes=(*table.notes, note))
 
@@ -51,7 +51,7 @@ def _stem(key: str) -> str:
 
 
 def _fits(key: str, name: str) -> bool:
-    """Whether a file is what a name means: the same but for the case of letters, or but for the ending."""
+    """Whether a file fits a name: they differ only in case, or the name lacks the file's ending."""
     return key.casefold() == name.casefold() or (_stem(key) == key and _stem(name) == key)
 
 
@@ -72,7 +72,7 @@ def _pictures(store: FileStore, missing: Iterable[str]) -> dict[str, list[str]]:
 def _files(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir())
-    except (OSError, ValueError):  # whoever reads the picture says what is the matter
+    except (OSError, ValueError):  # reading the picture reports the reason
         return []
 
 

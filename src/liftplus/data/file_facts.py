@@ -1,8 +1,7 @@
-"""What the bytes of a picture's file say: whether it decodes, its mode and size, whether it is nearly black or white.
+"""Facts about a picture's file: whether it decodes, its mode and size, whether it is nearly black or white.
 
-Most JPEGs need no full decode for that. Where `plain_jpeg` has checked their structure to the end mark, nothing in the
-coded pixels can make libjpeg give up: it mends damage there. Their headers and tables are proved by decoding the first
-rows.
+Most JPEGs need no full decode for that. Once `plain_jpeg` has checked a file's structure up to the end mark, libjpeg
+cannot fail on the coded pixels: it mends damage there. Decoding the first rows checks headers and tables.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ class Facts(NamedTuple):
         size: (width, height) in pixels, upright.
         dark: no value is above `DARK`.
         pale: no value is under `PALE`.
-        white: of a picture of fractions, the value that becomes 255.
+        white: the value that becomes 255, for a floating-point picture; else None.
         below: some values are under 0.
-        missing: some values are missing.
+        missing: some values are NaN or declared as no data.
     """
 
     digest: bytes | None = None
@@ -57,7 +56,7 @@ def of_bytes(data: bytes, name: str) -> Facts:
 
 
 def of_image(image: Image.Image, found: bytes | None = None) -> Facts:
-    """The facts of a decoded picture, of whose pixels the digest is taken unless it is given."""
+    """The facts of a decoded picture; the digest is that of its pixels unless it is given."""
     if found is None:
         found = digest_of_pixels(image)
     low, high = extremes(image)
@@ -80,7 +79,7 @@ def damage(data: bytes, name: str) -> str:
 
 
 def _of_rows(data: bytes, name: str, found: bytes | None = None) -> Facts | None:
-    """The facts of a plain JPEG, of which no more rows are decoded than show that it is neither dark nor pale."""
+    """The facts of a plain JPEG, decoded only until it is neither dark nor pale; None for other files."""
     plain = plain_jpeg(data, name, scaled=False)
     if plain is None or (plain.annotated and not is_upright(data)):
         return None
@@ -94,10 +93,10 @@ def _of_rows(data: bytes, name: str, found: bytes | None = None) -> Facts | None
 
 
 def digest_of_pixels(image: Image.Image) -> bytes:
-    """Bytes that differ where the pixels or the sides do."""
+    """Digest of a picture's size and pixels."""
     return digest(f"{image.size}".encode() + image.tobytes())
 
 
 def digest(data: bytes) -> bytes:
-    """Bytes that differ where the data do."""
+    """The first `DIGEST` bytes of the data's SHA-256."""
     return hashlib.sha256(data).digest()[:DIGEST]

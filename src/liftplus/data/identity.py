@@ -1,4 +1,4 @@
-"""Whether pictures are still the same, without reading all of them: the key of what was computed from them."""
+"""Tell whether pictures have changed without reading them: the key of what was computed from them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from collections.abc import Sequence
 from liftplus.data.dataset import Store
 
 SETTLED = 2.0
-"""Seconds that a file must have been left alone: some file systems note times no finer."""
+"""Seconds that a file must be unchanged before it has an identity: some file systems store times no finer."""
 
 
 class Trace:
-    """What is noted of pictures; `newest` is when a file of theirs last changed, in nanoseconds."""
+    """A digest of facts about pictures; `newest` is the last change of any of their files, in nanoseconds."""
 
     def __init__(self) -> None:
         self.digest, self.newest = hashlib.sha256(), 0
 
     def text(self, text: str) -> None:
-        """Note a text."""
+        """Add a text."""
         self.digest.update(text.encode(errors="surrogateescape"))
 
     def file(self, path: str) -> None:
-        """Note a file's path, size, and times."""
+        """Add a file's path, size and times."""
         about = os.stat(path)
         self.text(f"{os.path.abspath(path)}\0{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n")
         self.newest = max(self.newest, about.st_mtime_ns, about.st_ctime_ns)
 
 
 def identity(store: Store, keys: Sequence[str]) -> str | None:
-    """A digest that changes when any of the pictures does; None where that cannot be told for sure.
+    """A digest that changes when any of the pictures changes; None where that is uncertain.
 
-    Each store's `trace` says by what. Stores without one, and files that changed just now, have no identity.
+    Each store's `trace` adds its facts. Stores without one, and files that changed just now, have no identity.
     """
     kind = type(store)
     if "trace" not in vars(kind):  # a subclass may read other pictures than the class whose method it inherits
@@ -44,7 +44,7 @@ def identity(store: Store, keys: Sequence[str]) -> str | None:
     try:
         vars(kind)["trace"](store, trace, keys)
     except (OSError, ValueError, IndexError, KeyError, zipfile.BadZipFile):
-        return None  # whoever reads the picture says what is the matter
+        return None  # reading the picture reports the reason
     if time.time() - trace.newest / 1e9 < SETTLED:
         return None
     trace.text("\0".join(keys))

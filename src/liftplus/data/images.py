@@ -44,19 +44,19 @@ _UPRIGHT = {
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _NO_DATA = 258, 339, 42113  # TIFF's and GDAL's tags
 _BITS, _UNSIGNED, _MISSING = "liftplus_bits", "liftplus_unsigned", "liftplus_missing"
 _HUGE = 1e37  # No picture measures such values; some stand for missing ones, as float's largest does.
-_BLOCK = 64  # rows that are turned into wider numbers at a time
+_BLOCK = 64  # rows that are converted to float64 at a time
 
 
 class _Silence:
-    """Pillow's warnings are kept from the user of a picture that is accepted, in any number of threads.
+    """Suppress Pillow's warnings about pictures that are accepted, in any number of threads.
 
-    Python's own filters are set by the first thread that enters and set back by the last one that leaves.
+    The first thread that enters sets Python's warning filters, and the last one that leaves restores them.
     """
 
     def __init__(self) -> None:
         self._forget()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)  # the lock may be held by a thread that is not there
+            os.register_at_fork(after_in_child=self._forget)  # a thread that the child lacks may hold the lock
 
     def _forget(self) -> None:
         self.lock, self.inside, self.kept = threading.Lock(), 0, warnings.catch_warnings()
@@ -119,7 +119,7 @@ def original(data: bytes, name: str) -> Image.Image:
 
 
 def _declared(image: Image.Image) -> dict[str, float]:
-    """What a TIFF file says of its values: their bits, whether they have a sign, and which stands for missing ones."""
+    """What a TIFF file declares of its values: bits, unsigned or not, and the value that stands for missing ones."""
     tags = getattr(image, "tag_v2", {})
     found: dict[str, float] = {}
     if tags.get(_BITS_PER_SAMPLE) == (12,):
@@ -136,7 +136,7 @@ def is_upright(data: bytes) -> bool:
     try:
         with _SILENCE, Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return bool(image.getexif().get(_ORIENTATION, 1) == 1)
-    except Exception:  # left to `decode`, which says what is the matter
+    except Exception:  # `decode` reports the reason
         return False
 
 
@@ -166,7 +166,7 @@ def extremes(image: Image.Image) -> tuple[int, int]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An open picture as `decode` would have it."""
+    """An open picture as `decode` returns it: upright, RGB."""
     declared = _declared(image)
     turned = _turned(image)
     if declared and is_wide(turned):
@@ -235,13 +235,13 @@ def scale(image: Image.Image) -> Scale:
 
 
 def _blocks(image: Image.Image) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """Values and which of them are missing, some rows at a time: wider numbers for a whole picture take much memory."""
+    """Values and which of them are missing, some rows at a time: a whole picture in float64 takes much memory."""
     rows = np.asarray(image)
     declared = image.info.get(_MISSING)
     unsigned = image.mode == "I" and _UNSIGNED in image.info
     for start in range(0, len(rows), _BLOCK):
         values = rows[start : start + _BLOCK].astype(np.float64)
-        if unsigned:  # which Pillow reads as if they had a sign
+        if unsigned:  # Pillow reads them as signed
             values[values < 0] += 2.0**32
         absent = np.isnan(values)
         if declared is not None and abs(declared) >= _HUGE:  # written with few digits, or beyond what floats hold

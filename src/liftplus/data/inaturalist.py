@@ -15,11 +15,11 @@ from liftplus.errors import UserError
 from liftplus.words import agreeing, counted
 
 LEVELS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
-"""Of the taxonomy, the highest first."""
+"""Taxonomy levels, the highest first."""
 
 
 Rows = Callable[[dict[str, Any], Path], list[tuple[str, str]]]
-"""What makes (key, category id) pairs of an annotation file."""
+"""A function from an annotation file to its (key, category id) pairs."""
 
 
 def read(
@@ -32,10 +32,13 @@ def read(
 
     Args:
         paths: split to file.
-        level: a taxonomy level whose names become the classes instead; a `categories.json` beside the
-            training file is asked where the annotations do not hold it.
-        asked: splits that must have annotations; others are left out without them, as a competition's test file is.
-        rows_of: what a row is; by default a picture and its category.
+        level: a taxonomy level whose names become the classes instead. A `categories.json` beside the training file
+            is read as well; its entries replace those of the annotations.
+        asked: splits that must have annotations; any other split without them is left out (a competition's test file).
+        rows_of: makes the rows; by default a row is a picture and its category.
+
+    Raises:
+        UserError: a file has another form, a category is not described, or it has no name at `level`.
     """
     documents = {split: _document(path) for split, path in paths.items()}
     bare = [split for split, document in documents.items() if split not in asked and not document.get("annotations")]
@@ -51,7 +54,7 @@ def read(
     used = {label for pairs in rows.values() for _, label in pairs}
     unknown = sorted_ids(used - set(categories))
     if unknown:
-        raise UserError(f"{paths['train']} has annotations of category {unknown[0]!r}, which it does not describe.")
+        raise UserError(f"{paths['train']} has annotations of category {unknown[0]!r}, but no such category; add it.")
     notes += (*_without_class(documents, paths), *_without_pictures(documents, used))
     if level is None:
         names = {label: _name(categories[label], label) for label in used}
@@ -61,7 +64,7 @@ def read(
 
 
 def _without_class(documents: Mapping[str, dict[str, Any]], paths: Mapping[str, Path]) -> tuple[str, ...]:
-    """A note for each file on its pictures that no annotation names."""
+    """A note for each file that has pictures without annotations."""
     notes: tuple[str, ...] = ()
     for split, document in documents.items():
         named = {note["image_id"] for note in document["annotations"]}
@@ -93,7 +96,7 @@ FREQUENCY = {"f": "frequent", "c": "common", "r": "rare"}
 
 
 def _frequency(categories: Mapping[str, dict[str, Any]], used: set[str]) -> dict[str, str]:
-    """The group of each class; none where the file does not have one for every class."""
+    """The group of each class; empty unless the file gives one for every class."""
     groups = {label: FREQUENCY.get(str(categories[label].get("frequency")), "") for label in used}
     return groups if all(groups.values()) else {}
 
@@ -119,7 +122,7 @@ def _at_level(
 def _told_apart(
     group: Mapping[str, str], categories: Mapping[str, dict[str, Any]], level: str, used: set[str]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The class of each category; groups of one name under different parents have the parent behind the name."""
+    """The class of each category; equal names under different parents get the parent in brackets."""
     above = LEVELS[: LEVELS.index(level)]
     parents: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for label, name in group.items():
@@ -142,7 +145,7 @@ def _told_apart(
                     renamed.append(classes[label])
     if not renamed:
         return classes, ()
-    return classes, (f"Names that stand under several parents at level {level} got the parent: {listing(renamed)}.",)
+    return classes, (f"Names with several parents at level {level} got the parent added: {listing(renamed)}.",)
 
 
 def _rows(document: dict[str, Any], path: Path) -> list[tuple[str, str]]:

@@ -62,7 +62,7 @@ class Inspection:
         groups: classes with many (> 100), medium (20 to 100) and few (< 20) training images.
         without_training: classes without training images.
         absent_from_test: classes that the test split cannot measure.
-        checked: whether the files were opened; what follows is empty if not.
+        checked: whether the files were opened; the next five are empty if not.
         duplicates: groups of byte-identical files.
         unreadable: files that cannot be decoded.
         modes: how many files have which colour mode, as Pillow names it.
@@ -102,7 +102,7 @@ class Inspection:
         return tuple(twin for twin in self.duplicates if twin.conflicting)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values, with what follows from the duplicates."""
+        """All fields as JSON values, with `totals` and the properties of each duplicate."""
         twins = [
             {**asdict(twin), "across_splits": twin.across_splits, "conflicting": twin.conflicting}
             for twin in self.duplicates
@@ -111,12 +111,12 @@ class Inspection:
 
 
 def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | None = None) -> Inspection:
-    """Count, and with `check_files` read every picture's file.
+    """Count pictures; with `check_files`, also read every picture's file.
 
     Args:
         dataset: what to look at.
         check_files: open the files; without it the answer is immediate.
-        progress: told after each file.
+        progress: called after each file.
     """
     counts = {split: dataset.counts(split) for split in dataset.splits}
     train = counts.get("train", ())
@@ -162,7 +162,7 @@ def _range_notes(tally: Tally, keys: Sequence[str]) -> tuple[str, ...]:
         )
     if len(tally.whites) > 1:
         shown = ", ".join(f"{count:,} with white at {value:g}" for value, count in sorted(tally.whites.items()))
-        notes += (f"Pictures of fractions are on different scales: {shown}. Save them on one.",)
+        notes += (f"Floating-point pictures are on different scales: {shown}. Save them on one scale.",)
     return notes
 
 

@@ -18,9 +18,9 @@ _ANNOTATIONS = re.compile(r'"(images|annotations)"\s*:\s*\[')
 def rows(
     text: str, origin: object, is_path: Callable[[str], bool], is_label: Callable[[str], bool]
 ) -> list[Mapping[str, Any]] | None:
-    """The rows of a JSON object as records; None where it is no table, as iNaturalist's annotations.
+    """The rows of a JSON object as records; None where it is no table, such as iNaturalist's annotations.
 
-    A key that stands twice gives two rows, so that two labels of one picture are seen.
+    A duplicate key gives two rows, so that two labels of one picture are noticed.
 
     Args:
         text: the JSON text.
@@ -62,7 +62,7 @@ def _rows(
         return _columns(table)
     values = [value for _, value in content]
     if all(_is_cell(value) or (_is_picture(key) and isinstance(value, list)) for key, value in content):
-        # Of a list of labels, one is the label; several are refused where the table is checked.
+        # A list of one label stands for that label; `manifest.table` refuses several.
         return [{"path": key, "label": value[0] if _is_single(value) else value} for key, value in content]
     if all(isinstance(value, Pairs) for value in values):
         return [_row(key, value, is_path) for key, value in content]
@@ -97,7 +97,7 @@ def _row(key: str, value: Pairs, is_path: Callable[[str], bool]) -> Mapping[str,
 
 
 def _is_grid(heads: Any, data: Any) -> bool:
-    """Whether these are headings, and rows as long as they are."""
+    """Whether these are headings, and rows with as many cells."""
     return (
         isinstance(heads, list)
         and isinstance(data, list)

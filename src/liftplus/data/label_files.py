@@ -14,7 +14,7 @@ from liftplus.words import agreeing
 
 _ENDING = ".cls"
 _LONGEST = 200
-"""Characters of a label."""
+"""Most characters that a label may have."""
 
 Rows = dict[str, list[tuple[str, str]]]
 
@@ -23,7 +23,7 @@ def rows_beside(store: FileStore, images: Sequence[str], others: Sequence[str]) 
     """(picture, label) of each split where every picture has a file with its label, else None.
 
     Raises:
-        UserError: some pictures that lie in no folder have no such file, or a file holds no label.
+        UserError: no picture lies in a folder and only some have such a file, or a file holds no label.
     """
     labels = {name.removesuffix(_ENDING): name for name in others if name.endswith(_ENDING)}
     beside = {name: file for name in images if (file := _beside(name, labels)) is not None} if labels else {}
@@ -31,12 +31,12 @@ def rows_beside(store: FileStore, images: Sequence[str], others: Sequence[str]) 
         return None
     if len(beside) < len(images):
         if any("/" in name for name in images):
-            return None  # class folders say more; the other files are told as left out
+            return None  # class folders say more; a note lists the label files as left out
         absent = [name for name in images if name not in beside]
         raise UserError(
             f"{store.path}: {len(absent):,} of {len(images):,} images {agreeing(len(absent), 'has', 'have')} no "
             f"{_ENDING} file with the label beside "
-            f"them: {listing(absent, 3)}; add it, or take them out."
+            f"them: {listing(absent, 3)}; add the file, or take these images out."
         )
     rows: Rows = {}
     for name, file in beside.items():
@@ -48,7 +48,7 @@ def rows_beside(store: FileStore, images: Sequence[str], others: Sequence[str]) 
 
 
 def _beside(name: str, labels: dict[str, str]) -> str | None:
-    """The label's file; WebDataset ends the common part of names at the first dot."""
+    """The label's file. In WebDataset, names share the part before the first dot."""
     folder, base = posixpath.split(name)
     first = posixpath.join(folder, base.split(".")[0])
     return labels.get(posixpath.splitext(name)[0]) or labels.get(first)

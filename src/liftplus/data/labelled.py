@@ -26,7 +26,7 @@ from liftplus.words import agreeing, counted
 
 Labelled = tuple[Iterable[Any], Sequence[Hashable] | ArrayLike]
 """Images and their labels, as `from_images` takes them."""
-OWN_WORDS = "class_names={label: name}, or write labels that mean one class alike"
+OWN_WORDS = "class_names={label: name}, or write labels of one class in one way"
 
 
 def from_images(
@@ -45,13 +45,13 @@ def from_images(
         labels: N labels of any kind, in a list, array, tensor or column; equal ones are one class. [N, 1] and one-hot
             [N, C] are taken as well.
         class_names: words for the labels, which the text encoder reads: a mapping from label to name, or the names in
-            the order of the sorted labels. By default text labels are their own names, and others mean nothing.
+            the order of the sorted labels. By default text labels are their own names; other labels have none.
         test: more images and labels, to test on.
         test_share: share of the pictures to set aside for testing, spread like the classes, where `test` is not given.
-        seed: of that choice.
+        seed: seed of that choice.
 
     Raises:
-        UserError: a picture or label is none, labels are missing or of several types, or a path has two labels.
+        UserError: a picture is invalid, labels are missing or of several types, or a path has two labels.
 
     >>> data = liftplus.from_images(images, labels, class_names={0: "red square", 1: "green hill", 2: "blue sky"})
     >>> data.class_names, data.counts()
@@ -104,7 +104,8 @@ def _test_ids(given: Any, count: int, index: Mapping[Hashable, int], ids: Sequen
     found = [index.get(one, forms.get(unicodedata.normalize("NFC", str(one)))) for one in labels]
     if None in found:
         raise UserError(
-            f"The test labels have classes that training does not know, first {labels[found.index(None)]!r}."
+            f"The test labels have classes that training does not know, first {labels[found.index(None)]!r}; add "
+            "training images of them, or leave them out."
         )
     return [ids[k] for k in found if k is not None]
 

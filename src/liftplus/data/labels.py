@@ -1,4 +1,4 @@
-"""Labels as people hold them: lists, arrays, tensors, columns of data frames; each as Python's own values."""
+"""Read labels from lists, arrays, tensors and data-frame columns as plain Python values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(labels: Any, count: int) -> Labels:
         count: the number of pictures.
 
     Raises:
-        UserError: their number is another, one is missing, a picture has several, or two are told apart by type alone.
+        UserError: their number is not `count`, one is missing, a picture has several, or two differ only in type.
     """
     given, notes = _flat(_listed(labels), count)
     if len(given) != count:
@@ -74,7 +74,7 @@ def _listed(labels: Any) -> list[Any]:
 
 
 def _is_tensor(value: Any) -> TypeGuard[Tensor]:
-    """PyTorch is not imported for it: whoever has a tensor has done so."""
+    """Works without importing PyTorch: whoever has a tensor has imported it."""
     return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
@@ -83,12 +83,12 @@ def _dense(labels: Tensor) -> Tensor:
         return labels.detach().cpu().to_dense()
     except RuntimeError as error:
         raise UserError(
-            f"The labels are a tensor on {labels.device.type}, which holds no values; give some."
+            f"The labels are a tensor on {labels.device.type}, which holds no values; give a tensor with values."
         ) from error
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and lists for what tensors and arrays hold; a tuple holds labels as a list does."""
+    """Tensors and arrays as numbers and lists, tuples as lists; other values unchanged."""
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "mM":
         return _moments(value)
     if _is_tensor(value) or isinstance(value, np.ndarray | np.generic):
@@ -97,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 
 def _moments(value: Any) -> Any:
-    """Dates and times as numpy's own: those below a microsecond would become whole numbers of Python, NaT too."""
+    """Dates and times as NumPy scalars: `tolist` would turn NaT, and units below a microsecond, into integers."""
     return [_moments(one) for one in value] if value.ndim else value[()]
 
 
@@ -117,9 +117,7 @@ def _flat(given: list[Any], count: int) -> tuple[list[Any], tuple[str, ...]]:
             f"The labels have two dimensions and are not one-hot: those of picture {place} are "
             f"{str(given[place])[:60]}. Give one label for each picture, or [N, C] with a single 1 in each row."
         )
-    return columns, (
-        f"The labels are one-hot [{count}, {widths.pop()}]; the number of the column is taken for the class.",
-    )
+    return columns, (f"The labels are one-hot [{count}, {widths.pop()}]; the column number is used as the class.",)
 
 
 def _hot(row: Any) -> int | None:
@@ -178,7 +176,7 @@ def _one(place: int, value: Any) -> Hashable:
 
 
 def _checked(values: list[Hashable]) -> tuple[str, ...]:
-    """Refuse labels that only their type tells apart; a note for numbers that are no whole ones."""
+    """Refuse labels that differ only in type; return notes on doubtful labels."""
     once = {(type(value), value): value for value in values}
     by_text: dict[str, Hashable] = {}
     truth = next((value for value in once.values() if isinstance(value, bool)), None)
@@ -191,7 +189,7 @@ def _checked(values: list[Hashable]) -> tuple[str, ...]:
             raise _of_two_types(other, value)
     texts = [value for value in once.values() if isinstance(value, str)]
     if missing := doubtful_text(texts):
-        raise UserError(f"There is the label {missing!r} among numbers, so it is missing; every picture needs one.")
+        raise UserError(f"The label {missing!r} among numbers means a missing label; every picture needs one.")
     notes = tuple(
         f"One class is called {text!r}, which often stands for a missing label."
         for text in texts
@@ -209,7 +207,7 @@ DOUBTFUL = frozenset({"nan", "none", "null", "na", "n/a", "<na>"})
 
 
 def doubtful_text(ids: Collection[str]) -> str | None:
-    """Of different labels a word for a missing value that stands among numbers alone."""
+    """The label that means a missing value, if all other labels are numbers; else None."""
     numbers = sum(bool(re.fullmatch(r"[+-]?\d{1,18}(\.\d*)?", label, re.ASCII)) for label in ids)
     words = sorted(label for label in ids if label.lower() in DOUBTFUL)
     return words[0] if words and numbers + len(words) == len(ids) > 1 else None
@@ -230,7 +228,7 @@ def one_form(values: list[Hashable]) -> tuple[list[Hashable], tuple[str, ...]]:
 
 
 def spellings(ids: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The one spelling of each text of which there are several Unicode forms (NFC, NFD), and a note about them."""
+    """The common spelling of texts that occur in several Unicode forms (NFC, NFD), and a note about them."""
     forms: dict[str, list[str]] = {}
     for text in sorted(ids):
         if not text.isascii():

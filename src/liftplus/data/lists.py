@@ -19,7 +19,7 @@ _NAME = re.compile(rf"(?P<start>|.*[_.-])(?P<split>{_WORDS})(?P<end>\d*)\.(?P<su
 
 
 def read(paths: Mapping[str, Path]) -> Table:
-    """The table of one list a split; a list that lies beside the training list and has no labels is told."""
+    """The table of one list a split; a note names any list beside the training list that has no labels."""
     beside = [path for split, path in _beside(paths["train"]).items() if split not in paths and not is_list(path)]
     notes = tuple(f"{path.name} is no list of paths and labels, so it was left out." for path in beside)
     return Table({split: read_list(path) for split, path in paths.items()}, notes=notes)
@@ -38,11 +38,11 @@ def normal(path: str) -> str:
     """A listed path as stores know it: no "./" at the start."""
     if "/." in path or "//" in path or path.startswith(".") or path.endswith("/") or not path:
         return posixpath.normpath(path)
-    return path  # as most are
+    return path  # most paths are normal
 
 
 def find(folder: Path) -> dict[str, dict[str, Path]]:
-    """Lists in a folder by what their names share: {"ImageNet_LT_": {"train": path, ...}}; train.txt has ""."""
+    """Lists in a folder by the start of their names: {"ImageNet_LT_": {"train": path, ...}}; "" for train.txt."""
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.glob("*.txt")) if os.path.isdir(folder) else ():
         match = _NAME.fullmatch(path.name)
@@ -52,7 +52,7 @@ def find(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def siblings(path: Path) -> dict[str, Path]:
-    """The files of the other splits beside one that is named as training: train2018.json → val2018.json.
+    """A training file with the files of other splits beside it, by name: train2018.json and val2018.json.
 
     Beside train_mini.json it is val_mini.json or else val.json. Lists without labels are left out.
     """
@@ -61,7 +61,7 @@ def siblings(path: Path) -> dict[str, Path]:
 
 
 def _is_labelled(path: Path) -> bool:
-    return path.suffix.lower() != ".txt" or is_list(path)  # what annotations lack, their reader says
+    return path.suffix.lower() != ".txt" or is_list(path)  # the reader of annotations reports what they lack
 
 
 def _beside(path: Path) -> dict[str, Path]:
@@ -82,7 +82,7 @@ def _beside(path: Path) -> dict[str, Path]:
 
 
 def is_list(path: Path) -> bool:
-    """Whether the first line has a label: images may have a train.txt of another kind, and tests are without labels."""
+    """Whether the first line has a label: a train.txt may be something else, and test lists may have no labels."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as lines:
             first = next((line for line in lines if line.strip()), "")
@@ -103,4 +103,4 @@ def _row(line: str, path: Path, number: int) -> tuple[str, str]:
             f"{path}, line {number} has the label {fields[1][:40]}; labels are whole numbers from 0 up, of at most "
             f"{_DIGITS} characters."
         )
-    return normal(fields[0]), sys.intern(str(int(fields[1])))  # one text a class, not one a picture
+    return normal(fields[0]), sys.intern(str(int(fields[1])))  # one string per class in memory, not one per picture

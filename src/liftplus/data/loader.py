@@ -86,13 +86,13 @@ class TrainView:
         return self.augment(picture, self.size, self.kernel, progress_of(epoch, self.epochs), generator)
 
     def number(self, epoch: int, index: int, repeat: int) -> int:
-        """Seed, below 2^63, for whatever is random about a picture beside its crop."""
+        """Seed, below 2^63, for what is random about a picture apart from its crop."""
         return mixed(self.seed, epoch, index, repeat) >> 1
 
 
 @dataclass(frozen=True)
 class FixedView:
-    """A fixed transform, the same in every epoch; with `skips`, a picture that cannot be decoded stops nothing."""
+    """A fixed transform, the same in every epoch; with `skips`, a black picture replaces one that cannot be decoded."""
 
     transform: Callable[[Image | Picture], Tensor]
     skips: bool = False
@@ -154,7 +154,7 @@ def _collate(items: list[Item]) -> Batch | UserError:
     for item in items:
         if isinstance(item, UserError):
             return item
-    if not items:  # of a batch smaller than the number of processes
+    if not items:  # a batch smaller than the number of processes leaves some without items
         return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
     views, labels, indices, reasons, seeds = zip(*items, strict=True)
     sizes = torch.tensor([view.shape[-2:] for view in views])
@@ -166,7 +166,7 @@ def _collate(items: list[Item]) -> Batch | UserError:
 
 
 def _shared(batch: Batch) -> Batch | UserError:
-    """A batch ready to be sent. Left to the queue, a failure would be swallowed there and the run wait for ever."""
+    """Move a batch to shared memory. The queue would swallow a failure of this, and the run would wait for ever."""
     try:
         for part in batch.parts():
             part.share_memory_()
@@ -201,7 +201,7 @@ class Shuffled:
 
 
 def auto_workers(store: Store) -> int:
-    """No worker processes for pictures in memory, else one fewer than the cores, at most 16.
+    """No worker processes for pictures in memory, else one fewer than the cores, at least 1 and at most 16.
 
     Processes that torchrun started side by side share the cores.
     """
@@ -211,7 +211,18 @@ def auto_workers(store: Store) -> int:
 
 
 class Loader:
-    """Batches of one split; `epoch(e)` iterates over epoch e."""
+    """Batches of one split; `epoch(e)` iterates over epoch e.
+
+    Args:
+        store: holds the pictures.
+        split: their keys and labels.
+        view: turns a picture into a tensor.
+        batch_size: pictures in a batch, over all processes of the job.
+        order: from the epoch to the indices it shows; by default every picture once, in order.
+        workers: loader processes; None chooses by `auto_workers`, 0 loads in this process.
+        pin: whether batches are pinned for copies to a GPU.
+        job: the processes that share each batch.
+    """
 
     def __init__(
         self,
@@ -238,7 +249,7 @@ class Loader:
             persistent_workers=count > 0,
             pin_memory=pin,
             worker_init_fn=settle if count else None,
-            generator=torch.Generator(),  # else it draws from the caller's stream
+            generator=torch.Generator(),  # else it would draw from the caller's random stream
         )
 
     def __len__(self) -> int:
@@ -251,8 +262,8 @@ class Loader:
         Raises what the store raised at a broken picture; `UserError` where a worker process fails.
         """
         self._order.epoch, self._order.first = epoch, first
-        # No variable here may hold an exception that is raised: with its traceback that makes a cycle, and workers that
-        # are left to the garbage collector take ten seconds to end.
+        # No variable here may hold a raised exception: with its traceback it would form a cycle, and workers that wait
+        # for the garbage collector take ten seconds to end.
         try:
             self._batches = None
             self._batches = self._begin()
@@ -267,9 +278,9 @@ class Loader:
             raise UserError(reason) from error
 
     def _begin(self) -> Iterator[Batch | UserError]:
-        """Start the workers, without the signal handler that comes with them.
+        """Start the workers without PyTorch's handler of SIGCHLD.
 
-        It would raise in whatever runs when a worker dies; asking for the next batch finds that out as well.
+        That handler raises in whatever code runs when a worker dies; asking for the next batch detects that as well.
         """
         leave_unguarded()
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None

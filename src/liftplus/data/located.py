@@ -1,4 +1,4 @@
-"""Where the pictures that a list or table names really are: paths are spelled otherwise on other systems."""
+"""Find listed pictures whose paths are spelled differently in the store, as other systems write them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from liftplus.words import agreeing, counted
 
 
 def respelled(table: Table, store: FileStore, missing: Sequence[str], origin: Path) -> Table:
-    """The table with paths as the store spells them, and a note where that is not as they were listed.
+    """Replace paths by the store's own spelling; a note says so.
 
     Slashes, a slash at the start, the Unicode form and the case of letters may differ. Paths that the store holds in no
     spelling, or in several, stay as they are.

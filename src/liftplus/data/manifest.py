@@ -27,7 +27,7 @@ COLUMNS = {
     "split": "split set subset partition",
     "name": "class_name label_name category_name name",
 }
-"""The headings that a column of each meaning may have, the first that is there counts."""
+"""Headings that a column of each meaning may have; the first one present is used."""
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 """Text files that are tables by their name."""
@@ -41,7 +41,7 @@ class Cells:
 
     Attributes:
         header: the headings of the columns.
-        rows: number of the line and the cells of each row, as text; missing values are empty.
+        rows: line number and cells of each row, as text; missing values are empty.
     """
 
     header: list[str]
@@ -70,7 +70,7 @@ def _mapped(text: str, path: Path) -> list[Mapping[str, Any]] | None:
 
 
 def metadata(folder: Path) -> dict[str, Path]:
-    """The files metadata.csv, .jsonl or .parquet that name classes, in a folder or its split folders, by split."""
+    """The files metadata.csv or metadata.jsonl with classes, in a folder or its split folders, by split."""
     places = {"train": folder}
     if not _metadata_in(folder):
         named = {SPLIT_OF[sub.name.lower()]: sub for sub in _folders(folder) if sub.name.lower() in SPLIT_OF}
@@ -83,7 +83,7 @@ def _folders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(entry.path) for entry in entries if entry.is_dir())
-    except OSError:  # whoever lists the pictures says what is the matter
+    except OSError:  # listing the pictures reports the reason
         return []
 
 
@@ -104,8 +104,11 @@ def table(cells: Cells, path: Path, default_split: str = "train", names: Mapping
     Args:
         cells: what the file holds.
         path: what an error calls it.
-        default_split: of rows, where no column says it.
-        names: by label, where the file declares its classes; each of them is a class.
+        default_split: the split of all rows if there is no split column.
+        names: by label, if the file declares its classes; each declared one is a class.
+
+    Raises:
+        UserError: a column, path or label is missing, or a class has two names.
     """
     if not cells.rows:
         raise UserError(f"{path} has no rows; write one row of path and label an image.")
@@ -157,7 +160,7 @@ def _by_folder(
     for key, label in rows:
         found.setdefault(SPLIT_OF[key.split("/", 1)[0].lower()], []).append((key, label))
     return found, (
-        f"Splits are those of the folders that the paths in {path.name} start with: {listing(sorted(tops))}.",
+        f"Splits were read from the folders that the paths in {path.name} start with: {listing(sorted(tops))}.",
     )
 
 
@@ -165,7 +168,7 @@ def _classes(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], pa
     ids = {label for rows in splits.values() for _, label in rows}
     numbers = [label for label in ids if re.fullmatch(r"[+-]?\d{1,18}(\.0+)?", label, re.ASCII)]
     if missing := labels.doubtful_text(ids):
-        raise UserError(f"{path} has the label {missing!r} among numbers, so it is missing; every row needs one.")
+        raise UserError(f"The label {missing!r} among numbers in {path} means a missing label; every row needs one.")
     doubtful = sorted(label for label in ids if label.lower() in labels.DOUBTFUL)
     notes = tuple(
         f"One class of {path.name} is called {label!r}, which often stands for a missing label." for label in doubtful
@@ -180,7 +183,7 @@ def _classes(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], pa
     spelled = {label.partition(".")[0] for label in ids}
     if len(spelled) > len(set(whole.values())):
         some = sorted(label for label in spelled if label != str(int(label)))
-        notes += (f"Labels that are one number are one class: {some[0]!r} and {str(int(some[0]))!r}.",)
+        notes += (f"Labels of equal value are one class: {some[0]!r} and {str(int(some[0]))!r}.",)
     rows = {split: [(key, whole[label]) for key, label in pairs] for split, pairs in splits.items()}
     return Table(rows, None, _merged(names, whole, path), notes)
 
@@ -244,8 +247,8 @@ def _choices(header: Sequence[str], columns: Mapping[str, int], path: Path) -> t
         read = {name: split_names.read(name) for name in header}
         alike = [k for k, v in read.items() if plain(k) in _SPLITS or (v is not None and v.rest in ((), ("is",)))]
         notes += tuple(
-            f"The column {name!r} of {path.name} may say a split and was not read; to be read, it must be called "
-            "'split' and say train, val or test."
+            f"The column {name!r} of {path.name} may hold splits but was not read. To use it, call it 'split' and "
+            "write train, val or test in it."
             for name in alike
         )
     return notes
@@ -265,14 +268,14 @@ def _with_label(cells: Cells, path: Path) -> tuple[Cells, tuple[str, ...]]:
     several = next((number for (number, _), ones in zip(cells.rows, hot, strict=True) if len(ones) != 1), None)
     if several is not None:
         raise UserError(
-            f"{path} has a column of 0 and 1 for each class, but line {several} has not one 1. A picture has one class "
-            "here; leave the other rows out."
+            f"{path} has a column of 0 and 1 for each class, but line {several} does not have exactly one 1. A picture "
+            "has one class here; leave the other rows out."
         )
     rows = [
         (number, [*row, cells.header[ones[0]].strip()]) for (number, row), ones in zip(cells.rows, hot, strict=True)
     ]
     shown = listing([cells.header[k] for k in places], 3)
-    note = f"The columns {shown} of {path.name} hold one 1 a row; its column is the class."
+    note = f"The columns {shown} of {path.name} hold a single 1 in each row; its column is the class."
     return Cells([*cells.header, "label"], rows), (note,)
 
 

@@ -1,4 +1,4 @@
-"""What folders and archives hold: links, litter of systems and spellings of names."""
+"""List what folders and archives hold: links, litter of operating systems and spellings of names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Members:
     Attributes:
         files: their names, sorted.
         empty_folders: folders without any file, sorted.
-        notes: what was passed over, one sentence each.
+        notes: what was left out, one sentence each.
         undeclared: whether names are in an encoding that the archive does not declare, so that they may be misread.
     """
 
@@ -34,18 +34,18 @@ class Members:
 
 
 def parts_of(name: str) -> list[str]:
-    """A member's folders and its own name; backslashes in the last part came from Windows and part folders too."""
+    """A member's folders and its file name; backslashes in the last part come from Windows and separate folders too."""
     *folders, last = name.split("/")
     return [*folders, *([part for part in last.split("\\") if part] or [last])]
 
 
 def spelling(path: str) -> str:
-    """What all spellings of one path have in common: slashes, Unicode form, upper and lower case."""
+    """Canonical form of a path: slashes, Unicode form and case make no difference."""
     return normalize("NFC", posixpath.normpath(path.replace("\\", "/")).lstrip("/")).casefold()
 
 
 def spellings(names: Iterable[str]) -> dict[str, str | None]:
-    """The name of each spelling; None where two names share it."""
+    """Names by canonical form; None where two names share one."""
     found: dict[str, str | None] = {}
     for name in names:
         key = spelling(name)
@@ -54,7 +54,7 @@ def spellings(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def respelled(root: str, paths: Iterable[str]) -> dict[str, str]:
-    """Of paths that a folder does not hold, those that it holds in one other spelling, and how it spells them."""
+    """For paths that a folder does not hold, its own spelling where exactly one fits."""
     listed: dict[str, dict[str, str | None]] = {}
 
     def own(folder: str, part: str) -> str | None:
@@ -105,7 +105,7 @@ def of_archive(
         found: names of files, in the archive's order.
         folders: names of folders that the archive lists.
         refused: names of members that are not read.
-        notes: what is known already.
+        notes: notes so far.
         undeclared: see `Members`.
     """
     files = set({"/".join(parts_of(name)): name for name in found}.values())
@@ -118,8 +118,8 @@ def of_archive(
     )
     if len(files) < len(found):
         notes += (
-            f"{counted(len(found) - len(files), 'archive member was', 'archive members were')} left out, as others of "
-            "the same name follow.",
+            f"{counted(len(found) - len(files), 'archive member was', 'archive members were')} left out, because "
+            "later members have the same names.",
         )
     if refused:
         notes += (f"Archive members with unsafe names, links or encryption were left out: {listing(refused, 3)}.",)
@@ -154,7 +154,7 @@ class _Walk:
                 inside += self._list(name, real)
 
     def _list(self, folder: str, real: str) -> list[tuple[str, str]]:
-        """Add what one folder holds; the folders in it are returned."""
+        """Add the files of one folder; returns the folders in it."""
         children: list[tuple[str, str]] = []
         held = 0
         with os.scandir(os.path.join(self.root, folder)) as entries:
@@ -197,7 +197,7 @@ class _Walk:
             heapq.heappush(self.waiting, (name, target))
 
     def _again(self, name: str, real: str) -> None:
-        """A folder by another name: told where the data hold it themselves, refused where two links lead to it."""
+        """A folder reached by a second name: noted if it lies in the data itself, refused if two links lead to it."""
         first = self.known[real]
         if not _within(real, os.path.realpath(self.root)):
             raise UserError(
@@ -207,7 +207,7 @@ class _Walk:
         self.again.append((name, first))
 
     def notes(self) -> tuple[str, ...]:
-        """What was passed over."""
+        """What was left out, and files that count twice."""
         notes = _litter_note(self.litter)
         if self.again:
             pairs = ", ".join(f"{name!r} to {first!r}" for name, first in sorted(self.again)[:3])
@@ -224,7 +224,7 @@ class _Walk:
         return notes
 
     def _twins(self) -> list[tuple[str, str]]:
-        """Linked files that are here by another name too, with that name."""
+        """Linked files that the data also hold by another name, with that name."""
         if not self.links:
             return []
         present = set(self.files)

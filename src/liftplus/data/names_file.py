@@ -74,7 +74,7 @@ def _without_comments(lines: list[str], origin: str) -> tuple[list[str], tuple[s
 
 
 def _lines(text: str, origin: str) -> list[str]:
-    """Lines without what surrounds the entries of a list or dictionary; empty ones are allowed at the end only."""
+    """Lines without brackets, dashes and quotes of a list or dictionary; empty lines are allowed only at the end."""
     # Not splitlines(): it would also break at rare separators within a name.
     lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
     while lines and not lines[-1]:
@@ -125,7 +125,7 @@ def is_heading(line: str) -> bool:
 
 
 def heading_note(line: str, origin: str) -> str:
-    """What is said where a first line is no class."""
+    """The note on a first line that is no class."""
     return f"The first line of {origin}, {line!r}, was taken for a heading."
 
 
@@ -217,7 +217,7 @@ def _columns(rows: list[list[str]], roles: tuple[int, int], width: int, origin: 
 
 
 def _rows(text: str, origin: str) -> list[list[str]]:
-    """The rows, parted by the delimiter that gives all of them as many fields, and ids at their start if possible."""
+    """Rows by the delimiter that gives all of them equally many fields, preferably with ids in the first column."""
     found: list[list[list[str]]] = []
     fault: UserError | None = None
     for delimiter in ",;\t|":

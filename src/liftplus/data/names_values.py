@@ -1,4 +1,4 @@
-"""Class names out of the values of JSON, TOML and Python, and what headings of id and name look like."""
+"""Class names from the values of JSON, TOML and Python, and the headings of columns of ids and names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Names:
     Attributes:
         lines: names in label order, where the file has no ids.
         by_id: name by class id, where it has; else empty.
-        notes: how it was read, where that was a choice.
+        notes: how the file was read, where there was a choice.
     """
 
     lines: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def are_ids(cells: Sequence[str]) -> bool:
 
 
 def is_index(cells: Sequence[str]) -> bool:
-    """Numbers, each once: what a class has of its own."""
+    """Whether all are numbers and none repeats, as one number for each class."""
     numbers = [cell.strip() for cell in cells]
     return all(re.fullmatch(r"\d+", cell, re.ASCII) for cell in numbers) and len(set(numbers)) == len(numbers)
 

@@ -21,7 +21,7 @@ def of(table: Table, config: DataConfig) -> Named:
     if config.class_names is None:
         named = Named({label: table.names.get(label, label) for label in ids})
     else:
-        # Names by id declare the classes of other splits too, so that one without training images can be meant.
+        # A file of names by id may name classes of other splits too, even without training images.
         extra = sorted_ids(table.ids() - set(ids))
         every = (*ids, *extra) if table.class_ids else sorted_ids({*ids, *extra})
         named = class_names.match(ids, names_file.read(config.class_names), config.class_names, every)

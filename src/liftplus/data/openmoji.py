@@ -97,7 +97,7 @@ def load(config: DataConfig) -> DataSet:
 class Drawings(Sequence[NDArray[np.uint8]]):
     """The pictures of several splits, one after the other; each is drawn when first asked for, and then kept.
 
-    One pickles as what is needed to draw it, so that a worker process draws what it reads.
+    Pickling sends only the art and the labels, so a worker process draws the pictures that it reads.
 
     Args:
         art: uint8 RGBA [C, 4, SIZE, SIZE], a picture for each class.
@@ -125,7 +125,7 @@ class Drawings(Sequence[NDArray[np.uint8]]):
 
 
 class _Part:
-    """One split; a second, smaller object is in a part of its pictures."""
+    """One split; a second, smaller object is in 30 % of its pictures."""
 
     def __init__(self, art: Tensor, labels: Tensor, seed: int) -> None:
         self.art, self.labels = art, labels
@@ -172,7 +172,7 @@ class _Batch:
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """On one thread, as one picture is too little for several; in full precision, even inside an autocast."""
+    """Draw on one thread, since one picture is too little work for more, and in full precision despite autocast."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Parquet: tables of paths and labels, and those that hold the pictures themselves, as Hugging Face publishes them."""
+"""Parquet tables of paths and labels, or with the pictures inside, as Hugging Face publishes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from liftplus.data import manifest
+from liftplus.data import archives, manifest
 from liftplus.data.dataset import SPLIT_OF, Table, listing
 from liftplus.data.identity import Trace
 from liftplus.data.images import UnreadableImage
@@ -29,7 +29,7 @@ _SHARD = re.compile(r"(?P<start>.*?)-?(?P<number>\d{4,6})-of-(?P<total>\d{4,6})(
 
 
 class ParquetStore(ByteStore):
-    """Pictures out of Parquet tables, copied once to a temporary file: a table gives a single row only with its group.
+    """Pictures from Parquet tables, copied once to a temporary file, since a table is read by whole row groups only.
 
     Attributes:
         files: the tables.
@@ -41,7 +41,7 @@ class ParquetStore(ByteStore):
         self.index: dict[str, tuple[int, int]] = {}
         with tempfile.NamedTemporaryFile(prefix="liftplus-", suffix=".pictures", delete=False) as plain:
             self.plain = plain.name
-            remove = weakref.finalize(self, _remove, plain.name, os.getpid())
+            remove = weakref.finalize(self, archives.remove_temporary, plain.name, os.getpid())
             try:
                 for start, path, column in files:
                     self._copy(start, path, column, plain)
@@ -77,14 +77,8 @@ class ParquetStore(ByteStore):
             trace.file(path)
 
 
-def _remove(path: str, owner: int) -> None:
-    # A forked worker inherits the finaliser, but the file still serves the process that made it.
-    if os.getpid() == owner and os.path.exists(path):
-        os.unlink(path)
-
-
 def siblings(path: Path) -> Files:
-    """The tables that belong to one that is named: its other shards, and the other splits beside a training table."""
+    """The tables that belong to a named one: its other shards and, for a training table, the other splits."""
     match = _SHARD.fullmatch(path.name)
     if match is None:
         return {"train": [path]}
@@ -152,7 +146,7 @@ def _refuse_incomplete(files: Files) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """One table: its cells, the pictures' column where it holds them, and its classes where it declares them."""
+    """One table: its cells, the column of pictures if it has one, and the names of its classes if it declares them."""
 
     cells: Cells
     pictures: str | None
@@ -165,7 +159,7 @@ def read(files: Files, found: bool = False) -> tuple[Table, ParquetStore | None]
 
     Args:
         files: by split.
-        found: whether they were looked for and not named by the user, so that a note lists them.
+        found: whether liftplus found the files itself; a note then lists them.
     """
     root = os.path.commonpath([path.parent for paths in files.values() for path in paths])
     tables: list[Table] = []
@@ -229,7 +223,7 @@ def _read(path: Path, start: str) -> _Part:
         pictures = _pictures(schema, file)
         classes = _class_labels(schema)
         heading, notes = _renamed(header, pictures, classes, path)
-        # Says what is missing before anything is read.
+        # Reports missing columns before anything is read.
         manifest.find_columns(["path" if name == pictures else name for name in heading], path, header)
         wanted = [k for k, name in enumerate(heading) if manifest.plain(name) in _MEANT and header[k] != pictures]
         if pictures is None and not any(manifest.plain(heading[k]) in headings("label") for k in wanted):
@@ -257,7 +251,7 @@ def _label_place(names: Sequence[str], path: Path) -> int:
 def _renamed(
     header: list[str], pictures: str | None, classes: Mapping[str, Any], path: Path
 ) -> tuple[list[str], tuple[str, ...]]:
-    """The headings, with the only column of declared classes as the label where none is called so."""
+    """The headings; if none is a label, the only column of declared classes becomes it."""
     paths = headings("path")
     heading = ["" if pictures and name != pictures and manifest.plain(name) in paths else name for name in header]
     if {manifest.plain(name) for name in header} & set(headings("label")) or not classes:
@@ -304,7 +298,7 @@ def _class_labels(schema: Any) -> dict[str, dict[str, str]]:
 
 
 def _column(file: Any, schema: Any, name: str) -> list[str]:
-    """A column as text; of a picture's bytes and path the path."""
+    """A column as text; for a column of bytes and path, the path."""
     if "bytes" in {schema.field(name).type.field(k).name for k in range(schema.field(name).type.num_fields)}:
         return [manifest.as_text((row or {}).get("path")) for row in _values(file, f"{name}.path", name)]
     return [manifest.as_text(value) for value in _values(file, name, name)]

@@ -83,11 +83,12 @@ class JpegPicture(NamedTuple):
         data: the file.
         name: what an error calls it.
         mode: as Pillow names it, RGB or L.
+        size: (width, height) in pixels.
         end: where its end mark ends.
         frame: where the header of the frame starts.
         unit: rows that are coded together, 8 or 16 as a rule.
         scaled: decode at 1/2, 1/4 or 1/8 of the size where the box is still no smaller than what is asked for.
-        annotated: whether there are blocks that Pillow reads and libjpeg passes over, so that Pillow alone minds them.
+        annotated: whether there are blocks that Pillow reads and libjpeg ignores.
     """
 
     data: bytes
@@ -109,7 +110,7 @@ class JpegPicture(NamedTuple):
         least = min((box[2] - box[0]) // size[0], (box[3] - box[1]) // size[1])
         shrink = max(k for k in (1, 2, 4, 8) if k <= max(least, 1)) if self.scaled else 1
         pixels = self._decoded(box[3], shrink)
-        if pixels is None:  # whatever it was, Pillow's verdict counts
+        if pixels is None:  # Pillow decides what is wrong with the file
             return ArrayPicture(np.asarray(decode(self.data, self.name))).cut(box, size, kernel)
         left, top, right, bottom = (round(edge / shrink) for edge in box)
         return _resized(pixels, (left, top, right, bottom), size, kernel)
@@ -143,7 +144,7 @@ class JpegPicture(NamedTuple):
 
 
 class _Memory(threading.local):
-    """Room that each thread keeps: fresh pages from the system would take a sixth of the time."""
+    """Memory that each thread keeps: new pages from the system would take a sixth of the time."""
 
     most = 1 << 26
     kept = np.empty(0, np.uint8)
@@ -170,15 +171,17 @@ def picture(data: bytes, name: str, how: Decode) -> Picture:
 # In the coded pixels of one scan, 0xFF stands before 0x00, before restart marks or before further 0xFF only.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _BLOCK = struct.Struct(">BH")  # the kind of a block and its length
-_PASSED = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE3, 0xED), 0xEF})  # tables, comments and what nobody reads
+_PASSED = frozenset(
+    {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE3, 0xED), 0xEF}
+)  # tables, comments and blocks that no decoder reads
 _LARGEST = 65_500  # the longest side that libjpeg takes
-_TURNS = (b"Exif\0", b"http://ns.adobe.com/xap")  # the blocks that may say so
+_TURNS = (b"Exif\0", b"http://ns.adobe.com/xap")  # blocks that may say that the picture is turned
 _READ = (0xE2, 0xED)  # colour profiles, several pictures in one file, Photoshop's
 _SHORT = {0xE0: 16, 0xEE: 14}  # JFIF's and Adobe's, which are of one length
 
 
 def plain_jpeg(data: bytes, name: str, scaled: bool) -> JpegPicture | None:
-    """A JPEG that libjpeg reads without any doubt; None for all other files, which are Pillow's."""
+    """A JPEG that libjpeg is certain to read; None for all other files, which Pillow reads."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     place, frame, parts, annotated = 2, 0, 0, False

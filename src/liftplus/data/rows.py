@@ -44,7 +44,7 @@ def _spelled(table: Table, spelling: Mapping[str, str]) -> Table:
 
 
 def _identity(rows: Rows, store: Store) -> Callable[[str], str]:
-    """What is the same for all keys of one file; a table may give paths both from its folder and in full."""
+    """A function from a key to its file: a table may give one path both in full and from its folder."""
     if not isinstance(store, FolderStore):
         return str
     if not any("./" in key or "//" in key or os.path.isabs(key) for part in rows.values() for key, _ in part):
@@ -102,7 +102,7 @@ def _repeated(keys: Sequence[str]) -> tuple[str, ...]:
 def _shared(pictures: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     tally = Counter(" and ".join(splits) for splits in pictures.values())
     return tuple(
-        f"{counted(count, 'picture is', 'pictures are')} in {splits} alike, first "
+        f"{counted(count, 'picture is', 'pictures are')} in {splits} at once, first "
         f"{next(key for key, where in pictures.items() if ' and '.join(where) == splits)!r}; a test on "
         f"{agreeing(count, 'it', 'them')} says little about unseen pictures."
         for splits, count in tally.items()

@@ -1,8 +1,8 @@
-"""A prepared copy of a data set: WebDataset shards (tar), and an index by which pictures are read at random.
+"""A prepared copy of a data set: WebDataset shards (tar), and an index for reading pictures in any order.
 
 A folder with, for each split, `train-000000.tar`, … of `00000000.jpg` (or .png …), `.cls` and `.json` members;
-`index.csv`, which says where in which shard each picture lies; and `classes.json`, written last. While it is made it
-has another name and `plan.json`, by which a copy that was stopped goes on.
+`index.csv`, which gives each picture's shard and place in it; and `classes.json`, written last. An unfinished copy has
+another name and `plan.json`, which lets an interrupted copy continue.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _COLUMNS = ["split", "key", "class", "shard", "offset", "size"]
 _FORMAT = 1
 _SHARD = 1 << 30
 _NOTED = 64
-"""After so many pictures the files are brought up to date."""
+"""Pictures after which the files are flushed."""
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CopyOptions:
     """How pictures are copied.
 
     Attributes:
         size: longest that the shorter side may be; pictures are never enlarged.
-        quality: of JPEG, with full colour resolution; what was lossless stays so, as PNG.
+        quality: JPEG quality, with full colour resolution; lossless pictures stay lossless, as PNG.
     """
 
     size: int = 256
@@ -110,17 +110,17 @@ def read(folder: Path) -> tuple[Table, ShardStore]:
     return table, ShardStore(folder, index)
 
 
-def write(dataset: DataSet, folder: Path, recipe: Recipe, progress: Progress | None = None) -> None:
-    """Copy every split into a new folder, which appears when it is whole.
+def write(dataset: DataSet, folder: Path, how: CopyOptions, progress: Progress | None = None) -> None:
+    """Copy every split into a new folder, which appears when it is complete.
 
-    A copy that was interrupted or killed goes on where it stood when the same pictures are copied there again in the
-    same way. One that ends with an error leaves nothing behind.
+    After an interrupted or killed copy, the same call continues it. A copy that ends with an error leaves nothing
+    behind.
 
     Args:
         dataset: any data set whose pictures exist as files.
         folder: must not exist.
-        recipe: size and quality of the copies.
-        progress: told of every picture.
+        how: size and quality of the copies.
+        progress: shows each picture.
 
     Raises:
         UserError: the folder exists or cannot be written; a picture cannot be decoded.
@@ -129,11 +129,11 @@ def write(dataset: DataSet, folder: Path, recipe: Recipe, progress: Progress | N
         raise UserError(f"{str(folder)!r} exists already. Choose another place with --out, or remove it first.")
     partial = unfinished(folder)
     try:
-        done = _begin(partial, dataset, recipe)
+        done = _begin(partial, dataset, how)
         total = sum(map(len, dataset.splits.values()))
         try:
             with (progress or Silent()).task("Copying", total, len(done.rows)) as advance:
-                _fill(partial, dataset, recipe, done, advance)
+                _fill(partial, dataset, how, done, advance)
             os.replace(partial, folder)
             (folder / PLAN).unlink()
         except Exception:
@@ -146,12 +146,12 @@ def write(dataset: DataSet, folder: Path, recipe: Recipe, progress: Progress | N
 
 
 def unfinished(folder: Path) -> Path:
-    """Where a copy lies until it is whole."""
+    """The folder of a copy until it is complete."""
     return folder.with_name(folder.name + ".partial")
 
 
 def resumable(folder: Path) -> Path | None:
-    """Where an interrupted copy lies that can go on; None where nothing can be told of its pictures."""
+    """The folder of an interrupted copy that can be continued; None where there is none."""
     partial = unfinished(folder)
     with suppress(OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
         return None if None in _planned(partial)["pictures"].values() else partial
@@ -159,13 +159,13 @@ def resumable(folder: Path) -> Path | None:
 
 
 def _planned(partial: Path) -> Any:
-    """What the unfinished copy in a folder was to be."""
+    """The plan of the unfinished copy in a folder."""
     return documents.json_value(documents.text(partial / PLAN, "plan"), partial / PLAN)
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What an interrupted copy has.
+    """What an interrupted copy already holds.
 
     Attributes:
         rows: of the index, in the order of the data set.
@@ -176,9 +176,9 @@ class _Done:
     cut: int | None = None
 
 
-def _begin(partial: Path, dataset: DataSet, recipe: Recipe) -> _Done:
-    """What is there already of just this copy, and a folder that holds nothing else."""
-    plan = _plan(dataset, recipe)
+def _begin(partial: Path, dataset: DataSet, how: CopyOptions) -> _Done:
+    """What exists already of this very copy; removes everything else from the folder."""
+    plan = _plan(dataset, how)
     done = _Done()
     with suppress(OSError, UserError, ValueError, csv.Error):
         if _planned(partial) == plan:
@@ -197,15 +197,15 @@ def _begin(partial: Path, dataset: DataSet, recipe: Recipe) -> _Done:
     return done
 
 
-def _plan(dataset: DataSet, recipe: Recipe) -> dict[str, Any]:
-    """What is copied and how; a split whose pictures cannot be told from others has None."""
+def _plan(dataset: DataSet, how: CopyOptions) -> dict[str, Any]:
+    """What is copied and how; `pictures` has None for a split without an identity."""
     labels = hashlib.sha256(repr([part.labels for part in dataset.splits.values()]).encode()).hexdigest()
     pictures = {split: identity(dataset.store, part.keys) for split, part in dataset.splits.items()}
-    return _about(dataset, recipe) | {"labels": labels, "pictures": pictures}
+    return _about(dataset, how) | {"labels": labels, "pictures": pictures}
 
 
 def _done(partial: Path) -> _Done:
-    """The rows of the index that can be relied on; the last one and its picture may be cut short."""
+    """The rows of the index that are complete; the last one and its picture may be cut short."""
     text = documents.content(partial / INDEX, "index").decode(errors="surrogateescape")
     rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
     sizes = {shard.name: shard.stat().st_size for shard in partial.glob("*.tar")}
@@ -217,19 +217,19 @@ def _done(partial: Path) -> _Done:
     return _Done()
 
 
-def _about(dataset: DataSet, recipe: Recipe) -> dict[str, Any]:
+def _about(dataset: DataSet, how: CopyOptions) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "made_from": dataset.name,
-        "size": recipe.size,
-        "quality": recipe.quality,
+        "size": how.size,
+        "quality": how.quality,
         "class_ids": list(dataset.class_ids),
         "class_names": list(dataset.class_names),
         **({"frequency": dict(dataset.frequency)} if dataset.frequency else {}),
     }
 
 
-def _fill(folder: Path, dataset: DataSet, recipe: Recipe, done: _Done, advance: Advance) -> None:
+def _fill(folder: Path, dataset: DataSet, how: CopyOptions, done: _Done, advance: Advance) -> None:
     with (folder / INDEX).open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         index = csv.writer(stream)
         index.writerows([_COLUMNS, *done.rows])
@@ -239,7 +239,7 @@ def _fill(folder: Path, dataset: DataSet, recipe: Recipe, done: _Done, advance: 
                 continue
             last, cut, first = (own[-1][3], done.cut, len(own)) if own else (None, None, 0)
             with _Shards(folder, split, last, cut) as shards:
-                for number, (data, ending) in enumerate(_copies(dataset, split, recipe, first), first):
+                for number, (data, ending) in enumerate(_copies(dataset, split, how, first), first):
                     key, label = part.keys[number], part.labels[number]
                     about = {"key": key, "class": dataset.class_names[label], "id": dataset.class_ids[label]}
                     place = shards.add(f"{number:08d}", data, ending, label, about)
@@ -248,48 +248,48 @@ def _fill(folder: Path, dataset: DataSet, recipe: Recipe, done: _Done, advance: 
                         shards.flush()
                         stream.flush()
                     advance()
-    about = _about(dataset, recipe) | {"pictures": sum(map(len, dataset.splits.values()))}
+    about = _about(dataset, how) | {"pictures": sum(map(len, dataset.splits.values()))}
     (folder / CLASSES).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
-def _copies(dataset: DataSet, split: str, recipe: Recipe, first: int) -> Iterator[tuple[bytes, str]]:
-    """The new file of each picture from `first` on with its ending; threads, as Pillow leaves the interpreter free."""
+def _copies(dataset: DataSet, split: str, how: CopyOptions, first: int) -> Iterator[tuple[bytes, str]]:
+    """Yield each picture's new file and its ending from `first` on; threads help, as Pillow releases the GIL."""
     threads = min(workers.cores(), 16)
     keys = islice(dataset.splits[split].keys, first, None)
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(keys, 16 * threads)):
-            yield from pool.map(lambda key: _copy(dataset, key, recipe), chunk)
+            yield from pool.map(lambda key: _copy(dataset, key, how), chunk)
 
 
-def _copy(dataset: DataSet, key: str, recipe: Recipe) -> tuple[bytes, str]:
+def _copy(dataset: DataSet, key: str, how: CopyOptions) -> tuple[bytes, str]:
     store = dataset.store
     if not isinstance(store, ByteStore):
-        return _encoded(store.image(key), "PNG", recipe), "png"
+        return _encoded(store.image(key), "PNG", how), "png"
     data = store.read(key)
     image = decode(data, store.where(key))
     with Image.open(io.BytesIO(data)) as file:
         kind = file.format or ""
-    if min(image.size) <= recipe.size and kind in _KEPT:
+    if min(image.size) <= how.size and kind in _KEPT:
         return data, _KEPT[kind]  # nothing is gained by coding it once more
     kind = "JPEG" if kind in _LOSSY else "PNG"
-    return _encoded(image, kind, recipe), _KEPT[kind]
+    return _encoded(image, kind, how), _KEPT[kind]
 
 
-def _encoded(image: Image.Image, kind: str, recipe: Recipe) -> bytes:
-    share = recipe.size / min(image.size)
+def _encoded(image: Image.Image, kind: str, how: CopyOptions) -> bytes:
+    share = how.size / min(image.size)
     if share < 1:
-        width, height = (max(recipe.size, round(side * share)) for side in image.size)
+        width, height = (max(how.size, round(side * share)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"quality": recipe.quality, "subsampling": "4:4:4"} if kind == "JPEG" else {}
+    options: dict[str, Any] = {"quality": how.quality, "subsampling": "4:4:4"} if kind == "JPEG" else {}
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 class _Shards:
-    """The shards of one split: each is closed when it has a gigabyte.
+    """Writes the shards of one split, about 1 GiB each.
 
-    Goes on after `last`, the name of a shard that is there; within it where `cut` is its length so far.
+    Continues after the shard named `last`, or within it if `cut` gives its length so far.
     """
 
     def __init__(self, folder: Path, split: str, last: str | None = None, cut: int | None = None) -> None:
@@ -304,7 +304,7 @@ class _Shards:
         self._close()
 
     def add(self, name: str, data: bytes, ending: str, label: int, about: dict[str, Any]) -> tuple[str, int]:
-        """Write one picture with its class; its shard and its place there."""
+        """Write one picture with its class; returns its shard and its offset there."""
         if self.file is None or self.file.tell() > _SHARD:
             self._close()
             self.number += 1
@@ -316,7 +316,7 @@ class _Shards:
         return os.path.basename(self.file.name), place
 
     def flush(self) -> None:
-        """Bring the open shard up to date."""
+        """Write what the open shard holds in memory."""
         if self.file is not None:
             self.file.flush()
 
@@ -327,7 +327,7 @@ class _Shards:
 
 
 def _add(file: IO[bytes], name: str, content: bytes) -> int:
-    """Write one member of a tar; where its content begins."""
+    """Write one member of a tar; returns the offset of its content."""
     header = tarfile.TarInfo(name)
     header.size = len(content)
     file.write(header.tobuf(tarfile.USTAR_FORMAT))

@@ -1,4 +1,4 @@
-"""From `data.*` keys to a data set: which reader serves a source, and what every source must satisfy."""
+"""From `data.*` keys to a data set: choose the reader of a source, and check what every source must satisfy."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def load(
 ) -> DataSet:
     """The data set that the configuration names, checked, with a test split wherever one can be made.
 
-    `progress` is told (done, total) while files are decoded to leave out the broken ones. With `for_testing` nothing is
-    split or demanded of a training split: without a test split, all images are the test split.
+    `progress` is called with (done, total) while files are decoded to leave out the broken ones. With `for_testing`
+    nothing is split and no training split is needed; without a test split, val or else all images serve as one.
 
     Raises:
         UserError: it does not exist, is incomplete or contradicts itself.
@@ -77,7 +77,7 @@ def load(
 
 def _read(config: DataConfig, for_testing: bool) -> DataSet:
     if config.source == "openmoji_lt":
-        # Imported here, because its art is an optional dependency.
+        # Imported here because its art is an optional dependency.
         return cast(DataSet, import_module("liftplus.data.openmoji").load(config))
     if config.source in _CIFAR:
         return _from_cifar(config)
@@ -100,10 +100,9 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
     if for_testing and not any(table.rows.values()):
         raise UserError(f"{name} has no images; there is nothing to test on.")
     if not for_testing and not table.rows.get("train"):
-        held = " and ".join(split for split, part in table.rows.items() if part) or "none at all"
-        raise UserError(
-            f"{name} has no training images, but {held}; a train split, or images without a split, is needed."
-        )
+        held = " and ".join(split for split, part in table.rows.items() if part)
+        only = f", only {held} images" if held else ""
+        raise UserError(f"{name} has no training images{only}; give a train split, or images without a split.")
     table = rows.settled(table, store, name)
     if for_testing:
         table = _as_test(table)
@@ -128,7 +127,7 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
     notes = (*table.notes, *chosen.notes, *naming.id_notes(tuple(names), named), *split_notes)
     given = {split for split, part in table.rows.items() if part}
     if "val" in given:
-        given.add("test")  # which it serves as, where there is none
+        given.add("test")  # val serves as test where there is none
     drawn = () if for_testing else tuple(split for split in made if split not in given)
     dataset = DataSet(
         name, tuple(names.values()), tuple(names), made, store, notes, named, drawn, frequency=table.frequency
@@ -180,7 +179,7 @@ def _from_cifar(config: DataConfig) -> DataSet:
 
 
 def _from_lists(config: DataConfig) -> tuple[Table, Store]:
-    """Lists given one by one, or those of a benchmark."""
+    """The table and the store of lists that were given one by one, or of a benchmark's lists."""
     paths = _given_lists(config)
     if config.source in _LISTS:
         paths = paths if "train" in paths else _benchmark(config) | paths
@@ -287,7 +286,7 @@ def _listed(paths: Mapping[str, Path], root: str | None, config: DataConfig) -> 
 
 
 def _with_note(table: Table, paths: Mapping[str, Path]) -> Table:
-    """The table with a note on which file is which split, where there are several."""
+    """The table, with a note on which file is which split if there are several."""
     read = {split: path for split, path in paths.items() if table.rows.get(split)}
     if len(read) < 2:
         return table
@@ -310,7 +309,7 @@ def _boxes(
 
 
 def _checked(table: Table, store: FileStore, origin: Path) -> Table:
-    """The table of pictures that are all there, their paths spelled as the store has them; names get their ending."""
+    """The table with paths and endings as the store has them; refuses pictures that do not exist."""
     if missing := _missing(table, store):
         table = respelled(table, store, missing, origin)
         if missing := _missing(table, store):

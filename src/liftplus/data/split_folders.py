@@ -1,4 +1,4 @@
-"""Whether folders are splits or classes: what is clear is read, what is not is refused with both readings."""
+"""Decide whether folders are splits or classes; what can be read in two ways is refused with both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Reading:
-    """What top folders are.
+    """What the top folders are.
 
     Attributes:
         splits: the split of each folder that is one; without any, every folder is a class.
@@ -41,7 +41,7 @@ class Reading:
 
 
 def folders(paths: Iterable[Sequence[str]]) -> dict[str, Folder]:
-    """The top folders of paths that are given by their parts."""
+    """The top folders of paths, each path split into its parts."""
     loose: set[str] = set()
     inside: dict[str, set[str]] = {}
     for parts in paths:

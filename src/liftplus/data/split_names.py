@@ -35,7 +35,7 @@ class SplitName:
 
     Attributes:
         split: train, val or test.
-        rest: the other words of the name, in lower case; none where the name is the split's word alone.
+        rest: the other words of the name, in lower case; empty if the name is only the split's word.
     """
 
     split: str
@@ -62,13 +62,13 @@ def says_nothing(name: str) -> bool:
 
 
 def is_unlabelled(name: str) -> bool:
-    """Whether a name says that pictures have no label, and nothing of what is in them: no "unlabeled bottle"."""
+    """Whether a name only says that pictures have no label: "unlabeled images", but not "unlabeled bottle"."""
     words = [word for part in _WORD.findall(name) if (word := part.lower()) not in SPLIT_OF]
     return any(word in _UNLABELLED for word in words) and _say_nothing(words)
 
 
 def is_part(name: str) -> bool:
-    """Whether a name may be that of a part or a copy of the data: "fold1", "labeled", "grayscale"; no "class1"."""
+    """Whether a name may mean a part or a copy of the data: "fold1", "labeled", "grayscale", but not "class1"."""
     words = [word.lower() for word in _WORD.findall(name)]
     rest = [word for word in words if word not in _COPIES]
     told = len(rest) < len(words) or any(word in _PLAIN for word in rest)
@@ -102,5 +102,5 @@ def read(name: str) -> SplitName | None:
 
 
 def alike(names: Collection[SplitName]) -> bool:
-    """Whether names of splits belong together: they share their other words, or these say nothing."""
+    """Whether names of splits belong together: their other words are equal or say nothing."""
     return len({name.rest for name in names}) == 1 or all(name.plain for name in names)

@@ -27,9 +27,9 @@ def held_out(labels: Sequence[int], share: float, seed: int) -> NDArray[np.intp]
 
 
 def held_out_wholes(labels: Sequence[int], wholes: Sequence[str], share: float, seed: int) -> NDArray[np.intp]:
-    """The same where rows of one whole, such as the boxes of an image, stay together; `share` is of the wholes.
+    """`held_out` for rows that must stay together, such as the boxes of an image; `share` is of such wholes.
 
-    A whole counts for the rarest of its classes. Where a class would lose all of its rows, one of its wholes stays.
+    A whole counts for the rarest of its classes. A whole stays in training if a class would lose all of its rows.
     """
     counts = np.bincount(labels)
     members: dict[str, list[int]] = {}
@@ -59,7 +59,7 @@ def complete(
     A val split without a test split becomes the test split. Returns the splits and a note for each decision.
 
     Args:
-        whole: by key what must not be divided, such as the image that boxes are in.
+        whole: from a key to what must not be divided, such as the image that boxes are in.
     """
     done, notes = dict(rows), []
     if not done.get("test"):
@@ -72,7 +72,7 @@ def complete(
     if not done.get("val"):
         done.pop("val", None)
         if val_share > 0:
-            # Another seed, or the classes' shuffles would repeat those of the test split.
+            # With the same seed, the classes' shuffles would repeat those of the test split.
             notes.append(_set_aside(done, "val", val_share, seed + 1, whole))
     return done, tuple(notes)
 

@@ -71,7 +71,7 @@ class FileStore(ByteStore):
         return [key for key in keys if key not in held]
 
     def respelled(self, keys: Iterable[str]) -> dict[str, str]:
-        """Of keys that the store does not hold, those that it holds in one other spelling, and how it spells them."""
+        """For keys that the store does not hold, its own spelling where exactly one fits."""
         held = members.spellings(self.members().files)
         return {key: name for key in keys if (name := held.get(members.spelling(key))) is not None}
 
@@ -115,14 +115,11 @@ class FolderStore(FileStore):
         return members.of_folder(self.path)
 
     def respelled(self, keys: Iterable[str]) -> dict[str, str]:
-        """Of keys that the folder does not hold, those that it holds in one other spelling."""
+        """For keys that the folder does not hold, its own spelling where exactly one fits."""
         return members.respelled(self.path, keys)
 
     def trace(self, trace: Trace, keys: Sequence[str]) -> None:
-        """Of each file its path, size and the times of the last change of contents and of entry.
-
-        A program that sets the former time back cannot avoid the latter.
-        """
+        """Each file's path, size, mtime and ctime; a program can set back only the mtime."""
         for key in keys:
             trace.file(self.where(key))
 
@@ -257,7 +254,7 @@ class TarStore(FileStore):
 
     def _unpack(self, packed: IO[bytes]) -> str:
         with packed, tempfile.NamedTemporaryFile(prefix="liftplus-", suffix=".tar", delete=False) as plain:
-            remove = weakref.finalize(self, _remove, plain.name, os.getpid())
+            remove = weakref.finalize(self, archives.remove_temporary, plain.name, os.getpid())
             try:
                 archives.copy_unpacked(packed, plain, os.path.getsize(self.path))
             except BaseException:
@@ -309,7 +306,7 @@ def uncompressed(image: Image.Image) -> bytes:
 
 
 def part_of(path: str | Path, offset: int, size: int, name: str) -> bytes:
-    """A stretch of a file's bytes, which is the picture `name`."""
+    """The bytes of the picture `name`, which are a part of a file."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
@@ -341,11 +338,5 @@ def is_tar(path: Path) -> bool:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes into would be waited for without end."""
+    """Open a file without waiting: a pipe without a writer would block for ever."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _remove(path: str, owner: int) -> None:
-    # A forked worker inherits the finaliser, but the file still serves the process that made it.
-    if os.getpid() == owner and os.path.exists(path):
-        os.unlink(path)

@@ -1,4 +1,4 @@
-"""Tables of pictures and their classes, in files that are named and in folders; the pictures beside them or inside."""
+"""Tables of pictures and their classes, from named files and from folders; pictures lie beside or inside them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ ENDINGS = (*manifest.ENDINGS, ".parquet")
 
 
 def is_one(path: Path) -> bool:
-    """Whether a file that is named is a table, by its ending or, for .json, by what it holds."""
+    """Whether a named file is a table, by its ending or, for .json, by what it holds."""
     ending = path.suffix.lower()
     return ending in ENDINGS or (ending == ".json" and manifest.has_records(path))
 
 
 def read(paths: Mapping[str, Path], alone: bool = True) -> tuple[Table, Store | None]:
-    """The table of one file a split, and where its pictures are if in the file itself.
+    """The table of one file a split, and the store of its pictures if the file holds them.
 
     Args:
         paths: by split.
-        alone: whether no other split was named, so that the other Parquet tables of the data set are looked for.
+        alone: whether only this file was named; the data set's other Parquet tables are then looked for.
     """
     if all(path.suffix.lower() == ".parquet" for path in paths.values()):
         if alone:

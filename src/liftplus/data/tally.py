@@ -70,7 +70,7 @@ class Tally:
             self.whites[facts.white] += 1
 
     def equal(self) -> list[list[int]]:
-        """The numbers of files with the same bytes, group by group, by the first of each."""
+        """Groups of numbers of files with the same bytes, ordered by the first of each."""
         if not self._digests:
             return []
         halves = np.frombuffer(self._digests, dtype=np.uint64).reshape(-1, 2)
@@ -88,6 +88,6 @@ class Tally:
 
 
 def spread(values: array[int]) -> tuple[int, int, int] | None:
-    """The smallest, the median and the largest; None of none."""
+    """The smallest, the median and the largest value; None without values."""
     ordered = np.sort(np.frombuffer(values, dtype=np.int64)) if values else np.zeros(0, dtype=np.int64)
     return (int(ordered[0]), int(ordered[len(ordered) // 2]), int(ordered[-1])) if len(ordered) else None

@@ -19,11 +19,11 @@ from liftplus.data.pictures import Box, Picture, PillowPicture
 from liftplus.registry import Component, register
 
 _LONGEST = 100
-"""Times the shorter side that a longer one is scaled to: without a bound, a line of 1 x 60,000 pixels fills memory."""
+"""Longest side as a multiple of the shorter one: without a bound, a line of 1 x 60,000 pixels fills memory."""
 
 
 def short_side(width: int, height: int, size: int) -> tuple[int, int]:
-    """(width, height) with a shorter side of `size`; the longer one is cut to whole pixels, and to 100 `size`."""
+    """(width, height) with a shorter side of `size`; the longer one is rounded down, and at most 100 `size`."""
     if width <= height:
         return size, min(max(size, int(size * height / width)), _LONGEST * size)
     return min(max(size, int(size * width / height)), _LONGEST * size), size
@@ -205,7 +205,7 @@ class FiveCrops:
         return self.cut(small, torch.tensor([small.shape[1:]]))[0]
 
     def picture(self, picture: Image.Image | Picture) -> Tensor:
-        """The resized picture, uint8 [3, H, W]; of a longer side over 3 R, only the three parts that crops show."""
+        """The resized picture, uint8 [3, H, W]; a side over 3 R keeps only the three parts that the crops show."""
         whole = _scaled(picture, self.short, self.kernel)
         for side in (1, 2):
             slack = whole.shape[side] - self.size

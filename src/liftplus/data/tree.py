@@ -26,7 +26,7 @@ _Parts = list[str]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a list of paths reads.
+    """The splits and classes that a list of paths means.
 
     Attributes:
         prefix: wrapper folders that were skipped, "" or ending in a slash.
@@ -96,7 +96,7 @@ def layout(images: Sequence[str], empty_folders: Sequence[str] = (), origin: str
     notes: list[str] = []
     example = next((name for name, parts in placed.items() if len(parts) > name.count("/") + 1), None)
     if example is not None:
-        notes.append(f"Backslashes in names, such as {example}, were read as the borders of folders.")
+        notes.append(f"Backslashes in names, such as {example}, were read as slashes between folders.")
     bare = [folder.split("/") for folder in empty_folders]
     prefix = _wrapper([*placed.values(), *([*parts, ""] for parts in bare)])
     depth = len(prefix)
@@ -114,7 +114,7 @@ def layout(images: Sequence[str], empty_folders: Sequence[str] = (), origin: str
 
 def _wrapper(paths: Iterable[_Parts]) -> _Parts:
     """The folders that hold everything and are neither a split nor a class."""
-    deep = [parts for parts in paths if len(parts) > 1]  # what lies loose at the root is told as left out
+    deep = [parts for parts in paths if len(parts) > 1]  # a note lists images at the root as left out
     depth = 0
     while deep and all(len(parts) > depth + 2 for parts in deep) and len({parts[depth] for parts in deep}) == 1:
         name = split_names.read(deep[0][depth])
@@ -144,7 +144,7 @@ def _unwrapped(
 
 def _only_inside(top: str, paths: Sequence[_Parts], classes: set[str]) -> str | None:
     """The one folder in a split folder that is no class."""
-    deep = [parts for parts in paths if len(parts) > 2]  # what lies loose is told as left out
+    deep = [parts for parts in paths if len(parts) > 2]  # a note lists images without a folder as left out
     inside = {parts[1] for parts in deep}
     if len(inside) != 1:
         return None
@@ -219,7 +219,7 @@ def _forms(spelled: Mapping[str, set[str]]) -> list[str]:
 
 
 def _below(below: Mapping[str, set[str]]) -> list[str]:
-    """What is to be said of folders in class folders: where the same ones are everywhere, they may be the classes."""
+    """A note on folders in class folders: if all class folders hold the same ones, those may be the classes."""
     tally = Counter(name for names in below.values() for name in names)
     if not tally:
         return []
@@ -227,7 +227,7 @@ def _below(below: Mapping[str, set[str]]) -> list[str]:
     if len(shared) > 1 and all(below.values()):
         return [
             f"Every class folder ({listing(sorted_ids(below), 3)}) holds the same sub-folders, "
-            f"{listing(sorted_ids(shared), 3)}, and their pictures were read as of the class above. If the sub-folders "
+            f"{listing(sorted_ids(shared), 3)}, and their pictures got the class above them. If the sub-folders "
             "are the classes, give a .csv of path and label."
         ]
     example = next(f"{label}/{min(names)}" for label, names in sorted(below.items()) if names)
@@ -254,7 +254,7 @@ def _suffix(name: str) -> str:
 
 
 def _ignored(others: Sequence[str], prefix: str) -> tuple[str, ...]:
-    # Files beside the class folders (licence, metadata) are expected; below them they may be lost pictures.
+    # Files beside the class folders (licence, metadata) are expected; inside them they may be lost pictures.
     paths = ["/".join(parts_of(name)) for name in others]
     inside = [name for name in paths if name.startswith(prefix) and "/" in name.removeprefix(prefix)]
     if not inside:
@@ -296,7 +296,7 @@ def _no_folders(store: FileStore, found: Layout, others: Sequence[str]) -> str:
 
 
 def _instead(store: FileStore, others: Sequence[str]) -> str:
-    """What among the other files may be meant."""
+    """A hint at other files that the user may have meant."""
     if any(_suffix(name) == ".arrow" for name in others):
         return " Hugging Face's .arrow files are not read; load them with its library and save them with to_parquet."
     endings = (".csv", ".tsv", ".parquet", ".jsonl", ".json")

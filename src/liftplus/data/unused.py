@@ -1,4 +1,4 @@
-"""Keys of `data.*` that the source cannot heed."""
+"""Refuse `data.*` keys that have no effect on the source."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from liftplus.errors import UserError
 
 
 def refuse(config: DataConfig, *, made: Sequence[str], benchmarks: Container[str], listed: Sequence[str]) -> None:
-    """Refuse a key that would be passed over in silence.
+    """Refuse a key that would be silently ignored.
 
     Args:
         made: sources whose splits are made here.
-        benchmarks: sources that are read by lists of their own.
+        benchmarks: sources with lists of their own.
         listed: endings of files that name pictures.
     """
     if config.source == "openmoji_lt":
@@ -47,11 +47,13 @@ def refuse(config: DataConfig, *, made: Sequence[str], benchmarks: Container[str
         )
     for key in ("box_margin", "box_least"):
         if not config.boxes and getattr(config, key) != DataConfig.model_fields[key].default:
-            raise UserError(f"data.{key} was given without data.boxes=true, so there are no boxes; add that.")
+            raise UserError(
+                f"data.{key} was given without data.boxes=true, so there are no boxes; add data.boxes=true."
+            )
 
 
 def no_levels(config: DataConfig) -> UserError:
-    """What is said where a taxonomy level was asked of data that have none."""
+    """The error for a taxonomy level that the data do not have."""
     return UserError(
         f"data.level={config.level!r} was given with data.source={config.source!r}, but only iNaturalist's "
         "annotations (.json) have taxonomy levels; leave it out."

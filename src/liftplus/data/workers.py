@@ -1,4 +1,4 @@
-"""What worker processes of a loader need around their work: how they end, and what is said where they cannot begin."""
+"""Loader worker processes: how they end, and the errors for those that cannot start or have died."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def settle(_worker: int) -> None:
 
 @contextmanager
 def asked_to_end_later() -> Iterator[None]:
-    """SIGTERM waits while workers are forked, and they inherit that.
+    """Block SIGTERM while workers are forked; they inherit the block.
 
-    Libraries (OpenTelemetry, which wandb uses) start threads in every forked process before `settle` runs there; one
-    that does not wait would take the signal and end the worker.
+    Libraries (OpenTelemetry, which wandb uses) start threads in every forked process before `settle` runs there; a
+    thread that does not block the signal would receive it and end the worker.
     """
     if not hasattr(signal, "pthread_sigmask") or multiprocessing.get_start_method() != "fork":
-        yield  # a server of processes would hand the mask on to all that it starts later
+        yield  # a process server would pass the mask on to everything that it starts later
         return
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
@@ -59,7 +59,7 @@ def _end_with(event: Callable[[], None]) -> None:
 
 
 def _told_by(sender: int | None) -> None:
-    """Wait until this process sends SIGTERM; pass over those of others."""
+    """Wait until the process `sender` sends SIGTERM; ignore those of others."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != sender:
         pass
 
@@ -68,7 +68,7 @@ UNGUARDED = 79
 """Exit code of a worker that was started while its own copy of the user's script had not come to its end."""
 
 _GUARD = (
-    'Loader workers run the script that started them again, as far as its `if __name__ == "__main__":`. '
+    'Loader workers run your script again, as far as its `if __name__ == "__main__":`. '
     "Put the call of liftplus below such a line, or use workers=0."
 )
 
@@ -89,13 +89,13 @@ def refuse_nameless_script() -> None:
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     if runs_script_again() and script is not None and not os.path.exists(script):
         raise UserError(
-            f"Loader workers cannot run the script again that started them, since it is no file ({script}). "
+            f"Loader workers must run your script again, but it is not a file ({script}). "
             'Put it into a file, with the call of liftplus below `if __name__ == "__main__":`, or use workers=0.'
         )
 
 
 def lost(error: Exception, codes: Sequence[int | None] = ()) -> str | None:
-    """What to say where worker processes died or cannot be heard any more; None for any other error."""
+    """The message for worker processes that died or cannot be reached; None for any other error."""
     starting = isinstance(error, ConnectionError | EOFError) and not codes and runs_script_again()
     if UNGUARDED in codes or starting:  # a worker that ended before it had read what it was sent
         return _GUARD
