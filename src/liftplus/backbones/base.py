@@ -46,7 +46,7 @@ class BackboneConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Facts:
-    """What has to be known to feed a set of weights."""
+    """Input size, mean, std and resize kernel that a set of weights needs, and its patch size."""
 
     image_size: int
     mean: tuple[float, float, float]
@@ -63,7 +63,7 @@ class Backbone(Tower):
         name: the catalogue's name.
         image: the image tower without head or projection, as timm or open_clip made it.
         image_projection: P_img [dim, joint] where features lie before the joint space, else None.
-        image_bias: what is added after it [joint], in the few models that do so.
+        image_bias: bias added after it [joint], in the few models that have one; else None.
         text: the text encoder where there is one; may be dropped once class features are known.
         facts: size, mean, std and resize kernel of the weights.
         identity: SHA-256 of the weight file, or "random".
@@ -134,13 +134,13 @@ class Backbone(Tower):
         return prefix if isinstance(prefix, int) else None
 
     def recompute(self) -> None:
-        """Turn on gradient checkpointing: blocks keep their inputs alone and run again in the backward pass."""
+        """Turn on gradient checkpointing: blocks keep only their inputs and run again in the backward pass."""
         towers = [self.image] if self.text is None else [self.image, self.text.tower]
         for block in (block for tower in towers for block in residual_blocks(tower)):
             block.forward = Recomputed(block)
 
     def store_frozen(self, dtype: torch.dtype) -> None:
-        """Keep the towers' weights that are not trained in the precision they are multiplied in: no step casts them.
+        """Store the towers' frozen weights in the precision of their products, so that no step casts them.
 
         Norms stay in fp32, in which they are computed, and so do projections to the joint space.
         """
@@ -178,9 +178,10 @@ class Backbone(Tower):
 
 
 def check_size(name: str, size: int, patch: int | None) -> None:
-    """Refuse an input side that holds no whole number of patches, or (no patches) that five halvings use up."""
+    """Refuse an input side that is no multiple of the patch side, or without patches one below 32 (five halvings)."""
     if size < (patch or 32) or size % (patch or 1):
-        raise UserError(f"backbone.image_size is {size}; {name!r} takes multiples of {patch or 32} pixels.")
+        allowed = f"multiples of {patch} pixels" if patch else "32 pixels or more"
+        raise UserError(f"backbone.image_size is {size}; {name!r} takes {allowed}.")
 
 
 def in_precision(_block: nn.Module, args: tuple[Any, ...]) -> Any:

@@ -1,6 +1,6 @@
 """Backbones by name: short names for much-used weights, and every timm and open_clip model under its own.
 
-Either library takes seconds to import, so it waits until a backbone of its own is wanted.
+Each library takes seconds to import, so it is imported only for one of its own backbones.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Traits:
 def traits(name: str, weights: str | None = None) -> Traits:
     """Whether a backbone has a text tower, and the kinds of sites of its image tower.
 
-    Only what hf/OWNER/NAME stands for may be told by the config.json beside the weights that are given.
+    For hf/OWNER/NAME, the config.json beside the given weights may decide what the name stands for.
     """
     backbone = without_weights(BackboneConfig(name=name, weights=weights if name.startswith("hf/") else None))
     return Traits(backbone.text is not None, backbone.kinds())
@@ -104,12 +104,12 @@ def locate(config: BackboneConfig, *, fetch: bool = True) -> Path | None:
 def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
     """Build a backbone with its weights, or with random ones.
 
-    Those of pretrained=false are the same in every process and for every seed of a run, so that only what was learned
-    has to be stored, as for any other backbone.
+    The random weights of pretrained=false are the same in every process and for every seed of a run, so a run stores
+    only what it learned, as with any other backbone.
     """
     if weights and not config.pretrained:
         backbone = load(config, weights=False)
-        # Other versions of torch or of the library may draw others, which a trained run must not be loaded onto.
+        # Other versions of torch or of the library may draw other weights; a trained run must not load onto those.
         backbone.identity = weight_files.identity_of_tensors(backbone.state_dict())
         return backbone
     given = _in_library(config, weight=weights)
@@ -151,7 +151,7 @@ def _in_library(config: BackboneConfig, *, weight: bool = True, fetch: bool = Tr
 
 
 def _read_beside(backbone: Backbone, config: BackboneConfig) -> None:
-    """Note what a weight file's form means, and take what stands beside a file in transformers' form."""
+    """Add notes on a weight file, and apply the configuration beside a file in transformers' form."""
     path = locate(config, fetch=False)
     if path is None:
         return
@@ -165,7 +165,7 @@ def _read_beside(backbone: Backbone, config: BackboneConfig) -> None:
 
 
 def _built(config: BackboneConfig, *, weights: bool) -> Backbone:
-    """A backbone as its library's module makes it."""
+    """Build a backbone with the module for its library."""
     library, _, rest = full_name(config.name).partition("/")
     if library == "mini_clip":
         return mini_clip.backbone(config, weights=weights)

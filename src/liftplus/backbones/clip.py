@@ -67,7 +67,7 @@ class Shape:
 
 
 def shape_from(about: dict[str, Any], *, quick_gelu: bool) -> Shape:
-    """Sizes by an open_clip configuration of a plain CLIP."""
+    """Sizes from open_clip's configuration of a plain CLIP."""
     vision, text = about["vision_cfg"], about["text_cfg"]
     convolutional = isinstance(vision["layers"], list | tuple)
     width, head_width = vision["width"], vision.get("head_width", 64)

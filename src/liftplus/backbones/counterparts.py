@@ -1,4 +1,4 @@
-"""Which backbone of timm or open_clip has the architecture of a model of transformers, by its sizes."""
+"""Find the backbone of timm or open_clip that has the architecture of a transformers model, by its sizes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DINOV3 = {
 def counterpart(about: About) -> str | None:
     """timm/ARCH.TAG or open_clip/ARCH/TAG of this architecture; None where there is none.
 
-    The tag stands for the architecture's record alone: its weights are not those of the model.
+    The tag only selects timm's or open_clip's record of the architecture; the weights are the model's own.
     """
     if about.family in ("clip", "siglip"):
         found = _dual_encoders(about) if about.text is not None else iter(())
@@ -77,7 +77,7 @@ def _dual_encoders(about: About) -> Iterator[tuple[tuple[bool, int, bool, int], 
 
 
 def _rank(tag: str) -> int:
-    """OpenAI's and LAION's records first: others bring means of their own, or stand for small trials."""
+    """OpenAI's and LAION's records first: others have other means, or are small experiments."""
     return 0 if tag == "openai" else 1 if tag.startswith("laion2b") else 2
 
 
@@ -136,7 +136,7 @@ def described(table: Mapping[str, Tensor]) -> str | None:
 
 
 def _measured(kind: str, table: Mapping[str, Tensor]) -> About:
-    """A model's settings as far as its tensors' shapes tell them."""
+    """A model's settings, as far as the shapes of its tensors show them."""
     ends = {bare: tuple(table[name].shape) for name, bare in bare_names(table).items()}
     words = any(name.startswith("text_model.") for name in ends)
 

@@ -1,4 +1,4 @@
-"""hf/OWNER/NAME: a model of transformers, from the model hub's cache or a folder, as a backbone of ours."""
+"""hf/OWNER/NAME: a transformers model, from the model hub's cache or a folder, as a backbone of timm or open_clip."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def saw_imagenet(config: BackboneConfig) -> bool:
 
 
 def _where(config: BackboneConfig, *, weight: bool, fetch: bool) -> Path:
-    """The folder of the weights that are given, where they have their config.json; else see `_folder`."""
+    """The folder of the given weights if it has a config.json; else see `_folder`."""
     if config.weights is not None:
         folder = weights.existing(expanded(config.weights)).parent
         if (folder / CONFIG).is_file():

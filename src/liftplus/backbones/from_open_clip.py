@@ -44,7 +44,7 @@ def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = Tru
     about, published = describe(arch, tag)
     path = locate(config, arch, tag) if weights else None
     vision = about["vision_cfg"]
-    # QuickGELU's weights load into a GELU model without a word, so the flag comes from the weights' own record.
+    # QuickGELU's weights load into a GELU model without an error, so the flag comes from the weights' own record.
     quick = bool(about.get("quick_gelu") or published.get("quick_gelu"))
     facts = Facts(
         config.image_size or vision.get("image_size", 224),
@@ -78,7 +78,7 @@ def locate(config: BackboneConfig, arch: str, tag: str, *, fetch: bool = True) -
 
 
 def describe(arch: str, tag: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """open_clip's configuration of an architecture and its record of the weights; refuses what cannot be held."""
+    """open_clip's configuration of an architecture and its record of the weights; refuses unsupported ones."""
     if arch not in open_clip.list_models():  # open_clip would look for some names on the hub or the disk
         raise from_timm.unknown_model("open_clip", arch, open_clip.list_models())
     about: dict[str, Any] = open_clip.get_model_config(arch)
@@ -171,7 +171,7 @@ def _resize(visual: nn.Module, size: int, name: str) -> None:
 
 
 def _resample_trunk(state: dict[str, Tensor], visual: nn.Module) -> None:
-    """Bring a timm tower's position embeddings in a file to the size of the tower, as timm does it."""
+    """Resample the position embeddings of a file to the size of a timm tower, as timm does it."""
     place, trunk = "visual.trunk.pos_embed", getattr(visual, "trunk", None)
     own, given = getattr(trunk, "pos_embed", None), state.get(place)
     if own is None or given is None or given.ndim != 3 or own.ndim != 3 or given.shape == own.shape:

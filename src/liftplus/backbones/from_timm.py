@@ -86,7 +86,7 @@ def unknown_model(library: str, given: str, known: Sequence[str]) -> UserError:
 
 
 def facts_of(published: PretrainedCfg, size: int, patch: int | None) -> Facts:
-    """Facts by timm's record; kernels but bilinear are taken for bicubic, as timm's own evaluation does by default."""
+    """Facts from timm's record. A kernel other than bilinear becomes bicubic, the default of timm's evaluation."""
     kernel = "bilinear" if published.interpolation == "bilinear" else "bicubic"
     tag = published.tag or ""
     # Masked image modelling and I-JEPA read no labels.
@@ -198,7 +198,7 @@ def set_input_size(model: nn.Module, size: int, name: str) -> None:
 
 
 def size_note(config: BackboneConfig, positions: Tensor | None, size: int, patch: int | None) -> tuple[str, ...]:
-    """Where a given file's position embeddings [..., tokens, width] are for another size, and none was asked for."""
+    """A note if a given file's position embeddings [..., tokens, width] have another size and image_size is unset."""
     if positions is None or patch is None or config.weights is None or config.image_size is not None:
         return ()
     tokens = positions.shape[-2]
@@ -212,7 +212,7 @@ def size_note(config: BackboneConfig, positions: Tensor | None, size: int, patch
 
 
 def _activation_note(pinned: str, model: nn.Module) -> tuple[str, ...]:
-    """OpenAI's weights, and those trained on from them, were trained with QuickGELU; timm builds some with GELU."""
+    """A note if timm builds with GELU what was trained with QuickGELU: OpenAI's weights and those tuned from them."""
     about = str(getattr(model, "pretrained_cfg", {}).get("notes") or "")
     quick = any("quickgelu" in type(module).__name__.lower() for module in model.modules())
     if "quickgelu" not in about.lower().replace("-", "") or quick:
@@ -253,7 +253,7 @@ def _state(pinned: str, path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_biases_without_place(state: dict[str, Tensor], pinned: str) -> None:
-    """timm 1.0.31 leaves biases in Meta's names of a DINOv3 out where the model has none, whatever their values."""
+    """Refuse a DINOv3 in Meta's names with biases that the model lacks; timm 1.0.31 would drop them silently."""
     if "storage_tokens" not in state or "_dinov3" not in pinned or "_qkvb" in pinned:
         return
     parts = [value.chunk(3) for name, value in state.items() if name.endswith("attn.qkv.bias")]

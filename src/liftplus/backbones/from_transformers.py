@@ -1,7 +1,7 @@
-"""Weights in the names of the library transformers, brought to those of timm, open_clip or their authors.
+"""Rename weights from the library transformers to the names of timm, open_clip or the authors.
 
-Only names and shapes are changed, by one table a family; transformers itself is never imported. What timm or open_clip
-translate themselves (Meta's names of DINOv2, OpenAI's of CLIP, open_clip's of an image tower) is left to them.
+Only names and shapes change, by one table a family; transformers itself is never imported. Names that timm or open_clip
+translate themselves (Meta's of DINOv2, OpenAI's of CLIP, open_clip's of an image tower) are left to them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LABELS = {
     "vit": "ViT",
     "beit": "BEiT",
 }
-"""Families that are read, and how they are called."""
+"""Families that are read, and their names for users."""
 
 # Around the backbone in a model with a classifier, and in the names that transformers 5 has in memory.
 _AROUND = re.compile(r"^(?:vit|dinov2|dinov2_with_registers|dinov3_vit|dinov3|beit)\.(?:model\.)?|^model\.(?=layer\.)")
@@ -149,7 +149,7 @@ def translated(state: dict[str, Any]) -> dict[str, Any]:
     """A table in transformers' names in the form that timm or open_clip load; any other table as it is.
 
     Raises:
-        UserError: a family that is known has tensors that are not.
+        UserError: a known family has unknown tensors.
     """
     kind = family(state)
     if kind is None:
@@ -165,7 +165,7 @@ def translated(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(kind: str, name: str) -> str | None:
-    """A tensor's name in the other library; what is packed has its part behind a slash, as in "qkv.weight/q"."""
+    """A tensor's name in the other library; a part of a packed tensor follows a slash, as in "qkv.weight/q"."""
     for pattern, replacement in _TABLES[kind]:
         if found := re.fullmatch(pattern, name):
             return found.expand(replacement)
@@ -184,7 +184,7 @@ def _unknown(kind: str, unknown: list[str]) -> str:
 
 
 def _packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values of each attention in one tensor, in this order; a missing bias of keys is zero."""
+    """Pack queries, keys and values of each attention into one tensor, in this order; a missing key bias is zero."""
     out = {name: value for name, value in state.items() if "/" not in name}
     for whole in dict.fromkeys(name.partition("/")[0] for name in state if "/" in name):
         given = [state.get(f"{whole}/{part}") for part in "qkv"]
@@ -207,7 +207,7 @@ def _clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _siglip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The pooling's query apart from its keys and values, and positions [1, tokens, width]."""
+    """Split the pooling's query from its keys and values; positions become [1, tokens, width]."""
     for kind in ("weight", "bias"):
         if (joint := state.pop(f"visual.trunk.attn_pool.qkv.{kind}", None)) is not None:
             query, rest = joint.split([len(joint) // 3, 2 * len(joint) // 3])
@@ -217,7 +217,7 @@ def _siglip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dinov2(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Meta's own names, which timm translates; it tells them by the mask token."""
+    """Meta's own names, which timm translates; it recognises them by the mask token."""
     for name in [name for name in state if ".mlp.gate." in name]:
         up, down = name.replace(".gate.", ".up."), name.replace(".gate.", ".down.")
         state[name.replace(".gate.", ".w12.")] = torch.cat([state.pop(name), state.pop(up)])
@@ -226,7 +226,7 @@ def _dinov2(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dinov3(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's own names: from Meta's it would leave out biases that a model without them cannot hold."""
+    """timm's own names: from Meta's names, timm would drop biases that the model lacks."""
     gated = any(".mlp.gate." in name for name in state)
     swaps = {"register_tokens": "reg_token", ".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2"}
     swaps |= {".mlp.gate.": ".mlp.fc1_g.", ".mlp.down.": ".mlp.fc2."}
@@ -240,10 +240,12 @@ def _dinov3(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_key_bias(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Biases of queries and values as timm has them where keys have none; biases that are all zero are none."""
+    """Biases of queries and values as timm stores them where keys have none; key biases must be zero."""
     biases = {name: state.pop(name) for name in list(state) if name.endswith(".attn.qkv.bias")}
     if any(bool(bias.chunk(3)[1].any()) for bias in biases.values()):
-        raise UserError("The weights' attention has biases of keys, which timm's model has no place for.")
+        raise UserError(
+            "The weights' attention has biases of keys, which timm's model has no place for. Choose another model."
+        )
     for name, bias in biases.items():
         query, _, value = bias.chunk(3)
         state |= {name.replace("qkv.bias", "q_bias"): query, name.replace("qkv.bias", "v_bias"): value}
@@ -251,7 +253,7 @@ def _without_key_bias(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fitted(state: dict[str, Tensor], model: str) -> dict[str, Tensor]:
-    """Without biases of queries and values that are zero, where timm's model has none: DINOv3 was published so."""
+    """Drop zero biases of queries and values that timm's model lacks: DINOv3 was published with them."""
     biases = [name for name in state if name.endswith((".attn.q_bias", ".attn.v_bias"))]
     if "_dinov3" not in model or "_qkvb" in model or any(bool(state[name].any()) for name in biases):
         return state

@@ -20,7 +20,7 @@ CONTEXT_LENGTH = 24
 START, END = "<start_of_text>", "<end_of_text>"
 _WORDS = rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 _LAST = "</w>"
-"""What marks the last piece of a word."""
+"""Ends the last piece of a word."""
 
 
 def _byte_letters() -> dict[int, str]:
@@ -87,7 +87,7 @@ class MiniTokenizer:
 
 
 def _joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """Every place, from the left, where the two stand together becomes one piece."""
+    """Join the pair into one piece wherever its two are neighbours, from the left."""
     out: list[str] = []
     for piece in pieces:
         if out and (out[-1], piece) == pair:

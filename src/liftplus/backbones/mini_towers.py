@@ -1,6 +1,6 @@
 """The two towers of the bundled model, with the names and the bits of timm's and open_clip's.
 
-timm and open_clip import all their models, torchvision and torch._dynamo: seconds that the bundled model does without.
+timm and open_clip import all their models, torchvision and torch._dynamo; the bundled model saves these seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures as a backbone takes them."""
+"""Normalise pictures for a backbone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from liftplus.backbones.base import Facts
 
 
 class Normalise(nn.Module):
-    """uint8 pictures [B, 3, R, R] to the backbone's input: (x / 255 - mean) / std."""
+    """uint8 pictures [B, 3, R, R] to the backbone's input: (x / 255 - mean) / std. Features [B, dim] stay as given."""
 
     mean: Tensor
     std: Tensor
@@ -20,6 +20,6 @@ class Normalise(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(facts.std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim == 2:  # features that were computed before
+        if images.ndim == 2:  # features
             return images
         return (images.float() - self.mean) / self.std

@@ -16,7 +16,7 @@ acts through forward hooks, so that the library's own modules stay as their auth
 | mlp       | norm before the MLP .. its end  | the residual stream before the norm; the branch's end |
 | norm      | a normalisation layer           | its input and output                                  |
 | conv      | a convolution of a block        | its input and output                                  |
-| conv1x1   | those of one pixel, ungrouped   | their input and output                                |
+| conv1x1   | a 1 x 1 convolution, ungrouped  | its input and output                                  |
 | pool      | a convolutional tower           | the pooled feature it gives                           |
 | embedding | the token embedding of a text   | token ids and their vectors                           |
 | joint     | the end of a dual encoder       | features in the joint space, before normalisation     |
@@ -70,7 +70,7 @@ class Tower(nn.Module):
 
     Attributes:
         side: image or text.
-        label: how errors call it.
+        label: its name in errors.
         joint_end: passes joint-space features through; a place for hooks.
     """
 

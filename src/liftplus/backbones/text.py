@@ -102,7 +102,7 @@ class TextEncoder(Tower):
         tokenizer: texts to ids [n, context].
         logit_scale: logarithm of the scale of cosines between image and text.
         chunk: most prompts that are encoded at a time.
-        texts: the class prompts that `forward` encodes, a list for each class, once `read` was told them.
+        texts: the class prompts that `forward` encodes, a list for each class; set by `read`.
         ids: their token ids [P, tokens], class by class.
         counts: number of prompts of each class [C]; None where each has one.
         centre: whether `forward` centres the class features.
@@ -237,7 +237,7 @@ def _check(tower: object) -> None:
     """Refuse a text tower that cannot be read out."""
     if isinstance(tower, TextTower):
         return
-    from open_clip.transformer import TextTransformer  # whose tower it is has imported it already
+    from open_clip.transformer import TextTransformer  # imported already, where the tower is open_clip's
 
     if not isinstance(tower, TextTransformer):
         raise UserError(

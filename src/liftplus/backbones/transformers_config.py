@@ -1,4 +1,4 @@
-"""What stands beside weights in transformers' form: config.json and preprocessor_config.json, and what they decide."""
+"""Read config.json and preprocessor_config.json beside weights in transformers' form, and apply them to a backbone."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ class About:
 
 
 def read(folder: Path) -> About | None:
-    """What the folder's config.json says; None where there is none of transformers'.
+    """The settings in the folder's config.json; None where there is no config.json of transformers.
 
     Raises:
-        UserError: it cannot be read, or is of a model of transformers that liftplus does not take.
+        UserError: it cannot be read, or liftplus does not take this kind of model.
     """
     whole = _table(folder / CONFIG)
     kind = whole.get("model_type")
@@ -83,7 +83,7 @@ def read(folder: Path) -> About | None:
     if kind not in FAMILIES:
         naflex = " That is SigLIP 2 with patches of any number (NaFlex)." if kind.startswith("siglip2") else ""
         raise UserError(
-            f"{str(folder / CONFIG)!r} is of the model_type {kind!r}.{naflex} liftplus takes transformers' "
+            f"{str(folder / CONFIG)!r} has the model_type {kind!r}.{naflex} liftplus takes transformers' "
             f"{', '.join(LABELS.values())}; of other models, take the weights in timm's or open_clip's form."
         )
     if kind not in ("clip", "siglip"):
@@ -99,7 +99,7 @@ def read(folder: Path) -> About | None:
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """A tower's settings, sides of squares as one number; a setting that must be a number and is none is refused."""
+    """A tower's settings, a size [s, s] as s; refuses a setting that must be a number and is not."""
     found = dict(settings)
     for key in ("image_size", "patch_size"):
         if isinstance(found.get(key), list) and len(set(found[key])) == 1:
@@ -108,7 +108,9 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
         if key in found and (isinstance(found[key], bool) or not isinstance(found[key], int | float)):
             raise UserError(f"{CONFIG}'s {key} is {found[key]!r}; a number is needed.")
     if found.get("rope_theta", 100) != 100:
-        raise UserError(f"{CONFIG}'s rope_theta is {found['rope_theta']}; timm's DINOv3 has 100 alone.")
+        raise UserError(
+            f"{CONFIG}'s rope_theta is {found['rope_theta']}; timm's DINOv3 has only 100. Choose another model."
+        )
     return found
 
 
@@ -124,7 +126,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def settle(backbone: Backbone, kind: str, path: Path) -> None:
-    """Give a backbone with weights of transformers what stands beside their file, and note what differs.
+    """Apply the configuration beside a file in transformers' form to its backbone, and note the differences.
 
     Args:
         backbone: with the weights of `path`; its norms, activations, facts, notes and identity are changed.
@@ -173,7 +175,7 @@ def _unsaid(backbone: Backbone) -> str:
 
 
 def _changed(tower: nn.Module, settings: dict[str, Any], what: str) -> Iterator[str]:
-    """Give a tower the epsilon and the activation of its settings; a phrase for each that was another."""
+    """Give a tower the epsilon and the activation of its settings; yields a phrase for each change."""
     heads, own = settings["num_attention_heads"], _heads(tower)
     if own is not None and own != heads:
         raise UserError(f"{CONFIG} says that the {what} has {heads} heads; that of the named backbone has {own}.")
@@ -187,7 +189,7 @@ def _changed(tower: nn.Module, settings: dict[str, Any], what: str) -> Iterator[
     wanted = _SAME.get(asked, asked)
     if wanted not in _SAME.values():
         raise UserError(f"{CONFIG} names the activation {asked!r}; liftplus knows {', '.join(_SAME)}.")
-    if settings.get("use_swiglu_ffn"):  # transformers then does without the activation it names
+    if settings.get("use_swiglu_ffn"):  # transformers then ignores the activation it names
         wanted = "silu"
     places = [(parent, name) for parent, name, module in _activations(tower) if _kind_of(module) != wanted]
     if places:
@@ -224,7 +226,7 @@ def _activations(tower: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]
 
 
 def _kind_of(module: nn.Module) -> str:
-    """How transformers calls this activation."""
+    """transformers' name of this activation."""
     name = type(module).__name__
     if name == "GELUTanh" or getattr(module, "approximate", "none") == "tanh":
         return "gelu_pytorch_tanh"
@@ -241,7 +243,7 @@ def _made(kind: str) -> nn.Module:
 
 
 def _pictures(facts: Facts, processor: dict[str, Any]) -> tuple[Facts, list[str]]:
-    """The facts with mean, std and kernel of the file, and a phrase for each that was another."""
+    """The facts with mean, std and kernel of the file, and a phrase for each change."""
     kernels = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
     wanted = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
     values: dict[str, Any] = {

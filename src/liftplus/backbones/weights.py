@@ -1,4 +1,4 @@
-"""Weight files: where they lie, how they are fetched, read and identified. Code in a file is never unpickled."""
+"""Find, fetch, read and identify weight files. Code in a file is never unpickled."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def find(name: str, given: str | None, hub: str, files: Sequence[str], *, fetch:
         given: a path that the user gave, if any.
         hub: repository on the model hub, "owner/name".
         files: names that the file may have there, in order of preference.
-        fetch: whether the hub is asked; without, a file that is not on this machine is refused.
+        fetch: whether the hub is asked for a file that is not on this machine.
+
+    Raises:
+        UserError: the file is neither on this machine nor given by the hub.
     """
     if given is not None:
         return existing(expanded(given))
@@ -75,11 +78,11 @@ def find(name: str, given: str | None, hub: str, files: Sequence[str], *, fetch:
 
 
 SAVED = ("model.safetensors", "pytorch_model.bin")
-"""How transformers calls the weight file in a folder with a config.json, the first that is there counts."""
+"""transformers' names of the weight file in a folder with a config.json; the first one present is used."""
 
 
 def existing(path: Path) -> Path:
-    """The path of a file that is there, that of a folder as transformers saves one included; others are refused."""
+    """The path of an existing weight file, or of the one in a folder that transformers saved; refuses other paths."""
     if path.is_dir():
         if (path / "config.json").is_file():
             if found := next((path / name for name in SAVED if (path / name).is_file()), None):
@@ -153,7 +156,7 @@ def described(names: Sequence[str], seems: str | None = None) -> str:
 
 
 def _opened(path: Path, device: str = "cpu") -> dict[str, Any]:
-    """What is in a file; on the meta device names and shapes alone are read, where the format allows that."""
+    """The content of a file; on the meta device only names and shapes are read, where the format allows that."""
     try:
         with warnings.catch_warnings():  # torch warns of its own plans for TorchScript and pickles
             warnings.simplefilter("ignore")
@@ -203,14 +206,14 @@ def _is_archive(path: Path) -> bool:
 
 
 RAW = ("state_dict", "model", "model_state_dict", "module")
-"""Keys under which training scripts keep the weights, the first that is there counts."""
+"""Keys under which training scripts keep the weights; the first one present is used."""
 
 
 def unwrapped(state: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The one table of tensors in a training checkpoint, and what to say where there are others.
+    """The table of weights in a training checkpoint, and a note if it holds averaged weights as well.
 
     Raises:
-        UserError: it holds none, or several of which none is called as in `RAW`.
+        UserError: it holds no table of tensors, or several and none under a key of `RAW`.
     """
     notes: list[str] = []
     while not _is_table(state):
@@ -235,7 +238,7 @@ def _is_table(state: dict[str, Any]) -> bool:
 
 
 def _holds(value: dict[Any, Any]) -> bool:
-    """Whether a table of tensors named by text is in there, at most two levels down; an optimiser's is not."""
+    """Whether it holds a table of named tensors, at most two levels down; an optimiser's state does not count."""
     inside = [value, *(item for item in value.values() if isinstance(item, dict))]
     return "param_groups" not in value and any(
         isinstance(name, str) and isinstance(item, Tensor) for table in inside for name, item in table.items()
@@ -243,14 +246,14 @@ def _holds(value: dict[Any, Any]) -> bool:
 
 
 def _no_table(path: Path, keys: list[Any], tables: list[Any]) -> str:
-    """The refusal of a checkpoint in which the weights cannot be told."""
+    """The error for a checkpoint without one clear table of weights."""
     start = f"Weight file {path.name!r} cannot be read as weights: "
     if not tables:
         return f"{start}it holds no table of tensors, but {', '.join(map(repr, keys[:6])) or 'nothing'}."
     pick = "teacher" if "teacher" in tables else tables[0]
     what = " It seems to be a checkpoint of DINO, whose teacher is the usual backbone." if pick == "teacher" else ""
     return (
-        f"{start}it holds several tables, {', '.join(map(repr, tables[:6]))}, and which is meant cannot be told.{what} "
+        f"{start}it holds several tables, {', '.join(map(repr, tables[:6]))}, and it is unclear which is meant.{what} "
         f"Save the one alone: torch.save({{k.removeprefix('module.').removeprefix('backbone.'): v for k, v in "
         f"torch.load({path.name!r})[{pick!r}].items() if 'head.' not in k}}, 'weights.pth')."
     )
@@ -310,7 +313,7 @@ def single_precision(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def with_scalar(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The table with this number as a scalar, where a training kept it as a vector of one."""
+    """The table with this entry as a scalar, also where training kept it as a vector of one number."""
     vector = state.get(name)
     return state | {name: vector.reshape(())} if vector is not None and vector.numel() == 1 else state
 
