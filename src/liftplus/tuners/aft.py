@@ -22,12 +22,12 @@ _KINDS = {
 
 
 def auto_ratio(num_classes: int, width: int, weights: int) -> float:
-    """The share of so many weights that is about C D of them: C/(L(12D+9)) for a plain transformer's linears."""
+    """The share C D / weights, at most 1; C / (L (12D + 9)) for all linears of a plain transformer."""
     return min(1.0, num_classes / (weights / width))
 
 
 def lift_ratio(num_classes: int, width: int, depth: int) -> float:
-    """LIFT's share: C/(12 L D), cut to whole thousandths, at least one."""
+    """LIFT's share: C / (12 L D), rounded down to thousandths, at least 0.001 and at most 1."""
     return min(1.0, max(0.001, num_classes / (12 * depth * width) // 0.001 * 0.001))
 
 
@@ -66,7 +66,7 @@ class Masked(nn.Module):
 
     @torch.no_grad()
     def merge(self, module: nn.Module) -> bool:
-        """Put the trained values in their places; whatever kind of layer it is, its forward pass stays the same."""
+        """Write the trained values into the layer's tensors, which is exact for any kind of layer."""
         for name, values in self.values.items():
             module._parameters[name].masked_scatter_(getattr(self, f"{name}_mask"), values)  # type: ignore[union-attr]
         return True
@@ -84,15 +84,15 @@ def draw(shape: torch.Size, ratio: float, seed: int) -> Tensor:
 class AFT(Sized):
     """Train a random share of every weight and bias of the blocks' linears (LIFT's arbitrary fine-tuning).
 
-    Without linears, of their convolutions.
+    In blocks without linears, it is a share of their convolutions.
     """
 
     ratio: float | None = Field(default=None, gt=0, le=1)
-    """Share of the values of each tensor; by default C D over their number, C / (L (12D + 9)) in a ViT; see
-    `sizes`, whose lift is C / (12 L D), cut to whole thousandths, at least 0.001."""
+    """Share of the values of each tensor. By default C D over the number of values, C / (L (12D + 9)) in a ViT; with
+    sizes=lift C / (12 L D), rounded down to thousandths, at least 0.001."""
 
     seed: int = 0
-    """Seed of the masks; each tensor draws from it afresh."""
+    """Seed of the masks; each tensor's mask starts from it anew."""
 
     targets: Literal["attention", "mlp", "both", "conv"] = "both"
     """Where to take values from: linears of the attention, the MLP or both; or convolutions."""

@@ -52,7 +52,7 @@ class Tuner(Component):
     """Whether features are bit-equal to the bare tower's before training."""
 
     by_layer: ClassVar[bool] = True
-    """Whether `layers` means anything to this tuner."""
+    """Whether `layers` applies to this tuner."""
 
     in_joint_space: ClassVar[bool] = False
     """Whether it acts after the features, so that only head=joint sees it."""
@@ -65,7 +65,7 @@ class Tuner(Component):
 
     @classmethod
     def upgraded(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of a saved run with what was in force when it lacks an option that came later."""
+        """Options of a saved run; an option that was added later gets the value that was in force."""
         return options
 
     @abstractmethod
@@ -143,7 +143,7 @@ class Sized(Tuner):
 
     sizes: Literal["lift+", "lift", "depth"] = "lift+"
     """Rule for a size that is not given: lift+ counts the chosen blocks for L; lift is the first paper's rule, which
-    counts all blocks; depth is LIFT+'s rule with all blocks. Of lift+ and depth, all chosen, the sizes are the same."""
+    counts all blocks; depth is LIFT+'s rule with all blocks. With all blocks chosen, lift+ and depth are the same."""
 
     @classmethod
     def upgraded(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Sized(Tuner):
         return options if every or "sizes" in options else options | {"sizes": "depth"}
 
     def blocks(self, tower: Tower) -> int:
-        """L of the rule."""
+        """Number of blocks L that the rule counts."""
         return len(self.chosen_layers(tower.depth)) if self.sizes == "lift+" else tower.depth
 
     def auto_width(self, num_classes: int, divisor: int, tower: Tower) -> int:
@@ -168,7 +168,7 @@ class Bottlenecked(Sized):
     """Bottleneck width r; by default 2^floor(log2(C / 2L)), on the text side 4; see `sizes`."""
 
     min_width: int = Field(default=1, ge=1)
-    """Least width that the default may come to."""
+    """Smallest default width."""
 
     def chosen_width(self, tower: Tower, num_classes: int) -> int:
         """The width that was given, else the default."""

@@ -14,7 +14,7 @@ from liftplus.tuners.branch import Branch
 class Bottleneck(Branch):
     """alpha * Up(ReLU(Down(LN(x)))), [.., width] -> [.., width]: zero at the start, since Up is zero.
 
-    alpha is a learned scalar that starts at 1 where `scaled`, else 1.
+    With `scaled`, alpha is a learned scalar that starts at 1; without, it is 1.
     """
 
     def __init__(self, width: int, bottleneck: int, *, scaled: bool = False) -> None:
@@ -31,7 +31,7 @@ class Bottleneck(Branch):
         hidden = F.relu(self.down(self.norm(x)))
         if self.scale is None:
             return self.up(hidden)
-        # Scaling the weights is the same as scaling their output, of which nothing has to be kept this way.
+        # Scaling the weights equals scaling their output, but keeps no copy of the output for the backward pass.
         return F.linear(hidden, self.up.weight * self.scale, self.up.bias * self.scale)
 
     def output_weights(self) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ class Branch(nn.Module):
     """A map whose output is added to an activation: zero at the start, and linear in its output weights."""
 
     watcher: Callable[[Tensor], None] | None = None
-    """Is shown every activation that the output is added to."""
+    """Called with every activation that the output is added to."""
 
     @abstractmethod
     def output_weights(self) -> tuple[Tensor, ...]:

@@ -48,7 +48,7 @@ class ConvBottleneck(Branch):
         return self.up.weight, self.up.bias
 
     def add(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Hook after the block: its output with the bottleneck's, which is pooled where the block shrinks the map."""
+        """Hook after the block: adds the bottleneck's output; its input is pooled where the block shrinks the map."""
         self.joins(output)
         x = args[0]
         if x.shape[-2:] != output.shape[-2:]:

@@ -19,7 +19,7 @@ from liftplus.tuners.base import Tuner
 class Context(nn.Module):
     """Vectors [n, width] that stand in for the words at `places` of every prompt.
 
-    The end-of-text token has the id `eos`, or (None) the largest id of all.
+    The end-of-text token has the id `eos`; None: the largest id of a text.
     """
 
     def __init__(self, width: int, places: tuple[int, ...], eos: int | None = None) -> None:
@@ -68,7 +68,7 @@ class CoOp(Tuner):
         if isinstance(tower, TextEncoder) and tower.tower.pool_type not in ("argmax", "eos"):
             raise UserError(
                 f"Tuner {self.name!r} needs a text encoder that reads texts at their end-of-text token; this one pools "
-                f"by {tower.tower.pool_type!r}, and where a prompt's words end is not known. Choose another tuner."
+                f"by {tower.tower.pool_type!r}, so the end of a prompt's words is not known. Choose another tuner."
             )
         return self.needs
 

@@ -48,7 +48,7 @@ class LowRank(Branch):
         return (self.up,)
 
     def add(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Hook after the linear: its output, with the low-rank part added to the own part."""
+        """Hook after the linear: adds the low-rank product to its part of the output."""
         self.joins(output)
         delta = self(args[0])
         if self.stride is not None:

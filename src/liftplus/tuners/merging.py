@@ -1,7 +1,7 @@
-"""Folding tuners into the weights they act on, where that changes nothing; not a tuner itself.
+"""Fold tuners into the weights that they act on, where that is exact; not a tuner itself.
 
-A tuner's module that hooks a layer may have a method `merge(layer) -> bool`: change the layer's own weights so that it
-gives what it gave with the hook, or return False where that cannot be exact. The hook is then taken off.
+A tuner's module that hooks a layer may have a method `merge(layer) -> bool`. It changes the layer's own weights so that
+the layer gives what it gave with the hook, which is then removed; or it returns False where that cannot be exact.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def plain(module: nn.Module) -> TypeIs[nn.Linear | nn.Conv2d]:
 def merge_hooks(layers: Iterable[nn.Module], owners: Iterable[nn.Module]) -> None:
     """Fold the owners' hooks into these layers, as far as that is exact.
 
-    Hooks after a layer act one on the other: behind one that stays, none can be folded.
+    Each hook after a layer acts on the output of the one before it, so none behind one that stays can be folded.
     """
     of_ours = {id(owner) for owner in owners}
 
@@ -33,7 +33,7 @@ def merge_hooks(layers: Iterable[nn.Module], owners: Iterable[nn.Module]) -> Non
         folded: set[int] = set()
 
         def fold(hook: Any, layer: nn.Module = layer, folded: set[int] = folded) -> bool:
-            """Fold the hook's owner once; whether the hook has nothing more to do."""
+            """Fold the hook's owner once; returns whether the hook can be removed."""
             if id(hook.__self__) not in folded and hook.__self__.merge(layer):
                 folded.add(id(hook.__self__))
             return id(hook.__self__) in folded
@@ -48,7 +48,7 @@ def merge_hooks(layers: Iterable[nn.Module], owners: Iterable[nn.Module]) -> Non
 
 
 def _remove(layer: nn.Module, key: int) -> None:
-    """Take a hook off by the number that PyTorch gave it: its handle is not kept, since copies would share it."""
+    """Remove a hook by the number that PyTorch gave it: its handle is not kept, since copies would share it."""
     tables: tuple[dict[int, Any], ...] = (
         layer._forward_pre_hooks,
         layer._forward_pre_hooks_with_kwargs,

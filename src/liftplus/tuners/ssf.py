@@ -33,7 +33,7 @@ class ScaleShift(nn.Module):
 
     @torch.no_grad()
     def merge(self, module: nn.Module) -> bool:
-        """Scale the rows of a linear and shift its bias, which it is given where it has none."""
+        """Scale a linear's weight and bias and add the shift; a linear without a bias gets one."""
         if not plain(module):
             return False
         module.weight.mul_(self.scale.reshape(-1, *[1] * (module.weight.ndim - 1)))

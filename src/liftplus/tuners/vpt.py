@@ -66,7 +66,7 @@ class _Prompts(Sized):
     identity_at_start = False
 
     length: int | None = Field(default=None, ge=1)
-    """Number of prompts p; by default 2^floor(log2(C / L)), on the text side 2; see `sizes`, whose lift is 10."""
+    """Number of prompts p; by default 2^floor(log2(C / L)), on the text side 2; with sizes=lift 10."""
 
     def _length(self, tower: Tower, num_classes: int) -> int:
         if self.length is not None or tower.side == "text":
@@ -87,7 +87,7 @@ class _Prompts(Sized):
 
 
 def _inside(tower: Tower) -> list[Prompt]:
-    """The prompts that are on the tower already."""
+    """The prompts that the tower already has."""
     hooks = [hook for site in tower.sites("tokens") for hook in site.exit._forward_hooks.values()]
     owners = [getattr(hook, "__self__", None) for hook in hooks]
     return [owner for owner in owners if isinstance(owner, Prompt)]
