@@ -157,7 +157,7 @@ def test_class_weights_are_checked() -> None:
     for wrong in (0, -1, math.inf, math.nan, 1e-30, 1e30, "much"):
         with pytest.raises(ValidationError):
             make("cross_entropy", class_weights={"fox": wrong})
-    with pytest.raises(UserError, match=r"'crane', which several classes are called.*data\.class_names"):
+    with pytest.raises(UserError, match=r"'crane', and several classes have that name.*data\.class_names"):
         make("cross_entropy", class_weights={"crane": 3}).build(torch.ones(3), ("crane", "crane", "fox"))
     assert make("cross_entropy", class_weights={}).build(COUNTS).class_weights is None
 

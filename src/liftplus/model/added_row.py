@@ -1,12 +1,12 @@
-"""A row for a class that comes after training: ridge regression in the tuned feature space, fitted to the old rows.
+"""A row for a class that is added after training: ridge regression in the tuned feature space, matched to the old rows.
 
-Trained rows have other cosines with their pictures than rows in closed form. So the new row is what the old rows share,
-and the ridge's row on top of it. How much of that is chosen by the new class's own pictures, left out in turn, among
-rows that take little from the old classes. With one picture none can be left out; then old classes are taken out in
-turn and come back from one picture.
+Trained rows have other cosines with their pictures than rows in closed form. So the new row is the part that the old
+rows share, plus the ridge's row with a weight. The weight is the one at which the new class's pictures, each left out
+in turn, score best, among rows that cost the old classes little accuracy. A single picture cannot be left out; then old
+classes are removed in turn and added again from one picture.
 
-What a row takes from the old classes shows on pictures that the model has not seen, and there are none of them. The
-training pictures lie far closer to their rows. So their features are moved away from these (`as_unseen`).
+What a row costs the old classes shows only on pictures that the model has not seen, and there are none of them. The
+training pictures lie far closer to their rows, so their features are moved away from these (`as_unseen`).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch import Tensor
 from liftplus.model.closed_form import Gathering, Ridge, Sample, Statistics
 
 EPISODES = 20
-"""Most old classes that are taken out and come back."""
+"""Most old classes that are removed and added again."""
 LEFT_OUT = 20
 """Most pictures of a new class that are left out in turn."""
 HARM = 0.005
-"""Most that the mean accuracy of the old classes may lose by estimate, 0 to 1, where nothing is asked."""
+"""Default for the most that the mean accuracy of the old classes may lose by estimate, 0 to 1."""
 SMOOTHING = 0.01
-"""Difference of two cosines within which a picture counts as lost in part: a few pictures alone give coarse steps."""
+"""Difference of two cosines within which a picture counts as partly lost: whole pictures would give coarse steps."""
 SCALE = 25.0
-"""What cosines are multiplied with when a margin becomes a probability; that of LIFT's head."""
+"""Factor of cosines when a margin becomes a probability; that of LIFT's head."""
 GAMMAS = tuple(10 ** (power / 4) for power in range(-8, 5))
 WEIGHTS = tuple(2 ** (power / 4) for power in range(-10, 11))
-"""What is tried as gamma, and as the weight of the ridge's unit row on top of what the old rows share."""
+"""Values tried for gamma, and for the weight of the ridge's unit row beside what the old rows share."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Choice:
 
     Attributes:
         ridge: gamma in units of the mean eigenvalue.
-        weight: of the ridge's unit row on top of what the old rows share.
+        weight: weight of the ridge's unit row beside what the old rows share.
         text: whether the name's text counts too.
     """
 
@@ -63,7 +63,7 @@ class Old:
     texts: Tensor | None = None
 
     def base(self, text: Tensor | None, without: int | None = None) -> Tensor:
-        """What a new row shares with the old ones [D]: their mean, moved as its text lies to the mean text."""
+        """What a new row shares with the old ones [D]: their mean, plus its text's difference from the mean text."""
         keep = torch.arange(len(self.rows)) != (-1 if without is None else without)
         mean = self.rows[keep].double().mean(0)
         if text is None or self.texts is None:
@@ -72,7 +72,7 @@ class Old:
 
 
 def gathered(features: Tensor, labels: Tensor | None = None, classes: int = 1) -> Statistics:
-    """Statistics of features that are all here; of one class where there are no labels."""
+    """Statistics of features that are all in memory; without labels they are one class."""
     labels = torch.zeros(len(features), dtype=torch.long) if labels is None else labels
     gathering = Gathering(torch.bincount(labels, minlength=classes), features.shape[1])
     gathering.add(features, labels)
@@ -97,12 +97,12 @@ def rows(
 
 
 def bases(old: Old, text: Tensor | None, without: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """What `rows` starts from."""
+    """`Old.base` without the class's text and with it, as `rows` takes them."""
     return old.base(None, without), None if text is None else old.base(text, without)
 
 
 def choices(with_text: bool) -> list[Choice]:
-    """What is tried."""
+    """All choices that are tried."""
     texts = (False, True) if with_text else (False,)
     return [Choice(ridge, weight, text) for text in texts for ridge in GAMMAS for weight in WEIGHTS]
 
@@ -123,7 +123,7 @@ class Fitted:
 
 
 def fit(old: Old, background: Statistics, features: Tensor, text: Tensor | None, most: float = HARM) -> Fitted:
-    """The row of a class with these features [n, D] which its own pictures like best of those that harm little.
+    """The row of a class with these features [n, D] on which they score best, among rows that harm little.
 
     Args:
         most: what the mean accuracy of the old classes may lose by estimate, 0 to 1.
@@ -141,7 +141,7 @@ def fit(old: Old, background: Statistics, features: Tensor, text: Tensor | None,
 def _left_out(
     old: Old, background: Statistics, x: Tensor, start: tuple[Tensor, Tensor | None], tried: Sequence[Choice]
 ) -> Tensor:
-    """By how much each picture scores higher with rows made without it than with any old row [n, choices]."""
+    """Lead of each picture's score with rows made without it over its best score with an old row [n, choices]."""
     found = []
     for k in range(min(len(x), LEFT_OUT)):
         made = rows(background, torch.cat([x[:k], x[k + 1 :]]), start, tried)
@@ -150,7 +150,7 @@ def _left_out(
 
 
 def _single(old: Old, tried: Sequence[Choice]) -> Tensor:
-    """The same for other pictures of old classes that come back from one picture [n, choices]."""
+    """The same for old classes that are added again from one picture, by their other pictures [n, choices]."""
     found = [torch.zeros(1, len(tried), dtype=torch.float64)]
     for c, mine, rest in _episodes(old.sample.labels, 1):
         others = old.sample.labels != c
@@ -162,12 +162,12 @@ def _single(old: Old, tried: Sequence[Choice]) -> Tensor:
 
 
 def _episodes(labels: Tensor, pictures: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Old classes, the positions of the pictures that they come back from, and of their others."""
+    """Old classes, with the positions of the pictures that they are added again from, and of their other ones."""
     generator = torch.Generator().manual_seed(0)
     counts = torch.bincount(labels)
     order = torch.randperm(len(counts), generator=generator)
     order = order[counts[order] > 1]
-    # Classes that have enough first, in random order.
+    # Classes with more pictures than needed come first, in random order.
     for c in order[(counts[order] <= pictures).int().argsort(stable=True)][:EPISODES].tolist():
         own = (labels == c).nonzero()[:, 0]
         own = own[torch.randperm(len(own), generator=generator)]
@@ -176,15 +176,14 @@ def _episodes(labels: Tensor, pictures: int) -> Iterator[tuple[int, Tensor, Tens
 
 
 def margin(features: Tensor, new: Tensor, old_rows: Tensor, without: int | None = None) -> Tensor:
-    """By how much features [n, D] score higher with each new row [k, D] than with any old one [n, k]."""
+    """Lead of the scores of features [n, D] with new rows [k, D] over their best score with an old row [n, k]."""
     return features.double() @ new.T - _best(features, old_rows, without)[0][:, None]
 
 
 def harm(old: Old, new: Tensor) -> Tensor:
-    """What the mean accuracy of the old classes in the sample loses to each new row [k, D], 0 to 1, [k].
+    """Loss of mean accuracy of the old classes in the sample by each new row [k, D], 0 to 1, [k].
 
-    A picture that was right is lost by the logistic function of how much higher the new row scores, in units of
-    `SMOOTHING`.
+    A picture that was right counts as lost by the logistic function of the new row's lead, in units of `SMOOTHING`.
     """
     x, y = F.normalize(old.sample.features.double(), dim=-1), old.sample.labels
     best, where = _best(x, old.rows, None)
@@ -219,7 +218,7 @@ def as_unseen(sample: Sample, rows: Tensor, accuracy: float) -> Sample:
 
 
 def _shares(labels: Tensor, classes: int) -> Tensor:
-    """What each picture counts in the mean over the classes that have any [N]."""
+    """Weight of each picture [N] in the mean over the classes that have pictures."""
     counts = torch.bincount(labels, minlength=classes).double()
     return 1 / (counts[labels] * (counts > 0).sum())
 

@@ -115,7 +115,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> list[str]:
-        """Fold tuners into the weights that they act on, in place, where that is exact; the names of those kept.
+        """Fold tuners into the weights that they act on, in place, where that is exact; returns the names of the rest.
 
         A trained text side is replaced by the class features that it gives. The model is then for use, not for
         training: weights that tuners had set free are frozen like the others.
@@ -158,7 +158,7 @@ class Classifier(nn.Module):
         return {name: value.detach().cpu().contiguous() for name, value in (parts["tuned"] | parts["head"]).items()}
 
     def load_learned(self, state: dict[str, Tensor]) -> None:
-        """Strictly load what `learned_state` gave; any name too many, missing or of another shape is refused."""
+        """Load what `learned_state` gave. Raises `ValueError` for a missing or unknown name or another shape."""
         parts = self.partition()
         own = parts["tuned"] | parts["head"]
         if own.keys() != state.keys():

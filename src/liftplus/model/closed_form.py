@@ -16,7 +16,7 @@ from torch import Tensor
 from liftplus.errors import UserError
 
 RIDGES = tuple(10 ** (power / 2) for power in range(-8, 5))
-"""What is tried as the ridge gamma, in units of the mean eigenvalue of the balanced second moment."""
+"""Values tried for the ridge gamma, in units of the mean eigenvalue of the balanced second moment."""
 _ADDED = 8192  # features that are in float64 at once
 _PIECE = 256  # features that are scored at once: [256, C] and a few of its like are held
 
@@ -48,7 +48,7 @@ class Statistics:
         return self.counts > 0
 
     def __add__(self, more: Statistics) -> Statistics:
-        """Those of the classes of both, one after the other, as if all had been there from the start."""
+        """Statistics of all classes, those of `more` after these, as if all had been there from the start."""
         return Statistics(
             torch.cat([self.counts, more.counts]),
             torch.cat([self.sums, more.sums]),
@@ -58,7 +58,7 @@ class Statistics:
 
 
 class Gathering:
-    """Statistics under way: features [B, D] come in batches, and are not kept.
+    """Gathers statistics from batches of features [B, D], which are not kept.
 
     Args:
         counts: how many features of each class there will be [C].
@@ -103,14 +103,14 @@ class Blend:
 
     Attributes:
         kappa: number of pictures at which they have half of their weight.
-        weight: weight of very many pictures beside the text.
+        weight: weight of the pictures' row beside the text's, in the limit of many pictures.
     """
 
     kappa: float = 0.0
     weight: float = 1.0
 
     def share(self, counts: Tensor) -> Tensor:
-        """What the pictures' row is multiplied with, by their number; 0 without any."""
+        """Factor of the pictures' row, by their number; 0 without pictures."""
         n = counts.double()
         return self.weight * n / (n + self.kappa).clamp(min=1e-300)
 
@@ -120,7 +120,7 @@ class Blend:
 
 
 BLENDS = tuple(Blend(kappa, weight) for weight in (1, 4, 16, 64, 256) for kappa in (0, 1, 4, 16, 64))
-"""What is tried."""
+"""Blends that are tried."""
 
 
 class Ridge:
@@ -150,7 +150,7 @@ class Ridge:
 
 
 class LeaveOneOut:
-    """Scores of a sample of a ridge's features, each by the rows that it would give without that one.
+    """Scores of a sample of a ridge's features, each by the rows that the ridge would give without it.
 
     Leaving x of class y out turns W into W + v (x^T W - e_y^T) / (n_y - h), with v = (G + gamma I)^-1 x and h = x^T v:
     exact where every class keeps its weights 1 / n_c.
@@ -167,7 +167,7 @@ class LeaveOneOut:
     def accuracy(self, ridge: float, blend: Blend | None = None) -> float:
         """Mean over classes with two or more pictures of the share of their sample that scores best, 0 to 1.
 
-        A class of one picture has nothing left when that is left out.
+        A class of one picture would have none left.
         """
         counts = self.ridge.statistics.counts
         best = torch.cat([scores.argmax(1) for scores in self.scores(ridge, blend or Blend())])
@@ -212,7 +212,7 @@ def discriminants(statistics: Statistics) -> tuple[Tensor, Tensor]:
     present, means = statistics.present, statistics.means
     spread = statistics.pooled - statistics.sums.T @ means
     freedom = int(statistics.counts.sum() - present.sum())
-    # What is left of equal features is rounding.
+    # Equal features leave nothing but rounding.
     rounding = 1e-12 * float(statistics.pooled.trace())
     alike = not freedom or float(spread.trace()) <= rounding
     covariance = torch.eye(len(spread), dtype=torch.float64) if alike else _shrunk(spread / freedom, freedom)

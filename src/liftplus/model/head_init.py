@@ -46,13 +46,13 @@ class Start:
 
 
 def as_they_are(features: Tensor) -> Tensor:
-    """What a head sees that compares features without changing them."""
+    """The view of a head that compares features unchanged."""
     return features
 
 
 @dataclass(frozen=True)
 class InitContext:
-    """What an initialisation may draw on.
+    """What an initialisation may use.
 
     Attributes:
         backbone: the bare backbone, with its text encoder if it has one.
@@ -100,13 +100,13 @@ class HeadInit(Component):
 
 
 def templates_of(name: str) -> list[str]:
-    """The templates of a prompt set, {} for the class name; a library's own are taken from it as it is installed."""
+    """The templates of a prompt set, {} for the class name; a library's own are read from the installed library."""
     table = presets("prompts")
     if name not in table:
         raise unknown("prompt set", name, table)
     entry = table[name]
     if "library" in entry:
-        import open_clip  # seconds, which the others need not wait for
+        import open_clip  # takes seconds, and only these sets need it
 
         return [fill("{}") for fill in getattr(open_clip, entry["library"])]
     return list(entry["templates"])

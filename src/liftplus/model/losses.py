@@ -87,7 +87,7 @@ class Loss(Component):
         return False
 
     def for_head(self, head: nn.Module) -> Loss:
-        """The same loss with what it has to know of the built head."""
+        """The same loss, with the settings that it takes from the built head."""
         return self
 
     def build(self, counts: Tensor, class_names: Sequence[str] = ()) -> LossModule:
@@ -97,7 +97,7 @@ class Loss(Component):
         return module
 
     def class_weight_tensor(self, class_names: Sequence[str]) -> Tensor | None:
-        """The class weights [C] in fp64, or None where none are given. Refuses names that several classes bear."""
+        """The class weights [C] in fp64, or None where none are given. Refuses a name that several classes share."""
         given = self.class_weights
         if not given:
             return None
@@ -109,8 +109,8 @@ class Loss(Component):
                 raise unknown("class in loss.class_weights", name, known)
             if list(class_names).count(name) > 1:
                 raise UserError(
-                    f"loss.class_weights names {name!r}, which several classes are called. Give them names of their "
-                    "own with data.class_names."
+                    f"loss.class_weights names {name!r}, and several classes have that name. Give them names of "
+                    "their own with data.class_names."
                 )
         return torch.tensor([given.get(name, 1.0) for name in class_names], dtype=torch.float64)
 

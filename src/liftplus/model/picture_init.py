@@ -25,16 +25,16 @@ from liftplus.registry import register
 from liftplus.words import counted
 
 JUDGED, LEAST = 10_000, 1000
-"""Most pictures that are left out in turn to choose gamma, and how many in spite of many classes."""
+"""Most pictures that are left out in turn to choose gamma; fewer with many classes, but at least `LEAST`."""
 EACH = 10
-"""Pictures that a class should have among them."""
-_WORK = 3e9  # multiplications of N x C x D that leaving out may take for each gamma
+"""Pictures that each chosen class should have among them."""
+_WORK = 3e9  # most multiplications (N x C x D) that leaving out may take for each gamma
 
 
 def sampled(labels: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Ascending positions of at most `most` of the labels: as many of each class as fit, those of small classes all."""
+    """Ascending positions of at most `most` of the labels: equally many a class, or all that a small class has."""
     order = torch.randperm(len(labels), generator=generator)
-    # Everybody's first picture goes before anybody's second.
+    # The first picture of every class comes before the second of any.
     return order[ranks(labels[order]).argsort(stable=True)[:most]].sort()[0]
 
 
@@ -48,7 +48,7 @@ def ranks(labels: Tensor) -> Tensor:
 
 
 def judges(labels: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Ascending positions of at most `most` of the labels; of so many classes that each can have some of them."""
+    """Ascending positions of at most `most` of the labels, from no more classes than can have `EACH` of them."""
     counts = torch.bincount(labels)
     order = torch.randperm(len(counts), generator=generator)
     classes = order[counts[order] > 1][: max(1, most // EACH)]
@@ -75,7 +75,7 @@ def observed(context: InitContext, stream: Stream) -> tuple[Statistics, Sample]:
 class Ridge(HeadInit):
     """Class-balanced ridge regression onto one-hot targets, rows normalised; a class without images gets a random row.
 
-    It knows how the classes' features spread, which class means do not, and each class counts the same.
+    Unlike class means, it accounts for the spread of the features. Each class counts the same.
     """
 
     shots: int | None = Field(default=None, ge=1)
@@ -88,7 +88,7 @@ class Ridge(HeadInit):
         return self.solved(context, *observed(context, context.images(self.shots)))
 
     def solved(self, context: InitContext, statistics: Statistics, sample: Sample) -> Tensor:
-        """The rows by statistics that were gathered before."""
+        """The rows from statistics that are gathered already."""
         ridge = closed_form.Ridge(statistics)
         return filled(ridge.rows(self.best(ridge, sample, context)), context)
 
@@ -158,7 +158,7 @@ class Discriminants(HeadInit):
 
 
 MARGIN = 0.02
-"""By how much, and by two standard errors, another start must be better than the ridge: that takes all pictures."""
+"""Another start must beat the ridge, which uses all pictures, by this much and by two standard errors."""
 CLASSES, PICTURES = 100, 5000
 """Most classes, and most pictures of them, on which starts are compared."""
 
@@ -167,12 +167,12 @@ CLASSES, PICTURES = 100, 5000
 class Auto(HeadInit):
     """Ridge, linear_probe or class_mean: whichever is best on training pictures that it has not seen.
 
-    Some pictures of some classes are put into parts, and each part is judged by the rows that the others give. This
-    takes seconds. The winner then starts from all that its own defaults take.
+    A sample of the pictures is divided into parts, and each part is scored by rows from the other parts. This takes
+    seconds. The winner's rows are then made as its own defaults say.
     """
 
     parts: int = Field(default=3, ge=2)
-    """Parts of the pictures, each judged by the rows of the others."""
+    """Parts of the sample, each scored by rows from the others."""
 
     def rows(self, context: InitContext) -> Tensor:
         statistics, sample = observed(context, context.images(None))
@@ -207,7 +207,7 @@ class _Contest:
 
     @classmethod
     def drawn(cls, context: InitContext, sample: Sample) -> _Contest:
-        """Of classes with two or more pictures; long-tailed as the training pictures are, as far as there is time."""
+        """At most `CLASSES` classes with two or more pictures, and at most `PICTURES` of their pictures."""
         counts = torch.bincount(sample.labels)
         order = torch.randperm(len(counts), generator=context.generator)
         classes = order[counts[order] > 1][:CLASSES].sort()[0]
