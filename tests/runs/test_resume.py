@@ -495,11 +495,11 @@ def test_a_run_that_diverged_goes_on_from_its_last_sound_state(
 
 def test_numbers_that_are_not_finite_are_never_written_and_give_no_answer(tmp_path: Path) -> None:
     for value in (torch.nan, torch.inf):
-        with pytest.raises(DivergedError, match=r"1 weight is not finite or beyond all use, first b"):
+        with pytest.raises(DivergedError, match=r"1 weight is not finite or too large, first b"):
             checkpoint.write_tensors(tmp_path / "x", {"a": torch.ones(2), "b": torch.tensor([1, value])}, {"format": 2})
         with pytest.raises(DivergedError, match=r"not finite for 1 of 2 pictures.*lower train\.lr"):
             best(torch.tensor([[0.0, 1.0], [value, 0.0]]), EvaluationConfig(), CPU, 2)
-    with pytest.raises(DivergedError, match="1 weight is not finite or beyond all use, first a"):
+    with pytest.raises(DivergedError, match="1 weight is not finite or too large, first a"):
         checkpoint.write_tensors(tmp_path / "x", {"a": torch.full((4,), 1e30)}, {"format": 2})
     assert list(tmp_path.iterdir()) == []
 
@@ -525,7 +525,7 @@ def test_a_broken_model_is_neither_saved_nor_loaded(
     weight = model.network.head.weight.data
     for value in (torch.nan, torch.inf, 1e30):
         weight[0, 0] = value
-        with pytest.raises(UserError, match=r"not finite or beyond all use, first head\.weight"):
+        with pytest.raises(UserError, match=r"not finite or too large, first head\.weight"):
             model.save(tmp_path / "saved")
         assert not (tmp_path / "saved").exists()
     weight[0, 0] = torch.nan

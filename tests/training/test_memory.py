@@ -181,8 +181,10 @@ def test_prediction_is_within_15_percent_of_what_was_measured_on_a_gpu(card: str
 
 def test_a_compiled_model_keeps_no_copies_in_fp32() -> None:
     """Of what the norms read: two tensors a block, which three norms copy."""
-    trials = [memory.Trial(planned("mini_clip", f"compile={way}"), CLASSES, "cuda", "bf16") for way in ("auto", "off")]
-    compiled, eager = (trial.peak(trial.step, 128) for trial in trials)
+    dry_runs = [
+        memory.DryRun(planned("mini_clip", f"compile={way}"), CLASSES, "cuda", "bf16") for way in ("auto", "off")
+    ]
+    compiled, eager = (dry_run.peak(dry_run.step, 128) for dry_run in dry_runs)
     depth, tokens, width = 6, 65, 192
     assert eager - compiled == pytest.approx((3 * 4 - 2 * 2) * depth * 128 * tokens * width, rel=0.15)
 
@@ -192,16 +194,16 @@ def test_a_compiled_model_keeps_nothing_of_what_frozen_batch_norms_read() -> Non
     """The outputs of all convolutions behind the first tuned site, in fp32; trained norms need them."""
     name, images = "timm/resnet18.a1_in1k", 32
     sizes: dict[str, int] = {}
-    trial = memory.Trial(planned(name), CLASSES, "cpu", "fp32")
-    for key, module in trial.model.backbone.image.named_modules():
+    dry_run = memory.DryRun(planned(name), CLASSES, "cpu", "fp32")
+    for key, module in dry_run.model.backbone.image.named_modules():
         if isinstance(module, torch.nn.Conv2d) and key != "conv1" and not key.startswith("layer1.0"):
             module.register_forward_hook(lambda _m, _a, out, key=key: sizes.update({key: out[0].numel()}))
-    trial.peak(trial.test, 1, learning=False)
+    dry_run.peak(dry_run.test, 1, learning=False)
     saved = {}
     for tuner in ("conv_adapter", "norm"):
         ways = [planned(name, f"tuner={tuner}", f"compile={way}") for way in ("auto", "off")]
-        trials = [memory.Trial(run, CLASSES, "cuda", "fp32") for run in ways]
-        compiled, eager = (trial.peak(trial.step, images) for trial in trials)
+        dry_runs = [memory.DryRun(run, CLASSES, "cuda", "fp32") for run in ways]
+        compiled, eager = (dry_run.peak(dry_run.step, images) for dry_run in dry_runs)
         saved[tuner] = eager - compiled
     assert saved["conv_adapter"] == pytest.approx(4 * images * sum(sizes.values()), rel=0.15)
     assert saved["norm"] == 0
@@ -210,16 +212,16 @@ def test_a_compiled_model_keeps_nothing_of_what_frozen_batch_norms_read() -> Non
 def test_memory_is_a_straight_line_in_the_batch_size() -> None:
     run = planned("mini_clip")
     need = memory.training(run, CLASSES, "cuda", "bf16")
-    trial = memory.Trial(run, CLASSES, "cuda", "bf16")
-    assert trial.peak(trial.step, 200) == pytest.approx(need.tensors(200), rel=0.01)
+    dry_run = memory.DryRun(run, CLASSES, "cuda", "bf16")
+    assert dry_run.peak(dry_run.step, 200) == pytest.approx(need.tensors(200), rel=0.01)
     assert need.most(need.tensors(200)) in (199, 200, 201)
     assert need.most(1000) == 0
 
 
 def test_memory_grows_with_the_logits_of_the_classes() -> None:
     """At 256 images: fp32 logits and what the loss keeps of them, from 1 to 6 values an image and class."""
-    trials = [memory.Trial(planned("mini_clip", "width=4"), classes, "cuda", "bf16") for classes in (100, 8142)]
-    few, many = (trial.peak(trial.step, 256) for trial in trials)
+    dry_runs = [memory.DryRun(planned("mini_clip", "width=4"), classes, "cuda", "bf16") for classes in (100, 8142)]
+    few, many = (dry_run.peak(dry_run.step, 256) for dry_run in dry_runs)
     rows = 8042 * 192 * 4
     assert 4 * 256 * 8042 < many - few < 6 * 4 * 256 * 8042 + 6 * rows
 
@@ -268,8 +270,8 @@ def test_thousands_of_classes_bend_the_line(images: int) -> None:
     """The peak moves from the small backbone to the logits; no batch size is predicted far too low for it."""
     run = planned("mini_clip", "train.batch_size=128")
     need = memory.training(run, 8142, "cuda", "bf16")
-    trial = memory.Trial(run, 8142, "cuda", "bf16")
-    peak = trial.peak(trial.step, images)
+    dry_run = memory.DryRun(run, 8142, "cuda", "bf16")
+    peak = dry_run.peak(dry_run.step, images)
     assert 0.95 * peak <= need.tensors(images) <= 1.15 * peak
 
 

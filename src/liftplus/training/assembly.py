@@ -1,4 +1,4 @@
-"""A classifier put together for a data set: backbone, tuner, head, and the head's first rows."""
+"""Build a classifier for a data set: backbone, tuner, head, and the head's first rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from liftplus.model.head_init import InitContext, Stream, centres, class_prompts
 from liftplus.training import layer_decay, patch_dropout, selection, tracking
 
 AT_ONCE = 65_536
-"""Training images whose features are in memory at once where a start reads all of them."""
+"""Most training images whose features are in memory at once, for a start that reads all of them."""
 
 
 def build(
@@ -39,7 +39,10 @@ def build(
     """The classifier with its head initialised, on the device, ready for the first step.
 
     Args:
-        cache: where features are kept, and what says so; by default as `config.cache` has it.
+        cache: where features are kept; by default as `config.cache` says.
+
+    Raises:
+        UserError: the settings do not fit the data or each other, nothing is left to train, or features are not finite.
     """
     check(config, dataset)
     cache = cache or Cache.of(config.cache, runtime.job)
@@ -80,7 +83,7 @@ def build(
 
 
 def _answer(model: Classifier, runtime: Runtime) -> Tensor:
-    """Logits of one made-up picture: a start that reads names alone has not looked at the image tower yet."""
+    """Logits of one made-up picture: a start from names alone has not run the image tower yet."""
     size, mode = model.backbone.facts.image_size, model.training
     ramp = torch.linspace(-2, 2, 3 * size**2, device=runtime.device).view(1, 3, size, size)
     with torch.no_grad(), runtime.autocast():
@@ -98,7 +101,7 @@ def _refuse_broken(numbers: Tensor, config: RunConfig) -> None:
 
 
 def check(config: RunConfig, dataset: DataSet) -> None:
-    """Refuse what cannot work before any long work starts."""
+    """Refuse settings that cannot work, before any long work starts."""
     if "train" not in dataset.splits or not len(dataset.splits["train"]):
         raise UserError(f"Data set {dataset.name!r} has no training images.")
     tracking.require(config.track)

@@ -31,17 +31,17 @@ from liftplus.words import counted
 
 FILE, LAST_MODEL, STATE = "model.safetensors", "model-last.safetensors", "last.safetensors"
 FORMAT = 2
-"""1 had a checksum of the tensors' values alone, and none before that."""
+"""Format 1 had a checksum of the tensors' values alone, and its first files had none."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which epoch a run's weights are of, and why that one.
+    """Which epoch a run's weights come from, and why that one.
 
     Attributes:
         epoch: epochs of training behind them.
         of: epochs of the run.
-        by: "last", or the accuracy on the validation split that was the best after this epoch.
+        by: "last", or the accuracy on the validation split (overall, mean_class) that was best after this epoch.
         validation: accuracies on the validation split after this epoch, in percent, where they were measured.
     """
 
@@ -69,9 +69,9 @@ class Trained:
     class_ids: tuple[str, ...]
     train_counts: tuple[int, ...]
     folder: Path = Path()  # of the run
-    chosen: Chosen | None = None  # unknown for a file from before it was noted
+    chosen: Chosen | None = None  # None for a file that was written before this was saved
     former_names: tuple[str, ...] = ()
-    """Names [C] that the classes bore in training, where some were changed since."""
+    """Names [C] that the classes had in training, if some have changed since."""
 
 
 def save_model(
@@ -82,7 +82,7 @@ def save_model(
     chosen: Chosen | None = None,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model file: a few MB that give the model back together with the backbone's weights.
+    """Write a model file: a few MB that restore the model together with the backbone's weights.
 
     Args:
         path: a run folder, where it becomes model.safetensors, or a file.
@@ -105,11 +105,15 @@ def save_model(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """A safetensors file with a description and checksums of both, whole or not at all; never of broken weights."""
+    """Write a safetensors file with a description and checksums of both, whole or not at all.
+
+    Raises:
+        DivergedError: weights are not finite, or too large for fp32.
+    """
     if broken := [name for name, value in tensors.items() if not sound(value)]:
         raise DivergedError(
-            f"{counted(len(broken), 'weight is', 'weights are')} not finite or beyond all use, first {broken[0]}, so "
-            f"{str(path)!r} was not written and what was there before stays. Lower train.lr, or give a sound file of "
+            f"{counted(len(broken), 'weight is', 'weights are')} not finite or too large, first {broken[0]}, so "
+            f"{str(path)!r} was not written; what was there before stays. Lower train.lr, or give a sound file of "
             "backbone weights."
         )
     about = json.loads(json.dumps(about | {"sha256": checksum(tensors)}))
@@ -158,7 +162,7 @@ def _model_file(folder: Path) -> Path:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and tensors of a file of ours; one that is cut short or changed is refused."""
+    """Description and tensors of a file that liftplus wrote; one that is cut short or changed is refused."""
     about, tensors = _open(path)
     number = about.get("format")
     if isinstance(number, int) and number > FORMAT:
@@ -188,7 +192,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _class_texts(about: dict[str, Any], config: RunConfig) -> ClassTexts:
-    """The prompts that a trained text side reads, as they were in training; names alone where none is read."""
+    """The prompts that a trained text side reads, as they were in training; the bare names without such a side."""
     names: list[str] = about["class_names"]
     if "class_prompts" not in about:  # a file from before they were saved
         return class_prompts(config.head_init, names)

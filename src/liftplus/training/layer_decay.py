@@ -35,7 +35,7 @@ def check(config: RunConfig) -> None:
 
 
 def multiples(model: Classifier, decay: float) -> dict[str, float]:
-    """By name of a trained weight of a tower or a light module, decay^(L + 1 - i); none at decay 1.
+    """decay^(L + 1 - i) by name of each trained weight of a tower or a light module; empty at decay 1.
 
     A weight that is not named takes the whole rate, as the classifier does.
     """

@@ -38,7 +38,7 @@ SKIPPED = "Steps took longer than planned, so {} of {} epochs were trained withi
 
 @dataclass(frozen=True)
 class Fit:
-    """What training took and gave.
+    """The result of training.
 
     Attributes:
         losses: mean loss of each epoch.
@@ -46,7 +46,7 @@ class Fit:
         chosen: which epoch's weights the model has.
         last: the last epoch's weights, where the model has others.
         last_validation: accuracies on the validation split after the last epoch, where measured.
-        notes: what happened on the way that the user should know.
+        notes: what happened during training that the user should know.
     """
 
     losses: tuple[float, ...]
@@ -69,13 +69,17 @@ def fit(
     cache: Cache | None = None,
     began: float | None = None,
 ) -> Fit:
-    """Train in place with SGD and a cosine learning rate; docs/method.md has the recipe.
+    """Train in place with SGD and a cosine learning rate, as docs/method.md describes.
 
     Args:
         log: called with a record at the end of each epoch.
         keeper: saves the state and brings a saved one back; training goes on from there, bit for bit.
-        cache: where features are kept; by default as `config.cache` has it.
-        began: when the time of `train.minutes` began, on the clock of `time.perf_counter`; by default now.
+        cache: where features are kept; by default as `config.cache` says.
+        began: start of the time of `train.minutes`, by `time.perf_counter`; by default now.
+
+    Raises:
+        DivergedError: a loss, weight or output is not finite, and the run may not go back.
+        Stopped: the process was asked to stop; the state is saved.
     """
     epochs, before = config.train.epochs, 0.0 if began is None else time.perf_counter() - began
     with deterministic(config.deterministic):
@@ -120,19 +124,19 @@ def fit(
 
 
 def guarded(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> tuple[Step, Safeguard]:
-    """The step, at rates that fit the backbone where the run asks for that, and the way back to the start."""
+    """The step, with rates that fit the backbone if `train.scale_rates` asks for them, and its safeguard."""
     probe = Probe(model, config, dataset, runtime) if config.train.scale_rates or config.train.go_back else None
     step = Step(model, config, dataset, runtime, probe.rates() if probe and config.train.scale_rates else {})
     return step, Safeguard(step, probe if config.train.go_back else None)
 
 
 def _record(at: Position, lr: float) -> dict[str, Any]:
-    """What the log says of a finished epoch."""
+    """The log's record of a finished epoch."""
     return {"epoch": at.epoch, "loss": at.losses[-1], "lr": lr, "seconds": round(at.seconds, 2)}
 
 
 def _notes(config: RunConfig, step: Step, at: Position) -> tuple[str, ...]:
-    """What happened on the way that the user should know."""
+    """What happened during training that the user should know."""
     slowed = SLOWED.format(config.train.lr, config.train.lr * step.slowed) if step.slowed != 1.0 else ""
     skipped = SKIPPED.format(len(at.losses), config.train.epochs) if len(at.losses) < config.train.epochs else ""
     return tuple(note for note in (slowed, skipped) if note)
@@ -145,8 +149,8 @@ def skip(config: RunConfig, dataset: DataSet, at: Position, took: float, before:
 
     Args:
         at: the position at the end of an epoch.
-        took: seconds of that epoch; too few where it was resumed, which the next one puts right.
-        before: seconds that were gone when training began.
+        took: seconds of that epoch; too few where it was resumed, which the next epoch corrects.
+        before: seconds that were used up when training began.
     """
     rest = config.train.epochs - at.epoch
     if rest < 2 or config.train.minutes is None:
@@ -157,10 +161,11 @@ def skip(config: RunConfig, dataset: DataSet, at: Position, took: float, before:
 
 
 TIMED = 4
+"""Number of the last step that is timed, from 0."""
 
 
 def seconds_a_picture(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> float:
-    """Seconds of training a picture, over a few steps after the first; the model is left as it was."""
+    """Seconds of training per picture, over a few steps after the first; the model is left as it was."""
     start = {name: value.clone() for name, value in model.learned_state().items()}
     step = Step(model, config, dataset, runtime)
     step.set_rate(config.train.lr)

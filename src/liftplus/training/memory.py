@@ -1,4 +1,4 @@
-"""How much device memory a training step or a test takes: a trial run on tensors that have shapes but no contents.
+"""How much device memory a training step or a test takes: a dry run on tensors that have shapes but no contents.
 
 The real classifier, loss and optimiser run under PyTorch's `FakeTensorMode`, prepared for the device and the precision
 that are asked about, while the bytes of all living tensors are added up. No weights are read and no GPU is needed.
@@ -41,15 +41,15 @@ USABLE = 0.95
 BATCHES = (8, 16, 32, 64, 128, 256)
 """Batch sizes of the table."""
 SAMPLES = (8, 48, 256)
-"""Batch sizes of the trial runs. Memory is a straight line in the batch size as long as its peak stays at one place;
+"""Batch sizes of the dry runs. Memory is a straight line in the batch size as long as its peak stays at one place;
 where the peak moves, from the backbone to the logits of thousands of classes, say, the line bends upwards."""
 
 
 class Living(TorchDispatchMode):
-    """Bytes of the tensors that live while this is on, now and at the highest.
+    """Counts the bytes of living tensors while it is on: now, and at the peak.
 
-    Counts storages, each once, from the operator that made them until the last tensor and the last saved activation
-    let go; what a kernel allocates for itself is not seen.
+    A storage counts once, from the operator that makes it until no tensor and no saved activation needs it. What a
+    kernel allocates for itself is not counted.
     """
 
     def __init__(self, held: Sequence[Tensor] = ()) -> None:
@@ -84,11 +84,11 @@ class Living(TorchDispatchMode):
 
 
 class _AsOnGPU(TorchFunctionMode):
-    """On tensors that pretend to be in a GPU's memory but say "cpu": attention by a fused kernel, and autocast's rule.
+    """Makes tensors on "cpu" take the memory that they would take on a GPU: fused attention, and autocast's rule.
 
-    PyTorch has no backward pass over tensors that say "cuda" where there is no GPU. What differs for memory: on a GPU
-    autocast computes norms and softmax in fp32. A compiled model casts inside the kernel and keeps no fp32 copy. Nor
-    does it keep what a frozen batch norm read, whose gradient needs the scale alone.
+    Without a GPU, PyTorch has no backward pass over tensors on "cuda". What differs for memory: on a GPU autocast
+    computes norms and softmax in fp32. A compiled model casts inside the kernel and keeps no fp32 copy. It keeps no
+    input of a frozen batch norm either, whose gradient needs only the scale.
     """
 
     def __init__(self, autocasts: bool, compiles: bool) -> None:
@@ -105,7 +105,7 @@ class _AsOnGPU(TorchFunctionMode):
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts)[0]
         if self.compiles and func is F.batch_norm and _is_fixed(*args, **options):
             return args[0] * _like_channels(args[2], args[0])
-        # A compiled block that will be computed again, which PyTorch marks by hooks, keeps more than that rule says.
+        # A compiled block that is computed again in the backward pass (PyTorch marks it by hooks) keeps more than that.
         again = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         if casts and (again or not self.compiles) and func in _IN_FP32:
             args = tuple(x.float() if isinstance(x, Tensor) else x for x in args)
@@ -129,12 +129,12 @@ _IN_FP32 = (F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of device memory at the highest, by the number of images at a time.
+    """Peak bytes of device memory, by the number of images at a time.
 
     Attributes:
         weights: all weights and buffers.
         learning: gradients and momentum of the trained weights.
-        points: (images, bytes) of the trial runs, in ascending order; the bytes include weights and learning.
+        points: (images, bytes) of the dry runs, in ascending order; the bytes include weights and learning.
     """
 
     weights: int
@@ -142,7 +142,7 @@ class Need:
     points: tuple[tuple[int, int], ...]
 
     def tensors(self, images: int) -> int:
-        """Bytes of all tensors: on the line through the two trial runs that are nearest."""
+        """Bytes of all tensors: on the line through the two nearest dry runs."""
         lines = pairwise(self.points)
         last = (self.points[-2], self.points[-1])
         (few, low), (many, high) = next((line for line in lines if images <= line[1][0]), last)
@@ -177,19 +177,19 @@ def training(config: RunConfig, classes: int, device: str, precision: str) -> Ne
         device: "cuda" or "cpu"; it need not be here.
         precision: bf16, fp16 or fp32.
     """
-    trial = Trial(config, classes, device, precision)
+    dry_run = DryRun(config, classes, device, precision)
     pieces = config.train.micro_batch is not None and config.train.micro_batch < config.train.batch_size
-    return trial.need(lambda images: trial.step(images, adds=pieces), learning=True)
+    return dry_run.need(lambda images: dry_run.step(images, adds=pieces), learning=True)
 
 
 def testing(config: RunConfig, classes: int, device: str, precision: str) -> Need:
     """What a test needs by the images a batch (evaluation.batch_size), all their crops together."""
-    trial = Trial(config, classes, device, precision)
-    return trial.need(trial.test, learning=False)
+    dry_run = DryRun(config, classes, device, precision)
+    return dry_run.need(dry_run.test, learning=False)
 
 
 def advice(config: RunConfig, classes: int, runtime: Runtime) -> str | None:
-    """What would fit into this GPU's memory, as a sentence; None where that cannot be told.
+    """What would fit into this GPU's memory, as a sentence; None on other devices.
 
     Read just after a step ran out of memory: what this process holds itself counts as free.
     """
@@ -204,7 +204,7 @@ def advice(config: RunConfig, classes: int, runtime: Runtime) -> str | None:
     for option, run in ways[config.backbone.grad_checkpointing :]:
         fits = min(training(run, classes, "cuda", runtime.precision).most(room), tried)
         if fits == tried and not option:
-            continue  # it should have fitted, so this way the prediction is of no use
+            continue  # it did not fit, so this prediction is wrong
         settings = [text for text in (option, "" if fits == own else f"train.micro_batch={fits}") if text]
         if fits:
             return (
@@ -220,7 +220,7 @@ def advice(config: RunConfig, classes: int, runtime: Runtime) -> str | None:
 def table(config: RunConfig, classes: int) -> dict[str, Any]:
     """Predicted bytes by images at a time, with and without gradient checkpointing, and of a test batch.
 
-    For the device that the configuration names; "auto" plans for a GPU, whether there is one here or not.
+    The device is the configuration's; "auto" means a GPU, even if this machine has none.
     """
     device = "cpu" if config.device == "cpu" else "cuda"
     precision = "bf16" if config.precision == "auto" else config.precision
@@ -246,8 +246,8 @@ def table(config: RunConfig, classes: int) -> dict[str, Any]:
     return out
 
 
-class Trial:
-    """A classifier whose tensors are shapes only, to be run in every way that memory is asked about."""
+class DryRun:
+    """A classifier whose tensors are shapes only; training and test steps run on it to measure their memory."""
 
     def __init__(self, config: RunConfig, classes: int, device: str, precision: str) -> None:
         self.config, self.classes, self.device = config, classes, device
@@ -277,14 +277,14 @@ class Trial:
         encoder.ids = torch.empty(self.classes, encoder.tower.context_length, dtype=torch.long)
 
     def need(self, run: Callable[[int], None], *, learning: bool) -> Need:
-        """Peaks of the trial runs."""
+        """Peaks of the dry runs."""
         weights = sum(tensor.nbytes for tensor in self._held())
         trained = sum(p.nbytes for p in self.trained) if learning else 0
         points = tuple((images, self.peak(run, images, learning=learning)) for images in SAMPLES)
         return Need(weights, 2 * trained, points)
 
     def peak(self, run: Callable[[int], None], images: int, *, learning: bool = True) -> int:
-        """Bytes of all tensors at the highest while `run(images)` runs."""
+        """Peak bytes of all tensors while `run(images)` runs."""
         living = Living([*self._held(), *self.loss.buffers(), *(self.momentum if learning else [])])
         with ExitStack() as stack:
             stack.enter_context(self.fake)
@@ -298,7 +298,7 @@ class Trial:
         return [*self.model.parameters(), *self.model.buffers()]
 
     def step(self, images: int, *, adds: bool = False) -> None:
-        """Forward, loss, backward and update as `step.Step` does them; `adds`: onto the gradients of a piece before."""
+        """Forward, loss, backward and update as `step.Step` does them; `adds`: gradients of an earlier piece exist."""
         about, groups = self.config.train, [{"params": self.trained}]
         # One weight after the other, as on the CPU; on a GPU the fused update needs as little.
         optimiser = Momentum(groups, lr=about.lr, momentum=about.momentum, weight_decay=about.weight_decay)
@@ -318,7 +318,7 @@ class Trial:
 
     @torch.no_grad()
     def test(self, images: int) -> None:
-        """One batch as `evaluate` runs it."""
+        """One batch as `inference.predict` runs it."""
         pictures = self._pictures(images * (5 if self.config.evaluation.tte else 1))
         with self.model.class_features_kept(), self.here.autocast():
             out = self.model(self.normalise(pictures))

@@ -14,7 +14,7 @@ from torch.optim.sgd import sgd
 def descent(
     groups: Sequence[dict[str, Any]], device: torch.device, *, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.SGD | Momentum:
-    """What updates groups of weights on a device; settings as of `Momentum`.
+    """The optimiser for groups of weights on a device; settings as for `Momentum`.
 
     A `torch.optim.Optimizer` imports PyTorch's compiler when it is made, two seconds before a run's first step. A GPU's
     run needs the compiler anyway, a CPU's does not.
@@ -33,8 +33,8 @@ class Momentum:
         state: for each weight that has been updated, its `momentum_buffer`; nothing where the momentum is 0.
 
     Args:
-        groups: weights, and what else a group says of them.
-        lr: rate of all groups at first.
+        groups: weights `params`, and further entries, which are kept.
+        lr: first rate of all groups.
         momentum: share of the last update that stays, in [0, 1).
         weight_decay: share of a weight that is added to its gradient.
     """

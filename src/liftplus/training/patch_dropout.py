@@ -16,7 +16,7 @@ from liftplus.errors import UserError
 
 
 class PatchDropout:
-    """Leaves patch tokens out before a tower's first block, while it is `on`; class and register tokens stay.
+    """Drops patch tokens before a tower's first block, while it is `on`; class and register tokens stay.
 
     Patches have their position embedding by then, and prompts come in later. The draw is uniform and without
     replacement, anew for each picture and epoch. At keep < 1 it is made under the autocast that training runs in, since

@@ -1,4 +1,4 @@
-"""Which of three learning rates is best on training pictures kept aside: successive halving in two rounds.
+"""Choose the best of three learning rates on training pictures kept aside, by successive halving in two rounds.
 
 Successive halving: Jamieson and Talwalkar 2016 (arXiv 1502.07943), here with every round trained from the start, since
 the schedules of rate and crops end with it.
@@ -21,18 +21,18 @@ from liftplus.model.classifier import Classifier
 from liftplus.training import assembly, loop
 
 FACTORS = (1.0, 1 / 3, 3.0)
-"""Of the recipe's rate; of equal results the first is taken."""
+"""Multiples of the recipe's rate; of equal results the first is taken."""
 ROUNDS = len(FACTORS) + 2 * 2
-"""What both rounds take, in epochs of the first one."""
+"""Length of both rounds together, in multiples of the epochs of one rate in the first round."""
 SHARE = 0.2
 LEAST_PICTURES = 100
-"""Fewer pictures kept aside decide by chance."""
+"""Fewest pictures kept aside; the result of fewer would be chance."""
 LEAST, MOST = 2, 10
 """Epochs of a rate in the first round; the second has two rates and twice the epochs."""
 
 
 def epochs(pictures: int, spare: float) -> int:
-    """Epochs of each rate in the first round that a time allows; 0 where it or the pictures are too few.
+    """Epochs of each rate in the first round that fit into a time; 0 if the time or the pictures are too few.
 
     Args:
         spare: the time, in epochs of all training pictures.
@@ -44,7 +44,7 @@ def epochs(pictures: int, spare: float) -> int:
 def best(
     config: RunConfig, dataset: DataSet, runtime: Runtime, first: int, progress: Progress | None = None
 ) -> tuple[float, str]:
-    """The best rate, and what was found in a sentence.
+    """The best rate, and a sentence on all three.
 
     Args:
         first: epochs of each rate in the first round.

@@ -24,22 +24,22 @@ from liftplus.training import loop, rate_search, time_limit
 from liftplus.words import counted
 
 LARGE = 100_000
-"""Training pictures from which on the published batch and rate stand."""
+"""From this many training pictures on, the published batch and rate are used."""
 BATCHES = (16, 128)
 MOST_EPOCHS = 30
 ESTIMATED = 100
-"""Optimiser steps from which on a run is worth the few that are needed to say how long it will take."""
+"""From this many optimiser steps on, a run's length is predicted by timing a few steps."""
 WIDTH = 8
 """Least width of a bottleneck: a single unit can be dead."""
 
 
 def usual(source: str | None) -> str:
-    """The recipe for data where none is named: the published one for what bears a benchmark's name."""
+    """The default recipe of data: paper for a benchmark's name, auto for all other data."""
     return "paper" if source in sources.KNOWN else "auto"
 
 
 def settled(config: RunConfig, dataset: DataSet) -> RunConfig:
-    """The configuration with everything that follows from the size of the data; what was given stays."""
+    """The configuration with the settings that follow from the size of the data; what was given stays."""
     count = len(dataset.splits["train"]) if "train" in dataset.splits else 0
     small = count < LARGE
     batch = batch_size(count) if "train.batch_size" in config.automatic else config.train.batch_size
@@ -58,7 +58,7 @@ def settled(config: RunConfig, dataset: DataSet) -> RunConfig:
 
 
 def _start(config: RunConfig, dataset: DataSet, small: bool) -> dict[str, Any]:
-    """The start in place of a semantic one: class names with pictures, or pictures alone where nothing reads names."""
+    """The start: from names and pictures (names alone for large data), or from pictures where no names are read."""
     if config.head_init.name in ("class_mean", "auto") or not dataset.named:
         return {"name": "auto"}
     return {"name": "mix"} if small else {"name": "semantic"}
@@ -74,11 +74,11 @@ def timed(
 ) -> tuple[RunConfig, float | None]:
     """The configuration with as many epochs as fit into `train.minutes`, and the seconds that the run will take.
 
-    Both are by the time that a few steps take; the model is left as it was. A short run without `train.minutes` is not
-    timed. Where there is time for more than the most epochs, three rates are tried on a part of the training pictures.
+    Both follow from timing a few steps; the model is left as it was. A short run without `train.minutes` is not timed.
+    If there is time for more than `MOST_EPOCHS`, three rates are tried on a part of the training pictures.
 
     Args:
-        began: when the time began that counts, on the clock of `time.perf_counter`.
+        began: start of the time that counts, by `time.perf_counter`.
 
     Raises:
         UserError: not even one epoch fits.
@@ -102,7 +102,7 @@ def timed(
 
 
 def _fitting(config: RunConfig, dataset: DataSet, runtime: Runtime, a_picture: float, began: float) -> float:
-    """Epochs that there is still time for; one at least, or it is refused."""
+    """Epochs that there is still time for; fewer than one is refused."""
     spent = max(runtime.job.from_all(time.perf_counter() - began))
     fitting = time_limit.epochs(config, dataset, a_picture, spent, time_limit.PLANNED)
     if fitting < 1:
@@ -150,7 +150,7 @@ def sentences(config: RunConfig, dataset: DataSet, seconds: float | None = None)
     """What was chosen and why, for the user to read before training; none where nothing was.
 
     Args:
-        seconds: that the run will take, where they were measured.
+        seconds: how long the run will take, where that was measured.
     """
     train = config.train
     parts = {

@@ -32,9 +32,9 @@ PIECE = 32
 
 
 class Probe:
-    """A few training pictures, drawn by the seed, on which a model is looked at: up to 256, centre crop.
+    """Up to 256 training pictures, drawn by the seed, on which a model is measured, with the centre crop.
 
-    A job's processes look at the same ones.
+    All processes of a job use the same ones.
     """
 
     def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
@@ -70,7 +70,7 @@ class Probe:
         return float((self.logits().argmax(1) == self.labels).float().mean())
 
     def mean_squares(self) -> dict[str, float]:
-        """By name of a branch that was passed through, the mean square of the activation that it is added to."""
+        """Mean square of the activation that each used branch is added to, by the branch's name."""
         branches = {name: part for name, part in self.model.named_modules() if isinstance(part, Branch)}
         seen: dict[str, list[float]] = {name: [] for name in branches}
 
@@ -87,7 +87,7 @@ class Probe:
         return {name: sum(values) / len(values) for name, values in seen.items() if values}
 
     def rates(self) -> dict[str, float]:
-        """By name of a branch's output weight, the mean square of the activation that it is added to, at most 1."""
+        """Factor of the rate of each branch's output weights, by name: the mean square above, at most 1."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return {
             names[id(weight)]: min(1.0, square)
@@ -97,7 +97,7 @@ class Probe:
 
 
 class Safeguard:
-    """Once a run: where the loss is above both the start's and ln C, restore the start and halve the rate.
+    """Once a run: if the loss is not finite, or above both the start's and ln C, restore the start and halve the rate.
 
     Made while the model is at its start; without a probe it never goes back.
     """

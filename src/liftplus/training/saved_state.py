@@ -1,4 +1,4 @@
-"""The state of a run under way: where it is, what it needs to go on, and the file in its folder that holds both."""
+"""The state of a run under way: its position, what it needs to continue, and the file in its folder with both."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Keeper:
 
     Args:
         folder: of the run.
-        belongs_to: what has to be the same where the run goes on, by name.
+        belongs_to: values, by name, that must be unchanged when the run continues.
         minutes: most time between two saves.
         stop: whether the training was asked to stop; that of one process stops all.
         job: the processes that train together.
@@ -112,7 +112,7 @@ class Keeper:
         return _position(about)
 
     def due(self) -> bool:
-        """Whether to save in the middle of an epoch: any process was asked to stop, or the last time is long ago."""
+        """Whether to save in the middle of an epoch: any process was asked to stop, or the last save is old."""
         late = self.job.leads and time.monotonic() - self.saved > 60 * self.minutes
         return any(self.job.greatest(int(self.stop()), int(late)))
 
@@ -143,7 +143,7 @@ class TrainingState:
         self.began = time.perf_counter()
 
     def begin(self) -> None:
-        """Go to the saved position, in all processes; to the start where there is none."""
+        """Move all processes to the saved position, or to the start where there is none."""
         if self.keeper is not None:
             self.at = self.keeper.restore(self)
         if self.job.size > 1:
@@ -169,16 +169,16 @@ class TrainingState:
         return self.keeper is not None and self.keeper.due()
 
     def move(self, at: Position) -> None:
-        """Be at another position now."""
+        """Set the position, with the time spent so far."""
         self.at = replace(at, seconds=self.seconds())
 
     def leave_out(self, epochs: int) -> bool:
-        """Go so many epochs further without training; whether there were any."""
+        """Skip so many epochs without training; returns whether there were any."""
         self.at = replace(self.at, epoch=self.at.epoch + epochs)
         return epochs > 0
 
     def save(self) -> None:
-        """Save this position, if there is a run folder; raises `Stopped` where that was asked for."""
+        """Save this position, if there is a run folder; raises `Stopped` if a stop was requested."""
         if self.keeper is not None:
             self.keeper.save(self, self.at)
 

@@ -37,7 +37,7 @@ def check(config: RunConfig, dataset: DataSet) -> None:
 class Selection:
     """Measures the validation split after epochs, with one crop, and keeps the weights of the best one so far.
 
-    Nothing is done where the run does not ask for it.
+    It does nothing in a run that does not ask for it.
     """
 
     def __init__(self, model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> None:
@@ -48,7 +48,7 @@ class Selection:
         self.evaluation = config.evaluation.model_copy(update={"tte": False})
         if self.every:
             self.reader = SplitReader(dataset.store, dataset.splits["val"], config.train.workers)
-        self.latest: dict[str, Any] | None = None  # accuracies after the present epoch, where measured
+        self.latest: dict[str, Any] | None = None  # accuracies after the current epoch, where measured
         self.best: Chosen | None = None
         self.weights: dict[str, Tensor] = {}
 
@@ -78,7 +78,7 @@ class Selection:
         return {"validation": self.latest}
 
     def last(self) -> Chosen:
-        """What the weights after the last epoch are."""
+        """The description of the weights after the last epoch."""
         return Chosen(self.epochs, self.epochs, "last", self.latest)
 
     def choose(self) -> tuple[Chosen, dict[str, Tensor] | None]:
@@ -95,12 +95,12 @@ class Selection:
         return self.best, last
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """For the saved state of the run: the best weights, and which they are."""
+        """For the saved state of the run: the best weights, and which epoch they are from."""
         best = None if self.best is None else asdict(self.best)
         return {BEST + name: value for name, value in self.weights.items()}, {"best": best, "latest": self.latest}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Take over what `state` gave; a state from before there was any has nothing of it."""
+        """Take over what `state` gave; the state of an older version may lack it."""
         self.weights = {name.removeprefix(BEST): value for name, value in tensors.items()}
         self.best = Chosen(**values["best"]) if values.get("best") else None
         self.latest = values.get("latest")

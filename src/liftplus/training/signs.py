@@ -1,4 +1,4 @@
-"""Signs of a poor fit, told at the end of a run: each with the one setting to change."""
+"""Signs of a poor fit, shown at the end of a run, each with the one setting to change."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Snapshot:
     """Accuracies of a model at one moment, with one crop.
 
     Attributes:
-        split: where the held-out pictures are from: val, or test where there is no val; None without either.
-        held_out: percent of up to 512 pictures of it.
-        pictures: how many these are.
-        training: percent of a few training pictures.
+        split: split of the held-out pictures: val, or test where there is no val; None without either.
+        held_out: accuracy on up to 512 pictures of it, in percent.
+        pictures: number of these pictures.
+        training: accuracy on a few training pictures, in percent.
     """
 
     split: str | None
@@ -57,7 +57,7 @@ def snapshot(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Ru
 
 
 def below_start(before: Snapshot, after: Snapshot) -> str | None:
-    """Where a run ends below its own start; it is no success then."""
+    """The sign that a run ended below its own start, which is no success; None otherwise."""
     if before.held_out is None or after.held_out is None or after.held_out >= before.held_out:
         return None
     return (
@@ -67,7 +67,7 @@ def below_start(before: Snapshot, after: Snapshot) -> str | None:
 
 
 def of_training(config: RunConfig, losses: Sequence[float], before: Snapshot, after: Snapshot) -> list[str]:
-    """What the losses and two snapshots show, one sentence each."""
+    """Signs in the losses and in the snapshots before and after training, one sentence each."""
     said, train = [], config.train
     lower, more = f"Try lr={train.lr / 4:g}.", longer(config)
     if worse := below_start(before, after):
@@ -97,14 +97,14 @@ def longer(config: RunConfig) -> str:
 
 
 def of_test(config: RunConfig, metrics: Metrics | None) -> list[str]:
-    """What the accuracies of the groups show."""
+    """A sign if no test picture of the classes with few training pictures is right."""
     if metrics is None or metrics.few != 0:
         return []
     return [f"No picture of a class with under 20 training pictures was named right. {longer(config)}"]
 
 
 def of_units(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> list[str]:
-    """Hidden units that answer to none of a few training pictures."""
+    """A sign if a quarter or more of the hidden units respond to none of a few training pictures."""
     active: dict[nn.Module, Tensor] = {}
 
     def watch(layer: nn.Module, _args: object, out: Tensor) -> None:

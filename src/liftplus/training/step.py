@@ -27,8 +27,9 @@ from liftplus.training.patch_dropout import PatchDropout
 from liftplus.words import counted
 
 READ_EVERY = 20
+"""Steps between two reads of the loss from the device."""
 LOOKED_AT = 16
-"""Pictures at most whose outputs are looked at before weights are kept."""
+"""Most pictures whose outputs are checked before weights are saved."""
 
 
 class Step:
@@ -71,7 +72,7 @@ class Step:
         self.checked = False
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The trained weights: those of each layer's rate, the run's own first, then each of a measured rate."""
+        """Groups of trained weights: one for each layer's rate, the whole rate first, then one per measured rate."""
         plain: dict[float, list[nn.Parameter]] = {}
         for name, p in self.trained.items():
             if name not in self.rates:
@@ -106,15 +107,15 @@ class Step:
             self._check_gradients()
         self._add_up(total)
         if self.watch.sound(total, batch, self.rate):
-            self.scaler.step(self.optimiser)  # type: ignore[arg-type]  # all that it asks of one is there
+            self.scaler.step(self.optimiser)  # type: ignore[arg-type]  # Momentum has all that it uses
             self.scaler.update()
         self.optimiser.zero_grad()
         return total
 
     def _short_of_memory(self, images: int) -> RunFailedError:
-        """What to say where memory ran out: what would fit, by prediction where there is one."""
+        """The error when memory ran out, with a prediction of what would fit if there is one."""
         advice = None
-        with suppress(Exception):  # a forecast that fails must not hide what happened
+        with suppress(Exception):  # a prediction that fails must not hide what happened
             advice = self.advice()
         return RunFailedError(
             f"The device ran out of memory with {counted(min(self.micro, images), 'image')} at a time. "
@@ -126,7 +127,7 @@ class Step:
         )
 
     def _gradients(self, batch: Batch) -> Tensor:
-        """Forward and backward over the batch's pieces; this process's share of the batch's loss."""
+        """Forward and backward over the batch's pieces; returns this process's share of the batch's loss."""
         total = torch.zeros((), device=self.runtime.device)
         truth = batch.labels.to(self.runtime.device, non_blocking=True)
         whole = self.loss.batch_weight(truth)
@@ -185,7 +186,7 @@ class Step:
                 self.optimiser.state[p]["momentum_buffer"] = parts["momentum"][name].to(p, copy=True)
         self.scaler.load_state_dict(values["scaler"])
         self.slowed = values.get("slowed", 1.0)
-        # As they were measured when the run began, which another machine may round otherwise.
+        # The rates that were measured when the run began: another machine may round them differently.
         self.rates |= values.get("rates", {})
         for group in self.optimiser.param_groups:
             if "of" in group:
@@ -193,7 +194,7 @@ class Step:
 
 
 class Watch:
-    """Looks out for what is not finite: losses, without waiting for the device, and weights before they are kept.
+    """Finds what is not finite: losses, without waiting for the device, and weights before they are saved.
 
     On the CPU, where reading costs nothing, a step whose loss is not finite changes no weight; on a GPU it is found at
     the next `check`, before anything is saved.
@@ -203,7 +204,7 @@ class Watch:
         self.model, self.keys, self.runtime, self.piece = model, keys, runtime, piece
         self.steps = 0
         self.broken = torch.full((), -1, device=runtime.device)  # number of the first step that broke
-        # As many batches as may pass before the next look.
+        # As many batches as may pass before the next check.
         self.recent: deque[tuple[Batch, float]] = deque(maxlen=1 if self.reads_freely else READ_EVERY)
 
     def sound(self, loss: Tensor, batch: Batch, lr: float) -> bool:
@@ -230,7 +231,7 @@ class Watch:
 
         Args:
             waits: whether to wait for the device.
-            keeps: whether the weights are about to be kept.
+            keeps: whether the weights are about to be saved.
         """
         if waits or keeps or self.reads_freely:
             self.check(epoch, number)
@@ -246,7 +247,7 @@ class Watch:
         self._stop("The loss is not finite in", *self.recent[-1 - behind], epoch, number - behind)
 
     def check_weights(self, epoch: int, number: int) -> None:
-        """Raise where the last step left weights that are not finite, or that give its pictures such outputs.
+        """Raise where the last step left weights that are not finite, or that give outputs that are not.
 
         The loss of a step is that of the weights before it, so without this look they would be saved.
         """
@@ -257,7 +258,7 @@ class Watch:
         if finite and len(batch.labels):
             finite = bool(self._outputs(batch.images[: min(self.piece, LOOKED_AT)]).isfinite().all())
         if any(self.runtime.job.greatest(int(not finite))):
-            what = "The weights, or what they give, are not finite any more after"
+            what = "The weights or their outputs are not finite any more after"
             self._stop(what, batch, lr, epoch, number)
 
     def _stop(self, what: str, batch: Batch, lr: float, epoch: int, number: int) -> None:
@@ -275,7 +276,7 @@ class Watch:
 
     @torch.no_grad()
     def _outputs(self, images: Tensor) -> Tensor:
-        """The model's logits for pictures as they come from the loader; it is not changed by that."""
+        """The model's logits for pictures from the loader; the model is not changed."""
         normalise = Normalise(self.model.backbone.facts).to(self.runtime.device)
         with self.runtime.autocast():
             logits: Tensor = self.model(normalise(images.to(self.runtime.device)))
@@ -283,7 +284,7 @@ class Watch:
 
     @torch.no_grad()
     def _largest_activation(self, batch: Batch) -> tuple[float, str]:
-        """With the module that gives it: the first one whose output is not finite, else the one with the largest."""
+        """The largest activation and its module: the first one whose output is not finite, else the largest one."""
         if not len(batch.labels):
             return 0.0, ""
         found: list[tuple[float, str]] = []

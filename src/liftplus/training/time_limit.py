@@ -1,4 +1,4 @@
-"""train.minutes: how many epochs there is time for, before training and while it is under way."""
+"""train.minutes: how many epochs there is time for, before and during training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNDER_WAY = 0.95
 
 
 def testing(config: RunConfig, dataset: DataSet, a_picture: float) -> float:
-    """Seconds of the test at the end, by the seconds of training a picture.
+    """Seconds of the test at the end, from the seconds of training per picture.
 
     A forward pass takes a third of a training step's time, on most hardware less.
     """
@@ -24,8 +24,8 @@ def epochs(config: RunConfig, dataset: DataSet, a_picture: float, spent: float, 
     """Epochs that there is time for beside the test.
 
     Args:
-        a_picture: seconds of training a picture.
-        spent: seconds that are gone.
+        a_picture: seconds of training per picture.
+        spent: seconds that are used up.
         share: part of `train.minutes` that may be used.
     """
     if config.train.minutes is None:

@@ -22,7 +22,7 @@ from liftplus.errors import UserError
 from liftplus.machine.disk import read_json, write_json
 
 RECORD = "tracking.json"
-"""Beside the run: under which ids the trackers know it, so that a resumed run goes on there."""
+"""File in the run folder with the run's id in each tracker, so that a resumed run continues there."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class MLflow(Tracker):
 
     def __init__(self, run: Tracked) -> None:
         place = os.environ.get("MLFLOW_TRACKING_URI") or (run.folder.resolve().parent / "mlruns").as_uri()
-        # MLflow warns that its databases do more than its file store, and asks for this before it writes one.
+        # MLflow recommends its databases over its file store, and requires this before it writes one.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         mlflow: Any = import_module("mlflow")
         self.client = mlflow.MlflowClient(place)
@@ -166,7 +166,7 @@ def allowed(key: str) -> str:
 
 
 def distinct(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by names that MLflow takes, a number behind those that would become one."""
+    """Settings under names that MLflow takes; names that would become equal get a number."""
     out: dict[str, Any] = {}
     for key, value in settings.items():
         # A name below another one would be a file below a file.
@@ -194,7 +194,7 @@ def require(names: Iterable[str]) -> None:
 
 
 class Following:
-    """The trackers of one run. One that fails is left behind with a warning: it must not end hours of training.
+    """The trackers of one run. One that fails is dropped with a warning: it must not end hours of training.
 
     A context manager; the trackers begin with `begin` and end with it.
     """
@@ -212,7 +212,7 @@ class Following:
                 tracker.end(finished=kind is None)
 
     def begin(self) -> None:
-        """Tell the trackers of the run, once its folder is made."""
+        """Start the run in the trackers, once its folder exists."""
         waiting, self.names = self.names, ()
         for name in waiting:
             with self._forgiving(name):
