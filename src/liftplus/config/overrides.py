@@ -1,4 +1,4 @@
-"""What the user writes as key=value: short keys made whole, values read, a configuration changed by them."""
+"""Apply the user's key=value words to a configuration: complete short keys, read values, change settings."""
 
 from __future__ import annotations
 
@@ -43,15 +43,19 @@ CHANGEABLE = (
 
 
 def after_training(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
-    """A trained run's settings, as plain values, with what may change after training changed."""
+    """A trained run's configuration, from plain values, with key=value words applied.
+
+    Raises:
+        UserError: a word changes what the training has fixed.
+    """
     before = from_dict(values).to_dict()
     settings = changed(values, overrides)
     after = settings.to_dict()
     fixed = [key for key in _differing(before, after) if key not in CHANGEABLE]
     if fixed:
         raise UserError(
-            f"{fixed[0]} belongs to the trained run and cannot be changed any more. "
-            "Allowed are data.*, evaluation.*, device, precision, cache, train.workers and backbone.weights."
+            f"{fixed[0]} belongs to the trained run and cannot be changed any more. Allowed are data.*, evaluation.*, "
+            "device, precision, deterministic, compile, cache, train.workers and backbone.weights."
         )
     return settings
 
@@ -94,7 +98,7 @@ def _full_key(run: RunConfig, values: dict[str, Any], key: str) -> str:
 
 
 def full_key(key: str) -> str:
-    """The dotted key that a short one stands for whatever parts a run has; any other key as it is given."""
+    """The dotted key of a short one that every run knows; any other key unchanged."""
     key, run = key.strip(), RunConfig()
     try:
         return _full_key(run, run.to_dict(), key)
@@ -103,7 +107,7 @@ def full_key(key: str) -> str:
 
 
 def locate(run: RunConfig, key: str) -> tuple[str, bool]:
-    """The dotted key that a user's short form stands for, and whether its value is text, which nothing is read into."""
+    """The dotted key that a user's short form stands for, and whether its value is text, which is not parsed."""
     full = _full_key(run, run.to_dict(), key)
     return full, _is_text(run, full)
 
@@ -125,7 +129,7 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
 
 
 def placed(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    """`values` with the one at this path replaced, also where it is a table."""
+    """`values` with the entry at this path replaced, also where it is a table."""
     key, *rest = path
     return values | {key: placed(values[key], rest, value) if rest else value}
 

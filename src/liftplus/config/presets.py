@@ -15,7 +15,7 @@ AUTOMATIC = (
     *("train.epochs", "train.batch_size", "train.lr", "train.schedule", "train.scale_rates", "train.go_back"),
     *("tuner.adaptformer.min_width", "tuner.adapter.min_width", "head_init"),
 )
-"""Settings that recipe=auto chooses where they are not given; `recipe.py` says how."""
+"""Settings that recipe=auto chooses where they are not given; `training/recipe.py` says how."""
 
 
 def resolve(
@@ -67,7 +67,7 @@ def resolve(
 
 
 def _of_presets(data: str | None, backbone: str | None, method: str) -> dict[str, Any]:
-    """What the presets say of a method on these data with this backbone, counterparts in place."""
+    """Settings from the presets of a method, data and backbone, with `stand_ins` in place."""
     chosen = _settings(method)
     values = RunConfig(method=method).to_dict()
     if data is not None:

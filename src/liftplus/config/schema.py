@@ -62,17 +62,17 @@ class TrainConfig(BaseModel):
     epochs: int = Field(default=5, ge=0)
     """Passes over the training images."""
     minutes: float | None = Field(default=None, gt=0)
-    """Minutes for the whole run, with recipe=auto: as many epochs, up to 30, as fit beside the test."""
+    """Minutes for the whole run, test included, with recipe=auto: it trains as many epochs as fit, up to 30."""
     lr: float = Field(default=0.02, gt=0)
     """Learning rate at the start."""
     batch_size: int = Field(default=128, ge=1)
     """Images an optimiser step."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Images a forward pass, where memory is short. The pieces add up to the loss of the whole batch, exactly, but for
-    lade: its regulariser takes each piece for a batch."""
+    """Images a forward pass, where memory is short. The pieces add up exactly to the loss of the whole batch, except
+    for lade, whose regulariser treats each piece as a batch."""
     keep: float = Field(default=1.0, gt=0, le=1)
-    """Share of each training picture's patches that a step sees, drawn anew in each epoch (PatchDropout). Image towers
-    with one plain sequence of tokens alone; less time and memory a step, tests see whole pictures."""
+    """Share of each training picture's patches that a step sees, drawn anew in each epoch (PatchDropout). Only for
+    image towers with one plain sequence of tokens. Steps take less time and memory; tests see whole pictures."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """SGD momentum."""
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -87,8 +87,8 @@ class TrainConfig(BaseModel):
     """Multiply the rate of each light module's output weights by the mean square of the activation that they add to,
     measured before the first step and at most 1. One rate then suits every backbone."""
     go_back: bool = False
-    """Where the loss is above what it was before training, or not finite, after an epoch: go back to the start and
-    halve the rate, once."""
+    """Once a run: if the loss after an epoch is not finite, or above both ln(classes) and the loss before training, go
+    back to the start and halve the rate."""
     select: Literal["last", "overall", "mean_class"] = "last"
     """Weights to end with: the last epoch's, as in the papers, or those of the epoch with the best overall or
     mean-class accuracy on the validation split (one crop; of equal ones the first). Both are kept."""
@@ -107,7 +107,7 @@ class EvaluationConfig(registry.Component):
     tte: bool = False
     """Test-time ensembling: the mean of the logits over five crops."""
     expand: int = Field(default=24, ge=0)
-    """Pixels by which the short side exceeds the input size under TTE; best no multiple of the patch size."""
+    """Pixels by which the short side exceeds the input size under TTE; best not a multiple of the patch size."""
     one_crop_expand: int | None = Field(default=None, ge=0)
     """Pixels by which the short side exceeds the input size with one crop; None for a seventh of that size."""
     batch_size: int = Field(default=128, ge=1)
@@ -189,11 +189,11 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 
 RENAMED = {"vit_b16_in21k": "vit_b16_in21k_raw"}
-"""Short names of backbones that stood for other weights before `backbone.interpolation` was there."""
+"""Short names of backbones that meant other weights before `backbone.interpolation` existed."""
 
 
 def saved(values: dict[str, Any]) -> dict[str, Any]:
-    """Plain values of a saved run, with what was in force where it lacks an option that came later."""
+    """Plain values of a saved run; an option that was added later gets the value that was in force."""
     tower: Any = values.get("backbone")
     if _has_names(tower) and tower.get("name") in RENAMED and "interpolation" not in tower:
         values = values | {"backbone": tower | {"name": RENAMED[tower["name"]]}}
