@@ -26,6 +26,6 @@ def keep_freed_memory() -> bool:
     if asked or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # glibc before 2.35 takes at most 32 MiB for the first, and then keeps its own.
+    # glibc before 2.35 takes at most 32 MiB for the first, and ignores more.
     mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
     return bool(mallopt(_TRIM_THRESHOLD, _LARGEST_REST))

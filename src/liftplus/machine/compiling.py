@@ -1,4 +1,4 @@
-"""Models that are compiled."""
+"""Compile models with torch.compile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 
 class Compiled:
-    """A model as a function of one batch, made faster by torch.compile; it runs as it is where that fails.
+    """A model as a function of one batch, made faster by torch.compile; it runs uncompiled where that fails.
 
     A smaller batch, as the last of an epoch, is filled up to the size of the first one with pictures whose outputs are
     dropped, since another size would be compiled anew.

@@ -1,4 +1,4 @@
-"""The same bits each time, on a GPU too, in threads too, and whatever random stream the caller has."""
+"""Get the same bits each time: own random streams, and deterministic kernels on a GPU; both work in threads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _DRAWING = threading.RLock()
 _SWITCHING = threading.Lock()
 _holders: list[tuple[bool, bool, bool, bool]] = []
-"""For each place that wants determinism now: the switches as they were before the first one."""
+"""One entry for each `deterministic` context now open: the switches as they were before the first one."""
 
 
 @contextmanager
 def own_stream(seed: int) -> Iterator[None]:
-    """While this lasts, PyTorch's random numbers are those of `seed`, in this thread's hands; then all is as before.
+    """Within this context PyTorch's random numbers are those of `seed`; afterwards the caller's streams go on.
 
-    Libraries draw their first weights from the one generator of the process, so one thread does so at a time.
+    Libraries draw their first weights from the one generator of the process, so one thread at a time is in here.
     """
     with _DRAWING:
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -35,7 +35,7 @@ def own_stream(seed: int) -> Iterator[None]:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """While this lasts, PyTorch takes only algorithms that give the same bits each time; nothing where not wanted.
+    """Within this context PyTorch uses only algorithms that give the same bits each time; no effect unless `wanted`.
 
     cuDNN stays on, with its deterministic kernels and without its search for the fastest one. cuBLAS needs a workspace
     of fixed size, which it reads from the environment at its first use in a process.
@@ -62,7 +62,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def _switch_on() -> None:
-    """The switches are the process's: the first of several threads notes them."""
+    """Set the process's switches; the first of several threads saves how they were."""
     cudnn = torch.backends.cudnn
     with _SWITCHING:
         strict = torch.are_deterministic_algorithms_enabled()
@@ -73,7 +73,7 @@ def _switch_on() -> None:
 
 
 def _switch_off() -> None:
-    """The last of several threads sets them back."""
+    """Restore the switches, if this is the last of several threads."""
     cudnn = torch.backends.cudnn
     with _SWITCHING:
         strict, warns, *kept = _holders.pop()

@@ -20,7 +20,7 @@ LOCK = ".lock"
 
 PATIENCE = 120.0  # seconds to wait for others where several processes write into one folder
 
-# What a run leaves that was killed before its first file was whole; it holds nothing.
+# What a run leaves behind that was killed before its first file was whole.
 _BARE = (LOCK, "config.json.tmp")
 
 
@@ -31,7 +31,7 @@ def locked(folder: Path, patience: float = 0, name: str = LOCK) -> Iterator[None
     The system lets go of the lock with the process that held it, however that ended.
 
     Args:
-        name: of the lock's file, where the lock is of a part of the folder.
+        name: name of the lock's file, for a lock on a part of the folder.
     """
     lock = FileLock(folder / name)
     try:
@@ -89,7 +89,7 @@ def folder_of(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: Exception) -> UserError:
-    """What to say of a file that cannot be written, and what to do about it."""
+    """The error for a file that cannot be written, with what to do about it."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if not path.parent.is_dir():
         return UserError(
@@ -130,7 +130,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *keys: str) -> Any:
-    """A JSON file of ours that has at least these keys, or an error that names it."""
+    """The value of a JSON file that liftplus wrote; raises `UserError` if it is damaged or lacks one of these keys."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         for key in keys:
@@ -160,7 +160,7 @@ def append_json(path: Path, value: Any) -> None:
 
 
 def keep_lines(path: Path, keep: Callable[[Any], bool]) -> None:
-    """Rewrite a log with the lines worth keeping; one that was cut short or damaged is dropped."""
+    """Rewrite a log with the lines for which `keep` is true; a damaged line is dropped."""
     try:
         lines = path.read_bytes().splitlines() if path.is_file() else []
     except OSError as error:

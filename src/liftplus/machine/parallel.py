@@ -1,7 +1,7 @@
-"""Several processes that train or test together, as torchrun starts them. One process alone does nothing here.
+"""Several processes that train or test together, as torchrun starts them; one process alone exchanges nothing.
 
 Each process takes its part of every batch; gradients are summed explicitly, once a step. All exchanges of the project
-are methods of `Job`, so that a process that is gone shows up in one place.
+are methods of `Job`, so that the loss of a process is handled in one place.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class Job:
         return found
 
     def part(self, count: int) -> list[int]:
-        """This process's share of `count` items: every size-th, the last one again where the division has a rest."""
+        """This process's share of `count` items: every size-th; the last one repeats where the division has a rest."""
         return [min(start + self.rank, count - 1) for start in range(0, count, self.size)]
 
     def whole(self, own: Tensor, count: int) -> Tensor:
-        """From each process's rows [n, ...] of its `part` those of all items [count, ...], in order, for all."""
+        """Gather each process's rows [n, ...] of its `part` as those of all items [count, ...], in order, for all."""
         if self.size == 1:
             return own
         found = [torch.empty_like(own) for _ in range(self.size)]
@@ -135,7 +135,7 @@ class Job:
         except RuntimeError as error:
             raise Lost(
                 f"Another process of this job was killed, or did not answer for {self.seconds:g} s, so all of them "
-                "end. What was saved stays, and the same command goes on from there. torchrun tells which one it was; "
+                "end. What was saved stays, and the same command goes on from there. torchrun says which one it was; "
                 f"if it was only slow, set {TIMEOUT} to more seconds."
             ) from error
 
@@ -155,7 +155,11 @@ def started_by_torchrun(given: Mapping[str, str] = os.environ) -> bool:
 
 
 def join(given: Mapping[str, str]) -> Job:
-    """Meet the other processes that torchrun's variables tell of."""
+    """Connect to the other processes of the job, by torchrun's environment variables.
+
+    Raises:
+        UserError: a variable is no allowed number, or the processes do not find each other.
+    """
     rank, size, local_rank = (int(_number(given, key, default)) for key, default in _WHOLE.items())
     seconds = _number(given, TIMEOUT, ANSWER)
     if size == 1:

@@ -1,4 +1,4 @@
-"""Where files of the user's are: `~` filled in everywhere, and the one folder for caches."""
+"""The user's paths: fill in `~` everywhere, and find the one folder for caches."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def expanded_word(word: str) -> str:
 
 
 def cache_folder() -> Path:
-    """What may be made or fetched again: $LIFTPLUS_CACHE, else the user's folder for caches on this system."""
+    """Folder of files that can be made or fetched again: $LIFTPLUS_CACHE, else the system's cache folder."""
     given = os.environ.get("LIFTPLUS_CACHE")
     return expanded(given) if given else platformdirs.user_cache_path("liftplus", appauthor=False, opinion=False)

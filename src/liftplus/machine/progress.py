@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""How long work reports its progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """How long work reports itself; the command line shows a bar, the library is silent."""
+    """Shows the progress of long work; the command line shows a bar, the library is silent."""
 
     def task(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
         """A piece of work of `total` steps, of which some may be done already."""

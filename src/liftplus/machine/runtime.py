@@ -51,7 +51,7 @@ class Runtime:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrix products and of frozen weights."""
+        """Type of matrix products and of frozen weights."""
         return DTYPES[self.precision]
 
     def compiled(self, model: nn.Module, *, adds: bool = False) -> Callable[..., Any]:
@@ -85,7 +85,7 @@ class Runtime:
 
 
 def fuse_attention(model: nn.Module, fused: bool) -> None:
-    """Whether attention that knows both ways runs in PyTorch's one kernel, or as two products and a softmax."""
+    """Let attention that supports both run in PyTorch's fused kernel, or else as two products and a softmax."""
     for module in model.modules():
         if isinstance(getattr(module, "fused_attn", None), bool):
             module.fused_attn = fused  # type: ignore[assignment]
@@ -96,6 +96,9 @@ def choose(device: str = "auto", precision: str = "auto", job: Job = ALONE, comp
     compiled models on a GPU.
 
     In a job of several processes each takes the GPU of its number.
+
+    Raises:
+        UserError: the device, or the precision or compilation on it, cannot be used.
     """
     if job.size > 1:
         device = _own_device(device, job)
@@ -187,7 +190,7 @@ def command_line() -> str:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` count from now on, where the system allows that."""
+    """Reset the count of `peak_memory`, where the system allows that."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):

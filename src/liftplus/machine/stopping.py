@@ -1,4 +1,4 @@
-"""A request to stop, by a signal, that long work heeds when it may."""
+"""A request to stop, by a signal, which long work checks when it can stop."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from liftplus.machine.parallel import ALONE, Job
 
 
 def replaceable() -> list[int]:
-    """Of SIGINT and SIGTERM those whose handler Python can put back: one that a C library set it cannot."""
+    """SIGINT and SIGTERM, but not where a C library set the handler, which Python could not restore."""
     return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
 
 
 class StopRequest:
-    """Whether the user or the system asked the process to end: the first SIGINT or SIGTERM is noted, a second acts.
+    """Whether the user or the system asked the process to end: the first SIGINT or SIGTERM is noted, a second ends it.
 
     In a job of several processes a second one changes nothing: Slurm sends one to each process and to torchrun, which
     passes it on, and kills after half a minute.
 
-    A context manager, of use in the main thread; elsewhere signals keep their effect.
+    Use it as a context manager in the main thread; in other threads signals keep their effect.
     """
 
     def __init__(self, job: Job = ALONE) -> None:
