@@ -113,13 +113,13 @@ def _at_level(
             f"{path} does not say the {level} of category {absent[0]!r}; put the published categories.json with "
             "the taxonomy beside it, or leave data.level out."
         )
-    told, notes = _told_apart(group, categories, level, used)
-    grouped = {split: [(name, told[label]) for name, label in pairs] for split, pairs in rows.items()}
-    classes = sorted_ids({told[label] for label in used})
+    class_of, notes = _distinguished(group, categories, level, used)
+    grouped = {split: [(name, class_of[label]) for name, label in pairs] for split, pairs in rows.items()}
+    classes = sorted_ids({class_of[label] for label in used})
     return Table(grouped, classes, {name: name for name in classes}, notes)
 
 
-def _told_apart(
+def _distinguished(
     group: Mapping[str, str], categories: Mapping[str, dict[str, Any]], level: str, used: set[str]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The class of each category; equal names under different parents get the parent in brackets."""

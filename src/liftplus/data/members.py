@@ -244,8 +244,8 @@ def _within(path: str, folder: str) -> bool:
 
 
 def _litter_note(folders: Iterable[str]) -> tuple[str, ...]:
-    told = sorted(name for name in folders if name.casefold() not in ("__macosx", ".ds_store"))
-    return (f"Hidden folders and those of systems were left out: {listing(told, 3)}.",) if told else ()
+    shown = sorted(name for name in folders if name.casefold() not in ("__macosx", ".ds_store"))
+    return (f"Hidden folders and those of systems were left out: {listing(shown, 3)}.",) if shown else ()
 
 
 def _holds_any(start: str, names: Sequence[str]) -> bool:

@@ -91,8 +91,8 @@ def _read(tops: Mapping[str, Folder], deepest: int, origin: str) -> Reading:
     _refuse_twins(splits, nested, origin)
     found = {top: name.split for top, name in splits.items()}
     guessed = any(name.rest for name in splits.values())
-    told = ", ".join(f"{split} from {top!r}" for top, split in found.items())
-    return Reading(found, notes=(f"Splits were read from folders: {told}.",) if guessed else ())
+    shown = ", ".join(f"{split} from {top!r}" for top, split in found.items())
+    return Reading(found, notes=(f"Splits were read from folders: {shown}.",) if guessed else ())
 
 
 def _candidates(tops: Mapping[str, Folder]) -> dict[str, SplitName]:

@@ -71,8 +71,8 @@ def is_part(name: str) -> bool:
     """Whether a name may mean a part or a copy of the data: "fold1", "labeled", "grayscale", but not "class1"."""
     words = [word.lower() for word in _WORD.findall(name)]
     rest = [word for word in words if word not in _COPIES]
-    told = len(rest) < len(words) or any(word in _PLAIN for word in rest)
-    return told and _say_nothing(rest) and not {"class", "classes", "cls"} & set(rest)
+    marked = len(rest) < len(words) or any(word in _PLAIN for word in rest)
+    return marked and _say_nothing(rest) and not {"class", "classes", "cls"} & set(rest)
 
 
 def _say_nothing(words: Sequence[str]) -> bool:

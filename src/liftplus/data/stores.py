@@ -45,7 +45,7 @@ class ByteStore(ABC):
 
     @abstractmethod
     def where(self, key: str) -> str:
-        """What a message calls the file."""
+        """The file's name in messages."""
 
     def image(self, key: str) -> Image.Image:
         """The decoded picture in RGB, upright."""
@@ -66,7 +66,7 @@ class FileStore(ByteStore):
         """All members, hidden files and system litter left out."""
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of the keys that the store does not hold."""
+        """The keys that the store does not hold."""
         held = set(self.members().files)
         return [key for key in keys if key not in held]
 
@@ -107,7 +107,7 @@ class FolderStore(FileStore):
             raise UnreadableImage(f"{self.where(key)} cannot be read: {reason}.") from error
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of the keys that name no file; asks for each, as the folder may hold far more."""
+        """The keys that name no file; checks each one, as the folder may hold far more files."""
         return [key for key in keys if not os.path.isfile(self.where(key))]
 
     def members(self) -> Members:

@@ -32,7 +32,7 @@ def settle(_worker: int) -> None:
         return
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # in later threads too
-        threading.Thread(target=_end_with, args=(partial(_told_by, main.pid),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(partial(_asked_by, main.pid),), daemon=True).start()
     threading.Thread(target=_end_with, args=(main.join,), daemon=True).start()
 
 
@@ -58,7 +58,7 @@ def _end_with(event: Callable[[], None]) -> None:
     os._exit(1)
 
 
-def _told_by(sender: int | None) -> None:
+def _asked_by(sender: int | None) -> None:
     """Wait until the process `sender` sends SIGTERM; ignore those of others."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != sender:
         pass
