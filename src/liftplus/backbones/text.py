@@ -58,7 +58,7 @@ def trims(tower: AnyTextTower) -> bool:
 
 
 def _mask(tower: AnyTextTower, ids: Tensor, length: int) -> Tensor | None:
-    """What is added to the attention's logits: [length, length], or [n x heads, length, length], or nothing."""
+    """The mask that is added to the attention's logits: [length, length], [n x heads, length, length], or None."""
     causal: Tensor | None = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
     if not masks_padding(tower):
         return causal

@@ -272,7 +272,7 @@ def _shown(value: Any) -> str:
 
 
 def _by_design(backbone: Backbone, about: About, processor: dict[str, Any]) -> Iterator[str]:
-    """Where features or pictures differ from transformers' own, though the numbers are the same."""
+    """Notes on features or pictures that differ from transformers' own although the settings are the same."""
     size, native = backbone.facts.image_size, about.image["image_size"]
     smoothed = about.family in ("dinov3", "beit") or about.image.get("num_register_tokens")
     if size != native and not smoothed:

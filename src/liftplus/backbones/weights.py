@@ -116,7 +116,7 @@ def identity_of_tensors(state: Mapping[str, Tensor]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What a weight file holds by name: .safetensors, OpenAI's TorchScript archive, .pt, .pth or .bin.
+    """The tensors of a weight file by name: .safetensors, OpenAI's TorchScript archive, .pt, .pth or .bin.
 
     What training scripts and PyTorch's wrappers put around it is removed (see `unwrapped` and `without_prefixes`).
     Anything unreadable ends in a `UserError`.
