@@ -222,7 +222,7 @@ def test_signs_of_a_poor_fit() -> None:
     top = Snapshot("val", 100.0, 400, 60.0)
     assert signs.of_training(settings, (2.0, 1.0, 0.98), top, Snapshot("val", 100.0, 400, 90.0)) == []
     assert "still falling" in said((2.0, 1.0), 80.0)[0] and "epochs=10" in said((2.0, 1.0), 80.0)[0]
-    assert "named worse than before" in said((2.0, 1.0, 0.98), 80.0, 40.0)[0]
+    assert "Accuracy on training pictures fell" in said((2.0, 1.0, 0.98), 80.0, 40.0)[0]
 
 
 @pytest.mark.parametrize("counts", [(10, 10, 10), (15, 15)])

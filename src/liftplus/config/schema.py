@@ -115,7 +115,7 @@ class EvaluationConfig(registry.Component):
     top_k: int = Field(default=5, ge=1)
     """Classes kept for each image in predictions."""
     prior: str = "as_trained"
-    """How often classes come in use: as_trained (logits as they are), training, uniform, or a JSON file of counts."""
+    """Class frequencies in use: as_trained (logits as they are), training, uniform, or a JSON file of counts."""
 
 
 class RunConfig(BaseModel):
@@ -137,7 +137,7 @@ class RunConfig(BaseModel):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of matrix products and frozen weights; auto takes bf16 where the device computes in it."""
     deterministic: bool = False
-    """On a GPU, only algorithms that give the same bits each time, cuDNN's among them; slower. A CPU always does."""
+    """On a GPU, use only algorithms that give the same bits each time, in cuDNN too; slower. A CPU always does."""
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
     """torch.compile for training and testing; auto: on a GPU. Costs a minute at the start. graphs: as CUDA graphs too,
     which are faster at small batches."""

@@ -79,7 +79,7 @@ class Job:
         return [int(number) for number in largest]
 
     def from_leader(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the leader, for all; the others do not call it."""
+        """The value of `make` on the leader, for all processes; the others do not call it."""
         if self.size == 1:
             return make()
         box: list[Any] = [make() if self.leads else None]

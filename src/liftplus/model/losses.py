@@ -66,7 +66,7 @@ class LossModule(nn.Module):
         return torch.zeros(classes, dtype=torch.float64)
 
     def image_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        """By how much each image counts [B], class weights included."""
+        """The weight of each image [B], class weights included."""
         own = self.base_weights(labels, dtype)
         return own if self.class_weights is None else own * self.class_weights.to(dtype)[labels]
 
@@ -75,7 +75,7 @@ class Loss(Component):
     """Configuration of a loss."""
 
     class_weights: dict[str, ClassWeight] | None = None
-    """By how much images of a class count, by class name, as JSON: {"cat": 3}. Classes not named count 1. Multiplies
+    """Weight of each image of a class, by class name, as JSON: {"cat": 3}. Classes not named have weight 1. Multiplies
     the loss's own weights, where it has some."""
 
     gives_posterior: ClassVar[bool] = False

@@ -169,7 +169,7 @@ def unloaded(config: RunConfig, classes: int) -> Classifier:
 
 
 def training(config: RunConfig, classes: int, device: str, precision: str) -> Need:
-    """What a training step needs by the images at a time (train.micro_batch, else train.batch_size).
+    """The memory of a training step, by the images at a time (train.micro_batch, else train.batch_size).
 
     Args:
         config: backbone, tuner, head and loss; gradient checkpointing counts.
@@ -183,7 +183,7 @@ def training(config: RunConfig, classes: int, device: str, precision: str) -> Ne
 
 
 def testing(config: RunConfig, classes: int, device: str, precision: str) -> Need:
-    """What a test needs by the images a batch (evaluation.batch_size), all their crops together."""
+    """The memory of a test, by the images a batch (evaluation.batch_size), all their crops together."""
     dry_run = DryRun(config, classes, device, precision)
     return dry_run.need(dry_run.test, learning=False)
 

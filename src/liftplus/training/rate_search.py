@@ -21,7 +21,7 @@ from liftplus.model.classifier import Classifier
 from liftplus.training import assembly, loop
 
 FACTORS = (1.0, 1 / 3, 3.0)
-"""Multiples of the recipe's rate; of equal results the first is taken."""
+"""Multiples of the recipe's rate; the first wins a tie."""
 ROUNDS = len(FACTORS) + 2 * 2
 """Length of both rounds together, in multiples of the epochs of one rate in the first round."""
 SHARE = 0.2
@@ -69,10 +69,10 @@ def best(
             found[factor] = tried(factor, 2 * first)
     # The order of FACTORS decides between equals.
     winner = max((factor for factor in FACTORS if factor in finalists), key=lambda factor: found[factor])
-    told = ", ".join(f"{rates[factor]:g}: {found[factor]:.1f} %" for factor in sorted(FACTORS))
+    each = ", ".join(f"{rates[factor]:g}: {found[factor]:.1f} %" for factor in sorted(FACTORS))
     count = len(parts.splits["val"])
     return rates[winner], (
-        f"lr {rates[winner]:g} was best of three on {count:,} training pictures kept aside (mean over classes; {told})."
+        f"lr {rates[winner]:g} was best of three on {count:,} training pictures kept aside (mean over classes; {each})."
     )
 
 

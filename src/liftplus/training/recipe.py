@@ -147,7 +147,7 @@ def _with(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
 
 
 def sentences(config: RunConfig, dataset: DataSet, seconds: float | None = None) -> list[str]:
-    """What was chosen and why, for the user to read before training; none where nothing was.
+    """Sentences on what was chosen and why, for the user to read before training; none where nothing was chosen.
 
     Args:
         seconds: how long the run will take, where that was measured.

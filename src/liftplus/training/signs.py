@@ -84,8 +84,8 @@ def of_training(config: RunConfig, losses: Sequence[float], before: Snapshot, af
         said.append(f"The loss was still falling ({losses[-2]:.3g} to {losses[-1]:.3g} in the last epoch). {more}")
     if after.training < before.training - 5:
         said.append(
-            f"Training pictures are named worse than before training: {after.training:.0f} % against "
-            f"{before.training:.0f} %. {lower}"
+            f"Accuracy on training pictures fell: {after.training:.0f} % after training, {before.training:.0f} % "
+            f"before. {lower}"
         )
     return said
 
@@ -100,7 +100,7 @@ def of_test(config: RunConfig, metrics: Metrics | None) -> list[str]:
     """A sign if no test picture of the classes with few training pictures is right."""
     if metrics is None or metrics.few != 0:
         return []
-    return [f"No picture of a class with under 20 training pictures was named right. {longer(config)}"]
+    return [f"Accuracy on classes with under 20 training pictures is 0 %. {longer(config)}"]
 
 
 def of_units(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> list[str]:
@@ -125,6 +125,6 @@ def of_units(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Ru
     wider = 2 * max(layer.out_features for layer in layers)
     name = next(iter(config.tuner))
     return [
-        f"{dead} of {units} units of the light modules {agreeing(dead, 'answers', 'answer')} to no picture. Try "
+        f"{dead} of {units} units of the light modules {agreeing(dead, 'is', 'are')} inactive for every picture. Try "
         f"tuner.{name}.width={wider}."
     ]
