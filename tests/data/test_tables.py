@@ -96,9 +96,7 @@ def test_names_without_ending(ten: Path) -> None:
     assert totals(dataset) == {"cat": 6, "dog": 4} and dataset.splits["train"].keys[0].endswith(".png")
     assert dataset.notes[0].startswith("10 names in t.csv have no ending, or another than the file that was taken")
     (ten / "3.jpg").write_bytes((ten / "3.png").read_bytes())
-    with pytest.raises(
-        UserError, match=r"names '3', and several files fit: '3\.jpg', '3\.png' are there; write the ending"
-    ):
+    with pytest.raises(UserError, match=r"names '3', and several files fit: '3\.jpg', '3\.png'; write the ending"):
         loaded(path)
     with pytest.raises(UserError, match=r"first .*0\.gif; .*0\.png does, so write its ending"):
         loaded(csv(ten, "path,label", *(f"{k}.gif,{LABELS[k]}" for k in range(10))))

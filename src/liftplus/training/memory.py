@@ -220,7 +220,7 @@ def advice(config: RunConfig, classes: int, runtime: Runtime) -> str | None:
 def table(config: RunConfig, classes: int) -> dict[str, Any]:
     """Predicted bytes by images at a time, with and without gradient checkpointing, and of a test batch.
 
-    The device is the configuration's; "auto" means a GPU, even if this machine has none.
+    On a CPU if the configuration names it; otherwise on a GPU, even if this machine has none.
     """
     device = "cpu" if config.device == "cpu" else "cuda"
     precision = "bf16" if config.precision == "auto" else config.precision

@@ -84,7 +84,7 @@ def draw(shape: torch.Size, ratio: float, seed: int) -> Tensor:
 class AFT(Sized):
     """Train a random share of every weight and bias of the blocks' linears (LIFT's arbitrary fine-tuning).
 
-    In blocks without linears, it is a share of their convolutions.
+    In a tower without linears, it is a share of the blocks' convolutions.
     """
 
     ratio: float | None = Field(default=None, gt=0, le=1)
