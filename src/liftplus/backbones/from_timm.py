@@ -125,7 +125,9 @@ def _build(pinned: str, state: dict[str, Tensor] | None, name: str, size: int) -
             raise
         if hasattr(plain, "set_input_size"):
             reason = textwrap.shorten(str(error.__cause__), 200, placeholder=" …")
-            raise UserError(f"backbone.image_size is {size}, which {name!r} cannot take ({reason}).") from error
+            raise UserError(
+                f"backbone.image_size is {size}, which {name!r} cannot take ({reason}). Choose another."
+            ) from error
         raise UserError(
             f"backbone.image_size is {size}, but {name!r} works at its native input size only; leave it out."
         ) from error
@@ -194,7 +196,9 @@ def set_input_size(model: nn.Module, size: int, name: str) -> None:
             resize(img_size=(size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"backbone.image_size is {size}, which {name!r} cannot take ({reason}).") from error
+        raise UserError(
+            f"backbone.image_size is {size}, which {name!r} cannot take ({reason}). Choose another."
+        ) from error
 
 
 def size_note(config: BackboneConfig, positions: Tensor | None, size: int, patch: int | None) -> tuple[str, ...]:

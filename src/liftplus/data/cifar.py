@@ -122,9 +122,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f"{path} cannot be read as a CIFAR file: {error}.") from error
+        raise UserError(f"{path} cannot be read as a CIFAR file: {error}; fetch it again.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} cannot be read as a CIFAR file: it holds no dictionary.")
+        raise UserError(f"{path} cannot be read as a CIFAR file: it holds no dictionary; fetch it again.")
     return content
 
 

@@ -77,7 +77,9 @@ def check_target(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"--out is {str(path)!r}, which is a folder; give the name of a file in it.")
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out is {str(path)!r}, but {str(above)!r} is no folder that can be written to.")
+        raise UserError(
+            f"--out is {str(path)!r}, but {str(above)!r} is no folder that can be written to; choose another."
+        )
 
 
 def folder_of(path: Path) -> None:

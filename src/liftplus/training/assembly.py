@@ -103,7 +103,7 @@ def _refuse_broken(numbers: Tensor, config: RunConfig) -> None:
 def check(config: RunConfig, dataset: DataSet) -> None:
     """Refuse settings that cannot work, before any long work starts."""
     if "train" not in dataset.splits or not len(dataset.splits["train"]):
-        raise UserError(f"Data set {dataset.name!r} has no training images.")
+        raise UserError(f"Data set {dataset.name!r} has no training images. Give data with a train split.")
     tracking.require(config.track)
     selection.check(config, dataset)
     layer_decay.check(config)

@@ -233,7 +233,9 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     try:
         model.load_learned(state)
     except ValueError as error:
-        raise UserError(f"The weights in {str(path)!r} do not fit its configuration: {error}.") from error
+        raise UserError(
+            f"The weights in {str(path)!r} do not fit its configuration: {error}. Train again, or restore the file."
+        ) from error
     model.put(runtime)
     model.requires_grad_(False)
     names, ids, counts = (tuple(about[key]) for key in ("class_names", "class_ids", "train_counts"))

@@ -24,7 +24,10 @@ class BitFit(Tuner):
             if name.endswith("bias")
         ]
         if not biases:
-            raise UserError(f"Tuner {self.name!r} trains biases, and the chosen blocks of {tower.label} have none.")
+            raise UserError(
+                f"Tuner {self.name!r} trains biases, and the chosen blocks of {tower.label} have none. Choose other "
+                "layers, or another tuner."
+            )
         for bias in biases:
             bias.requires_grad_(True)
         return nn.Module()
