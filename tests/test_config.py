@@ -133,8 +133,8 @@ def test_sampler_options_are_keys() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["epoch=3"], "Did you mean 'epochs'? Known beside it: train.epochs, train.minutes"),
-        (["data.workers=2"], "Did you mean 'train.workers'? Known beside it: train.epochs"),
+        (["epoch=3"], "Did you mean 'epochs'? Keys of the same section: train.epochs, train.minutes"),
+        (["data.workers=2"], "Did you mean 'train.workers'? Keys of the same section: train.epochs"),
         (["nonsense=1"], "Unknown key 'nonsense'"),
         (["batch_size=4"], "ambiguous; write one of train.batch_size, evaluation.batch_size"),
         (["loss=logit_ajusted"], "Did you mean 'logit_adjusted'"),

@@ -216,14 +216,14 @@ def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
     slim.saved("vit", tmp_path)
     config = slim.config_of(tmp_path)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"num_attention_heads": 4}, "the image tower has 4 heads; that of the named backbone has 2"),
+        ({"num_attention_heads": 4}, "the image tower has 4 heads; the named backbone has 2"),
         ({"hidden_act": "relu6"}, "names the activation 'relu6'; liftplus knows gelu"),
         ({"model_type": "swin"}, "model_type 'swin'. liftplus takes transformers' CLIP, SigLIP"),
         ({"model_type": "siglip2"}, "NaFlex"),
         ({"layer_norm_eps": None}, "layer_norm_eps is None; a number is needed"),
         ({"image_size": "large"}, "image_size is 'large'; a number is needed"),
         ({"model_type": "clip", "vision_config": [1]}, "has a vision_config that is no table"),
-        ({"model_type": "dinov2"}, "seems to be a ViT, but config.json beside it is of a DINOv2"),
+        ({"model_type": "dinov2"}, "seems to be a ViT, but config.json beside it describes a DINOv2"),
     ]
     for values, said in cases:
         slim.changed(tmp_path, **config | values)

@@ -146,8 +146,8 @@ def settle(backbone: Backbone, kind: str, path: Path) -> None:
         return
     if about.family != kind:
         raise UserError(
-            f"{str(path)!r} seems to be a {LABELS[kind]}, but {CONFIG} beside it is of a {LABELS[about.family]}. Put "
-            "the weights into a folder with their own."
+            f"{str(path)!r} seems to be a {LABELS[kind]}, but {CONFIG} beside it describes a {LABELS[about.family]}. "
+            f"Put the weights into a folder with their own {CONFIG}."
         )
     changed = [*_changed(backbone.image, about.image, "image tower")]
     if backbone.text is not None and about.text is not None:
@@ -178,7 +178,7 @@ def _changed(tower: nn.Module, settings: dict[str, Any], what: str) -> Iterator[
     """Give a tower the epsilon and the activation of its settings; yields a phrase for each change."""
     heads, own = settings["num_attention_heads"], _heads(tower)
     if own is not None and own != heads:
-        raise UserError(f"{CONFIG} says that the {what} has {heads} heads; that of the named backbone has {own}.")
+        raise UserError(f"{CONFIG} says that the {what} has {heads} heads; the named backbone has {own}. Name another.")
     eps, norms = settings["layer_norm_eps"], [module for module in tower.modules() if isinstance(module, nn.LayerNorm)]
     others = sorted({module.eps for module in norms} - {eps})
     for module in norms:

@@ -94,7 +94,7 @@ def _full_key(run: RunConfig, values: dict[str, Any], key: str) -> str:
         raise UserError(f"Unknown key {key!r}. Known keys: {', '.join(leaves)}.")
     section = next(leaf for leaf in leaves if near[0] in (leaf, leaf.split(".")[-1])).rpartition(".")[0]
     alike = [leaf for leaf in leaves if leaf.rpartition(".")[0] == section]
-    raise UserError(f"Unknown key {key!r}. Did you mean {near[0]!r}? Known beside it: {', '.join(alike)}.")
+    raise UserError(f"Unknown key {key!r}. Did you mean {near[0]!r}? Keys of the same section: {', '.join(alike)}.")
 
 
 def full_key(key: str) -> str:

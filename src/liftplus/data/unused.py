@@ -22,7 +22,7 @@ def refuse(config: DataConfig, *, made: Sequence[str], benchmarks: Container[str
         idle = [key for key in sorted(given_keys) if getattr(config, key) != type(config).model_fields[key].default]
         if idle:
             raise UserError(
-                f"data.{idle[0]} means nothing to openmoji_lt, whose classes and splits are fixed; leave it out."
+                f"data.{idle[0]} has no effect on openmoji_lt, whose classes and splits are fixed; leave it out."
             )
     if config.imbalance_ratio is not None and config.source not in made:
         raise UserError(

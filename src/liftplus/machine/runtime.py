@@ -140,7 +140,7 @@ def _own_device(device: str, job: Job) -> str:
     if job.local_rank >= torch.cuda.device_count():
         raise UserError(
             f"This machine has {counted(torch.cuda.device_count(), 'GPU')}, but process {job.local_rank + 1} was "
-            "started on it. Give torchrun --nproc-per-node that number, or use device=cpu."
+            "started on it. Give torchrun --nproc-per-node the number of GPUs, or use device=cpu."
         )
     torch.cuda.set_device(job.local_rank)
     return f"cuda:{job.local_rank}"

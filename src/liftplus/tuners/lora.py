@@ -98,7 +98,10 @@ class LoRA(Sized):
         choices = (("q", "v"), ("fc1", "fc2", "conv1x1"))
         found = next((kinds for choice in choices if (kinds := [kind for kind in choice if kind in there])), None)
         if not found:
-            raise UserError(f"Tuner {self.name!r} needs linears or 1 x 1 convolutions; {tower.label} has none.")
+            raise UserError(
+                f"Tuner {self.name!r} needs linears or 1 x 1 convolutions; {tower.label} has none. "
+                "Choose another tuner."
+            )
         return found
 
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:

@@ -59,7 +59,10 @@ class SSF(Tuner):
         there = tower.kinds()
         found = [kind for kind in _LINEARS if kind in there] or [kind for kind in ("pool",) if kind in there]
         if not found:
-            raise UserError(f"Tuner {self.name!r} needs linears or a pooled feature; {tower.label} has neither.")
+            raise UserError(
+                f"Tuner {self.name!r} needs linears or a pooled feature; {tower.label} has neither. "
+                "Choose another tuner."
+            )
         return found
 
     def attach(self, tower: Tower, num_classes: int) -> nn.Module:
