@@ -55,13 +55,13 @@ def after_training(values: dict[str, Any], overrides: Sequence[str]) -> RunConfi
     if fixed:
         raise UserError(
             f"{fixed[0]} belongs to the trained run and cannot be changed any more. Allowed are data.*, evaluation.*, "
-            "device, precision, deterministic, compile, cache, train.workers and backbone.weights."
+            "device, precision, deterministic, compile, track, cache, train.workers and backbone.weights."
         )
     return settings
 
 
 def _differing(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """What differs: parts and sections by name, but those that may change in part by dotted key."""
+    """Names of parts and sections that differ; dotted keys for a section of which only some keys may change."""
     split = {key.partition(".")[0] for key in CHANGEABLE if "." in key}
     for key in after:
         if key in split:
