@@ -15,7 +15,7 @@ from torch import Tensor
 
 from liftplus.data.config import DataConfig
 from liftplus.data.images import UnreadableImage
-from liftplus.data.pictures import ArrayPicture, Box, Decode, JpegPicture, picture
+from liftplus.data.pictures import KERNELS, ArrayPicture, Box, Decode, JpegPicture, PillowPicture, picture
 from liftplus.data.sources import load
 from liftplus.data.stores import ByteStore
 from liftplus.data.transforms import MDA, CentreCrop, FiveCrops, LiftAugment, short_side
@@ -91,6 +91,16 @@ def test_resized_pixels_differ_by_rounding(name: str, kernel: str) -> None:
             assert found.mean() < 0.1 and found.max() <= 3
 
 
+@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("width", "height"), [(40, 300), (300, 40), (64, 64), (40, 64), (20, 31)])
+def test_pixels_do_not_depend_on_pillows_order_of_passes(width: int, height: int, kernel: str) -> None:
+    """The width is resized first, whatever the shape; Pillow 13 itself takes the other order for tall pictures."""
+    image, size = photo(width, height), (32, 32)
+    wide = image.resize((32, height), KERNELS[kernel])
+    expected = torch.from_numpy(np.array(wide.resize(size, KERNELS[kernel]))).permute(2, 0, 1)
+    assert torch.equal(PillowPicture(image).cut((0, 0, width, height), size, kernel), expected)
+
+
 def test_scaled_decoding_keeps_the_picture() -> None:
     data = encoded(photo(1200, 900), subsampling="4:2:0")
     box = (150, 40, 1050, 850)
@@ -159,9 +169,10 @@ def test_a_bad_end_is_refused_also_where_it_is_not_looked_at() -> None:
 
 
 def reference_crops(image: Image.Image, size: int, expand: int) -> Tensor:
-    """Five crops as they were cut at first: from the whole resized picture by Pillow."""
+    """Five crops as they were cut at first: from the whole resized picture by Pillow, which resized the width first."""
     target = short_side(*image.size, size + expand)
-    whole = torch.from_numpy(np.array(image.resize(target, Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    wide = image.resize((target[0], image.height), Image.Resampling.BICUBIC)
+    whole = torch.from_numpy(np.array(wide.resize(target, Image.Resampling.BICUBIC))).permute(2, 0, 1)
     right, bottom = target[0] - size, target[1] - size
     corners = ((0, 0), (right, 0), (0, bottom), (right, bottom), (round(right / 2), round(bottom / 2)))
     return torch.stack([whole[:, y : y + size, x : x + size] for x, y in corners])

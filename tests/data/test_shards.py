@@ -85,7 +85,7 @@ def test_commands_prepare_and_train(command: Command, photos: Path, tmp_path: Pa
     ended = command("prepare", "--data", str(photos), "--out", str(tmp_path / "copy"), "--size", "48")
     assert ended.code == 0 and "25 pictures" in ended.out
     again = command("prepare", "--data", str(photos), "--out", str(tmp_path / "copy"))
-    assert again.code == 2 and "exists already" in again.err
+    assert again.code == 2 and "already exists" in again.err
     options = ("--method", "linear_probe", "epochs=1", "workers=0")
     trained = command("train", "--data", str(tmp_path / "copy"), "--out", str(tmp_path / "run"), *options)
     assert trained.code == 0, trained.err

@@ -40,6 +40,17 @@ class Picture(Protocol):
         ...
 
 
+def resized(image: Image.Image, size: tuple[int, int], kernel: str) -> Image.Image:
+    """The picture at another size (width, height), by Pillow: first the width, then the height.
+
+    Pillow rounds to whole grey levels in between. Before version 13 it always takes this order; 13 takes the other for
+    tall pictures (its pull request 9549), whose pixels would then depend on the version.
+    """
+    for side in ((size[0], image.height), size):
+        image = image if image.size == side else image.resize(side, KERNELS[kernel])
+    return image
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB picture to uint8 [3, H, W]."""
     import torch
@@ -59,7 +70,7 @@ class PillowPicture:
 
     def cut(self, box: Box, size: tuple[int, int], kernel: str) -> Tensor:
         part = self.image if box == (0, 0, *self.image.size) else self.image.crop(box)
-        return to_tensor(part if part.size == size else part.resize(size, KERNELS[kernel]))
+        return to_tensor(resized(part, size, kernel))
 
 
 @dataclass(frozen=True)

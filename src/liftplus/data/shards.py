@@ -28,6 +28,7 @@ from liftplus.data import documents, workers
 from liftplus.data.dataset import DataSet, Table
 from liftplus.data.identity import Trace, identity
 from liftplus.data.images import UnreadableImage, decode
+from liftplus.data.pictures import resized
 from liftplus.data.stores import ByteStore, part_of
 from liftplus.errors import UserError
 from liftplus.machine.progress import Advance, Progress, Silent
@@ -279,7 +280,7 @@ def _encoded(image: Image.Image, kind: str, how: CopyOptions) -> bytes:
     share = how.size / min(image.size)
     if share < 1:
         width, height = (max(how.size, round(side * share)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = resized(image, (width, height), "bicubic")
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": how.quality, "subsampling": "4:4:4"} if kind == "JPEG" else {}
     image.save(buffer, kind, **options)
