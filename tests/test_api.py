@@ -105,7 +105,7 @@ def test_python_and_the_command_line_agree(place: Path, model: Model, command: C
     assert (saved / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     again = liftplus.load(saved).save("again")
     assert (again / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         model.save("saved")
     part = write_folder(Path("part"), {"train": (1, 1), "test": (3, 3)})
     ended = command("eval", run, "--data", part, "--json", "--out", "other")

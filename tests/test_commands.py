@@ -201,7 +201,7 @@ def test_class_without_training_images_is_said(photos: Path, command: Command) -
 def test_existing_run_folder_is_not_touched(photos: Path, command: Command, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")
-    refused(command("train", "--data", photos, "--out", "run", *QUICK), "exists already", "--out")
+    refused(command("train", "--data", photos, "--out", "run", *QUICK), "already exists", "--out")
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
@@ -286,8 +286,8 @@ def test_results_that_cannot_be_written(photos: Path, command: Command, tmp_path
     refused(command("predict", "run", photos, "--out", "note/x.csv"), "note", "is no folder")
     refused(command("predict", "run", photos, "--out", "x.txt"), ".csv or .json")
     (tmp_path / "file").write_text("in the way")
-    refused(command("train", "--data", photos, "--out", "file", *QUICK), "exists already")
-    refused(command("eval", "run", "--out", "run"), "exists already")
+    refused(command("train", "--data", photos, "--out", "file", *QUICK), "already exists")
+    refused(command("eval", "run", "--out", "run"), "already exists")
     refused(command("demo", "--out", photos), "something other than a demo")
     assert (photos / "train").is_dir()
 

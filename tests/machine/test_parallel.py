@@ -425,7 +425,7 @@ def test_a_broken_picture_of_one_process_ends_all_with_one_sentence(
 FAILURES = {
     "nan": ("lr=1e30", "not finite in epoch"),
     "setting": ("epochz=3", "Unknown key 'epochz'"),
-    "folder": ("epochs=2", "exists already"),
+    "folder": ("epochs=2", "already exists"),
     "device": ("device=cuda:1", "cannot be shared by 2 processes"),
 }
 

@@ -139,7 +139,7 @@ def test_pushed_and_pulled_gives_the_same(
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["overall"] == json.loads((run / "metrics.json").read_text())["overall"]
 
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         hub.pull("me/birds", tmp_path / "new", revision=None, api=client)
     with pytest.raises(UserError, match="no such revision"):
         hub.pull("me/birds", tmp_path / "third", revision="v9", api=client)

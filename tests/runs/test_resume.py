@@ -233,7 +233,7 @@ def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(photos: Path,
     given = ["--data", photos, "--out", folder, *SETTINGS]
     assert command("train", *given).code == 0
     again = command("train", *given)
-    assert again.code == 2 and "exists already" in again.err
+    assert again.code == 2 and "already exists" in again.err
     resumed = command("train", "--resume", folder)
     assert resumed.code == 2 and "is finished" in resumed.err and "liftplus eval" in resumed.err
     assert "remove it" not in resumed.err
@@ -328,7 +328,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(photos: Pat
     folder = disk.new_folder(tmp_path / "run")
     execution.train_run(session, dataset, session.start(dataset)[1], folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         execution.train_run(session, dataset, session.start(dataset)[1], folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     begun(photos, tmp_path / "other")

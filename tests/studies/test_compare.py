@@ -154,7 +154,7 @@ def test_what_cannot_be_compared_is_refused(photos: Path, command: Command, tmp_
     refused(run("--methods", "lift+:seed=3"), "--seeds")
     (tmp_path / "c" / "full-seed0").mkdir(parents=True)
     (tmp_path / "c" / "full-seed0" / "mine.txt").write_text("precious")
-    refused(run("--methods", "full"), "exists already")
+    refused(run("--methods", "full"), "already exists")
     assert [path.name for path in (tmp_path / "c").rglob("*.*")] == ["mine.txt"]
 
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused_before_any_run(split: Path, photos: Path, com
     refused(sweep("lr=0.1,0.2", "--metric", "speed"), "--metric is 'speed'")
     refused(sweep("lr=0.1,0.2", "--sampler", "best"), "--sampler is 'best'")
     refused(sweep("lr=0.1,0.2", "--storage", "nonsense"), "not the address of a database")
-    refused(command("sweep", "--data", split, "--out", split, "lr=0.1,0.2", *QUICK), "exists already")
+    refused(command("sweep", "--data", split, "--out", split, "lr=0.1,0.2", *QUICK), "already exists")
     (split.parent / "s" / storage.JOURNAL).write_bytes(b"no journal\n" * 999)
     refused(sweep("lr=0.1,0.2"), "journal has a damaged line")
     assert not list(split.parent.glob("s/trial-*"))
