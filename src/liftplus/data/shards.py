@@ -127,7 +127,7 @@ def write(dataset: DataSet, folder: Path, how: CopyOptions, progress: Progress |
         UserError: the folder exists or cannot be written; a picture cannot be decoded.
     """
     if os.path.lexists(folder):
-        raise UserError(f"{str(folder)!r} exists already. Choose another place with --out, or remove it first.")
+        raise UserError(f"{str(folder)!r} already exists. Choose another place with --out, or remove it first.")
     partial = unfinished(folder)
     try:
         done = _begin(partial, dataset, how)
@@ -178,7 +178,7 @@ class _Done:
 
 
 def _begin(partial: Path, dataset: DataSet, how: CopyOptions) -> _Done:
-    """What exists already of this very copy; removes everything else from the folder."""
+    """What already exists of this very copy; removes everything else from the folder."""
     plan = _plan(dataset, how)
     done = _Done()
     with suppress(OSError, UserError, ValueError, csv.Error):

@@ -56,7 +56,7 @@ def refuse_existing(path: Path) -> None:
     except OSError as error:
         raise UserError(f"The run folder {str(path)!r} cannot be read ({error.strerror}). Choose another.") from error
     if taken:
-        raise UserError(f"The run folder {str(path)!r} exists already. Choose another with --out, or remove it first.")
+        raise UserError(f"The run folder {str(path)!r} already exists. Choose another with --out, or remove it first.")
 
 
 def new_folder(path: Path) -> Path:
