@@ -6,8 +6,9 @@ It makes a folder of small JPEGs, no two alike, in a long tail of classes, and t
 planted: empty, cut off, damaged in the header, no picture at all, doubles. `--side` and `--pictures` make fewer and
 larger ones; `--photos` copies real JPEGs of a folder or zip instead of noise. Every command is a fresh process; the
 builds take turns. The rows of `inspect` give wall and CPU seconds, peak memory, and whether all that was planted was
-found. The rows of `train` give the seconds to the end of the first step with this list and with 1,000 of its
-pictures, both with all classes; `run_folder_bytes` is what the run folder holds by then.
+found; `inspect again` begins with what the one before it kept on disk, `kept_bytes`. The rows of `train` give the
+seconds to the end of the first step with this list and with 1,000 of its pictures, both with all classes;
+`run_folder_bytes` is what the run folder holds by then.
 """
 
 from __future__ import annotations
@@ -143,12 +144,14 @@ def timed(command: Sequence[str], source: Path | None) -> tuple[str, dict[str, f
     return ended.stdout, used
 
 
-def inspected(folder: Path, source: Path | None, planted: dict[str, int]) -> dict[str, float]:
-    """One run of `data inspect`; all that was planted must be found."""
+def inspected(folder: Path, cache: str, source: Path | None, planted: dict[str, int]) -> dict[str, float]:
+    """One run of `data inspect` with this folder for caches; all that was planted must be found."""
+    os.environ["LIFTPLUS_CACHE"] = cache
     text, used = timed(["-m", "liftplus", "data", "inspect", "--data", str(folder / "whole.txt"), "--json"], source)
     found = json.loads(text)
     assert {name: len(found[name]) for name in planted} == planted, {name: len(found[name]) for name in planted}
-    return used
+    kept = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
+    return used | {"kept_bytes": float(kept)}
 
 
 def first_step(folder: Path, name: str) -> dict[str, float]:
@@ -179,10 +182,14 @@ def rows(args: argparse.Namespace, folder: Path, record: dict[str, Any]) -> None
 
     for _ in range(args.repeats):
         for name, source in builds.items() if "inspect" in args.parts else ():
-            note(f"inspect, {name}", inspected(folder, source, planted))
+            with tempfile.TemporaryDirectory() as cache:
+                note(f"inspect, {name}", inspected(folder, cache, source, planted))
+                if source is None:
+                    note("inspect again", inspected(folder, cache, source, planted))
         for name in ("few", "all") if "train" in args.parts else ():
             note(f"train, {name}", first_step(folder, name))
-    for name, other in (("inspect, base", "inspect, this"), ("train, all", "train, few")):
+    compared = (("inspect, base", "inspect, this"), ("inspect, this", "inspect again"), ("train, all", "train, few"))
+    for name, other in compared:
         if name in taken and other in taken:
             pairs = zip(taken[name], taken[other], strict=True)
             record[f"{name} / {other}"] = harness.spread([one["seconds"] / two["seconds"] for one, two in pairs])

@@ -147,6 +147,7 @@ def _builds(record: dict[str, Any]) -> list[list[str]]:
 LARGE_LIST = {
     "inspect, base": "`data inspect`, commit 2405afc",
     "inspect, this": "`data inspect`, this build",
+    "inspect again": "the same once more, with what was kept on disk",
     "train, few": "`train` with 1,000 of the pictures, to its first step",
     "train, all": "`train` with all of them, to its first step",
 }

@@ -20,6 +20,7 @@ from liftplus.config import RunConfig
 from liftplus.data import sources
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
+from liftplus.data.kept_facts import KeptFacts
 from liftplus.data.labelled import Labelled, from_images
 from liftplus.data.workers import leave_unguarded
 from liftplus.errors import UserError
@@ -40,7 +41,7 @@ def load_data(source: str | os.PathLike[str], **settings: Any) -> DataSet:
 
     Args:
         source: anything that `--data` accepts.
-        settings: `data.*` keys, such as `val_share=0.1` or `class_names="names.txt"`.
+        settings: `data.*` keys, such as `val_share=0.1` or `class_names="names.txt"`, and `cache`.
 
     Raises:
         UserError: the data do not exist, are incomplete or contradict themselves.
@@ -51,8 +52,8 @@ def load_data(source: str | os.PathLike[str], **settings: Any) -> DataSet:
     >>> {name: len(split) for name, split in data.splits.items()}
     {'train': 24, 'val': 6, 'test': 6}
     """
-    chosen = config.resolve(data=os.fspath(source), overrides=_overrides(settings)).data
-    return sources.load(chosen)
+    chosen = config.resolve(data=os.fspath(source), overrides=_overrides(settings))
+    return sources.load(chosen.data, kept=KeptFacts.of(chosen.cache))
 
 
 @torch.inference_mode(False)

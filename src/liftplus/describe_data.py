@@ -8,36 +8,50 @@ from liftplus import console
 from liftplus.data import inspection, sources
 from liftplus.data.config import DataConfig, of_words
 from liftplus.data.dataset import DataSet, listing
+from liftplus.data.kept_facts import KeptFacts
 from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER
 from liftplus.words import counted
 
 ROWS, FAULTS = 40, 5  # the largest numbers of classes and faults that are shown
 
 
-def data(source: str, files: bool, overrides: list[str], as_json: bool) -> None:
-    """Print counts, groups, doubtful classes and files of a data set."""
-    dataset = sources.load(_config(source, overrides))
-    found = inspect_with_bar(dataset, files)
+def data(source: str, files: bool, overrides: list[str], as_json: bool, whole: int | None = None) -> None:
+    """Print counts, groups, doubtful classes and files of a data set; see `inspection.inspect`."""
+    config, cache = _config(source, overrides)
+    dataset = sources.load(config, kept=KeptFacts.of(cache))
+    kept = KeptFacts.of(cache)
+    found = inspect_with_bar(dataset, files, whole, kept)
+    if kept.found:
+        console.err.print(
+            f"{counted(kept.found, 'picture has', 'pictures have')} not changed since the last inspection and were not "
+            "read again. cache=false reads all."
+        )
+    for note in kept.notes:
+        console.err.print(f"Note: {note}")
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
         return
     _show_data(found)
 
 
-def _config(source: str, overrides: list[str]) -> DataConfig:
-    """The data configuration that `train` would use. Other settings are resolved only if `overrides` name any."""
+def _config(source: str, overrides: list[str]) -> tuple[DataConfig, bool]:
+    """The data configuration that `train` would use, and whether findings are kept.
+
+    Other settings are resolved only if `overrides` name any.
+    """
     if (found := of_words(source, overrides)) is not None:
-        return found
+        return found, True
     from liftplus import config as configs  # imported here because it imports PyTorch
 
-    return configs.resolve(data=source, overrides=overrides).data
+    run = configs.resolve(data=source, overrides=overrides)
+    return run.data, run.cache
 
 
-def inspect_with_bar(dataset: DataSet, files: bool) -> inspection.Inspection:
+def inspect_with_bar(dataset: DataSet, files: bool, whole: int | None, kept: KeptFacts) -> inspection.Inspection:
     """Inspect with a progress bar over the files."""
     total = sum(len(split) for split in dataset.splits.values()) if files else 0
     with console.Bars().task("Reading files", max(1, total)) as advance:
-        return inspection.inspect(dataset, check_files=files, progress=lambda done, total: advance())
+        return inspection.inspect(dataset, files, lambda done, total: advance(), whole, kept)
 
 
 def _show_data(found: inspection.Inspection) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 from time import sleep
@@ -36,12 +37,13 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "cores", lambda: 2)
 
 
-def named(store: Store, key: str) -> tuple[str, int]:
-    return key, os.getpid()
+def named(store: Store, keys: Sequence[str]) -> list[tuple[str, int]]:
+    return [(key, os.getpid()) for key in keys]
 
 
-def killed(store: Store, key: str) -> None:
+def killed(store: Store, keys: Sequence[str]) -> list[None]:
     os.kill(os.getpid(), signal.SIGKILL)
+    return []
 
 
 @forks

@@ -153,7 +153,7 @@ def test_files_changed_just_now_have_no_identity(photos: Path, monkeypatch: pyte
 
 def test_each_store_says_by_what_its_pictures_are_known() -> None:
     for store in (ArrayStore, FolderStore, ZipStore, TarStore, ShardStore):
-        assert "trace" in vars(store), store
+        assert "origin" in vars(store), store
     names = set(vars(identity))
     assert not names & {"ArrayStore", "FolderStore", "ZipStore", "TarStore", "ShardStore"}
 

@@ -12,6 +12,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "data inspect": (
         "liftplus data inspect --data photos.zip",
         "liftplus data inspect --data photos --no-files --json",
+        "liftplus data inspect --data photos --read 3000",
     ),
     "prepare": ("liftplus prepare --data photos.zip --out small --size 256",),
     "train": (

@@ -77,10 +77,30 @@ def _backbones(pattern: str, as_json: bool) -> None:
 def inspect(
     data: Annotated[str, Data],
     as_json: AsJson = False,
-    files: Annotated[bool, typer.Option("--files/--no-files", help="Also read and decode every file.")] = True,
+    files: Annotated[bool, typer.Option("--files/--no-files", help="Open the files, or only count.")] = True,
+    read: Annotated[
+        str | None,
+        typer.Option(
+            help="Read whole files, only headers, or a number of random files completely and the others' headers.",
+            show_default="whole",
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Show counts, imbalance ratio, groups, duplicate or empty classes, and unreadable files."""
     from liftplus import describe_data
 
-    describe_data.data(data, files, overrides or [], as_json)
+    describe_data.data(data, files, overrides or [], as_json, _whole(files, read))
+
+
+def _whole(files: bool, read: str | None) -> int | None:
+    """How many files are read whole; None: all."""
+    if read is not None and not files:
+        raise UserError(f"--no-files and --read {read} contradict each other. Give one of the two.")
+    if read in (None, "whole"):
+        return None
+    if read == "headers":
+        return 0
+    if read.isascii() and read.isdecimal() and int(read[:12]) > 0:
+        return int(read[:12])
+    raise UserError(f"--read is {read!r}. Give whole, headers, or a number of files to read completely, such as 3000.")

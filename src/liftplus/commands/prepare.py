@@ -29,13 +29,15 @@ def prepare(
     """
     from liftplus import config, console
     from liftplus.data import shards, sources
+    from liftplus.data.kept_facts import KeptFacts
     from liftplus.machine import parallel
 
     if parallel.job().size > 1:
         raise UserError("prepare runs in one process. Start it without torchrun.")
     if out.exists():
         raise UserError(f"{str(out)!r} already exists. Choose another folder with --out, or remove it first.")
-    dataset = sources.load(config.resolve(data=data, overrides=overrides or ()).data)
+    settings = config.resolve(data=data, overrides=overrides or ())
+    dataset = sources.load(settings.data, kept=KeptFacts.of(settings.cache))
     total = sum(map(len, dataset.splits.values()))
     try:
         shards.write(dataset, out, shards.CopyOptions(size, quality), console.Bars())

@@ -144,7 +144,7 @@ class RunConfig(BaseModel):
     track: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_trackers)] = ()
     """Experiment trackers that follow the run, joined by +: tensorboard, wandb, mlflow; each is an extra to install."""
     cache: bool = True
-    """Compute features of frozen towers once and keep them on disk for later runs."""
+    """Keep on disk for later: features of frozen towers, and what was found of each picture's file."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     tuner: Annotated[dict[str, SerializeAsAny[Tuner]], BeforeValidator(_tuners)] = {}

@@ -11,8 +11,12 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from tarfile import HeaderError, ReadError
 from typing import IO, Any, Self
+
+from liftplus.data.images import UnreadableImage
 
 LARGEST = 1 << 30
 """Bytes a member may unpack to; a picture is never larger, an archive bomb is."""
@@ -77,13 +81,29 @@ def _is_undeclared(info: zipfile.ZipInfo) -> bool:
     return not info.flag_bits & 0x800 and not info.orig_filename.isascii()
 
 
-def unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """The content of a member, never unpacked far beyond the size it declares."""
+def unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> bytes:
+    """The first bytes of a member, never unpacked far beyond the size it declares."""
+    size = min(size, info.file_size)
     with archive.open(info) as file:
         if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            return file.read(max(1, info.file_size))  # zipfile checks the checksum only when it reads a byte
-        # Other methods unpack all of their input at once, so they get little at a time.
-        return b"".join(iter(partial(file.read, 4096), b""))
+            return file.read(max(1, size))  # zipfile checks the checksum only when it reads a byte
+        if size == info.file_size:
+            # Other methods unpack all of their input at once, so they get little at a time.
+            return b"".join(iter(partial(file.read, 4096), b""))
+        return b"".join(islice(iter(partial(file.read, 4096), b""), -(-size // 4096)))
+
+
+def part_of(path: str | Path, offset: int, size: int, name: str) -> bytes:
+    """The bytes of the picture `name`, which are a part of a file."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise UnreadableImage(f"{name} cannot be read: {error.strerror}.") from error
+    if len(data) < size:
+        raise UnreadableImage(f"{name} cannot be read: its file ends too early.")
+    return data
 
 
 def tar_members(path: str) -> Iterator[tarfile.TarInfo | None]:

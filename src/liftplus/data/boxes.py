@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from liftplus.data.dataset import Table, listing
-from liftplus.data.identity import Trace, identity
+from liftplus.data.identity import Origin, origin
 from liftplus.data.images import UnreadableImage
 from liftplus.data.lists import normal
 from liftplus.data.pictures import Box, Picture
@@ -204,12 +204,11 @@ class BoxStore(ByteStore):
         """The box as an uncompressed image file, so that equal pixels are equal bytes."""
         return uncompressed(self.image(key))
 
-    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
-        """The identity of the images that the boxes are in."""
-        found = identity(self.base, list(dict.fromkeys(map(file_of, keys))))
-        if found is None:
-            raise ValueError("the images have no identity")
-        trace.text(found)
+    def origin(self, key: str) -> Origin:
+        """Where the image comes from; the size that it must have, and the box."""
+        file, box = parts(key)
+        whole = origin(self.base, file)
+        return whole._replace(part=f"{whole.part} {self.sizes[file]} {box}")
 
     def _check(self, file: str, size: tuple[int, int]) -> None:
         if size != self.sizes[file]:

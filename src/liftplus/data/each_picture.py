@@ -22,7 +22,8 @@ from liftplus.data.stores import ByteStore
 from liftplus.errors import UserError
 
 _Found = TypeVar("_Found")
-Work = Callable[[Store, str], _Found]
+Work = Callable[[Store, Sequence[str]], list[_Found]]
+"""What is found of some pictures, in their order."""
 Progress = Callable[[int, int], None]
 """Called with the number of files done and of all files."""
 
@@ -36,7 +37,7 @@ def over(store: Store, keys: Sequence[str], work: Work[_Found], progress: Progre
     Args:
         store: holds the pictures; one that draws them is used from one thread only.
         keys: of the pictures.
-        work: a module-level function of (store, key).
+        work: called with some of the keys at a time.
         progress: called after each picture.
 
     Raises:
@@ -72,7 +73,7 @@ def _pool(store: Store, keys: Sequence[str], work: Work[Any], count: int) -> Ite
         pool = _Pool(executor, _part)
     else:
         executor = ThreadPoolExecutor(count)
-        pool = _Pool(executor, lambda start: [work(store, key) for key in keys[start : start + _CHUNK]])
+        pool = _Pool(executor, lambda start: work(store, keys[start : start + _CHUNK]))
     try:
         yield pool
     finally:
@@ -120,4 +121,4 @@ def _begin(store: Store, keys: Sequence[str], work: Work[Any]) -> None:
 
 def _part(start: int) -> list[Any]:
     store, keys, work = _given[0]
-    return [work(store, key) for key in keys[start : start + _CHUNK]]
+    return work(store, keys[start : start + _CHUNK])

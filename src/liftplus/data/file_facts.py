@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from liftplus.data.images import UnreadableImage, decode, extremes, is_upright, is_wide, original, scale
+from liftplus.data.images import UnreadableImage, extremes, header, is_upright, is_wide, original, scale, unreadable
 from liftplus.data.pictures import plain_jpeg
 
 DARK, PALE = 64, 191
@@ -53,6 +53,16 @@ def of_bytes(data: bytes, name: str) -> Facts:
         return _of_rows(data, name, found) or of_image(original(data, name), found)
     except UnreadableImage as error:
         return Facts(found, str(error))
+    except Exception as error:  # a mode that Pillow cannot convert, or not enough memory
+        return Facts(found, str(unreadable(name, error)))
+
+
+def of_header(data: bytes, name: str) -> Facts:
+    """What the first bytes of an image file say: whether its header can be read, mode and size."""
+    try:
+        return Facts(None, "", *header(data, name))
+    except UnreadableImage as error:
+        return Facts(reason=str(error))
 
 
 def of_image(image: Image.Image, found: bytes | None = None) -> Facts:
@@ -68,17 +78,7 @@ def of_image(image: Image.Image, found: bytes | None = None) -> Facts:
     return Facts(found, "", image.mode, image.size, dark, pale, white, own.lowest < 0, own.missing > 0)
 
 
-def damage(data: bytes, name: str) -> str:
-    """Why an image file's content gives no picture, or ""."""
-    try:
-        if _of_rows(data, name) is None:
-            decode(data, name)
-    except UnreadableImage as error:
-        return str(error)
-    return ""
-
-
-def _of_rows(data: bytes, name: str, found: bytes | None = None) -> Facts | None:
+def _of_rows(data: bytes, name: str, found: bytes | None) -> Facts | None:
     """The facts of a plain JPEG, decoded only until it is neither dark nor pale; None for other files."""
     plain = plain_jpeg(data, name, scaled=False)
     if plain is None or (plain.annotated and not is_upright(data)):

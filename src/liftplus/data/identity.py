@@ -7,48 +7,95 @@ import os
 import time
 import zipfile
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from liftplus.data.dataset import Store
+from liftplus.errors import UserError
 
 SETTLED = 2.0
 """Seconds that a file must be unchanged before it has an identity: some file systems store times no finer."""
+UNKNOWN = (OSError, ValueError, IndexError, KeyError, zipfile.BadZipFile, UserError)
+"""What `Marks.of` raises where it cannot be told whether a picture is still the same."""
 
 
-class Trace:
-    """A digest of facts about pictures; `newest` is the last change of any of their files, in nanoseconds."""
+class Stamp(NamedTuple):
+    """A file's size in bytes, and its mtime and ctime in nanoseconds; a program can set back only the mtime."""
+
+    size: int
+    changed: int
+    entry: int
+
+
+class Origin(NamedTuple):
+    """Where a picture's bytes come from.
+
+    Attributes:
+        path: the file that holds it; "" where none does.
+        part: what tells it from others in that file.
+        opened: that file when it was opened or unpacked, where it is not opened anew for each picture.
+    """
+
+    path: str
+    part: str = ""
+    opened: Stamp | None = None
+
+
+def stamp(path: str) -> Stamp:
+    """Of a file as it is now. Raises OSError."""
+    about = os.stat(path)
+    return Stamp(about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+def origin(store: Store, key: str) -> Origin:
+    """Where a store's picture comes from. Raises ValueError where the store does not say."""
+    own = vars(type(store)).get("origin")
+    if own is None:  # a subclass may read other pictures than the class whose method it inherits
+        raise ValueError(f"{type(store).__name__} does not say where its pictures come from")
+    found: Origin = own(store, key)
+    return found
+
+
+class Marks:
+    """Texts that change when a picture does, for pictures that are read after this was made."""
 
     def __init__(self) -> None:
-        self.digest, self.newest = hashlib.sha256(), 0
+        self._began, self._path, self._about = time.time(), "", Stamp(0, 0, 0)
+        self._folder, self._absolute = "", os.path.abspath("")
 
-    def text(self, text: str) -> None:
-        """Add a text."""
-        self.digest.update(text.encode(errors="surrogateescape"))
+    def of(self, where: Origin) -> str:
+        """The mark of one picture: its file's absolute path, "\\0", and more.
 
-    def file(self, path: str) -> None:
-        """Add a file's path, size and times."""
-        about = os.stat(path)
-        self.text(f"{os.path.abspath(path)}\0{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n")
-        self.newest = max(self.newest, about.st_mtime_ns, about.st_ctime_ns)
+        Raises one of `UNKNOWN` if the file is missing, changed just now or changed after it was opened.
+        """
+        if not where.path:
+            return f"\0{where.part}\n"
+        if where.path != self._path:  # many pictures may lie in one file
+            self._path, self._about = where.path, stamp(where.path)
+        about = self._about
+        if where.opened not in (None, about):
+            raise ValueError(f"{where.path} changed after it was opened")
+        if self._began - max(about.changed, about.entry) / 1e9 < SETTLED:
+            raise ValueError(f"{where.path} changed just now")
+        folder, name = os.path.split(where.path)
+        if folder != self._folder:
+            self._folder, self._absolute = folder, os.path.abspath(folder)
+        path = os.path.join(self._absolute, name)
+        return f"{path}\0{about.size} {about.changed} {about.entry}\0{where.part}\n"
 
 
 def identity(store: Store, keys: Sequence[str]) -> str | None:
     """A digest that changes when any of the pictures changes; None where that is uncertain.
 
-    Each store's `trace` adds its facts. Stores without one, and files that changed just now, have no identity.
+    Each store's `origin` tells where they lie. Stores without one, and files that changed just now, have no identity.
     """
-    kind = type(store)
-    if "trace" not in vars(kind):  # a subclass may read other pictures than the class whose method it inherits
-        return None
-    trace = Trace()
-    trace.text(repr((kind.__name__, _options(store))))
+    digest, marks = hashlib.sha256(repr((type(store).__name__, _options(store))).encode()), Marks()
     try:
-        vars(kind)["trace"](store, trace, keys)
-    except (OSError, ValueError, IndexError, KeyError, zipfile.BadZipFile):
+        for key in keys:
+            digest.update(marks.of(origin(store, key)).encode(errors="surrogateescape"))
+    except UNKNOWN:
         return None  # reading the picture reports the reason
-    if time.time() - trace.newest / 1e9 < SETTLED:
-        return None
-    trace.text("\0".join(keys))
-    return trace.digest.hexdigest()
+    digest.update("\0".join(keys).encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _options(store: Store) -> dict[str, object]:

@@ -41,6 +41,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_ON_SIDE = (5, 6, 7, 8)  # of these, width and height change places
+
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _NO_DATA = 258, 339, 42113  # TIFF's and GDAL's tags
 _BITS, _UNSIGNED, _MISSING = "liftplus_bits", "liftplus_unsigned", "liftplus_missing"
 _HUGE = 1e37  # No picture measures such values; some stand for missing ones, as float's largest does.
@@ -98,24 +100,46 @@ def decode(data: bytes, name: str) -> Image.Image:
     except UnreadableImage:
         raise
     except Exception as error:  # a mode that Pillow cannot convert, or not enough memory
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
 
 
 def original(data: bytes, name: str) -> Image.Image:
     """The picture fully decoded and upright, in the mode that the file stores."""
-    if not data:
-        raise UnreadableImage(f"{name} cannot be read as an image: the file is empty (0 bytes).")
     try:
         with _SILENCE:
-            image = Image.open(io.BytesIO(data), formats=_formats())
-            if 0 in image.size:
-                raise ValueError("it has no pixels")
+            image = _opened(data)
             declared = _declared(image)
             image.load()
             image.info.update(declared)
             return _turned(image)
     except Exception as error:  # damaged files make Pillow's readers raise nearly every built-in exception
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
+
+
+def header(data: bytes, name: str) -> tuple[str, tuple[int, int]]:
+    """Mode, and (width, height) of the upright picture, by the header alone; pixels may be missing.
+
+    A PNG that says how it is turned behind its pixels counts as it is stored.
+    """
+    try:
+        with _SILENCE, _opened(data) as image:
+            mode, size = image.mode, image.size
+            with contextlib.suppress(Exception):  # as in `_turned`
+                if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION) in _ON_SIDE:
+                    size = size[1], size[0]
+            return mode, size
+    except Exception as error:
+        raise unreadable(name, error) from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    """A picture of which the header has been read."""
+    if not data:
+        raise ValueError("the file is empty (0 bytes)")
+    image = Image.open(io.BytesIO(data), formats=formats())
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    return image
 
 
 def _declared(image: Image.Image) -> dict[str, float]:
@@ -176,7 +200,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def formats() -> tuple[str, ...]:
+    """The formats that can be read here, as Pillow names them."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -262,7 +287,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def _unreadable(name: str, error: Exception) -> UnreadableImage:
+def unreadable(name: str, error: Exception) -> UnreadableImage:
+    """One sentence on why an image file gives no picture."""
     if isinstance(error, UnidentifiedImageError):
         reason = "its content is no image format that is supported"
     elif isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from liftplus.data import file_facts
-from liftplus.data.dataset import DataSet, Store
-from liftplus.data.each_picture import Progress, over
-from liftplus.data.file_facts import DARK, PALE, Facts
-from liftplus.data.images import UnreadableImage
-from liftplus.data.stores import ByteStore
+from liftplus.data import samples
+from liftplus.data.dataset import DataSet
+from liftplus.data.each_picture import Progress
+from liftplus.data.file_facts import DARK, PALE
+from liftplus.data.kept_facts import KeptFacts
+from liftplus.data.looking import looked_at
+from liftplus.data.samples import Sample
 from liftplus.data.tally import Tally, spread
 from liftplus.words import counted
 
@@ -62,8 +63,9 @@ class Inspection:
         groups: classes with many (> 100), medium (20 to 100) and few (< 20) training images.
         without_training: classes without training images.
         absent_from_test: classes that the test split cannot measure.
-        checked: whether the files were opened; the next five are empty if not.
-        duplicates: groups of byte-identical files.
+        checked: whether the files were opened; the next six are empty if not.
+        sample: what the random sample says, if not every file was read completely.
+        duplicates: groups of byte-identical files, among those that were read completely.
         unreadable: files that cannot be decoded.
         modes: how many files have which colour mode, as Pillow names it.
         widths: smallest, median and largest width in pixels.
@@ -79,6 +81,7 @@ class Inspection:
     without_training: tuple[int, ...]
     absent_from_test: tuple[int, ...]
     checked: bool
+    sample: Sample | None
     duplicates: tuple[Duplicate, ...]
     unreadable: tuple[Broken, ...]
     modes: dict[str, int]
@@ -110,21 +113,35 @@ class Inspection:
         return {**asdict(self), "duplicates": twins, "totals": self.totals}
 
 
-def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | None = None) -> Inspection:
+def inspect(
+    dataset: DataSet,
+    check_files: bool = True,
+    progress: Progress | None = None,
+    whole: int | None = None,
+    kept: KeptFacts | None = None,
+) -> Inspection:
     """Count pictures; with `check_files`, also read every picture's file.
 
     Args:
         dataset: what to look at.
         check_files: open the files; without it the answer is immediate.
         progress: called after each file.
+        whole: how many random pictures are read completely; of the others only the headers are. None: all.
+        kept: findings of earlier inspections; new ones are added.
     """
     counts = {split: dataset.counts(split) for split in dataset.splits}
     train = counts.get("train", ())
     present = [count for count in train if count > 0]
     pictures = _Pictures(dataset)
-    tally = Tally()
-    for facts in over(dataset.store, pictures.keys if check_files else [], _facts, progress):
-        tally.add(facts)
+    keys = pictures.keys if check_files else []
+    drawn, tally, hidden = samples.drawn(keys, whole), Tally(), set[str]()
+    with kept or KeptFacts() as known:
+        for key, found in zip(keys, looked_at(dataset.store, keys, drawn, known, progress), strict=True):
+            tally.add(found.facts)
+            if found.hidden:
+                hidden.add(key)
+    bad = frozenset(keys[number] for number, _ in tally.unreadable)
+    sample = None if drawn is None else Sample.of(dict.fromkeys(keys), drawn, bad, len(hidden))
     return Inspection(
         name=dataset.name,
         class_names=dataset.class_names,
@@ -134,12 +151,13 @@ def inspect(dataset: DataSet, check_files: bool = True, progress: Progress | Non
         without_training=tuple(k for k, count in enumerate(train) if count == 0),
         absent_from_test=tuple(k for k, count in enumerate(counts.get("test", ())) if count == 0),
         checked=check_files,
+        sample=sample,
         duplicates=tuple(Duplicate(tuple(map(pictures.place, group))) for group in tally.equal()),
         unreadable=tuple(Broken(pictures.place(number), reason) for number, reason in tally.unreadable),
         modes=dict(tally.modes.most_common()),
         widths=spread(tally.widths),
         heights=spread(tally.heights),
-        notes=(*dataset.notes, *_range_notes(tally, pictures.keys)),
+        notes=(*dataset.notes, *_range_notes(tally, pictures.keys), *(sample.notes if sample else ())),
     )
 
 
@@ -166,11 +184,12 @@ def _range_notes(tally: Tally, keys: Sequence[str]) -> tuple[str, ...]:
     return notes
 
 
-def unreadable(dataset: DataSet, progress: Progress | None = None) -> dict[str, str]:
+def unreadable(dataset: DataSet, progress: Progress | None = None, kept: KeptFacts | None = None) -> dict[str, str]:
     """Key and reason of every picture that cannot be decoded."""
     keys = list(dict.fromkeys(_Pictures(dataset).keys))
-    reasons = over(dataset.store, keys, _damage, progress)
-    return {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}
+    with kept or KeptFacts() as known:
+        all_found = looked_at(dataset.store, keys, None, known, progress)
+        return {key: found.facts.reason for key, found in zip(keys, all_found, strict=True) if found.facts.reason}
 
 
 class _Pictures:
@@ -187,25 +206,6 @@ class _Pictures:
                 return Place(name, split.keys[number], split.labels[number])
             number -= len(split)
         raise IndexError(number)
-
-
-def _facts(store: Store, key: str) -> Facts:
-    try:
-        if isinstance(store, ByteStore):
-            return file_facts.of_bytes(store.read(key), store.where(key))
-        return file_facts.of_image(store.image(key))
-    except UnreadableImage as error:
-        return Facts(reason=str(error))
-
-
-def _damage(store: Store, key: str) -> str:
-    try:
-        if isinstance(store, ByteStore):
-            return file_facts.damage(store.read(key), store.where(key))
-        store.image(key)
-    except UnreadableImage as error:
-        return str(error)
-    return ""
 
 
 def _groups(train: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

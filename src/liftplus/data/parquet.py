@@ -16,10 +16,10 @@ from typing import IO, Any
 
 from liftplus.data import archives, manifest
 from liftplus.data.dataset import SPLIT_OF, Table, listing
-from liftplus.data.identity import Trace
+from liftplus.data.identity import Origin, Stamp, stamp
 from liftplus.data.images import UnreadableImage
 from liftplus.data.manifest import COLUMNS, Cells, headings
-from liftplus.data.stores import ByteStore, part_of
+from liftplus.data.stores import ByteStore
 from liftplus.errors import UserError
 
 Files = Mapping[str, Sequence[Path]]
@@ -32,12 +32,12 @@ class ParquetStore(ByteStore):
     """Pictures from Parquet tables, copied once to a temporary file, since a table is read by whole row groups only.
 
     Attributes:
-        files: the tables.
+        files: each table by the start of its keys, and as it was when it was copied.
         index: place and size of each picture in the temporary file; keys are file name and row.
     """
 
     def __init__(self, files: Sequence[tuple[str, Path, str]]) -> None:
-        self.files = [os.fspath(path) for _, path, _ in files]
+        self.files: dict[str, tuple[str, Stamp]] = {}
         self.index: dict[str, tuple[int, int]] = {}
         with tempfile.NamedTemporaryFile(prefix="liftplus-", suffix=".pictures", delete=False) as plain:
             self.plain = plain.name
@@ -50,6 +50,7 @@ class ParquetStore(ByteStore):
                 raise
 
     def _copy(self, start: str, path: Path, column: str, plain: IO[bytes]) -> None:
+        self.files[start] = (os.fspath(path), stamp(os.fspath(path)))
         with _opened(path) as file:
             row = 0
             for batch in file.iter_batches(batch_size=64, columns=[column]):
@@ -69,12 +70,13 @@ class ParquetStore(ByteStore):
         """The bytes of one picture."""
         if key not in self.index:
             raise UnreadableImage(f"{key} cannot be read: the tables have no such picture.")
-        return part_of(self.plain, *self.index[key], key)
+        return archives.part_of(self.plain, *self.index[key], key)
 
-    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
-        """Each table's path, size and times."""
-        for path in self.files:
-            trace.file(path)
+    def origin(self, key: str) -> Origin:
+        """The table and the row."""
+        start, _, row = key.rpartition("/")
+        path, opened = self.files[start]
+        return Origin(path, row, opened)
 
 
 def siblings(path: Path) -> Files:

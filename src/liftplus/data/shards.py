@@ -13,8 +13,9 @@ import io
 import json
 import os
 import shutil
+import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,12 +25,12 @@ from typing import IO, Any
 
 from PIL import Image
 
-from liftplus.data import documents, workers
+from liftplus.data import archives, documents, workers
 from liftplus.data.dataset import DataSet, Table
-from liftplus.data.identity import Trace, identity
+from liftplus.data.identity import Origin, identity
 from liftplus.data.images import UnreadableImage, decode
 from liftplus.data.pictures import resized
-from liftplus.data.stores import ByteStore, part_of
+from liftplus.data.stores import ByteStore
 from liftplus.errors import UserError
 from liftplus.machine.progress import Advance, Progress, Silent
 
@@ -68,17 +69,19 @@ class ShardStore(ByteStore):
 
     def read(self, key: str) -> bytes:
         """The bytes of one picture."""
+        return self.head(key, sys.maxsize)
+
+    def head(self, key: str, size: int) -> bytes:
+        """The first bytes of one picture."""
         if key not in self.index:
             raise UnreadableImage(f"{self.where(key)} cannot be read: the copy has no such picture.")
-        shard, offset, size = self.index[key]
-        return part_of(self.folder / shard, offset, size, f"{self.where(key)} ({shard})")
+        shard, offset, whole = self.index[key]
+        return archives.part_of(self.folder / shard, offset, min(size, whole), f"{self.where(key)} ({shard})")
 
-    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
-        """Each shard's path, size and times, and where in it the pictures lie."""
-        places = [self.index[key] for key in keys]
-        for shard in sorted({shard for shard, _, _ in places}):
-            trace.file(str(self.folder / shard))
-        trace.text(repr(places))
+    def origin(self, key: str) -> Origin:
+        """The shard, and the picture's place in it."""
+        shard, offset, size = self.index[key]
+        return Origin(str(self.folder / shard), f"{offset} {size}")
 
 
 def is_prepared(folder: Path) -> bool:

@@ -29,6 +29,7 @@ from liftplus.data import (
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split, Store, Table, listing, sorted_ids
 from liftplus.data.inspection import unreadable
+from liftplus.data.kept_facts import KeptFacts
 from liftplus.data.located import respelled
 from liftplus.data.stores import FileStore, FolderStore, is_tar, open_store
 from liftplus.errors import UserError
@@ -59,12 +60,17 @@ _KINDS = "a folder, .zip, .tar, .csv, .json, .jsonl, .parquet or .txt list"
 
 
 def load(
-    config: DataConfig, progress: Callable[[int, int], None] | None = None, *, for_testing: bool = False
+    config: DataConfig,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    for_testing: bool = False,
+    kept: KeptFacts | None = None,
 ) -> DataSet:
     """The data set that the configuration names, checked, with a test split wherever one can be made.
 
-    `progress` is called with (done, total) while files are decoded to leave out the broken ones. With `for_testing`
-    nothing is split and no training split is needed; without a test split, val or else all images serve as one.
+    `progress` is called with (done, total) while files are decoded to leave out the broken ones; `kept` holds earlier
+    findings about them. With `for_testing` nothing is split and no training split is needed; without a test split, val
+    or else all images serve as one.
 
     Raises:
         UserError: it does not exist, is incomplete or contradicts itself.
@@ -72,7 +78,7 @@ def load(
     unused.refuse(config, made=("openmoji_lt", *_CIFAR), benchmarks=_LISTS, listed=_LISTED)
     dataset = dataclasses.replace(_read(config, for_testing), config=config)
     dataset.store.decode = config.decode
-    return without_unreadable(dataset, progress) if config.unreadable == "skip" else dataset
+    return without_unreadable(dataset, progress, kept) if config.unreadable == "skip" else dataset
 
 
 def _read(config: DataConfig, for_testing: bool) -> DataSet:
@@ -144,15 +150,16 @@ def _as_test(table: Table) -> Table:
     return dataclasses.replace(table, rows=parts, class_ids=table.class_ids or sorted_ids(table.ids()))
 
 
-def without_unreadable(dataset: DataSet, progress: Callable[[int, int], None] | None = None) -> DataSet:
-    """The data set without the pictures that cannot be decoded; decodes all of them to find out."""
-    broken = unreadable(dataset, progress)
+def without_unreadable(
+    dataset: DataSet, progress: Callable[[int, int], None] | None = None, kept: KeptFacts | None = None
+) -> DataSet:
+    """The data set without the pictures that cannot be decoded; reads all whose facts are not kept."""
+    broken = unreadable(dataset, progress, kept)
     if not broken:
         return dataset
     parts = {}
     for name, split in dataset.splits.items():
-        kept = [(key, label) for key, label in zip(split.keys, split.labels, strict=True) if key not in broken]
-        parts[name] = Split([key for key, _ in kept], [label for _, label in kept])
+        parts[name] = split.taken(place for place, key in enumerate(split.keys) if key not in broken)
     needed = "train" if len(dataset.splits.get("train", ())) else "test"  # the latter where data are only tested
     parts = {name: split for name, split in parts.items() if len(split) > 0}
     if needed not in parts:

@@ -5,6 +5,7 @@ Every store pickles, opens its files in the process that reads them, and extract
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from liftplus.data import archives, documents, members
-from liftplus.data.identity import Trace
+from liftplus.data.identity import Origin, Stamp, stamp
 from liftplus.data.images import UnreadableImage, decode
 from liftplus.data.members import Members
 from liftplus.data.pictures import ArrayPicture, Decode, Picture, PillowPicture, picture
@@ -42,6 +43,10 @@ class ByteStore(ABC):
     @abstractmethod
     def read(self, key: str) -> bytes:
         """The bytes of one image file. Raises `UnreadableImage` where there are none."""
+
+    def head(self, key: str, size: int) -> bytes:
+        """The first bytes of one image file, at most `size` of them. Raises `UnreadableImage`."""
+        return self.read(key)[:size]
 
     @abstractmethod
     def where(self, key: str) -> str:
@@ -94,6 +99,10 @@ class FolderStore(FileStore):
 
     def read(self, key: str) -> bytes:
         """The bytes of one file."""
+        return self.head(key, -1)
+
+    def head(self, key: str, size: int) -> bytes:
+        """The first bytes of one file; all with -1."""
         try:
             with open(self.where(key), "rb", buffering=0, opener=_without_waiting) as file:
                 about = os.fstat(file.fileno())
@@ -101,7 +110,7 @@ class FolderStore(FileStore):
                     raise ValueError("it is a device or a pipe, no file")
                 if about.st_size > archives.LARGEST:
                     raise ValueError("it is over 1 GiB large")
-                return file.readall()
+                return file.read(size)
         except (OSError, ValueError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or str(error) or "there is not enough memory"
             raise UnreadableImage(f"{self.where(key)} cannot be read: {reason}.") from error
@@ -118,10 +127,9 @@ class FolderStore(FileStore):
         """For keys that the folder does not hold, its own spelling where exactly one fits."""
         return members.respelled(self.path, keys)
 
-    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
-        """Each file's path, size, mtime and ctime; a program can set back only the mtime."""
-        for key in keys:
-            trace.file(self.where(key))
+    def origin(self, key: str) -> Origin:
+        """The file itself."""
+        return Origin(self.where(key))
 
 
 class ZipStore(FileStore):
@@ -129,29 +137,34 @@ class ZipStore(FileStore):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._open: tuple[int, zipfile.ZipFile, threading.Lock] | None = None
+        self._open: tuple[int, zipfile.ZipFile, threading.Lock, Stamp] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
-    def _handle(self) -> tuple[int, zipfile.ZipFile, threading.Lock]:
+    def _handle(self) -> tuple[int, zipfile.ZipFile, threading.Lock, Stamp]:
         # A forked worker that shared the parent's file position would read the wrong bytes.
         if self._open is None or self._open[0] != os.getpid():
             try:
-                self._open = (os.getpid(), archives.opened_zip(self.path), threading.Lock())
+                about = stamp(self.path)  # before, so that a change in between is noticed
+                self._open = (os.getpid(), archives.opened_zip(self.path), threading.Lock(), about)
             except Exception as error:  # damaged archives make the readers raise nearly anything
                 raise UserError(f"{self.path} cannot be opened as a zip archive: {error}.") from error
         return self._open
 
     def read(self, key: str) -> bytes:
         """The bytes of one member, its checksum verified."""
-        _, archive, lock = self._handle()
+        return self.head(key, archives.LARGEST)
+
+    def head(self, key: str, size: int) -> bytes:
+        """The first bytes of one member."""
+        _, archive, lock, _ = self._handle()
         try:
             with lock:
                 info = archive.getinfo(key)
                 if info.file_size > archives.LARGEST:
                     raise UnreadableImage(f"{self.where(key)} cannot be read: it would unpack to over 1 GiB.")
-                return archives.unzipped(archive, info)
+                return archives.unzipped(archive, info, size)
         except UnreadableImage:
             raise
         except KeyError as error:
@@ -175,13 +188,11 @@ class ZipStore(FileStore):
         undeclared = archives.are_misread(self._handle()[1])
         return members.of_archive(files, folders, refused, undeclared=undeclared)
 
-    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
-        """The archive's path, size and times, and each picture's checksum."""
-        trace.file(self.path)
-        with archives.opened_zip(self.path) as archive:
-            for key in keys:
-                info = archive.getinfo(key)
-                trace.text(f"{info.CRC} {info.file_size}\n")
+    def origin(self, key: str) -> Origin:
+        """The archive, and the picture's place and checksum."""
+        _, archive, _, opened = self._handle()
+        info = archive.getinfo(key)
+        return Origin(self.path, f"{info.header_offset} {info.file_size} {info.CRC}", opened)
 
 
 class TarStore(FileStore):
@@ -193,6 +204,7 @@ class TarStore(FileStore):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._plain: str | None = None
+        self._opened: Stamp | None = None
         self._index: dict[str, tuple[int, int]] = {}
         self._members: Members | None = None
 
@@ -201,6 +213,14 @@ class TarStore(FileStore):
 
     def read(self, key: str) -> bytes:
         """The bytes of one member."""
+        return self.head(key, archives.LARGEST)
+
+    def head(self, key: str, size: int) -> bytes:
+        """The first bytes of one member."""
+        offset, whole = self._place(key)
+        return archives.part_of(self._plain_path(), offset, min(size, whole), self.where(key))
+
+    def _place(self, key: str) -> tuple[int, int]:
         if not self._index:
             self.members()
         if key not in self._index:
@@ -208,7 +228,7 @@ class TarStore(FileStore):
         offset, size = self._index[key]
         if size > archives.LARGEST:
             raise UnreadableImage(f"{self.where(key)} cannot be read: it is over 1 GiB large.")
-        return part_of(self._plain_path(), offset, size, self.where(key))
+        return offset, size
 
     def members(self) -> Members:
         """All regular files with safe names; the index found here travels to the workers."""
@@ -236,9 +256,10 @@ class TarStore(FileStore):
         self._index = dict(files)
         return members.of_archive([name for name, _ in files], folders, refused, notes)
 
-    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
-        """The archive's path, size and times."""
-        trace.file(self.path)
+    def origin(self, key: str) -> Origin:
+        """The archive, and the picture's place."""
+        offset, size = self._place(key)
+        return Origin(self.path, f"{offset} {size}", self._opened)
 
     def _unpacked_note(self, plain: str) -> tuple[str, ...]:
         if plain == self.path:
@@ -248,6 +269,7 @@ class TarStore(FileStore):
 
     def _plain_path(self) -> str:
         if self._plain is None or not os.path.exists(self._plain):
+            self._opened = stamp(self.path)
             opener = archives.compression(self.path)
             self._plain = self.path if opener is None else self._unpack(opener(self.path, "rb"))
         return self._plain
@@ -286,12 +308,10 @@ class ArrayStore(ByteStore):
         image = self.image(key)
         return PillowPicture(image) if self.decode == "exact" else ArrayPicture(np.asarray(image))
 
-    def trace(self, trace: Trace, keys: Sequence[str]) -> None:
+    def origin(self, key: str) -> Origin:
         """The pixels."""
-        for key in keys:
-            image = self.images[int(key)]
-            trace.text(repr((image.shape, image.dtype.str)))
-            trace.digest.update(image.tobytes())
+        image = self.images[int(key)]
+        return Origin("", f"{image.shape} {image.dtype.str} {hashlib.sha256(image.tobytes()).hexdigest()}")
 
     def read(self, key: str) -> bytes:
         """The picture as an uncompressed image file, so that equal pixels are equal bytes."""
@@ -303,19 +323,6 @@ def uncompressed(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "BMP")
     return buffer.getvalue()
-
-
-def part_of(path: str | Path, offset: int, size: int, name: str) -> bytes:
-    """The bytes of the picture `name`, which are a part of a file."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-    except OSError as error:
-        raise UnreadableImage(f"{name} cannot be read: {error.strerror}.") from error
-    if len(data) < size:
-        raise UnreadableImage(f"{name} cannot be read: its file ends too early.")
-    return data
 
 
 def open_store(path: str | os.PathLike[str]) -> FileStore:

@@ -13,6 +13,7 @@ from typing import Any
 from liftplus.config import RunConfig, flat, replaced
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
+from liftplus.data.kept_facts import KeptFacts
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
 from liftplus.evaluation.features import Cache
@@ -55,7 +56,10 @@ class Session:
                     advance = stack.enter_context(self.progress.task("Checking every picture", total))
                 advance()
 
-            return sources.load(self.config.data, checked, for_testing=for_testing)
+            kept = KeptFacts.of(self.config.cache)
+            dataset = sources.load(self.config.data, checked, for_testing=for_testing, kept=kept)
+            self.cache.notes.extend(kept.notes)
+            return dataset
 
     def start(self, dataset: DataSet, folder: Path | None = None) -> tuple[Session, Classifier]:
         """The classifier before its first step, and the session with the settings that recipe=auto chose.
