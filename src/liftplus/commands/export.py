@@ -14,11 +14,10 @@ from liftplus.errors import UserError
 from liftplus.words import counted
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from liftplus.publishing.export import Format
+    from liftplus.data.dataset import Split, Store
+    from liftplus.publishing.export import Format, Parity
+    from liftplus.publishing.preprocessing import Likeness
     from liftplus.runs.opening import Session
-    from liftplus.training.checkpoint import Trained
 
 CHECKED = 100
 
@@ -32,6 +31,9 @@ def export(
         typer.Option(help="Class prior in use: as_trained, training, uniform, or a JSON file of counts."),
     ] = None,
     five_crops: FiveCrops = None,
+    with_preprocessing: Annotated[
+        bool, typer.Option("--with-preprocessing", help="ONNX from decoded pictures of any size to class names.")
+    ] = False,
     check: Annotated[
         list[str] | None, typer.Option(help="Pictures to compare on; default: the run's test split. Repeatable.")
     ] = None,
@@ -44,8 +46,14 @@ def export(
     from liftplus import console
     from liftplus.evaluation import priors
     from liftplus.publishing import export as exporting
+    from liftplus.publishing import preprocessing
     from liftplus.training import checkpoint
 
+    if with_preprocessing and (form == "peft" or out.suffix != ".onnx"):
+        raise UserError(
+            f"--with-preprocessing writes ONNX alone, and --out is {str(out)!r}. Give --out a name that ends in .onnx, "
+            "or leave --with-preprocessing out."
+        )
     if form == "peft":
         _export_peft(run, out, change, as_json)
         return
@@ -57,7 +65,13 @@ def export(
         console.err.print(f"Note: {note}")
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    images, source = _pictures(session, trained, check)
+    store, split, source = _pictures(session, check)
+    if with_preprocessing:
+        sample = preprocessing.Sample(store, exporting.spread(split, CHECKED), settings.data.decode)
+        found = preprocessing.export(trained, out, sample, session.progress, settings.evaluation)
+        _tell_preprocessing(out, source, *found, as_json=as_json)
+        return
+    images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
     parity = exporting.export(trained, out, chosen, images, session.progress, settings.evaluation)
     count = 5 if settings.evaluation.tte else 1
     if as_json:
@@ -87,25 +101,39 @@ def _format(out: Path, form: str | None) -> Format:
     return by_name
 
 
-def _pictures(session: Session, trained: Trained, check: list[str] | None) -> tuple[Tensor, str]:
+def _pictures(session: Session, check: list[str] | None) -> tuple[Store, Split, str]:
     """The pictures to compare on, and the name of their source."""
     from liftplus import console
     from liftplus.data.dataset import Split
-    from liftplus.publishing import export
     from liftplus.runs import inputs
 
-    evaluation = session.config.evaluation
     if check:
         rows = inputs.read(check).complete()
-        split = Split(rows.keys, [0] * len(rows))
-        return export.views(rows.store, split, evaluation, trained, CHECKED), ", ".join(check)
+        return rows.store, Split(rows.keys, [0] * len(rows)), ", ".join(check)
     try:
         dataset = session.data(for_testing=False)
     except (UserError, OSError) as error:
         raise UserError(f"The run's data cannot be read: {error} Give pictures to compare on with --check.") from error
     name = next((name for name in ("test", "val", "train") if name in dataset.splits), "train")
     console.err.print(f"Comparing on {dataset.name}, split {name}.")
-    return export.views(dataset.store, dataset.splits[name], evaluation, trained, CHECKED), dataset.name
+    return dataset.store, dataset.splits[name], dataset.name
+
+
+def _tell_preprocessing(out: Path, source: str, parity: Parity, likeness: Likeness, *, as_json: bool) -> None:
+    from liftplus import console
+    from liftplus.publishing.export import beside
+
+    if as_json:
+        told = {"file": str(out), "compared_on": source} | vars(likeness) | {"logits": vars(parity)}
+        print(json.dumps(told))
+        return
+    console.out.print(
+        f"{out} and {beside(out).name}: the graph takes decoded pictures of any size. On "
+        f"{counted(likeness.images, 'picture')} of {source} and {likeness.made} made from them in odd sizes, "
+        f"probabilities differ from predict's in fp32 by at most {likeness.probability:.1e}, and "
+        f"{likeness.same_class:.1%} have the same best class. Resized values differ from Pillow's by at most "
+        f"{likeness.levels} of 255 ({likeness.changed:.2%} of them differ)."
+    )
 
 
 def _export_peft(run: Path, out: Path, change: list[str] | None, as_json: bool) -> None:

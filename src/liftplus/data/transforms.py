@@ -18,15 +18,15 @@ from torch import Tensor
 from liftplus.data.pictures import Box, Picture, PillowPicture
 from liftplus.registry import Component, register
 
-_LONGEST = 100
+LONGEST = 100
 """Longest side as a multiple of the shorter one: without a bound, a line of 1 x 60,000 pixels fills memory."""
 
 
 def short_side(width: int, height: int, size: int) -> tuple[int, int]:
     """(width, height) with a shorter side of `size`; the longer one is rounded down, and at most 100 `size`."""
     if width <= height:
-        return size, min(max(size, int(size * height / width)), _LONGEST * size)
-    return min(max(size, int(size * width / height)), _LONGEST * size), size
+        return size, min(max(size, int(size * height / width)), LONGEST * size)
+    return min(max(size, int(size * width / height)), LONGEST * size), size
 
 
 def _scaled(picture: Image.Image | Picture, size: int, kernel: str) -> Tensor:

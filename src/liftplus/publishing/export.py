@@ -92,6 +92,11 @@ def required(form: Format) -> None:
         raise UserError(f"Exporting to ONNX needs {', '.join(missing)}. Install: pip install 'liftplus[onnx]'.")
 
 
+def spread(split: Split, most: int) -> list[str]:
+    """Keys of at most so many pictures of a split, at even distances."""
+    return list(split.keys[:: max(1, len(split) // most)])[:most]
+
+
 def views(store: Store, split: Split, evaluation: EvaluationConfig, trained: Trained, most: int) -> Tensor:
     """Pictures of a split as inputs of the graph, fp32 [n, 3, R, R] or [n, 5, 3, R, R].
 
@@ -102,11 +107,10 @@ def views(store: Store, split: Split, evaluation: EvaluationConfig, trained: Tra
         UserError: none of the pictures can be read.
     """
     cut = crops(evaluation, trained.model.backbone.facts)
-    chosen = range(0, len(split), max(1, len(split) // most))
     found = []
-    for index in list(chosen)[:most]:
+    for key in spread(split, most):
         try:
-            found.append(cut(store.image(split.keys[index])).float())
+            found.append(cut(store.image(key)).float())
         except UnreadableImage:
             continue
     if not found:
