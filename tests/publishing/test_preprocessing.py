@@ -20,7 +20,7 @@ from liftplus.data.transforms import CentreCrop, FiveCrops
 from liftplus.errors import UserError
 from liftplus.machine.progress import Silent
 from liftplus.publishing import export as exporting
-from liftplus.publishing import preprocessing
+from liftplus.publishing import picture_graph, preprocessing
 from zoo import backbone_of
 
 from ..conftest import SHARED, Command
@@ -50,7 +50,7 @@ def noisy(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def run(model: Any, pictures: NDArray[np.uint8]) -> list[Any]:
+def run(model: Any, pictures: NDArray[Any]) -> list[Any]:
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
     return list(session.run(None, {"pictures": pictures}))
@@ -59,7 +59,7 @@ def run(model: Any, pictures: NDArray[np.uint8]) -> list[Any]:
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_views_are_those_of_testing(cut: CentreCrop | FiveCrops, capfd: pytest.CaptureFixture[str]) -> None:
     """Every size that the cut has to make a decision for: whole places, and values within what rounding makes."""
-    session = onnxruntime.InferenceSession(preprocessing.front(cut).SerializeToString())
+    session = onnxruntime.InferenceSession(picture_graph.front(cut).SerializeToString())
     for height, width in ODD:
         pixels = noisy(height, width)
         (found,) = session.run(None, {"pictures": pixels[None]})
@@ -74,7 +74,7 @@ def test_views_are_those_of_testing(cut: CentreCrop | FiveCrops, capfd: pytest.C
 
 
 def test_a_batch_has_one_size_and_three_colours() -> None:
-    model = preprocessing.front(FiveCrops(16, 4))
+    model = picture_graph.front(FiveCrops(16, 4))
     batch = np.stack([noisy(20, 33, seed) for seed in range(3)])
     (found,) = run(model, batch)
     assert found.shape == (3, 5, 3, 16, 16)
@@ -88,12 +88,12 @@ def test_a_batch_has_one_size_and_three_colours() -> None:
 def test_a_picture_without_pixels_is_an_error(cut: CentreCrop | FiveCrops) -> None:
     for height, width in ((0, 5), (5, 0), (0, 0)):
         with pytest.raises(Exception, match="Reshape"):
-            run(preprocessing.front(cut), np.zeros((1, height, width, 3), np.uint8))
+            run(picture_graph.front(cut), np.zeros((1, height, width, 3), np.uint8))
 
 
 def test_a_kernel_without_an_equal_is_refused() -> None:
     with pytest.raises(UserError, match=r"'lanczos'.*bicubic, bilinear.*--with-preprocessing"):
-        preprocessing.front(CentreCrop(16, "lanczos"))
+        picture_graph.front(CentreCrop(16, "lanczos"))
 
 
 def means(file: Path, classes: int) -> None:
@@ -119,7 +119,7 @@ def test_names_come_with_the_classes(tmp_path: Path) -> None:
     names = ("Füchse, rote", 'a "cat"', "雪豹")
     means(tmp_path / "m.onnx", 3)
     about = {"classes": list(names)}
-    preprocessing.join(preprocessing.front(CentreCrop(16)), tmp_path / "m.onnx", names, about)
+    picture_graph.join(picture_graph.front(CentreCrop(16)), tmp_path / "m.onnx", names, about)
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     (given,) = session.get_inputs()
     assert (given.name, given.shape, given.type) == ("pictures", ["batch", "height", "width", 3], "tensor(uint8)")
@@ -189,14 +189,14 @@ def test_a_graph_that_differs_is_not_kept(small: Any, tmp_path: Path, monkeypatc
     out = tmp_path / "out" / "m.onnx"
 
     def moved(begin: Any, *given: Any) -> None:
-        wrong = preprocessing.front(CentreCrop(16, margin=9))
+        wrong = picture_graph.front(CentreCrop(16, margin=9))
         join(wrong, *given)
 
     monkeypatch.setattr(preprocessing, "join", moved)
     with pytest.raises(UserError, match="not kept"):
         preprocessing.export(small, out, sample, Silent(), EvaluationConfig())
     monkeypatch.setattr(preprocessing, "join", join)
-    monkeypatch.setattr(preprocessing, "KERNELS", {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.75'})
+    monkeypatch.setattr(picture_graph, "KERNELS", {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.75'})
     with pytest.raises(UserError, match=r"resizes pictures .* not kept"):
         preprocessing.export(small, out, sample, Silent(), EvaluationConfig())
     assert not list(out.parent.iterdir())
