@@ -19,7 +19,7 @@ from typing import Any
 import same_accuracy
 
 HERE = Path(__file__).resolve().parent
-PAGES = [HERE.parent / "docs" / name for name in ("performance.md", "data-path.md", "recipe.md")]
+PAGES = [HERE.parent / "docs" / name for name in ("performance.md", "data-path.md", "recipe.md", "export.md")]
 MARKED = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -264,7 +264,37 @@ def stream_table(record: dict[str, Any]) -> str:
     return caption(record) + table(header, rows)
 
 
+def onnx_pictures_table(record: dict[str, Any]) -> str:
+    """Of onnx_pictures.py: answers, then times."""
+    answers = [
+        [
+            row["name"],
+            row["way"] + (" (bf16)" if row["precision"] == "bf16" else ""),
+            f"{row['pictures']:,}",
+            f"{row['same_class']:.1%}",
+            f"{row['largest']:.2g}",
+            f"{row['mean']:.1g}",
+        ]
+        for row in record["rows"]
+        if "way" in row
+    ]
+    times = [
+        [
+            row["name"],
+            f"{row['pictures']} {row['times']}",
+            *(milliseconds(row["seconds"][who]) for who in ("graph", "predict")),
+        ]
+        for row in record["rows"]
+        if "times" in row
+    ]
+    header = ["run", "compared with", "photographs", "same class", "largest difference", "mean of the largest"]
+    spent = ["run", "photographs", "decoded, and the graph: ms each", "predict in fp32: ms each"]
+    onnx = f"onnxruntime {record['versions']['onnxruntime']}, Pillow {record['versions']['pillow']}"
+    return f"{caption(record)}{onnx}.\n\n{table(header, answers)}\n{table(spent, times)}"
+
+
 KINDS = {
+    "onnx-pictures": onnx_pictures_table,
     "step": contenders_table,
     "evaluation": contenders_table,
     "memory": memory_table,

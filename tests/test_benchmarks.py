@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -190,6 +191,14 @@ def test_a_part_keeps_every_class(script: Callable[[str], Any]) -> None:
     part = script("same_accuracy").part(split, 10, 1)
     assert set(part.labels) == {0, 1, 2} and 10 <= len(part) <= 12
     assert all(split.labels[int(key)] == label for key, label in zip(part.keys, part.labels, strict=True))
+
+
+def test_answers_of_a_graph_are_compared_picture_by_picture(script: Callable[[str], Any]) -> None:
+    pytest.importorskip("onnxruntime")
+    found = np.array([[0.5, 0.5, 0.0], [0.25, 0.0, 0.75]], dtype=np.float32)
+    expected = np.array([[0.25, 0.75, 0.0], [0.25, 0.25, 0.5]], dtype=np.float32)
+    said = script("onnx_pictures").compared(found, expected)
+    assert said == {"pictures": 2, "same_class": 0.5, "largest": 0.25, "mean": 0.25}
 
 
 def test_files_of_results_that_pages_name_are_there() -> None:

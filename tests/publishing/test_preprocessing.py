@@ -69,7 +69,8 @@ def test_views_are_those_of_testing(cut: CentreCrop | FiveCrops, capfd: pytest.C
         expected = (exact if cut.count > 1 else exact[0]).numpy().astype(np.float32)
         assert found.shape == (1, *expected.shape) and found.dtype == np.float32
         gap = np.abs(found[0] - expected)
-        assert gap.max() <= preprocessing.LEVELS and (gap > 0).mean() < 0.1, (height, width)
+        few = 0.05 if cut.kernel == "bicubic" else 0.1  # bilinear's sums of noise are often just a half
+        assert gap.max() <= preprocessing.LEVELS and (gap > 0).mean() < few, (height, width)
     assert capfd.readouterr().err == "", "onnxruntime has remarks about the graph"
 
 
@@ -134,6 +135,22 @@ def test_names_come_with_the_classes(tmp_path: Path) -> None:
     assert index.tolist() == [0, 2] and name.tolist() == ["Füchse, rote", "雪豹"]
     np.testing.assert_allclose(logits, [[0, 0, 0], [0, 200, 400]], atol=1e-3)
     np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+
+
+def test_weights_in_a_file_of_their_own_stay_there(tmp_path: Path) -> None:
+    """A graph of over 2 GB has them so."""
+    out = tmp_path / "m.onnx"
+    means(out, 30)
+    model = onnx.load(str(out))
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight), weight.name))  # as bytes
+    onnx.save(model, str(out), save_as_external_data=True, location="m.onnx.data", size_threshold=100)
+    before = (tmp_path / "m.onnx.data").read_bytes()
+    assert len(before) == 4 * 30
+    names = [f"class {k}" for k in range(30)]
+    picture_graph.join(picture_graph.front(CentreCrop(16)), out, names, {})
+    assert (tmp_path / "m.onnx.data").read_bytes() == before
+    assert run(out, np.full((1, 20, 30, 3), 7, np.uint8))[3].tolist() == ["class 29"]
 
 
 def photographs(folder: Path) -> list[str]:
@@ -231,6 +248,17 @@ def test_the_file_answers_as_predict(photos: Path, command: Command, tmp_path: P
     _, chances, _, name = run(tmp_path / "m.onnx", noisy(70, 91)[None])
     assert name[0] == row["top"][0]["class"]
     assert float(chances.max()) == pytest.approx(row["top"][0]["probability"], abs=told["probability"] + 2e-6)
+
+
+def test_scaled_decoding_is_compared_too(small: Any, tmp_path: Path) -> None:
+    """`predict` then resizes from a smaller picture, which no graph can see; the command says what that does."""
+    Image.fromarray(noisy(400, 600)).save(tmp_path / "a.jpg")
+    likeness = {}
+    for decode in ("exact", "fast", "scaled"):
+        sample = preprocessing.Sample(FolderStore(""), [str(tmp_path / "a.jpg")], decode)  # type: ignore[arg-type]
+        _, likeness[decode] = preprocessing.export(small, tmp_path / "m.onnx", sample, Silent(), EvaluationConfig())
+    assert likeness["scaled"].levels == likeness["exact"].levels <= preprocessing.LEVELS
+    assert likeness["scaled"].probability >= likeness["exact"].probability
 
 
 @pytest.mark.shared

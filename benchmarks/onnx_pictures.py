@@ -1,0 +1,176 @@
+"""The exported graph that takes decoded pictures against `predict`, on 1,000 real photographs, on CPU.
+
+    python benchmarks/onnx_pictures.py --shared ../shared/data --cpu-time --out benchmarks/results/onnx-pictures.json
+
+A run is made on 17 kinds of clothes and exported by `liftplus export --with-preprocessing`. The graph then answers
+1,000 of the test photographs, and so does `predict` in three ways: as it is on this machine, in fp32, and in fp32 with
+data.decode=exact. The times are those of photographs of full size, read and decoded too: the 100 of another set as they
+are, and some enlarged to 4000 x 3000. Both have one thread and one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from PIL import Image
+
+import harness
+import liftplus
+from liftplus.data.images import decode
+from liftplus.machine import runtime
+
+WAYS: dict[str, dict[str, Any]] = {
+    "predict": {},
+    "predict in fp32": {"precision": "fp32"},
+    "predict in fp32, decode=exact": {"precision": "fp32", "decode": "exact"},
+}
+ONE = {"workers": 0, "device": "cpu"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run that is exported.
+
+    Attributes:
+        settings: beside the data.
+        crops: 1 or 5.
+    """
+
+    backbone: str
+    crops: int
+    kernel: str
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.backbone}, {self.crops} crop{'s' if self.crops > 1 else ''}, {self.kernel}"
+
+
+CASES = [
+    Case("mini_clip", 5, "bicubic", {}),
+    Case("mini_clip", 1, "bilinear", {}),
+    Case("efficientnet_lite0", 1, "bicubic", {"backbone.image_size": 128}),
+]
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--shared", type=Path, required=True, help="where the zipped photographs are")
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--large", type=int, default=4, help="photographs enlarged to 4000 x 3000")
+    parser.set_defaults(repeats=3, warm_up=1)
+    return parser.parse_args(argv)
+
+
+def photographs(archive: Path, part: str, folder: Path) -> list[str]:
+    """The files of a part of a zip, written to a folder."""
+    with zipfile.ZipFile(archive) as opened:
+        names = [name for name in opened.namelist() if name.startswith(f"{part}/") and not name.endswith("/")]
+        opened.extractall(folder, names)
+    return [str(folder / name) for name in sorted(names)]
+
+
+def enlarged(files: Sequence[str], folder: Path) -> list[str]:
+    """Copies of 12 million pixels."""
+    folder.mkdir()
+    made = []
+    for number, file in enumerate(files):
+        made.append(str(folder / f"{number}.jpg"))
+        Image.open(file).convert("RGB").resize((4000, 3000)).save(made[-1], quality=90)
+    return made
+
+
+def exported(case: Case, shared: Path, folder: Path) -> tuple[Path, Path]:
+    """A fitted run and the graph that the command wrote of it."""
+    run, graph = folder / "run", folder / "model.onnx"
+    settings = ONE | case.settings | {"tte": case.crops > 1, "backbone.interpolation": case.kernel}
+    liftplus.fit(shared / "clothing17_160.zip", case.backbone, "closed_form", **settings).save(run)
+    command = [sys.executable, "-m", "liftplus", "export", str(run), "--out", str(graph), "--with-preprocessing"]
+    subprocess.run(command, check=True)
+    return run, graph
+
+
+def answering(graph: Path) -> Callable[[str], NDArray[np.float32]]:
+    """A function from a file to the graph's probabilities [C]; one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+    def answer(file: str) -> NDArray[np.float32]:
+        pixels = np.asarray(decode(Path(file).read_bytes(), file))
+        found: NDArray[np.float32] = session.run(["probabilities"], {"pictures": pixels[None]})[0][0]
+        return found
+
+    return answer
+
+
+def compared(found: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[str, Any]:
+    """How the probabilities [N, C] of the graph differ from those of `predict`."""
+    apart = np.abs(found - expected).max(1)
+    return {
+        "pictures": len(found),
+        "same_class": float((found.argmax(1) == expected.argmax(1)).mean()),
+        "largest": harness.significant(float(apart.max())),
+        "mean": harness.significant(float(apart.mean())),
+    }
+
+
+def measured(case: Case, args: argparse.Namespace, sets: dict[str, list[str]], folder: Path) -> list[dict[str, Any]]:
+    """A row for each way of `predict`, and one of times for each set of large photographs."""
+    run, graph = exported(case, args.shared, folder)
+    answer, files = answering(graph), sets["test"][: args.pictures]
+    found = np.stack([answer(file) for file in files])
+    rows = []
+    for way, settings in WAYS.items():
+        model = liftplus.load(run, **ONE, **settings)
+        precision = model.session.runtime.precision
+        row = {"name": case.name, "way": way, "precision": precision} | compared(found, model.predict_proba(files))
+        rows.append(row)
+        print(row, flush=True)
+    model = liftplus.load(run, **ONE, precision="fp32")
+    for name in ("as they are", "4000 x 3000"):
+        large = sets[name]
+        pair = [
+            harness.Contender("graph", lambda large=large: [answer(file) for file in large], len(large)),
+            harness.Contender("predict", lambda large=large: model.predict(large), len(large)),
+        ]
+        device = runtime.choose("cpu").device
+        taken = harness.interleaved(pair, device, **harness.timing(args, device))
+        each = {key: harness.spread([second / len(large) for second in spent]) for key, spent in taken.items()}
+        rows.append({"name": case.name, "times": name, "pictures": len(large), "seconds": each})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    args = parse()
+    record = harness.about(args, runtime.choose("cpu", "fp32"))
+    record["versions"]["onnxruntime"] = onnxruntime.__version__
+    record["rows"] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole = photographs(args.shared / "imagenet_sample_100.zip", "sample", folder / "whole")
+        sets = {
+            "test": photographs(args.shared / "clothing17_160.zip", "test", folder / "test"),
+            "as they are": whole,
+            "4000 x 3000": enlarged(whole[: args.large], folder / "large"),
+        }
+        for number, case in enumerate(CASES):
+            (folder / str(number)).mkdir()
+            record["rows"] += measured(case, args, sets, folder / str(number))
+            harness.write(args.out, record)
+
+
+if __name__ == "__main__":
+    main()
