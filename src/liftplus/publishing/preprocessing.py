@@ -155,18 +155,22 @@ def export(
         logits, found = _answers(sample, file, progress)
         made = slice(len(views) - len(SHAPES), None)
         _refuse_difference(logits[made], deployed(views[made])[0])
-        likeness = Likeness(
-            images=len(views) - len(SHAPES),
-            made=len(SHAPES),
-            probability=float((found - expected).abs().max()),
-            same_class=float((found.argmax(1) == expected.argmax(1)).float().mean()),
-            levels=int(gaps[:, 0].max()),
-            changed=float(gaps[:, 1].mean()),
-        )
+        likeness = _likeness(found, expected, gaps)
         write_json(exporting.beside(file), about | {"compared_with_predict": vars(likeness)})
         for piece in sorted(Path(folder).iterdir()):
             piece.replace(out.parent / piece.name)
     return parity, likeness
+
+
+def _likeness(found: Tensor, expected: Tensor, gaps: Tensor) -> Likeness:
+    return Likeness(
+        images=len(found) - len(SHAPES),
+        made=len(SHAPES),
+        probability=float((found - expected).abs().max()),
+        same_class=float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        levels=int(gaps[:, 0].max()),
+        changed=float(gaps[:, 1].mean()),
+    )
 
 
 def _about(plain: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +218,8 @@ def _by_predict(
     The last is [N, 2]: the largest difference, and the share of values that differ.
     """
     views, chances, gaps = [], [], []
-    with progress.task("Running PyTorch as predict does", len(sample.keys)) as advance:
+    keeping = deployed.model.class_features_kept()
+    with keeping, progress.task("Running PyTorch as predict does", len(sample.keys)) as advance:
         for pixels, picture, made in sample:
             view = torch.from_numpy(begin(pixels)[0])[0]
             exact = cut(HorizontalFirst(Image.fromarray(pixels))).float()
