@@ -269,7 +269,7 @@ def onnx_pictures_table(record: dict[str, Any]) -> str:
     answers = [
         [
             row["name"],
-            row["way"] + (" (bf16)" if row["precision"] == "bf16" else ""),
+            row["way"] + (f" ({row['precision']})" if row["way"] == "predict" else ""),
             f"{row['pictures']:,}",
             f"{row['same_class']:.1%}",
             f"{row['largest']:.2g}",
