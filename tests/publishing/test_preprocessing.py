@@ -63,9 +63,7 @@ def test_views_are_those_of_testing(cut: CentreCrop | FiveCrops, capfd: pytest.C
     for height, width in ODD:
         pixels = noisy(height, width)
         (found,) = session.run(None, {"pictures": pixels[None]})
-        exact = cut(preprocessing.HorizontalFirst(Image.fromarray(pixels)))
-        if height <= width:  # the order of passes that Pillow takes, before 13 for all shapes
-            assert exact.equal(cut(Image.fromarray(pixels)))
+        exact = cut(Image.fromarray(pixels))
         expected = (exact if cut.count > 1 else exact[0]).numpy().astype(np.float32)
         assert found.shape == (1, *expected.shape) and found.dtype == np.float32
         gap = np.abs(found[0] - expected)

@@ -2,7 +2,7 @@
 
 ONNX Runtime resizes uint8 as Pillow and PyTorch do: an antialiasing kernel, first horizontal, then vertical, rounded to
 uint8 in between. Its coefficients have single precision, Pillow's double, so some values next to a half are rounded to
-the other side. Pillow 13 alone resizes pictures of over about twice their width in height vertically first.
+the other side.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from torch import Tensor
 from liftplus.config import EvaluationConfig
 from liftplus.data.dataset import Store
 from liftplus.data.images import UnreadableImage
-from liftplus.data.pictures import KERNELS as PILLOW
-from liftplus.data.pictures import ArrayPicture, Box, Decode, Picture, PillowPicture, to_tensor
+from liftplus.data.pictures import ArrayPicture, Decode, Picture, PillowPicture
 from liftplus.data.transforms import CentreCrop, FiveCrops
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
@@ -58,7 +57,7 @@ class Likeness:
         made: pictures of tiny, wide, tall and odd sizes that were made from them and compared too.
         probability: largest absolute difference of a probability.
         same_class: share of all these pictures with the same best class.
-        levels: largest difference of a resized value from Pillow's, horizontal pass first, of 255.
+        levels: largest difference of a resized value from Pillow's, of 255.
         changed: share of resized values that differ from those.
     """
 
@@ -97,22 +96,6 @@ class Sample:
         for number, (height, width) in enumerate(SHAPES if first else ()):
             pixels = np.asarray(first[number % len(first)].resize((width, height)))
             yield pixels, _picture(pixels, self.decode), True
-
-
-@dataclass(frozen=True)
-class HorizontalFirst:
-    """A whole picture resized by Pillow in this order of passes, whatever the version of Pillow."""
-
-    image: Image.Image
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.image.size
-
-    def cut(self, _box: Box, size: tuple[int, int], kernel: str) -> Tensor:
-        """The picture at another size (width, height): uint8 [3, height, width]."""
-        wide = self.image.resize((size[0], self.image.height), PILLOW[kernel])
-        return to_tensor(wide.resize(size, PILLOW[kernel]))
 
 
 def _picture(pixels: NDArray[np.uint8], decode: Decode) -> Picture:
@@ -222,7 +205,7 @@ def _by_predict(
     with keeping, progress.task("Running PyTorch as predict does", len(sample.keys)) as advance:
         for pixels, picture, made in sample:
             view = torch.from_numpy(begin(pixels)[0])[0]
-            exact = cut(HorizontalFirst(Image.fromarray(pixels))).float()
+            exact = cut(Image.fromarray(pixels)).float()
             gap = (view - (exact if cut.count > 1 else exact[0])).abs()
             gaps.append(torch.stack([gap.max(), (gap > 0).float().mean()]))
             own = cut(picture).float()
