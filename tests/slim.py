@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from liftplus.backbones import catalogue, counterparts
 from liftplus.backbones.base import Backbone, BackboneConfig
@@ -28,7 +28,7 @@ def thin_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def thin(name: str, **options: Any) -> nn.Module:
         sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
-        made: nn.Module = create(name, **(options | (sizes if name.startswith(("vit_", "beit")) else {})))
+        made: nn.Module = create(name, **(options | (sizes if name.startswith(("vit_", "beit", "local-dir:")) else {})))
         return made
 
     def described(arch: str) -> Any:
@@ -54,11 +54,12 @@ def thin_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 def saved(kind: str, folder: Path, **settings: Any) -> nn.Module:
     """A random model of transformers, saved by the library itself in the folder."""
     torch.manual_seed(7)
-    model = MODELS[kind](settings)
+    model: Any = MODELS[kind](settings)
     for parameter in model.parameters():  # away from the zeros and ones of a fresh model
         parameter.data += 0.05 * torch.randn_like(parameter)
     model.save_pretrained(folder)
-    return model.eval().requires_grad_(False)
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
 
 
 def _tower(settings: dict[str, Any], **sizes: Any) -> dict[str, Any]:
@@ -148,3 +149,25 @@ def load(path: Path, kind: str, **options: Any) -> Backbone:
 def changed(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def pictures(size: int) -> Tensor:
+    """Noise on three colours: features of noise alone are all alike, and differ by little more than rounding."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, 3, size, size, generator=generator) + 3 * torch.randn(3, 3, 1, 1, generator=generator)
+
+
+def theirs(kind: str, model: Any, images: Tensor) -> Tensor:
+    """transformers' features of pictures, pooled as timm pools."""
+    model = getattr(model, "beit", getattr(model, "vision_model", model))
+    out = model(images)
+    if kind == "dinov3":
+        return out.last_hidden_state[:, 5:].mean(1)
+    return out.last_hidden_state[:, 0] if kind == "vit" else out.pooler_output
+
+
+def assert_equal(ours: Tensor, own: Tensor) -> None:
+    """Within 1e-5 of the spread over pictures or texts."""
+    spread = own.std(0).mean()
+    assert spread > 1e-3
+    assert (ours - own).abs().max() < 1e-5 * spread

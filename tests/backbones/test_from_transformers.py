@@ -20,6 +20,7 @@ from liftplus.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 slim = pytest.importorskip("slim")
+pictures, theirs, assert_equal = slim.pictures, slim.theirs, slim.assert_equal
 
 
 @pytest.fixture(autouse=True)
@@ -27,33 +28,11 @@ def thin(monkeypatch: pytest.MonkeyPatch) -> None:
     slim.thin_libraries(monkeypatch)
 
 
-def pictures(size: int) -> Tensor:
-    """Noise on three colours: features of noise alone are all alike, and differ by little more than rounding."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(3, 3, size, size, generator=generator) + 3 * torch.randn(3, 3, 1, 1, generator=generator)
-
-
 def words(kind: str) -> Tensor:
     ids = torch.randint(1, slim.WORDS - 1, (4, slim.CONTEXT), generator=torch.Generator().manual_seed(2))
     for row, end in enumerate((3, 5, 8, 12) if kind == "clip" else ()):
         ids[row, end], ids[row, end + 1 :] = slim.WORDS - 1, 0
     return ids
-
-
-def theirs(kind: str, model: Any, images: Tensor) -> Tensor:
-    """transformers' features of pictures, pooled as timm pools."""
-    model = getattr(model, "beit", getattr(model, "vision_model", model))
-    out = model(images)
-    if kind == "dinov3":
-        return out.last_hidden_state[:, 5:].mean(1)
-    return out.last_hidden_state[:, 0] if kind == "vit" else out.pooler_output
-
-
-def assert_equal(ours: Tensor, own: Tensor) -> None:
-    """Within 1e-5 of the spread over pictures or texts."""
-    spread = own.std(0).mean()
-    assert spread > 1e-3
-    assert (ours - own).abs().max() < 1e-5 * spread
 
 
 @pytest.mark.parametrize("kind", slim.KINDS)

@@ -1,4 +1,4 @@
-"""docs/export.md from top to bottom: every block is run, in a folder where its runs exist."""
+"""docs/export.md and docs/moving-models.md from top to bottom: every block is run, where its runs exist."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from liftplus.publishing import hub
 
 from ..conftest import Command
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BLOCKS, MOVING = (
+    re.findall(r"^```(\w+)\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for name in ("export.md", "moving-models.md")
+)
 QUICK = ("epochs=1", "train.batch_size=8", "workers=0", "device=cpu", "precision=fp32")
 
 
@@ -26,9 +29,8 @@ def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch
     pytest.importorskip("onnxruntime")
     (photos / "train" / "red_square").rename(photos / "train" / "fox")
     (photos / "test" / "red_square").rename(photos / "test" / "fox")
-    for name, tuner in (("photos", "adaptformer"), ("lora", "lora")):
-        ended = command("train", "--data", photos, "--out", f"runs/{name}", f"tuner={tuner}", *QUICK)
-        assert ended.code == 0, ended.err
+    ended = command("train", "--data", photos, "--out", "runs/photos", "tuner=adaptformer", *QUICK)
+    assert ended.code == 0, ended.err
     from PIL import Image
 
     (tmp_path / "pictures").mkdir()
@@ -71,3 +73,30 @@ def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch
         name, _, chance = told.strip().rpartition(" ")
         # The same pixels, or nearly; fp32 arithmetic differs in its order.
         assert name == best["class"] and float(chance) == pytest.approx(best["probability"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_every_block_on_moving(photos: Path, command: Command, tmp_path: Path) -> None:
+    """But open_clip's, whose models are not here; test_moving_families.py does the same with thin ones."""
+    pytest.importorskip("transformers")
+    from PIL import Image
+
+    ended = command("train", "--data", photos, "--out", "runs/lora", "tuner=lora", *QUICK)
+    assert ended.code == 0, ended.err
+    Image.open(photos / "test" / "red_square" / "0.png").save(tmp_path / "picture.jpg", quality=95)
+    seen = []
+    for language, block in MOVING:
+        if "open_clip" in block and language == "python":
+            continue
+        if language == "python":
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                exec(compile(block, "docs/moving-models.md", "exec"), {})
+            seen.append(said.getvalue().strip())
+        for line in block.splitlines() if language == "sh" else ():
+            if line.startswith("liftplus") and "open_clip" not in line:
+                ended = command(*shlex.split(line)[1:])
+                assert ended.code == 0, (line, ended.err)
+    ended = command("predict", "runs/lora", "picture.jpg", "--one-crop", "--out", "one.json", "--top-k", "1")
+    (best,) = json.loads((tmp_path / "one.json").read_text())[0]["top"]
+    assert seen == [best["class"]] * 2

@@ -29,7 +29,7 @@ QUICK = 1.702
 """QuickGELU's factor: it approximates GELU as x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, section 2)."""
 
 # Renaming of CLIP's image tower to timm's, tried in this order.
-_IMAGE_NAMES = (
+IMAGE_NAMES = (
     ("transformer.resblocks.", "blocks."),
     ("conv1.", "patch_embed.proj."),
     ("ln_pre.", "norm_pre."),
@@ -190,7 +190,7 @@ def image_state(state: dict[str, Tensor], tower: VisionTransformer | ModifiedRes
             grid = list(tower.patch_embed.grid_size)
             out["pos_embed"] = resample_abs_pos_embed(value[None], grid, num_prefix_tokens=1)
         else:
-            for old, new in _IMAGE_NAMES:
+            for old, new in IMAGE_NAMES:
                 name = name.replace(old, new)
             out[name] = value
     return out

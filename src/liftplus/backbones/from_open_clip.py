@@ -194,7 +194,7 @@ def image_side(visual: nn.Module) -> tuple[nn.Module, Tensor | None, Tensor | No
         return visual, projection, None
     if not isinstance(visual, TimmModel):
         return visual, None, None
-    linear = _last_linear(visual)
+    linear = last_linear(visual)
     if linear is None:
         visual.output_dim = _joint_width(visual)
         return (visual if len(visual.head) else visual.trunk), None, None
@@ -203,7 +203,7 @@ def image_side(visual: nn.Module) -> tuple[nn.Module, Tensor | None, Tensor | No
     return visual.trunk, linear.weight.T.contiguous(), bias
 
 
-def _last_linear(visual: TimmModel) -> nn.Linear | None:
+def last_linear(visual: TimmModel) -> nn.Linear | None:
     """The only map between timm's features and the joint space, where it is one linear."""
     inside = [child for child in visual.head.children() if not isinstance(child, nn.Dropout)]
     if len(inside) == 1 and isinstance(inside[0], nn.Linear):

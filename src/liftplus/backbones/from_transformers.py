@@ -155,7 +155,7 @@ def translated(state: dict[str, Any]) -> dict[str, Any]:
     if kind is None:
         return state
     unused = {*left_out(state), *filter(_BUFFER.fullmatch, state)}
-    parts = {name: _renamed(kind, bare) for name, bare in bare_names(state).items() if name not in unused}
+    parts = {name: renamed(kind, bare) for name, bare in bare_names(state).items() if name not in unused}
     unknown = [name for name, new in parts.items() if new is None]
     patches = [state[name] for name in state if name.endswith("embeddings.patch_embedding.weight")]
     if unknown or (kind == "siglip" and any(patch.ndim != 4 for patch in patches)):
@@ -164,7 +164,7 @@ def translated(state: dict[str, Any]) -> dict[str, Any]:
     return _FINISH.get(kind, _same)(_packed(named))
 
 
-def _renamed(kind: str, name: str) -> str | None:
+def renamed(kind: str, name: str) -> str | None:
     """A tensor's name in the other library; a part of a packed tensor follows a slash, as in "qkv.weight/q"."""
     for pattern, replacement in _TABLES[kind]:
         if found := re.fullmatch(pattern, name):

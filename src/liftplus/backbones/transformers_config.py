@@ -166,7 +166,7 @@ def settle(backbone: Backbone, kind: str, path: Path) -> None:
 def _unsaid(backbone: Backbone) -> str:
     norms = [module for module in backbone.image.modules() if is_norm(module)]
     eps = next((f"{module.eps:g}" for module in norms if hasattr(module, "eps")), "its own")
-    act = next((_kind_of(module) for _, _, module in _activations(backbone.image)), "its own")
+    act = next((kind_of(module) for _, _, module in activations(backbone.image)), "its own")
     return (
         f"The weight file is in transformers' form and has no {CONFIG} beside it, so the epsilon of norms ({eps}) and "
         f"the activation ({act}) are those of the backbone that was named. With {CONFIG} in the same folder they are "
@@ -191,9 +191,9 @@ def _changed(tower: nn.Module, settings: dict[str, Any], what: str) -> Iterator[
         raise UserError(f"{CONFIG} names the activation {asked!r}; liftplus knows {', '.join(_SAME)}.")
     if settings.get("use_swiglu_ffn"):  # transformers then ignores the activation it names
         wanted = "silu"
-    places = [(parent, name) for parent, name, module in _activations(tower) if _kind_of(module) != wanted]
+    places = [(parent, name) for parent, name, module in activations(tower) if kind_of(module) != wanted]
     if places:
-        before = _kind_of(getattr(*places[0]))
+        before = kind_of(getattr(*places[0]))
         for parent, name in places:
             setattr(parent, name, _made(wanted))
         yield f"the activation in the {what} is {wanted} instead of {before}"
@@ -217,7 +217,7 @@ _SAME = {
 }
 
 
-def _activations(tower: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def activations(tower: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """The activations of MLPs, each with the module that holds it and its name there."""
     for parent in list(tower.modules()):
         for name, child in list(parent.named_children()):
@@ -225,7 +225,7 @@ def _activations(tower: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]
                 yield parent, name, child
 
 
-def _kind_of(module: nn.Module) -> str:
+def kind_of(module: nn.Module) -> str:
     """transformers' name of this activation."""
     name = type(module).__name__
     if name == "GELUTanh" or getattr(module, "approximate", "none") == "tanh":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from liftplus.errors import UserError
 from liftplus.words import counted
 
 if TYPE_CHECKING:
+    from liftplus.config import RunConfig
     from liftplus.data.dataset import Split, Store
     from liftplus.publishing.export import Format, Parity
     from liftplus.publishing.preprocessing import Likeness
@@ -24,8 +26,13 @@ CHECKED = 100
 
 def export(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.onnx or FILE.pt2; with --format peft a folder.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="FILE.onnx or FILE.pt2; with --to or --format peft a new folder.")
+    ],
     form: Annotated[str | None, typer.Option("--format", "-f", help="onnx, pt2 or peft; default: by --out.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Export the whole model to a library: timm, open_clip or transformers.")
+    ] = None,
     prior: Annotated[
         str | None,
         typer.Option(help="Class prior in use: as_trained, training, uniform, or a JSON file of counts."),
@@ -42,13 +49,19 @@ def export(
         list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. weights=PATH; repeatable.")
     ] = None,
 ) -> None:
-    """Export the model as ONNX or torch.export's .pt2, compared with PyTorch; or its LoRA weights for peft."""
+    """Export the model as ONNX or torch.export's .pt2, or for timm, open_clip or transformers; or its LoRA for peft."""
     from liftplus import console
-    from liftplus.evaluation import priors
     from liftplus.publishing import export as exporting
     from liftplus.publishing import preprocessing
     from liftplus.training import checkpoint
 
+    if to is not None:
+        if with_preprocessing:
+            raise UserError(f"--with-preprocessing writes ONNX alone, and --to is {to}. Give one of the two.")
+        if form is not None:
+            raise UserError(f"--to {to} and --format {form} are two exports. Give one of the two.")
+        _export_whole(run, out, to, _settings(run, change, prior, _one_crop(five_crops, to)), check, as_json)
+        return
     if with_preprocessing and (form == "peft" or out.suffix != ".onnx"):
         raise UserError(
             f"--with-preprocessing writes ONNX alone, and --out is {str(out)!r}. Give --out a name that ends in .onnx, "
@@ -58,11 +71,7 @@ def export(
         _export_peft(run, out, change, as_json)
         return
     chosen = _format(out, form)
-    expected = [] if prior is None else [f"evaluation.prior={prior}"]
-    fixed = ("device=cpu", "precision=fp32", "grad_checkpointing=false")
-    settings = options.run_settings(run, None, [*(change or []), *options.crops(five_crops, change), *expected, *fixed])
-    if note := priors.note(settings, settings.evaluation.prior):
-        console.err.print(f"Note: {note}")
+    settings = _settings(run, change, prior, five_crops)
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     store, split, source = _pictures(session, check)
@@ -83,6 +92,55 @@ def export(
         "takes "
         + ("five crops of each picture, as predict --five-crops." if count > 1 else "one crop, as predict --one-crop.")
     )
+
+
+def _settings(run: Path, change: list[str] | None, prior: str | None, five_crops: bool | None) -> RunConfig:
+    """The run's settings with those of the command line, on the CPU in fp32; a note on the prior is printed."""
+    from liftplus import console
+    from liftplus.evaluation import priors
+
+    expected = [] if prior is None else [f"evaluation.prior={prior}"]
+    fixed = ("device=cpu", "precision=fp32", "grad_checkpointing=false")
+    settings = options.run_settings(run, None, [*(change or []), *options.crops(five_crops, change), *expected, *fixed])
+    if note := priors.note(settings, settings.evaluation.prior):
+        console.err.print(f"Note: {note}")
+    return settings
+
+
+def _one_crop(five_crops: bool | None, to: str) -> bool:
+    if five_crops:
+        raise UserError(f"{to} takes one crop of a picture. Leave --five-crops out, or export to .onnx or .pt2.")
+    return False
+
+
+def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: list[str] | None, as_json: bool) -> None:
+    from liftplus import console
+    from liftplus.machine import disk
+    from liftplus.publishing import export as exporting
+    from liftplus.publishing import moving
+    from liftplus.training import checkpoint
+
+    library = moving.required(to)
+    disk.refuse_existing(out)
+    session = options.session(settings)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    moved = trained.config.model_copy(update={"backbone": settings.backbone})  # weights may lie elsewhere by now
+    trained = replace(trained, config=moved)
+    store, split, source = _pictures(session, check)
+    images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
+    written, difference = moving.move(trained, out, library, images, session.progress, settings.evaluation)
+    load = written.how.format(folder=out)
+    if as_json:
+        about = {"folder": str(out), "load": load, "notes": written.notes, "compared_on": source}
+        print(json.dumps(about | vars(difference)))
+        return
+    console.out.print(
+        f"{out} is for {library}: {load}. Its logits differ from liftplus's by at most {difference.logits:.1e} (their "
+        f"deviation is {difference.deviation:.1f}) on {counted(difference.images, 'picture')} of {source}, and "
+        f"{difference.agree:.1%} have the same top class. It takes one crop, as predict --one-crop."
+    )
+    for note in (*written.notes, *difference.notes(library)):
+        console.out.print(note)
 
 
 def _format(out: Path, form: str | None) -> Format:

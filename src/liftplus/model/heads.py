@@ -20,6 +20,9 @@ from liftplus.registry import Component, discover, register
 class HeadModule(nn.Module):
     """A head with one row of `weight` [C, D] for each class."""
 
+    scales: ClassVar[bool] = False
+    """Whether its logits are those of `rows` times a positive factor of each picture's own."""
+
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_classes, dim))
@@ -32,6 +35,10 @@ class HeadModule(nn.Module):
     @abstractmethod
     def logits(self, features: Tensor) -> Tensor:
         """fp32 features to fp32 logits."""
+
+    def rows(self) -> Tensor | None:
+        """Rows r [C, D] with logits a (r f) plus the bias, where a is 1 or as `scales` says; None where it has none."""
+        return None
 
 
 class Head(Component):
@@ -68,13 +75,21 @@ class _Linear(HeadModule):
     def logits(self, features: Tensor) -> Tensor:
         return F.linear(features, self.weight, self.bias)
 
+    def rows(self) -> Tensor:
+        return self.weight
+
 
 class _L2Norm(HeadModule):
     def logits(self, features: Tensor) -> Tensor:
-        return F.linear(features, F.normalize(self.weight, dim=-1))
+        return F.linear(features, self.rows())
+
+    def rows(self) -> Tensor:
+        return F.normalize(self.weight, dim=-1)
 
 
 class _Cosine(_L2Norm):
+    scales = True
+
     def __init__(self, dim: int, num_classes: int, scale: float) -> None:
         super().__init__(dim, num_classes)
         self.scale = scale
@@ -84,8 +99,15 @@ class _Cosine(_L2Norm):
 
 
 class _LayerNorm(_L2Norm):
+    scales = True
+
     def logits(self, features: Tensor) -> Tensor:
-        return super().logits(F.layer_norm(features, features.shape[-1:], eps=1e-12))
+        features = F.layer_norm(features, features.shape[-1:], eps=1e-12)
+        return F.linear(features, F.normalize(self.weight, dim=-1))
+
+    def rows(self) -> Tensor:
+        unit = F.normalize(self.weight, dim=-1)
+        return unit - unit.mean(-1, keepdim=True)  # the mean that is taken off features can be taken off rows
 
 
 @register("head", "linear")
@@ -140,6 +162,8 @@ class LayerNorm(Head):
 class JointModule(HeadModule):
     """CLIP's logits. Its features are unit vectors in the joint space [B, joint], from `Backbone.joint`."""
 
+    scales = True
+
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone.text_encoder("head=joint").joint_dim, num_classes)
         self.scale = math.exp(backbone.text_encoder("head=joint").logit_scale)
@@ -147,6 +171,9 @@ class JointModule(HeadModule):
 
     def logits(self, features: Tensor) -> Tensor:
         return self.compare(features, self.weight)
+
+    def rows(self) -> Tensor:
+        return self.weight
 
     def compare(self, image: Tensor, text: Tensor) -> Tensor:
         """Unit vectors of images [B, joint] and of class prompts [C, joint] to logits [B, C], fp32."""

@@ -1,0 +1,96 @@
+"""How far a model is from its copy in another library.
+
+`python scripts/moving_models.py` prints the rows of the table in docs/moving-models.md, by thin random models.
+`python scripts/moving_models.py RUN PICTURES` exports a run with --to transformers and compares the top class of
+transformers' pipeline with that of `predict --one-crop` on all pictures of a folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+import moved  # noqa: E402
+import slim  # noqa: E402
+from liftplus.backbones import catalogue  # noqa: E402
+from liftplus.backbones.base import BackboneConfig  # noqa: E402
+from liftplus.errors import UserError  # noqa: E402
+from liftplus.model.heads import Cosine, Linear  # noqa: E402
+
+EXACT = {"siglip": {"hidden_act": "gelu", "layer_norm_eps": 1e-6}}
+"""Settings of transformers' form that open_clip's model can hold."""
+
+
+@torch.no_grad()
+def rows(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """From, to, and the largest difference in units of the spread over pictures, or why there is none."""
+    for kind in slim.NAMES:
+        if not hasattr(transformers, slim.CLASSES.get(kind, "CLIPModel")):
+            continue
+        model = slim.saved(kind, folder / kind)
+        backbone = slim.load(folder / kind, kind)
+        images = slim.pictures(backbone.facts.image_size)
+        own = slim.theirs(kind, model, images)
+        yield f"transformers, {kind}", "liftplus", f"{(backbone(images) - own).abs().max() / own.std(0).mean():.0e}"
+        for library in ("timm", "transformers", "open_clip"):
+            if library != "open_clip" or kind in ("clip", "siglip"):
+                yield f"liftplus, {kind}", library, _moved(kind, library, folder / f"{kind}-{library}")
+
+
+def _moved(kind: str, library: str, folder: Path) -> str:
+    slim.saved(kind, folder / "in", **(EXACT.get(kind, {}) if library == "open_clip" else {}))
+    config = BackboneConfig(name=slim.NAMES[kind], weights=str(folder / "in"))
+    run = moved.trained(catalogue.load(config), Cosine() if library == "open_clip" else Linear(), config=config)
+    try:
+        _, found = moved.move(run, folder / "out", library)
+    except UserError as error:
+        return str(error)
+    return f"{found.logits / found.deviation:.0e}"
+
+
+def compare(run: Path, pictures: Path) -> Iterator[str]:
+    """The share of pictures with the same top class by either way of decoding, and how far probabilities are apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        place, table = f"{folder}/model", f"{folder}/predictions.csv"
+        ours = [sys.executable, "-m", "liftplus"]
+        subprocess.run([*ours, "export", run, "--out", place, "--to", "transformers", "--check", pictures], check=True)
+        classify = transformers.pipeline("image-classification", place)
+        theirs: dict[str, Any] = {}
+        for decode in ("fast", "exact"):
+            words = ["--one-crop", "--out", table, "--top-k", "1", "--set", f"data.decode={decode}"]
+            subprocess.run([*ours, "predict", run, pictures, *words], check=True)
+            with Path(table).open(encoding="utf-8") as stream:
+                told = list(csv.DictReader(stream))
+            same, apart = 0, 0.0
+            for row in told:
+                path = row["path"]
+                best = theirs[path] = theirs.get(path) or classify(path, top_k=1)[0]
+                same += best["label"] == row["class_1"]
+                apart = max(apart, abs(best["score"] - float(row["probability_1"])))
+            share = f"{same} of {len(told)} pictures have the same top class ({same / len(told):.1%})"
+            yield f"data.decode={decode}: {share}; its probability is at most {apart:.3f} apart"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        for line in compare(Path(sys.argv[1]), Path(sys.argv[2])):
+            print(line)
+        raise SystemExit
+    torch.set_num_threads(1)
+    patch = pytest.MonkeyPatch()
+    slim.thin_libraries(patch)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows(Path(folder)):
+            print(f"| {' | '.join(row)} |")

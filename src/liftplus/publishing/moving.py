@@ -1,0 +1,273 @@
+"""A tuned model in the form of timm, open_clip or transformers, which load it with their own loaders.
+
+The folder is written, loaded by the other library, compared with liftplus on pictures, and only then kept.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from liftplus.backbones.base import Backbone
+from liftplus.backbones.normalise import Normalise
+from liftplus.backbones.transformers_config import activations, kind_of
+from liftplus.config import EvaluationConfig
+from liftplus.data.transforms import CentreCrop
+from liftplus.errors import UserError
+from liftplus.evaluation import priors
+from liftplus.evaluation.inference import crops
+from liftplus.machine.disk import folder_of, new_folder, refuse_existing
+from liftplus.machine.progress import Progress
+from liftplus.model.classifier import Classifier
+from liftplus.model.heads import JointModule
+from liftplus.training.checkpoint import Trained
+
+Library = Literal["timm", "open_clip", "transformers"]
+LIBRARIES: tuple[Library, ...] = ("timm", "open_clip", "transformers")
+TOLERANCE = 1e-4
+"""Most by which logits may differ in fp32, in units of their deviation where that is above 1."""
+BATCH = 4
+OTHERWISE = "Export to .onnx or .pt2, which hold any model"
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A classifier as a linear on the backbone's features.
+
+    Attributes:
+        weight, bias: fp32 [C, D] and [C].
+        exact: whether its logits are liftplus's; else they are so but for a positive factor of each picture's own,
+            which leaves the order of the classes as it is and is taken here at its mean.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What a library's writer needs to know.
+
+    Attributes:
+        trained: the run; its model has its tuners folded in.
+        head: its classifier as a linear; to be asked for by libraries whose head is one.
+        cut: how one crop of a picture is taken.
+    """
+
+    trained: Trained
+    head: Callable[[], LinearHead]
+    cut: CentreCrop
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.trained.model.backbone
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a library's own loader made of a folder.
+
+    Attributes:
+        logits: normalised pictures fp32 [n, 3, R, R] to logits [n, C], by the other library.
+        exact: whether these should be liftplus's own; see `LinearHead`.
+        how: how to load it, one line of Python.
+        notes: what the user should know, one sentence each.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    exact: bool
+    how: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the other library's answers compare with liftplus's, in fp32.
+
+    Attributes:
+        images: pictures compared.
+        logits: largest absolute difference of a logit, after the factor of each picture where the head is not exact.
+        deviation: standard deviation of liftplus's logits.
+        merging: largest absolute difference of a logit that folding the tuners in made.
+        probabilities: largest absolute difference of a probability.
+        agree: share of pictures with the same top class.
+        exact: whether the other library's head is liftplus's.
+    """
+
+    images: int
+    logits: float
+    deviation: float
+    merging: float
+    probabilities: float
+    agree: float
+    exact: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether both differences are within the tolerance."""
+        return max(self.logits, self.merging) <= TOLERANCE * max(1.0, self.deviation)
+
+    def notes(self, library: str) -> tuple[str, ...]:
+        """What is lost, one sentence each."""
+        if self.exact:
+            return ()
+        return (
+            f"Logits were compared up to one factor for each picture: the run's head divides by the picture's own "
+            f"length, and {library} has a linear. That leaves the order of the classes as it is, and probabilities "
+            f"differ by up to {self.probabilities:.2g}. With head=linear in training, and as .onnx or .pt2, "
+            "they are equal.",
+        )
+
+
+def required(library: str) -> Library:
+    """The library that is asked for; refuses any other, and one that is not installed, before any work."""
+    if library not in LIBRARIES:
+        raise UserError(f"--to is {library!r}; it can be {', '.join(LIBRARIES)}.")
+    try:
+        import_module(library)
+    except ImportError as error:
+        raise UserError(f"Exporting to {library} needs it installed: pip install {library}.") from error
+    return library
+
+
+@torch.no_grad()
+def move(
+    trained: Trained, out: Path, library: Library, images: Tensor, progress: Progress, evaluation: EvaluationConfig
+) -> tuple[Written, Difference]:
+    """Write a folder that the library loads; one that answers otherwise than liftplus is not kept.
+
+    Args:
+        trained: on the CPU in fp32; its model is merged in place.
+        out: a new folder.
+        images: what to compare on, RGB 0 to 255, fp32 [n, 3, R, R].
+        evaluation: how one crop is cut, and the prior.
+    """
+    out = out.absolute()
+    refuse_existing(out)
+    model, cut = trained.model, crops(evaluation, trained.model.backbone.facts)
+    assert isinstance(cut, CentreCrop), "other libraries take one crop of a picture"
+    model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
+    pictures = Normalise(model.backbone.facts)(images)
+    expected = _run(model, pictures, progress, "Running liftplus")
+    _merge(model, library)
+    features = _run(model.backbone, pictures, progress, "Running liftplus, tuners folded in")
+    moving = Moving(trained, lambda: linear_head(model, features, expected, library), cut)
+    folder_of(out)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as above:
+        folder = Path(above) / out.name
+        folder.mkdir()
+        written = _writer(library)(moving, folder)
+        found = _run(written.logits, pictures, progress, f"Running {library}")
+        difference = _compared(found, expected, model(features), written.exact)
+        if not difference.holds:
+            raise UserError(
+                f"{library} gives logits that differ by up to {difference.logits:.1e} from liftplus's "
+                f"({difference.merging:.1e} of it by folding tuners in), more than {TOLERANCE:g} of their deviation "
+                f"{difference.deviation:.2f} allows, so nothing was kept. {OTHERWISE}, and report it."
+            )
+        new_folder(out)
+        for piece in folder.iterdir():
+            piece.replace(out / piece.name)
+    return written, difference
+
+
+def _writer(library: Library) -> Callable[[Moving, Path], Written]:
+    module = import_module(f"liftplus.publishing.to_{library}")
+    return cast("Callable[[Moving, Path], Written]", module.write)
+
+
+def _merge(model: Classifier, library: Library) -> None:
+    kept = model.merge()
+    if kept:
+        raise UserError(
+            f"{library}'s model has no place for {' and '.join(kept)}: what it adds is no change of the backbone's "
+            f"own weights, so it cannot be folded into them. {OTHERWISE}, or train with tuner=lora, ssf, aft, bitfit, "
+            "norm, partial or full, which fold in wherever they act on linears or norms."
+        )
+
+
+def kinds_of_activations(tower: nn.Module) -> set[str]:
+    """How transformers calls the activations of a tower's MLPs."""
+    return {kind_of(module) for _, _, module in activations(tower)}
+
+
+def epsilon_notes(ours: nn.Module, theirs: nn.Module, library: str) -> tuple[str, ...]:
+    """Where the epsilon of norms is another in the library's own tower, which the folder cannot say."""
+    eps = [{part.eps for part in tower.modules() if isinstance(part, nn.LayerNorm)} for tower in (ours, theirs)]
+    if eps[0] == eps[1]:
+        return ()
+    own, other = (", ".join(f"{value:g}" for value in sorted(values)) for values in eps)
+    return (
+        f"The epsilon of norms is {own} in the run and {other} in {library}'s model, which moves features a little.",
+    )
+
+
+def linear_head(model: Classifier, features: Tensor, logits: Tensor, library: Library) -> LinearHead:
+    """The classifier as a linear on the backbone's features [n, D], for which liftplus gave these logits [n, C]."""
+    head, backbone = model.head, model.backbone
+    rows = head.rows()
+    if rows is None:
+        raise UserError(
+            f"{library} classifies by a linear, and the logits of head={type(head).__name__} are none. {OTHERWISE}, or "
+            "train with head=linear or head=cosine."
+        )
+    bias = getattr(head, "bias", None)
+    bias = torch.zeros(len(rows)) if bias is None else bias.clone()
+    if isinstance(head, JointModule):
+        if backbone.image_bias is not None:
+            bias = rows @ backbone.image_bias
+        if backbone.image_projection is not None:
+            rows = rows @ backbone.image_projection.T
+    factor = 1.0
+    if head.scales:
+        if model.shift is not None:
+            raise UserError(
+                f"{library} classifies by a linear, which cannot hold both a prior and a head that divides by each "
+                f"picture's own length. Leave --prior out, or train with head=linear. {OTHERWISE}."
+            )
+        plain = features @ rows.T + bias
+        factor = float(((logits * plain).sum(1) / plain.square().sum(1)).mean())
+    if model.shift is not None:
+        bias = bias + model.shift
+    return LinearHead((factor * rows).detach().float().clone(), (factor * bias).detach().float(), not head.scales)
+
+
+def _compared(found: Tensor, expected: Tensor, merged: Tensor, exact: bool) -> Difference:
+    """Logits [n, C] of the other library, of liftplus, and of liftplus with its tuners folded in."""
+    scaled = found
+    if not exact:  # by least squares for each picture
+        scaled = found * (found * expected).sum(1, keepdim=True) / found.square().sum(1, keepdim=True)
+    return Difference(
+        images=len(found),
+        logits=_largest(scaled, expected),
+        deviation=float(expected.std(unbiased=False)),
+        merging=_largest(merged, expected),
+        probabilities=_largest(found.softmax(1), expected.softmax(1)),
+        agree=float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        exact=exact,
+    )
+
+
+def _largest(found: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference; infinite where either is not a number."""
+    difference = float((found - expected).abs().max())
+    return difference if math.isfinite(difference) else math.inf
+
+
+def _run(model: Callable[[Tensor], Tensor], pictures: Tensor, progress: Progress, label: str) -> Tensor:
+    batches = pictures.split(BATCH)
+    parts = []
+    with progress.task(label, len(batches)) as advance:
+        for batch in batches:
+            parts.append(model(batch))
+            advance()
+    return torch.cat(parts)

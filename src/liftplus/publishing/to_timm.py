@@ -1,0 +1,173 @@
+"""A tuned model as a folder of timm's own: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+transformers reads the same folder by its `TimmWrapperForImageClassification`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from liftplus.backbones.base import Backbone
+from liftplus.backbones.counterparts import SIZES
+from liftplus.backbones.mini_towers import ImageTower
+from liftplus.backbones.transformers_config import kind_of
+from liftplus.errors import UserError
+from liftplus.machine.disk import write_bytes, write_json
+from liftplus.publishing.moving import (
+    OTHERWISE,
+    LinearHead,
+    Moving,
+    Written,
+    epsilon_notes,
+    kinds_of_activations,
+)
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# timm's names of activations by those of transformers.
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+
+
+def write(moving: Moving, folder: Path) -> Written:
+    """Write timm's config.json and model.safetensors, and load them with timm."""
+    backbone, head = moving.backbone, moving.head()
+    architecture, options = architecture_of(backbone)
+    made = _made(architecture, len(head.weight), options)
+    kinds = kinds_of_activations(backbone.image)
+    if len(kinds) == 1 and kinds != kinds_of_activations(made) and kinds <= ACTIVATIONS.keys():
+        options["act_layer"] = ACTIVATIONS[kinds.pop()]  # as config.json beside the weights said
+        made = _made(architecture, len(head.weight), options)
+    weights = _weights(backbone, made, head)
+    write_bytes(folder / WEIGHTS, save(weights, {"format": "pt"}))
+    write_json(folder / CONFIG, _config(moving, architecture, options, made))
+    how = 'timm.create_model("local-dir:{folder}", pretrained=True)'
+    return Written(loaded(folder), head.exact, how, epsilon_notes(backbone.image, made, "timm"))
+
+
+def loaded(folder: Path) -> Any:
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:  # strict loading, and timm's own translation of foreign tables
+        raise UserError(
+            f"timm cannot load what was written ({' '.join(str(error).split())[:200]}), so nothing was kept. "
+            f"{OTHERWISE}."
+        ) from error
+
+
+def architecture_of(backbone: Backbone) -> tuple[str, dict[str, Any]]:
+    """timm's name of an image tower's architecture, and the options of its constructor that differ."""
+    tower, size = backbone.image, backbone.facts.image_size
+    published = getattr(tower, "pretrained_cfg", None)
+    if published and published.get("architecture"):
+        return published["architecture"], {} if published["input_size"][-1] == size else {"img_size": size}
+    if isinstance(tower, VisionTransformer | ImageTower):
+        return _plain(tower, size)
+    raise UserError(
+        f"timm has no model like the image tower of {backbone.name!r}, a {type(tower).__name__} of another library. "
+        f"{OTHERWISE}; a dual encoder of open_clip can be exported with --to open_clip."
+    )
+
+
+def _plain(tower: VisionTransformer | ImageTower, size: int) -> tuple[str, dict[str, Any]]:
+    """The architecture of a CLIP's image tower in timm's form, or of mini_clip's."""
+    blocks: Any = tower.blocks
+    embed: Any = tower.patch_embed
+    width, patch = int(tower.num_features), int(embed.proj.weight.shape[-1])
+    options = {
+        "img_size": size,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": len(blocks),
+        "num_heads": blocks[0].attn.heads if isinstance(tower, ImageTower) else blocks[0].attn.num_heads,
+        "mlp_ratio": blocks[0].mlp.fc1.out_features / width,
+    }
+    if isinstance(tower, ImageTower):
+        return "vit_base_patch16_224", options
+    kind = "clip_quickgelu" if kind_of(blocks[0].mlp.act) == "quick_gelu" else "clip"
+    named = f"vit_{SIZES.get((width, len(blocks)))}_patch{patch}_{kind}_{size}"
+    return (named if timm.is_model(named) else f"vit_base_patch16_{kind}_224"), options
+
+
+def _made(architecture: str, classes: int, options: dict[str, Any]) -> nn.Module:
+    """timm's model with a classifier; an input size that its constructor does not take leaves the options."""
+    try:
+        made: nn.Module = timm.create_model(architecture, num_classes=classes, **options)
+    except TypeError:
+        if "img_size" not in options:
+            raise
+        options.pop("img_size")  # convolutions work at any size
+        made = timm.create_model(architecture, num_classes=classes, **options)
+    return made
+
+
+def _classifier(made: nn.Module, backbone: Backbone) -> str:
+    """The path of a model's classifier."""
+    ask: Any = getattr(made, "get_classifier", None)
+    found = ask() if ask else None
+    name = next((name for name, module in made.named_modules() if module is found), None)
+    if name is None or not isinstance(found, nn.Linear) or found.in_features != backbone.dim:
+        raise UserError(f"timm's model of {backbone.name!r} has no single linear as classifier. {OTHERWISE}.")
+    return name
+
+
+def _weights(backbone: Backbone, made: nn.Module, head: LinearHead) -> dict[str, Tensor]:
+    """All tensors in timm's names; an error where those of timm's model are others."""
+    name = _classifier(made, backbone)
+    tensors = dict(backbone.image.state_dict())
+    tensors |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+    own = made.state_dict()
+    strange = sorted(key for key in own.keys() | tensors.keys() if _shape(own, key) != _shape(tensors, key))
+    if strange:
+        raise UserError(
+            f"timm's model of {backbone.name!r} does not have the tuned one's tensors, such as {strange[0]!r}: tuners "
+            f"can add biases where the architecture has none. {OTHERWISE}, or train with tuner=lora."
+        )
+    return {key: value.detach().to(own[key].dtype).contiguous().clone() for key, value in tensors.items()}
+
+
+def _shape(tensors: dict[str, Tensor], key: str) -> torch.Size | None:
+    return tensors[key].shape if key in tensors else None
+
+
+def _config(moving: Moving, architecture: str, options: dict[str, Any], made: nn.Module) -> dict[str, Any]:
+    """timm's config.json, as its hub has it."""
+    facts, cut = moving.backbone.facts, moving.cut
+    published: Any = getattr(made, "pretrained_cfg", {})
+    names = list(moving.trained.class_names)
+    pooling = getattr(made, "global_pool", None)
+    return {
+        "architecture": architecture,
+        "num_classes": len(names),
+        "num_features": moving.backbone.dim,
+        **({"global_pool": pooling} if isinstance(pooling, str) else {}),
+        "label_names": names,
+        **({"model_args": options} if options else {}),
+        "pretrained_cfg": {
+            "tag": "liftplus",
+            "custom_load": False,
+            "input_size": [3, cut.size, cut.size],
+            "fixed_input_size": bool(published.get("fixed_input_size")),
+            "interpolation": cut.kernel,
+            "crop_pct": share(cut.size, cut.short),
+            "crop_mode": "center",
+            "mean": list(facts.mean),
+            "std": list(facts.std),
+            "num_classes": len(names),
+            "pool_size": None,
+            "first_conv": published.get("first_conv"),
+            "classifier": published.get("classifier"),
+        },
+    }
+
+
+def share(size: int, short: int) -> float:
+    """The part of the short side that is cut, such that timm's floor(size / part) is that side."""
+    share = size / short
+    return share if math.floor(size / share) == short else math.nextafter(share, 0)

@@ -1,0 +1,234 @@
+"""A tuned model as a folder of transformers: `AutoModelForImageClassification.from_pretrained("FOLDER")`.
+
+ViT, DINOv2 with and without registers and BEiT have classes of transformers' own that pool as liftplus does. All else
+goes by its `TimmWrapperForImageClassification`, which builds timm's model from timm's folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from liftplus.backbones.from_transformers import bare_names, left_out, renamed
+from liftplus.backbones.mini_towers import ImageTower
+from liftplus.backbones.transformers_config import PROCESSOR, activations, kind_of
+from liftplus.errors import UserError
+from liftplus.machine.disk import write_json
+from liftplus.publishing import to_timm
+from liftplus.publishing.moving import OTHERWISE, LinearHead, Moving, Written
+
+# Family, configuration and model by what the image tower is.
+_CLASSES = {
+    "vit": ("vit", "ViTConfig", "ViTForImageClassification"),
+    "dinov2": ("dinov2", "Dinov2Config", "Dinov2ForImageClassification"),
+    "registers": ("dinov2", "Dinov2WithRegistersConfig", "Dinov2WithRegistersForImageClassification"),
+    "beit": ("beit", "BeitConfig", "BeitForImageClassification"),
+}
+_HOW = 'transformers.AutoModelForImageClassification.from_pretrained("{folder}")'
+
+
+def write(moving: Moving, folder: Path) -> Written:
+    """Write transformers' configuration, image processor and weights, and load them with transformers."""
+    kind, head = _kind(moving.backbone.image), moving.head()
+    made = None if kind is None else _made(kind, moving, head)
+    if made is None:
+        return _by_timm(moving, folder)
+    with _quietly():
+        made.save_pretrained(folder)  # in the names of files, which are the same in every version
+    write_json(folder / PROCESSOR, _processor(moving))
+    note = (
+        "transformers' image processor cuts the centre one pixel further up or left for a quarter of the pictures' "
+        "sizes, so a few probabilities differ."
+    )
+    return Written(_loaded(folder), head.exact, _HOW, (note,))
+
+
+def _by_timm(moving: Moving, folder: Path) -> Written:
+    if not hasattr(transformers, "TimmWrapperForImageClassification"):
+        raise UserError(
+            f"transformers has no class of its own that classifies as {moving.backbone.name!r} does, and version "
+            f"{transformers.__version__} has no TimmWrapper; 4.48 and later have. {OTHERWISE}, or with --to timm."
+        )
+    written = to_timm.write(moving, folder)
+    note = (
+        "transformers has no class of its own that pools as this backbone does (CLIP's and SigLIP's take the mean over "
+        "patches), so the folder is timm's, which transformers reads by TimmWrapperForImageClassification. timm must "
+        "be installed there."
+    )
+    return Written(_loaded(folder), written.exact, _HOW, (note, *written.notes))
+
+
+def _loaded(folder: Path) -> Callable[[Tensor], Tensor]:
+    try:
+        with _quietly():
+            model: Any = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    except Exception as error:  # of many kinds, by version
+        raise UserError(
+            f"transformers cannot load what was written ({' '.join(str(error).split())[:200]}), so nothing was kept. "
+            f"{OTHERWISE}."
+        ) from error
+    return lambda pictures: model(pixel_values=pictures).logits
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep transformers' own progress bars and remarks from the user."""
+    logging: Any = transformers.utils.logging
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _kind(tower: nn.Module) -> str | None:
+    """Which class of transformers has such a tower; None where none has."""
+    if isinstance(tower, ImageTower):
+        return "vit"
+    blocks: Any = getattr(tower, "blocks", None)
+    if isinstance(tower, Beit) and tower.global_pool == "avg":
+        return "beit"
+    if not isinstance(tower, VisionTransformer) or tower.global_pool != "token" or tower.has_class_token is False:
+        return None
+    if not isinstance(tower.norm_pre, nn.Identity):  # CLIP
+        return None
+    if isinstance(blocks[0].ls1, nn.Identity):
+        return None if tower.reg_token is not None else "vit"
+    return "dinov2" if tower.reg_token is None else "registers"
+
+
+def _made(kind: str, moving: Moving, head: LinearHead) -> Any:
+    """transformers' model with the tuned weights; None where the tower is otherwise than its own."""
+    family, config_class, model_class = _CLASSES[kind]
+    if not hasattr(transformers, model_class):
+        return None
+    config = getattr(transformers, config_class)(**_settings(kind, moving))
+    model = getattr(transformers, model_class)(config).eval()
+    state = model.state_dict()
+    tensors = _in_family(family, moving.backbone.image)
+    weights: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for name, bare in bare_names(state).items():
+        if name.startswith("classifier."):
+            weights[name] = _widened(getattr(head, name.removeprefix("classifier.")), state[name])
+            continue
+        if name in left_out(state):
+            weights[name] = torch.zeros_like(state[name])
+            continue
+        source = renamed(family, bare)
+        key, part, parts = _place(source or "")
+        if key not in tensors or tensors[key].shape[0] % parts:
+            return None
+        weights[name] = tensors[key].chunk(parts)[part]
+        if weights[name].shape != state[name].shape:
+            return None
+        used.add(key)
+    if tensors.keys() - used:  # such as norms of queries, which transformers' tower has no place for
+        return None
+    model.load_state_dict(weights)
+    return model
+
+
+def _widened(value: Tensor, like: Tensor) -> Tensor:
+    """A classifier's rows with zeros for what it does not see: DINOv2's reads the mean over patches too."""
+    if value.shape == like.shape:
+        return value
+    return torch.cat([value, value.new_zeros(len(value), like.shape[1] - value.shape[1])], dim=1)
+
+
+def _place(source: str) -> tuple[str, int, int]:
+    """Where a tensor of transformers' lies in the family's table: its name, and which part of how many."""
+    if found := re.fullmatch(r"(.*\.mlp\.)(gate|up|down)(\.(?:weight|bias))", source):
+        start, role, end = found.groups()
+        return (f"{start}w3{end}", 0, 1) if role == "down" else (f"{start}w12{end}", ("gate", "up").index(role), 2)
+    whole, _, part = source.partition("/")
+    return (whole, "qkv".index(part), 3) if part else (whole, 0, 1)
+
+
+def _in_family(family: str, tower: nn.Module) -> dict[str, Tensor]:
+    """timm's tensors in the names that weights of transformers are brought to when they are read."""
+    state = dict(tower.state_dict())
+    if family == "beit":
+        for name in [name for name in state if name.endswith(".attn.q_bias")]:
+            query, value = state.pop(name), state.pop(name.replace("q_bias", "v_bias"))
+            state[name.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
+    if family == "dinov2":
+        if (registers := state.pop("reg_token", None)) is not None:
+            positions = state["pos_embed"]  # timm has added its position to the class token
+            whole = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+            state |= {"register_tokens": registers, "pos_embed": whole}
+        if _gated(tower):
+            swaps = {".mlp.fc1.": ".mlp.w12.", ".mlp.fc2.": ".mlp.w3."}
+            state = {re.sub(r"\.mlp\.fc[12]\.", lambda m: swaps[m[0]], name): value for name, value in state.items()}
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _gated(tower: nn.Module) -> bool:
+    """Whether the MLPs of a tower have gates, whose halves timm keeps in one linear."""
+    blocks: Any = tower.blocks
+    return hasattr(blocks[0].mlp, "gate_last")
+
+
+def _settings(kind: str, moving: Moving) -> dict[str, Any]:
+    """What config.json says of a tower, in transformers' words."""
+    names = list(moving.trained.class_names)
+    tower: Any = moving.backbone.image
+    blocks = tower.blocks
+    block = blocks[0]
+    eps = next(module.eps for module in tower.modules() if isinstance(module, nn.LayerNorm))
+    found = {
+        "hidden_size": moving.backbone.dim,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": block.attn.heads if isinstance(tower, ImageTower) else block.attn.num_heads,
+        "image_size": moving.cut.size,
+        "patch_size": tower.patch_embed.proj.weight.shape[-1],
+        "layer_norm_eps": eps,
+        "hidden_act": next((kind_of(module) for _, _, module in activations(tower)), "gelu"),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: k for k, name in enumerate(names)},
+    }
+    if kind in ("vit", "beit"):
+        found["intermediate_size"] = block.mlp.fc1.out_features
+    if kind in ("vit", "dinov2", "registers"):
+        found["qkv_bias"] = block.attn.qkv.bias is not None
+    if kind in ("dinov2", "registers"):
+        found["use_swiglu_ffn"] = _gated(tower)
+        found["mlp_ratio"] = 4 if _gated(tower) else block.mlp.fc1.out_features // moving.backbone.dim
+    if kind == "registers":
+        found["num_register_tokens"] = tower.reg_token.shape[1]
+    if kind == "beit":
+        found["use_absolute_position_embeddings"] = tower.pos_embed is not None
+        found["use_relative_position_bias"] = block.attn.relative_position_bias_table is not None
+    return found
+
+
+def _processor(moving: Moving) -> dict[str, Any]:
+    """An image processor that resizes, cuts and normalises as liftplus does for one crop."""
+    facts, cut = moving.backbone.facts, moving.cut
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": cut.short},
+        "resample": {"bilinear": 2, "bicubic": 3}[cut.kernel],
+        "do_center_crop": True,
+        "crop_size": {"height": cut.size, "width": cut.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(facts.mean),
+        "image_std": list(facts.std),
+    }

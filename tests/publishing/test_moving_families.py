@@ -1,0 +1,211 @@
+"""Full models out by family: thin random models, by the other library's own forward pass, and read back again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from liftplus.backbones import catalogue
+from liftplus.backbones.base import BackboneConfig
+from liftplus.data.transforms import CentreCrop
+from liftplus.errors import UserError
+from liftplus.evaluation.inference import crops
+from liftplus.model.heads import Cosine, Head, Joint, LayerNorm, Linear
+from liftplus.training.checkpoint import Trained
+from liftplus.tuners.lora import LoRA
+from moved import NAMES, ONE_CROP, inputs, move, trained
+
+transformers = pytest.importorskip("transformers")
+slim = pytest.importorskip("slim")
+OWN = {
+    "vit": "ViTForImageClassification",
+    "dinov2": "Dinov2ForImageClassification",
+    "dinov2_with_registers": "Dinov2WithRegistersForImageClassification",
+    "beit": "BeitForImageClassification",
+}
+
+
+@pytest.fixture(autouse=True)
+def thin(monkeypatch: pytest.MonkeyPatch) -> None:
+    slim.thin_libraries(monkeypatch)
+
+
+def tuned(kind: str, folder: Path, head: Head, **settings: Any) -> Trained:
+    """LoRA on a random model of a family, read from transformers' form."""
+    slim.saved(kind, folder, **settings)
+    config = BackboneConfig(name=slim.NAMES[kind], weights=str(folder))
+    return trained(catalogue.load(config), head, config=config)
+
+
+def classifier(folder: Path) -> Any:
+    return transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("kind", slim.KINDS)
+@torch.no_grad()
+def test_timm_gives_our_features(kind: str, tmp_path: Path) -> None:
+    # transformers' usual epsilon of ViT and BEiT has no place in timm's folder
+    eps = {"layer_norm_eps": 1e-6} if kind in ("vit", "beit") else {}
+    run = tuned(kind, tmp_path / "in", Linear(), **eps)
+    images = inputs(run.model.backbone)
+    expected = run.model(images)
+    written, _ = move(run, tmp_path / "out", "timm")
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    features = model.forward_head(model.forward_features(images), pre_logits=True)
+    slim.assert_equal(features, run.model.backbone(images))
+    slim.assert_equal(model(images), expected)
+    assert written.notes == ()
+
+
+@torch.no_grad()
+def test_another_epsilon_is_said(tmp_path: Path) -> None:
+    written, difference = move(tuned("vit", tmp_path / "in", Linear()), tmp_path / "out", "timm")
+    assert "epsilon of norms is 1e-12 in the run and 1e-06 in timm's model" in written.notes[0]
+    assert 1e-5 * difference.deviation < difference.logits < 1e-4 * difference.deviation
+
+
+@torch.no_grad()
+def test_another_activation_is_kept_in_timm(tmp_path: Path) -> None:
+    run = tuned("vit", tmp_path / "in", Linear(), hidden_act="gelu_new", layer_norm_eps=1e-6)
+    expected = run.model(inputs(run.model.backbone))
+    move(run, tmp_path / "out", "timm")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_args"] == {"act_layer": "gelu_tanh"}
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    slim.assert_equal(model(inputs(run.model.backbone)), expected)
+
+
+@pytest.mark.parametrize("kind", slim.KINDS)
+@torch.no_grad()
+def test_transformers_gives_our_features(kind: str, tmp_path: Path) -> None:
+    run = tuned(kind, tmp_path / "in", Linear())
+    backbone = run.model.backbone
+    images = inputs(backbone)
+    expected = run.model(images)
+    if kind not in OWN and not hasattr(transformers, "TimmWrapperForImageClassification"):
+        with pytest.raises(UserError, match="has no TimmWrapper"):
+            move(run, tmp_path / "out", "transformers")
+        return
+    written, _ = move(run, tmp_path / "out", "transformers")
+    model = classifier(tmp_path / "out")
+    assert type(model).__name__ == OWN.get(kind, "TimmWrapperForImageClassification")
+    slim.assert_equal(model(pixel_values=images).logits, expected)
+    assert model.config.id2label == dict(enumerate(NAMES))
+    assert model.config.label2id == {name: k for k, name in enumerate(NAMES)}
+    assert any("timm must be installed" in note for note in written.notes) == (kind not in OWN)
+    if kind in OWN:  # and read back as a backbone of ours, without the classifier
+        again = slim.load(tmp_path / "out", kind)
+        slim.assert_equal(again(images), backbone(images))
+
+
+@torch.no_grad()
+def test_gated_mlps_of_dinov2(tmp_path: Path) -> None:
+    slim.saved("dinov2", tmp_path / "in", use_swiglu_ffn=True)
+    trunk = catalogue.load(BackboneConfig(name="timm/vit_giant_patch14_dinov2.lvd142m", weights=str(tmp_path / "in")))
+    run = trained(trunk, Linear())
+    expected = run.model(inputs(trunk))
+    move(run, tmp_path / "out", "transformers")
+    model = classifier(tmp_path / "out")
+    assert model.config.model_type == "dinov2" and model.config.use_swiglu_ffn
+    slim.assert_equal(model(pixel_values=inputs(trunk)).logits, expected)
+
+
+@torch.no_grad()
+def test_a_tower_with_more_than_transformers_goes_by_timm(tmp_path: Path) -> None:
+    """Norms of queries and keys, which a ViT of transformers has no place for, are not dropped."""
+    trunk = catalogue.load(BackboneConfig(name="timm/vit_base_patch16_224.augreg_in21k", pretrained=False))
+    trunk.image = timm.create_model("vit_base_patch16_224", num_classes=0, qk_norm=True).eval().requires_grad_(False)
+    with pytest.raises(UserError, match=r"tensors, such as 'blocks\.0\.attn\.k_norm"):
+        move(trained(trunk, Linear(), ""), tmp_path / "out", "transformers")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "left", "top"), [(91, 133, 0, 0), (73, 75, 0, 1), (300, 41, 0, 0), (75, 73, 1, 0)]
+)
+def test_transformers_pictures_are_ours_but_for_a_pixel(
+    width: int, height: int, left: int, top: int, tmp_path: Path
+) -> None:
+    """Values at most one step of 255 apart: PyTorch rounds once, Pillow between its two passes.
+
+    Where the side is 3, 7, 11, ... pixels longer than the cut, transformers rounds its half down and torchvision up.
+    """
+    trunk = catalogue.load(BackboneConfig(name="mini_clip"))
+    written, _ = move(trained(trunk, Linear()), tmp_path / "out", "transformers")
+    assert any("one pixel further up or left" in note for note in written.notes)
+    noise = torch.rand(3, 12, 9, generator=torch.Generator().manual_seed(3))
+    smooth = F.interpolate(noise[None], (height, width), mode="bilinear")[0]
+    picture = Image.fromarray((255 * smooth).byte().permute(1, 2, 0).contiguous().numpy())
+    cut = crops(ONE_CROP, trunk.facts)
+    assert isinstance(cut, CentreCrop)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    found = 255 * (processor(picture, return_tensors="pt")["pixel_values"][0] / 2 + 0.5)
+    ours = cut(picture)[0].float()
+    assert (found[:, top:, left:] - ours[:, : 64 - top, : 64 - left]).abs().max() < 1.01
+    assert (left + top == 0) == bool((found - ours).abs().max() < 1.01)
+
+
+def rows(folder: Path, model: Any, images: Tensor) -> Tensor:
+    """Logits as the page says, by the folder's own files."""
+    about = json.loads((folder / "classifier.json").read_text())
+    assert about["classes"] == list(NAMES)
+    exec(about["before"], {"model": model, "torch": torch})
+    features = model.encode_image(images)
+    if about["normalised"]:
+        features = F.normalize(features, dim=-1)
+    table = load_file(folder / "classifier.safetensors")
+    return features @ table["weight"].T + table["bias"]
+
+
+@pytest.mark.parametrize("head", [Cosine(), Joint(), Linear()], ids=lambda head: head.name)
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@torch.no_grad()
+def test_open_clip_gives_our_logits_exactly(kind: str, head: Head, tmp_path: Path) -> None:
+    gelu = {"hidden_act": "gelu", "layer_norm_eps": 1e-6} if kind == "siglip" else {}
+    run = tuned(kind, tmp_path / "in", head, **gelu)
+    backbone = run.model.backbone
+    images, untouched = inputs(backbone), catalogue.load(run.config.backbone)
+    expected = run.model(images)
+    written, difference = move(run, tmp_path / "out", "open_clip", prior="uniform")
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'out'}")
+    model.eval()
+    joint = model.encode_image(images, normalize=True)
+    slim.assert_equal(joint, backbone.joint(backbone(images)))
+    ids = torch.randint(1, slim.WORDS - 1, (4, slim.CONTEXT), generator=torch.Generator().manual_seed(2))
+    slim.assert_equal(model.encode_text(ids, normalize=True), untouched.text_encoder("a test").joint(ids))
+    assert difference.exact
+    slim.assert_equal(rows(tmp_path / "out", model, images).softmax(1), expected.softmax(1))
+    assert f"Resize(size={backbone.facts.image_size}" in str(transform)
+    assert any("before the joint space" in note for note in written.notes) == (kind == "clip" and head.name != "joint")
+    again = catalogue.load(
+        BackboneConfig(name=slim.NAMES[kind], weights=str(tmp_path / "out" / "open_clip_model.safetensors"))
+    )
+    slim.assert_equal(again(images), backbone(images))
+
+
+def test_what_open_clip_cannot_hold_is_refused(tmp_path: Path) -> None:
+    def refused(run: Trained) -> str:
+        with pytest.raises(UserError) as told:
+            move(run, tmp_path / "out", "open_clip")
+        assert not (tmp_path / "out").exists()
+        return str(told.value)
+
+    mini = BackboneConfig(name="mini_clip")
+    assert "no dual encoder of open_clip's" in refused(trained(catalogue.load(mini), Cosine(), config=mini))
+    assert "head=cosine" in refused(tuned("clip", tmp_path / "clip", LayerNorm()))
+    assert "activation is gelu_pytorch_tanh in the run" in refused(tuned("siglip", tmp_path / "siglip", Cosine()))
+    small = BackboneConfig(name=slim.NAMES["siglip"], weights=str(tmp_path / "siglip"), image_size=112)
+    said = refused(trained(catalogue.load(small), Cosine(), config=small))
+    assert "for 224 px alone, and the run has backbone.image_size=112" in said
+    run = tuned("clip", tmp_path / "clip", Joint())
+    texts = run.config.model_copy(update={"tuner": {"lora": LoRA(side="text")}})
+    assert "tunes the text side" in refused(replace(run, config=texts))
