@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from liftplus.commands import (
+    check,
     classes,
     compare,
     demo,
@@ -117,6 +118,7 @@ for panel, name, command in (
     (LOOK, "demo", demo.demo),
     (LOOK, "info", info.info),
     (LOOK, "data inspect", info.inspect),
+    (LOOK, "data check", check.check),
     (LOOK, "prepare", prepare.prepare),
     (TRAIN, "train", train.train),
     (TRAIN, "zeroshot", train.zeroshot),

@@ -14,6 +14,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "liftplus data inspect --data photos --no-files --json",
         "liftplus data inspect --data photos --read 3000",
     ),
+    "data check": (
+        "liftplus data check --data photos.zip",
+        "liftplus data check --data photos --backbone clip_vit_b16 --clean clean.csv",
+    ),
     "prepare": ("liftplus prepare --data photos.zip --out small --size 256",),
     "train": (
         "liftplus train --data photos.zip --out runs/photos",

@@ -87,7 +87,10 @@ def inspect(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Show counts, imbalance ratio, groups, duplicate or empty classes, and unreadable files."""
+    """Show counts, imbalance ratio, groups, duplicate or empty classes, and unreadable files.
+
+    `liftplus data check` also looks for near doubles, wrong labels, classes that are one, and outliers.
+    """
     from liftplus import describe_data
 
     describe_data.data(data, files, overrides or [], as_json, _whole(files, read))

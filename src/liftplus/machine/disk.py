@@ -71,14 +71,14 @@ def new_folder(path: Path) -> Path:
     return path
 
 
-def check_target(path: Path) -> None:
+def check_target(path: Path, option: str = "--out") -> None:
     """Refuse a file that could not be written, before the work is done; folders on the way to it can be missing."""
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir():
-        raise UserError(f"--out is {str(path)!r}, which is a folder; give the name of a file in it.")
+        raise UserError(f"{option} is {str(path)!r}, which is a folder; give the name of a file in it.")
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(
-            f"--out is {str(path)!r}, but {str(above)!r} is no folder that can be written to; choose another."
+            f"{option} is {str(path)!r}, but {str(above)!r} is no folder that can be written to; choose another."
         )
 
 
