@@ -69,7 +69,7 @@ def check(session: Session, dataset: DataSet) -> Check:
     with session.progress.task("Reading pictures", max(1, len(keys))) as advance:
         small = thumbs.read(dataset.store, keys, lambda _done, _total: advance())
     readable = np.array([k for k in range(len(keys)) if k not in small.unreadable], np.int64)
-    features = _features(session, dataset, set(small.unreadable))
+    features = features_of(session, dataset, set(small.unreadable))
     with session.progress.task("Comparing pictures", max(1, (doubles.ROUNDS + 1) * len(keys))) as advance:
 
         def told(count: int) -> None:
@@ -94,7 +94,7 @@ def places_of(dataset: DataSet) -> list[Place]:
     ]
 
 
-def _features(session: Session, dataset: DataSet, unreadable: set[int]) -> Tensor:
+def features_of(session: Session, dataset: DataSet, unreadable: set[int]) -> Tensor:
     """Of all pictures that can be decoded, split by split, as a start of training takes them [R, D]."""
     backbone = catalogue.load(session.config.backbone)
     session.runtime.place(backbone)

@@ -115,6 +115,8 @@ def near(thumbs: Thumbs, similar: Neighbours | None, told: Told = lambda _: None
         similar: each one's nearest by features, or None to go by hashes alone.
         told: of every picture that was searched for; `ROUNDS` times N in all.
     """
+    if len(thumbs.pixels) < 2:
+        return []
     hashes = Hashes.of(thumbs.pixels)
     apart = np.ones(len(hashes.whole), bool)
     apart[[double.second for double in equal(thumbs)] + list(thumbs.unreadable)] = False
