@@ -113,14 +113,38 @@ def session_of(args: argparse.Namespace) -> Session:
     return Session(chosen, runtime.choose(chosen.device, chosen.precision))
 
 
+def features_of(session: Session, dataset: DataSet, args: argparse.Namespace) -> dict[str, Tensor]:
+    """Features of each split, kept in --keep where that is given."""
+    kept = None if args.keep is None else args.keep / f"{args.data.stem}-{args.backbone}-{args.image_size}.pt"
+    if kept is not None and kept.is_file():
+        found: dict[str, Tensor] = torch.load(kept, weights_only=True)
+        return found
+    every = check.features_of(session, dataset, set())
+    parts = dict(zip(dataset.splits, every.split([len(split) for split in dataset.splits.values()]), strict=True))
+    if kept is not None:
+        torch.save({name: part.clone() for name, part in parts.items()}, kept)
+    return parts
+
+
+def with_copies(session: Session, dataset: DataSet, whole: DataSet, args: argparse.Namespace) -> Tensor:
+    """Features of the data set with copies, those of its own pictures as they were kept."""
+    own = features_of(session, dataset, args)
+    copies = {name: split.taken(range(len(dataset.splits[name]), len(split))) for name, split in whole.splits.items()}
+    new = check.features_of(session, replace(whole, splits=copies), set())
+    added = new.split([len(split) for split in copies.values()])
+    return torch.cat([part for name, more in zip(copies, added, strict=True) for part in (own[name], more)])
+
+
 def of_doubles(args: argparse.Namespace) -> dict[str, Any]:
     session = session_of(args)
     dataset = sources.load(session.config.data)
     count = args.count or round(0.1 * sum(map(len, dataset.splits.values())))
     with tempfile.TemporaryDirectory() as folder:
         whole, kinds = planted(dataset, count, args.seed, Path(folder))
+        small = thumbs.read(whole.store, [place.key for place in check.places_of(whole)])
+        features = with_copies(session, dataset, whole, args)
         clock = time.perf_counter()
-        found = check.check(session, whole)
+        found = check.compared(session, whole, small, features)
         seconds = time.perf_counter() - clock
     keys = [place.key for place in found.places]
     pairs = {tuple(sorted((keys[d.first], keys[d.second]), key=int)) for d in found.doubles}
@@ -186,8 +210,7 @@ def plain(features: NDArray[np.float32], given: NDArray[np.int64], classes: int)
 def of_labels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     session = session_of(args)
     dataset = sources.load(session.config.data)
-    train = replace(dataset, splits={"train": dataset.splits["train"]})
-    features, true = check.features_of(session, train, set()), torch.tensor(list(train.splits["train"].labels))
+    features, true = features_of(session, dataset, args)["train"], torch.tensor(list(dataset.splits["train"].labels))
     if args.cut:
         kept = cut(true, args.cut, 0)
         features, true = features[kept], true[kept]
@@ -331,6 +354,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cut", type=float)
+    parser.add_argument("--keep", type=Path, help="folder where features of the data's own pictures are kept")
     parser.add_argument("--rows", type=Path, default=ROWS)
     args = parser.parse_args()
     if args.what == "write":

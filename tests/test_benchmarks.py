@@ -340,6 +340,12 @@ def test_the_page_on_classes_has_the_table_of_added_ones(script: Callable[[str],
     assert page.count("| 17 clothes, mini_clip, lift+ |") == 1
 
 
+def test_the_page_on_checking_data_has_the_tables_of_its_study(script: Callable[[str], Any]) -> None:
+    page = (ROOT / "docs" / "data-check.md").read_text()
+    assert script("data_check").filled(page, BENCHMARKS / "results" / "data-check.jsonl") == page
+    assert page.count("| clothing17, efficientnet_lite0 | 2 |") == 1 and page.count("| 100,000 |") == 1
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
 def test_shares_of_lt_soups_are_those_of_its_recursion(script: Callable[[str], Any], share: float) -> None:
     rivals, runs = script("rivals"), [5.0, -2.0, 11.0, 0.5]

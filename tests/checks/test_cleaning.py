@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from liftplus.checks.doubles import Double
 from liftplus.checks.labels import Opinion
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split
+from liftplus.data.labelled import from_images
 from liftplus.data.sources import load
 from liftplus.data.stores import FolderStore
+from liftplus.errors import UserError
 
 from ..conftest import Command
 
@@ -83,7 +86,9 @@ def test_a_test_picture_stays_whatever_is_said_of_its_label() -> None:
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Path:
-    root = write_pictures(tmp_path / "data", {"train/fox": 8, "train/lynx": 5, "train/owl": 1, "test/fox": 3, "test/lynx": 2})
+    root = write_pictures(
+        tmp_path / "data", {"train/fox": 8, "train/lynx": 5, "train/owl": 1, "test/fox": 3, "test/lynx": 2}
+    )
     (root / "train/fox/leak.jpg").write_bytes((root / "test/fox/0.jpg").read_bytes())
     (root / "train/lynx/small.jpg").write_bytes(copy(drawn(1), "resized"))  # of train/fox/0.jpg, with another label
     (root / "train/fox/broken.jpg").write_text("nothing")
@@ -147,18 +152,52 @@ def test_folders_that_are_refused(faulty: Path, command: Command, tmp_path: Path
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_data_that_no_table_can_name(command: Command, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    with pytest.raises(Exception, match="no files with paths"):
-        from liftplus.data.labelled import from_images
+@pytest.mark.parametrize("form", ["folder", "zip", "tar", "csv", "list", "named", "drawn"])
+def test_a_table_gives_the_pictures_of_every_form_of_data_back(tmp_path: Path, form: str) -> None:
+    root = write_pictures(tmp_path / "da, ta", {"train/red fox": 4, "train/10": 3, "val/red fox": 1, "test/10": 2})
+    config = DataConfig(source=str(root))
+    if form in ("zip", "tar"):
+        config = DataConfig(source=shutil.make_archive(str(tmp_path / "packed"), form, root))
+    elif form == "csv":
+        lines = [f'"da, ta/{p.relative_to(root)}",{p.parent.name},{p.parent.parent.name}' for p in root.rglob("*.jpg")]
+        (tmp_path / "mine.csv").write_text("\n".join(["file,class,split", *lines]))
+        config = DataConfig(source=str(tmp_path / "mine.csv"))
+    elif form == "list":
+        for split in ("train", "test"):
+            files = (root / split).rglob("*.jpg")
+            (tmp_path / f"{split}.txt").write_text("".join(f"{p} {int(p.parent.name == '10')}\n" for p in files))
+        config = DataConfig(source=str(tmp_path / "train.txt"))
+    elif form == "named":
+        (tmp_path / "names.csv").write_text("id,name\nred fox,Fuchs\n10,Zehn\n")
+        config = DataConfig(source=str(root), class_names=str(tmp_path / "names.csv"))
+    elif form == "drawn":
+        shutil.rmtree(root / "test")
+        config = DataConfig(source=str(root / "train"), val_share=0.3)
+    dataset = load(config)
+    cleaning.refuse_unwritable(dataset, tmp_path / "clean.csv")
+    found = Check(dataset, places_of(dataset), {}, [], no_opinion(dataset), np.zeros(len(places_of(dataset))))
+    words = cleaning.write(found, {0: "double"}, tmp_path / "clean.csv")
+    back = load(DataConfig(source=words[0], root=words[1].removeprefix("data.root=")))
+    assert [place.key for place in places_of(back)] == [place.key for place in places_of(dataset)][1:]
+    assert {name: list(split.labels) for name, split in back.splits.items()}["test"] == list(
+        dataset.splits["test"].labels
+    )
+    assert (back.class_ids, back.class_names) == (dataset.class_ids, dataset.class_names)
 
-        images = [rng.integers(0, 255, (20, 20, 3), dtype=np.uint8) for _ in range(6)]
-        cleaning.refuse_unwritable(from_images(images, ["a", "b"] * 3), tmp_path / "clean.csv")
+
+def no_opinion(dataset: DataSet) -> Opinion:
+    count = len(places_of(dataset))
+    return Opinion(np.ones(count), np.zeros(count, np.int64), np.zeros(count), np.zeros(count, bool), 1.0)
 
 
-def test_stopped_on_the_way(
-    faulty: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_no_table_can_name(tmp_path: Path) -> None:
+    images = [np.asarray(drawn(seed, (20, 20))) for seed in range(6)]
+    dataset = from_images(images, ["a", "b"] * 3)
+    with pytest.raises(UserError, match="no files with paths"):
+        cleaning.refuse_unwritable(dataset, tmp_path / "clean.csv")
+
+
+def test_stopped_on_the_way(faulty: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 

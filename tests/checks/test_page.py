@@ -38,9 +38,7 @@ def test_page_and_csv(found: Check, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [page.MARKER, page.PAGE, page.CSV]
 
 
-def test_more_than_the_page_shows_is_in_the_csv(
-    found: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_than_the_page_shows_is_in_the_csv(found: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "SHOWN", 1)
     text = page.write(found, {}, tmp_path / "out").read_text(encoding="utf-8")
     assert "1 more is in findings.csv" in text and "Doubles: 2" in text

@@ -25,7 +25,7 @@ NOT_RUN = {
     r"eval runs/ia3": "needs the run above it on the page; test_parts.py makes and tests one",
     r"--storage postgresql": "needs a database server; tests/studies/test_sweep.py shares a file",
 }
-TRAINING = ("train", "zeroshot", "sweep", "compare")
+TRAINING = ("train", "zeroshot", "sweep", "compare", "data check")  # commands that take a backbone and settings
 NAMES = ("fox", "lynx", "rare moth")
 QUICK = ("epochs=1", "train.batch_size=8", "evaluation.batch_size=8", "workers=0", "device=cpu", "precision=fp32")
 LARGE = r"(backbone\.)?(weights|image_size|grad_checkpointing|name)="  # settings of a backbone that is not here

@@ -64,22 +64,27 @@ class Check:
 
 def check(session: Session, dataset: DataSet) -> Check:
     """Read every picture once for its small copy and once for its features, then compare all of them."""
-    places = places_of(dataset)
-    keys = [place.key for place in places]
+    keys = [place.key for place in places_of(dataset)]
     with session.progress.task("Reading pictures", max(1, len(keys))) as advance:
         small = thumbs.read(dataset.store, keys, lambda _done, _total: advance())
-    readable = np.array([k for k in range(len(keys)) if k not in small.unreadable], np.int64)
-    features = features_of(session, dataset, set(small.unreadable))
-    with session.progress.task("Comparing pictures", max(1, (doubles.ROUNDS + 1) * len(keys))) as advance:
+    return compared(session, dataset, small, features_of(session, dataset, set(small.unreadable)))
 
-        def told(count: int) -> None:
-            for _ in range(count):
+
+def compared(session: Session, dataset: DataSet, small: thumbs.Thumbs, features: Tensor) -> Check:
+    """What small copies [N] and the features of the readable ones among them [R, D] tell."""
+    places = places_of(dataset)
+    count = len(places)
+    readable = np.array([k for k in range(count) if k not in small.unreadable], np.int64)
+    with session.progress.task("Comparing pictures", max(1, (doubles.ROUNDS + 1) * count)) as advance:
+
+        def told(done: int) -> None:
+            for _ in range(done):
                 advance()
 
-        similar = _similar(features, readable, len(keys), told)
+        similar = _similar(features, readable, count, told)
         found = doubles.equal(small) + doubles.near(small, similar.whole, told)
     opinion = _opinion(dataset, places, features, readable)
-    outlying = np.zeros(len(keys))
+    outlying = np.zeros(count)
     outlying[readable] = outliers.far(similar.own)
     check = Check(dataset, places, small.unreadable, found, opinion, outlying)
     return Check(**{**vars(check), "notes": _notes(check, session.config.backbone.name)})

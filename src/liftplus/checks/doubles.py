@@ -209,15 +209,19 @@ def matched(pixels: Tensor, pairs: Tensor, mirrored: Tensor, place: Tensor) -> a
     first = torch.where(mirrored[:, None, None, None], first.flip(2), first)
     for side, steps in ((_MIDDLE, 3), (SIDE, 2)):
         place = alignment.laid(alignment.gray(first, side), alignment.gray(second, side), place, steps)
-    colours = (picture.permute(0, 3, 1, 2).float() for picture in (first, second))
-    return alignment.measured(*colours, place)
+    return alignment.measured(_channels(first), _channels(second), place)
+
+
+def _channels(pictures: Tensor) -> Tensor:
+    """Bytes [P, S, S, 3] as fp32 [P, 3, S, S]."""
+    return pictures.permute(0, 3, 1, 2).float()
 
 
 def groups(doubles: list[Double], count: int) -> list[list[int]]:
     """Numbers of the pictures that are doubles of each other, also by way of a third one, ascending."""
     if not doubles:
         return []
-    ones, others = ([double[place] for double in doubles] for place in (0, 1))
+    ones, others = [double.first for double in doubles], [double.second for double in doubles]
     links = coo_array((np.ones(len(ones), bool), (ones, others)), shape=(count, count))
     members: dict[int, list[int]] = {}
     label = connected_components(links, directed=False)[1]
