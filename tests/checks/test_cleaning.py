@@ -104,9 +104,9 @@ def test_command(faulty: Path, command: Command, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in faulty.rglob("*") if path.is_file()}
     ended = command("data", "check", "--data", faulty, "--clean", "clean.csv", "--json", *QUICK)
     assert (ended.code, "Traceback" in ended.err, "Warning" in ended.err) == (0, False, False)
-    told = json.loads(ended.out)
-    assert (told["pictures"], told["unreadable"], told["doubles"]) == (22, 1, 2)
-    assert (told["across_splits"], told["with_different_labels"]) == (1, 1)
+    summary = json.loads(ended.out)
+    assert (summary["pictures"], summary["unreadable"], summary["doubles"]) == (22, 1, 2)
+    assert (summary["across_splits"], summary["with_different_labels"]) == (1, 1)
     found = rows_of(tmp_path / "data-check" / "findings.csv")
     assert [row["note"] != "" for row in found if row["finding"] == "unreadable"] == [True]
     equal = next(row for row in found if row["finding"] == "equal")
@@ -114,7 +114,7 @@ def test_command(faulty: Path, command: Command, tmp_path: Path) -> None:
     near = next(row for row in found if row["finding"] == "near")
     assert {near["path"], near["other_path"]} == {"train/fox/0.jpg", "train/lynx/small.jpg"}
     out = {row["path"] for row in found if row["left_out"] == "yes"}
-    assert {"train/fox/leak.jpg", "train/fox/broken.jpg", near["path"]} <= out and len(out) == told["left_out"]
+    assert {"train/fox/leak.jpg", "train/fox/broken.jpg", near["path"]} <= out and len(out) == summary["left_out"]
     clean = rows_of(tmp_path / "clean.csv")
     there = {str(path.relative_to(faulty)) for path in before}
     assert {row["path"] for row in clean} == there - out and len(clean) == 22 - len(out)

@@ -77,12 +77,12 @@ def compared(session: Session, dataset: DataSet, small: thumbs.Thumbs, features:
     readable = np.array([k for k in range(count) if k not in small.unreadable], np.int64)
     with session.progress.task("Comparing pictures", max(1, (doubles.ROUNDS + 1) * count)) as advance:
 
-        def told(done: int) -> None:
+        def searched(done: int) -> None:
             for _ in range(done):
                 advance()
 
-        similar = _similar(features, readable, count, told)
-        found = doubles.equal(small) + doubles.near(small, similar.whole, told)
+        similar = _similar(features, readable, count, searched)
+        found = doubles.equal(small) + doubles.near(small, similar.whole, searched)
     opinion = _opinion(dataset, places, features, readable)
     outlying = np.zeros(count)
     outlying[readable] = outliers.far(similar.own)
@@ -128,12 +128,12 @@ class _Similar:
     whole: Neighbours
 
 
-def _similar(features: Tensor, readable: NDArray[np.int64], total: int, told: neighbours.Told) -> _Similar:
+def _similar(features: Tensor, readable: NDArray[np.int64], total: int, searched: neighbours.Searched) -> _Similar:
     if len(features) < 2:
         none = Neighbours(np.zeros((len(features), 0), np.int64), np.zeros((len(features), 0), np.float32))
         return _Similar(none, Neighbours(np.zeros((total, 0), np.int64), np.zeros((total, 0), np.float32)))
     rows = neighbours.reduced(features.numpy())
-    own = neighbours.nearest(rows, rows, doubles.NEAREST, told)
+    own = neighbours.nearest(rows, rows, doubles.NEAREST, searched)
     numbers = np.broadcast_to(np.arange(total)[:, None], (total, own.numbers.shape[1])).copy()
     cosines = np.full(numbers.shape, -1.0, np.float32)
     numbers[readable], cosines[readable] = readable[own.numbers], own.cosines

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from liftplus.checks import alignment, neighbours
-from liftplus.checks.neighbours import Neighbours, Told
+from liftplus.checks.neighbours import Neighbours, Searched
 from liftplus.checks.thumbs import SIDE, Thumbs
 
 NEAREST = 4
@@ -107,13 +107,13 @@ def equal(thumbs: Thumbs) -> list[Double]:
     return found
 
 
-def near(thumbs: Thumbs, similar: Neighbours | None, told: Told = lambda _: None) -> list[Double]:
+def near(thumbs: Thumbs, similar: Neighbours | None, searched: Searched = lambda _: None) -> list[Double]:
     """Near doubles among the pictures that are not equal to an earlier one.
 
     Args:
         thumbs: small copies of N pictures.
         similar: each one's nearest by features, or None to go by hashes alone.
-        told: of every picture that was searched for; `ROUNDS` times N in all.
+        searched: of every picture that was searched for; `ROUNDS` times N in all.
     """
     if len(thumbs.pixels) < 2:
         return []
@@ -124,19 +124,21 @@ def near(thumbs: Thumbs, similar: Neighbours | None, told: Told = lambda _: None
     if usable.sum() < 2:
         return []
     pixels = torch.from_numpy(thumbs.pixels)
-    return list(_verified(pixels, _coarse(pixels, hashes, _candidates(hashes, similar, usable, told))))
+    return list(_verified(pixels, _coarse(pixels, hashes, _candidates(hashes, similar, usable, searched))))
 
 
 ROUNDS = 3
 """How often every picture is searched for."""
 
 
-def _candidates(hashes: Hashes, similar: Neighbours | None, usable: NDArray[np.bool_], told: Told) -> NDArray[np.int64]:
+def _candidates(
+    hashes: Hashes, similar: Neighbours | None, usable: NDArray[np.bool_], searched: Searched
+) -> NDArray[np.int64]:
     """Pairs [P, 2] that may be doubles, each once, the smaller number first."""
     numbers, total = np.flatnonzero(usable), len(usable)
     whole = hashes.whole[numbers]
     found = [
-        numbers[neighbours.nearest(whole, queries, NEAREST, told).pairs(HASH_LEAST)]
+        numbers[neighbours.nearest(whole, queries, NEAREST, searched).pairs(HASH_LEAST)]
         for queries in (whole, whole * MIRROR, hashes.middle[numbers])
     ]
     if similar is not None:

@@ -15,7 +15,7 @@ WIDTH = 128
 _QUERIES = 2048  # pictures that are searched for at once
 _SAMPLE = 20_000  # features that the main directions are found by
 
-Told = Callable[[int], None]
+Searched = Callable[[int], None]
 """Called with how many pictures were searched for since the last call."""
 
 
@@ -46,7 +46,7 @@ class Neighbours:
 
 
 def nearest(
-    among: NDArray[np.float32], queries: NDArray[np.float32], count: int, told: Told = lambda _: None
+    among: NDArray[np.float32], queries: NDArray[np.float32], count: int, searched: Searched = lambda _: None
 ) -> Neighbours:
     """For each of the queries [N, D] the nearest of the rows [N, D]; both are unit vectors.
 
@@ -59,7 +59,7 @@ def nearest(
         distances, found = search.kneighbors(queries[start : start + _QUERIES])
         numbers.append(found.astype(np.int64))
         cosines.append((1 - distances**2 / 2).astype(np.float32))
-        told(len(found))
+        searched(len(found))
     return Neighbours(np.concatenate(numbers), np.concatenate(cosines))
 
 
