@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Check:
         doubles: pairs of equal and near pictures.
         opinion: on the labels.
         outlying: how far beyond the fence each picture is, 0 for those within [N].
-        notes: what could not be judged, one sentence each.
+        notes: how the data were read, and what could not be judged, one sentence each.
     """
 
     dataset: DataSet
@@ -87,7 +87,8 @@ def compared(session: Session, dataset: DataSet, small: thumbs.Thumbs, features:
     outlying = np.zeros(count)
     outlying[readable] = outliers.far(similar.own)
     check = Check(dataset, places, small.unreadable, found, opinion, outlying)
-    return Check(**{**vars(check), "notes": _notes(check, session.config.backbone.name)})
+    notes = (*dataset.notes, *session.cache.notes, *_notes(check, session.config.backbone.name))
+    return replace(check, notes=notes)
 
 
 def places_of(dataset: DataSet) -> list[Place]:

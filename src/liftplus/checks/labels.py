@@ -24,7 +24,7 @@ ODDS = 19.0
 """How much likelier another class must be than the label: with one wrong label in 20, it is then likelier wrong."""
 LEANING = 5.0
 """So many pictures of the mean class count in each class's threshold."""
-TEMPERATURES = (1, 2, 4, 8, 16, 32, 64, 128)
+TEMPERATURES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96)
 """What is tried as the factor of the cosines."""
 ALIKE, SURELY, EACH = 0.4, 0.25, 5
 """Two classes may be one where so many of their pictures score better for the other one, and surely over the second
@@ -124,12 +124,12 @@ class _Head:
         ridge = closed_form.Ridge(gathering.statistics())
         chosen = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:_SAMPLE]
         sample = LeaveOneOut(ridge, Sample(x[chosen], y[chosen]))
-        gamma = max(closed_form.RIDGES, key=lambda gamma: (sample.accuracy(gamma), gamma))
-        scores = torch.cat(list(sample.scores(gamma, Blend())))
-        judged = counts[labels] - training.long() > 0
-        usable = counts[y[chosen]] > 1
-        temperature = _temperature(scores[usable], y[chosen][usable])
-        right = sample.accuracy(gamma) if usable.any() else float("nan")
+        judged, usable = counts[labels] - training.long() > 0, counts[y[chosen]] > 1
+        gamma, temperature = closed_form.RIDGES[-1], 1.0
+        right = float("nan")
+        if usable.any():
+            gamma, temperature = _likeliest(sample, usable)
+            right = sample.accuracy(gamma)
         return cls(features, labels, training, ridge, gamma, temperature, counts, judged, right)
 
     def chances(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -165,14 +165,18 @@ class _Head:
         return tuple(sorted(((a, b, float(share[a, b])) for a, b in found), key=lambda pair: -pair[2]))
 
 
-def _temperature(scores: Tensor, labels: Tensor) -> float:
-    """The factor by which cosines make the likeliest probabilities, each class counting the same."""
-    if not len(labels):
-        return 1.0
+def _likeliest(sample: LeaveOneOut, usable: Tensor) -> tuple[float, float]:
+    """Ridge, and the factor of the cosines, under which labels are likeliest, each class counting the same.
+
+    Args:
+        usable: pictures whose class has another one, bool [S].
+    """
+    labels = sample.labels[usable]
     weights = 1 / torch.bincount(labels)[labels].double()
-
-    def surprise(factor: float) -> float:
-        own = (factor * scores).log_softmax(1).gather(1, labels[:, None])[:, 0]
-        return float(-(own * weights).sum())
-
-    return float(min(TEMPERATURES, key=surprise))
+    found: dict[tuple[float, float], float] = {}
+    for gamma in closed_form.RIDGES:
+        scores = torch.cat(list(sample.scores(gamma, Blend())))[usable]
+        for factor in TEMPERATURES:
+            own = (factor * scores).log_softmax(1).gather(1, labels[:, None])[:, 0]
+            found[gamma, float(factor)] = float(-(own * weights).sum())
+    return min(found, key=lambda pair: found[pair])
