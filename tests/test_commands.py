@@ -266,7 +266,7 @@ def test_a_control_without_pretraining(photos: Path, command: Command) -> None:
     assert ended.code == 0, ended.err
     again = command("eval", "run", "--json")
     assert json.loads(again.out)["overall"] == json.loads(ended.out)["overall"]
-    refused(command("eval", "run", "pretrained=true"), "was trained on other weights")
+    refused(command("eval", "run", "pretrained=true"), "backbone.pretrained belongs to the trained run")
     both = command("train", "--data", photos, "pretrained=false", "weights=a.pt")
     refused(both, "backbone: weights names a file, and pretrained=false leaves weights out; give one of them.")
 

@@ -53,7 +53,7 @@ def test_a_stopped_sweep_goes_on(folders: Path, command: Command) -> None:
     kept = (folders / "sweep" / "trial-000" / "model.safetensors").read_bytes()
     given = ("sweep", "--data", "split", "--out", "sweep", "lr=0.01,0.02,0.03", "epochs=30", *GIVEN)
     other = command(*given)
-    assert other.code == 2 and "what differs: recipe" in other.err  # own data have recipe=auto by now
+    assert other.code == 2 and "which differs in: recipe" in other.err  # own data have recipe=auto by now
     ended = command(*given, "recipe=paper")
     assert ended.code == 0, ended.err
     assert [one["state"] for one in read(folders / "sweep" / "results.json")["trials"]] == ["complete"] * 3

@@ -95,7 +95,7 @@ def test_a_picture_that_moved_to_another_class_is_a_new_one(photos: Path, run: P
     path = next(key for key in kept(run)["train"] if key.startswith("red_square"))
     shutil.move(photos / path, photos / "blue sky" / "moved.png")
     ended = command("eval", "run")
-    assert ended.code == 0 and "1 picture was not there" in ended.err
+    assert ended.code == 0 and "1 picture was added after" in ended.err
     assert pictures_in(run / "eval") == pictures_in(run)
 
 

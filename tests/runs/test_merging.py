@@ -54,7 +54,7 @@ def test_a_mean_and_what_reads_it(two: tuple[Path, Path], command: Command, tmp_
     """The plain mean, tested in its folder as training does it; every command takes the folder."""
     ended = command("merge", *two, "--out", "mean", "--json")
     assert ended.code == 0, ended.err
-    assert "The runs differ in seed; the merged run" in ended.err.replace("\n", " ")
+    assert "The runs differ in seed. The merged run" in ended.err.replace("\n", " ")
     (one, about), other, mean = (state(two[0]), checkpoint.read_about(two[0])), state(two[1]), state(tmp_path / "mean")
     for name, value in mean.items():
         assert value.dtype == one[name].dtype

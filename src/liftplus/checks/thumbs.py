@@ -54,13 +54,17 @@ def read(store: Store, keys: Sequence[str], progress: Progress | None = None) ->
     pixels = np.zeros((len(keys), SIDE, SIDE, 3), np.uint8)
     digests = np.zeros((len(keys), DIGEST), np.uint8)
     unreadable: dict[int, str] = {}
-    for number, thumb in enumerate(over(store, keys, _thumb, progress)):
+    for number, thumb in enumerate(over(store, keys, _thumbs, progress)):
         if thumb.reason:
             unreadable[number] = thumb.reason
             continue
         pixels[number] = np.frombuffer(thumb.pixels, np.uint8).reshape(SIDE, SIDE, 3)
         digests[number] = np.frombuffer(thumb.digest, np.uint8)
     return Thumbs(pixels, digests, unreadable)
+
+
+def _thumbs(store: Store, keys: Sequence[str]) -> list[Thumb]:
+    return [_thumb(store, key) for key in keys]
 
 
 def _thumb(store: Store, key: str) -> Thumb:

@@ -189,7 +189,8 @@ def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str])
             "resize": cut.short,
             "interpolation": cut.kernel,
             "recipe": f"turn the picture upright and lay it on white, resize its short side to {cut.short} and the "
-            f"other in proportion, rounded down ({cut.kernel}, antialiased), crop {cut.size} x {cut.size} {where}",
+            f"other in proportion, rounded down ({cut.kernel}, antialiased, the width first), crop {cut.size} x "
+            f"{cut.size} {where}",
             "answers": same,
         },
         "normalised_inside": {"mean": list(facts.mean), "std": list(facts.std)},
