@@ -48,8 +48,10 @@ def test_more_than_the_page_shows_is_in_the_csv(found: Check, tmp_path: Path, mo
 @pytest.mark.browser
 @pytest.mark.slow
 def test_in_a_browser(found: Check, tmp_path: Path, driver: Any) -> None:
-    driver.get(page.write(found, cleaning.left_out(found), tmp_path / "out").as_uri())
+    written = page.write(found, cleaning.left_out(found), tmp_path / "out")
+    driver.get(written.as_uri())
     assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     sizes = driver.execute_script("return [...document.images].map(i => i.naturalWidth)")
-    assert len(sizes) > 8 and min(sizes) > 0
+    # Each finding shows its picture, a double its original too.
+    assert len(sizes) == written.read_text(encoding="utf-8").count("<img") >= 8 and min(sizes) > 0
     assert driver.execute_script("return document.body.scrollWidth <= innerWidth")
