@@ -275,6 +275,7 @@ def test_settings_of_training_cannot_change_after_it(photos: Path, command: Comm
     assert command("train", "--data", photos, "--out", "run", *QUICK).code == 0
     refused(command("eval", "run", "loss.tau=2"), "loss belongs to the trained run")
     refused(command("eval", "run", "head=linear"), "head belongs to the trained run")
+    refused(command("eval", "run", "lr=3"), "train.lr belongs to the trained run")
     refused(command("eval", "run", "layer_decay=0.5"), "train.layer_decay belongs to the trained run")
     refused(command("eval", "run", "image_size=96"), "backbone.image_size belongs to the trained run")
     assert command("eval", "run", "tte=false", "device=cpu").code == 0

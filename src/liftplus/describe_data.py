@@ -10,7 +10,7 @@ from liftplus.data.config import DataConfig, of_words
 from liftplus.data.dataset import DataSet, listing
 from liftplus.data.kept_facts import KeptFacts
 from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER
-from liftplus.words import counted
+from liftplus.words import agreeing, counted
 
 ROWS, FAULTS = 40, 5  # the largest numbers of classes and faults that are shown
 
@@ -23,8 +23,8 @@ def data(source: str, files: bool, overrides: list[str], as_json: bool, whole: i
     found = inspect_with_bar(dataset, files, whole, kept)
     if kept.found:
         console.err.print(
-            f"{counted(kept.found, 'picture has', 'pictures have')} not changed since the last inspection and were not "
-            "read again. cache=false reads all."
+            f"{counted(kept.found, 'picture has', 'pictures have')} not changed since the last inspection and "
+            f"{agreeing(kept.found, 'was', 'were')} not read again. cache=false reads all."
         )
     for note in kept.notes:
         console.err.print(f"Note: {note}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from checked_pictures import copy, drawn, write_pictures
-from liftplus.checks import cleaning
+from liftplus.checks import cleaning, page
 from liftplus.checks import doubles as doubles_
 from liftplus.checks.check import Check, places_of
 from liftplus.checks.doubles import Double
@@ -58,8 +59,49 @@ def checked(
 def test_the_test_picture_stays_and_the_training_picture_goes() -> None:
     found = checked([0, 0, 0], test=[0], val=[0], pairs=((0, 4), (1, 3)))
     assert cleaning.left_out(found) == {0: "double", 1: "double"}
-    three = checked([0, 0, 0], test=[0], val=[0], pairs=((0, 3), (3, 4)))
+    three = checked([0, 0, 0], test=[0], val=[0, 0], pairs=((0, 3), (3, 5), (0, 5)))
     assert cleaning.left_out(three) == {0: "double", 3: "double"}
+
+
+def test_a_double_goes_only_beside_one_that_stays() -> None:
+    """A chain of near doubles 0 - 1 - 2: the first stays, so the second goes and the third has none that stays."""
+    found = checked([0] * 6, pairs=((0, 1), (1, 2)))
+    assert cleaning.left_out(found) == {1: "double"}
+    equal = replace(found, doubles=[Double(0, 1, True, False, 1.0), Double(0, 2, True, False, 1.0)])
+    assert cleaning.left_out(equal) == {1: "double", 2: "double"}
+    leak = checked([0, 0, 0, 0], test=[0])
+    leak = replace(leak, doubles=[Double(0, 1, True, False, 1.0), Double(0, 4, False, False, 0.95)])
+    assert cleaning.left_out(leak) == {0: "double", 1: "double"}  # 1 is no double of 0 alone
+    whole = replace(leak, doubles=[Double(0, 1, True, False, 1.0), Double(0, 4, True, False, 1.0)])
+    assert cleaning.left_out(whole) == {0: "double", 1: "double"}
+
+
+def test_near_doubles_take_at_most_half_of_a_class_in_a_split() -> None:
+    everything = tuple((a, b) for a in range(8) for b in range(a + 1, 8))
+    found = checked([0] * 8, pairs=everything)
+    assert len(cleaning.left_out(found)) == 4
+    equal = replace(found, doubles=[Double(0, k, True, False, 1.0) for k in range(1, 8)])
+    assert len(cleaning.left_out(equal)) == 7
+    [told] = page.summary(found, cleaning.left_out(found))["notes"]  # type: ignore[misc]
+    assert told.startswith("6 pairs of doubles stay in a clean table.")
+
+
+def test_a_mirror_image_with_another_label_stays() -> None:
+    found = checked([0, 0, 1, 1])
+    for other, out in ((2, {}), (1, {1: "double"})):
+        mirrored = replace(found, doubles=[Double(0, other, False, True, 0.95)])
+        assert cleaning.left_out(mirrored) == out
+
+
+def test_the_last_test_picture_of_a_class_stays() -> None:
+    assert cleaning.left_out(checked([0, 1], test=[0, 0, 1], pairs=((2, 4),))) == {}
+
+
+def test_a_class_of_which_no_training_picture_can_be_read_is_told() -> None:
+    found = checked([0, 0, 1], test=[1], broken=(2,))
+    assert page.summary(found, cleaning.left_out(found))["notes"] == [
+        "No training picture of 1 class can be read: 'c1'."
+    ]
 
 
 def test_of_doubles_in_training_the_likelier_label_stays() -> None:
@@ -131,6 +173,7 @@ def test_command(faulty: Path, command: Command, tmp_path: Path) -> None:
         ("there.csv", "exists already"),
         ("table.txt", "ends in .csv"),
         ("data/clean.csv", "lies within the data"),
+        ("data-check/findings.csv", "lies in the folder of --out"),
         ("there.csv/clean.csv", "no folder that can be written to"),
     ],
 )

@@ -40,4 +40,4 @@ def test_what_a_sample_says() -> None:
     assert (sample.drawn, sample.hidden, sample.others) == (100, 2, 894)
     known = binomtest(2, 96).proportion_ci(0.95, "exact")
     assert (sample.low, sample.high) == pytest.approx((known.low, known.high))
-    assert "0.25 to 7.3 % of the other 894 are too: 2 to 65 pictures" in sample.notes[1]
+    assert "0.25 to 7.3 % of the other 894 are too: 2 to 66 pictures" in sample.notes[1]

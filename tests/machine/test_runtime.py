@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -155,6 +155,7 @@ def test_which_convolutions_stride_by_channel() -> None:
     for other in ({"stride": 1}, {"groups": 3}, {"groups": 1}, {"padding_mode": "reflect"}):
         assert not convolutions.strides_by_channel(nn.Conv2d(6, 6, 3, **(STRIDED | {"padding": 1} | other)))
     assert not convolutions.strides_by_channel(nn.Conv2d(6, 6, 3, groups=6, padding="same"))
+    assert not convolutions.strides_by_channel(StdConv2d(6, 6, 3, stride=2, groups=6))  # changes its weights first
 
 
 @pytest.mark.parametrize(("precision", "stands_in"), [("bf16", True), ("fp32", False)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
@@ -22,42 +22,74 @@ _RANK = {"test": 0, "val": 1, "train": 2}
 def left_out(check: Check) -> dict[int, str]:
     """Numbers of the pictures that a clean table does without, and why: unreadable, double, label or outlier.
 
-    Of doubles one stays: that of the test split, else of the validation split, else the one whose label is likelier.
-    By its label or as an outlier only a training picture is left out, and never more than half of a class's; the last
-    training picture of a class stays.
+    A double is left out if one that it is a double of stays: that of the test split, else of the validation split, else
+    the one whose label is likelier. A near double stays if it is a mirror image with another label: arrows and hands
+    differ by that alone. As near doubles, by its labels and as outliers a class loses at most half of its pictures in a
+    split, and by the last two only training pictures. The last picture of a class in a split always stays.
     """
+    places = check.places
     out = dict.fromkeys(check.unreadable, "unreadable")
-    left = Counter(p.label for k, p in enumerate(check.places) if p.split == "train" and k not in out)
+    left = Counter((p.split, p.label) for k, p in enumerate(places) if k not in out)
 
-    def drop(number: int, why: str) -> None:
-        place = check.places[number]
-        if number in out or (place.split == "train" and left[place.label] < 2):
+    def drop(number: int, why: str, quota: Counter[tuple[str, int]] | None = None) -> None:
+        own = places[number].split, places[number].label
+        if number in out or left[own] < 2 or (quota is not None and not quota[own]):
             return
         out[number] = why
-        left[place.label] -= place.split == "train"
+        left[own] -= 1
+        if quota is not None:
+            quota[own] -= 1
 
-    for group in check.groups():
-        for number in group:
-            if number != kept(check, group):
-                drop(number, "double")
-    quota = {label: count // 2 for label, count in left.items()}
+    quota = Counter({own: (count + 1) // 2 for own, count in left.items()})
+    first, near = _doubles(check)
+    stays: dict[int, list[int]] = defaultdict(list)
+    for number in sorted({*first, *near}, key=lambda number: _order(check, number)):
+        own = first.get(number, number)
+        if stays[own]:
+            drop(number, "double")
+        elif any(_same(places, number, one, mirrored) for other, mirrored in near[own] for one in stays[other]):
+            drop(number, "double", quota)
+        if number not in out:
+            stays[own].append(number)
+    quota = Counter({own: count // 2 for own, count in left.items()})
     for numbers, why in ((check.suspicious(), "label"), (check.outliers(), "outlier")):
         for number in numbers:
-            place = check.places[number]
-            if place.split == "train" and number not in out and quota[place.label] > 0:
-                quota[place.label] -= 1
-                drop(number, why)
+            if places[number].split == "train":
+                drop(number, why, quota)
     return dict(sorted(out.items()))
 
 
-def kept(check: Check, group: Sequence[int]) -> int:
-    """The picture of a group of doubles that stays."""
+def _doubles(check: Check) -> tuple[dict[int, int], dict[int, list[tuple[int, bool]]]]:
+    """The first of each picture's equal ones; for such first ones, their near doubles and whether each is mirrored."""
+    first: dict[int, int] = {}
+    near: dict[int, list[tuple[int, bool]]] = defaultdict(list)
+    for one, other, exact, mirrored, _ in check.doubles:
+        if exact:
+            first |= {one: one, other: one}
+        else:
+            near[one].append((other, mirrored))
+            near[other].append((one, mirrored))
+    return first, near
 
-    def order(number: int) -> tuple[int, float, int]:
-        own = float(check.opinion.own[number])
-        return _RANK[check.places[number].split], -own if own == own else 0.0, number
 
-    return min(group, key=order)
+def _same(places: Sequence[Place], one: int, other: int, mirrored: bool) -> bool:
+    """Whether two near doubles show the same: mirror images with different labels do not."""
+    return not mirrored or places[one].label == places[other].label
+
+
+def _order(check: Check, number: int) -> tuple[int, float, int]:
+    """Of two doubles the one that comes first stays."""
+    own = float(check.opinion.own[number])
+    return _RANK[check.places[number].split], -own if own == own else 0.0, number
+
+
+def refuse_overlap(path: Path, out: Path) -> None:
+    """Refuse a table that would lie in the folder of findings, or in whose place that folder would."""
+    table, folder = path.resolve(), out.resolve()
+    if table.is_relative_to(folder) or folder.is_relative_to(table):
+        raise UserError(
+            f"--clean {str(path)!r} lies in the folder of --out, {str(out)!r}. Give one of them another place."
+        )
 
 
 def refuse_unwritable(dataset: DataSet, path: Path) -> None:

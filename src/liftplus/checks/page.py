@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from liftplus.checks import cleaning
 from liftplus.checks.check import Check
 from liftplus.errors import UserError
 from liftplus.machine import disk
 from liftplus.report.thumbnails import uri
-from liftplus.words import counted
+from liftplus.words import agreeing, counted
 
 PAGE, CSV, MARKER = "check.html", "findings.csv", ".liftplus-data-check"
 SHOWN, EACH = 60, 6
@@ -31,7 +30,7 @@ class Finding(NamedTuple):
         finding: equal, near, label, outlier, unreadable or classes.
         score: likeness of doubles, 1 less the label's probability, interquartile ranges beyond the fence, or the share
             of two classes' pictures that score better for the other one; the higher, the more suspicious.
-        other_split, other_path, other_class: the double that stays, or the class that is likelier.
+        other_split, other_path, other_class: the other picture of the pair, or the class that is likelier.
         note: whether a double is mirrored, or why a picture cannot be read.
         left_out: whether --clean leaves the picture out, yes or no.
     """
@@ -88,10 +87,9 @@ def findings(check: Check, without: Mapping[int, str]) -> list[Finding]:
         return Finding(kind, place.split, place.key, names[place.label], left_out=left_out, **more)
 
     found = [line("unreadable", number, note=reason) for number, reason in check.unreadable.items()]
-    stays = {number: cleaning.kept(check, group) for group in check.groups() for number in group}
     for double in check.doubles:
         one, other = double.second, double.first
-        if one == stays[one]:
+        if one not in without and other in without:
             one, other = other, one
         beside = check.places[other]
         found.append(
@@ -128,8 +126,25 @@ def summary(check: Check, without: Mapping[int, str]) -> dict[str, int | list[st
         "alike_classes": len(check.opinion.alike),
         "outliers": len(check.outliers()),
         "left_out": len(without),
-        "notes": list(check.notes),
+        "notes": [*check.notes, *_stay(check, without)],
     }
+
+
+def _stay(check: Check, without: Mapping[int, str]) -> Iterator[str]:
+    """What a clean table keeps or lacks that one would not expect."""
+    both = sum(double.first not in without and double.second not in without for double in check.doubles)
+    if both:
+        yield (
+            f"{counted(both, 'pair')} of doubles {agreeing(both, 'stays', 'stay')} in a clean table. Else a class "
+            "would lose its last picture or over half of its pictures in a split, or they are mirror images with "
+            "different labels."
+        )
+    there = {(p.split, p.label) for k, p in enumerate(check.places) if k not in without}
+    lost = {p.label for p in check.places} - {label for split, label in there if split == "train"}
+    lost = {label for label in lost if any(p.label == label and p.split == "train" for p in check.places)}
+    if lost:
+        names = ", ".join(repr(check.dataset.class_names[label]) for label in sorted(lost)[:5])
+        yield f"No training picture of {counted(len(lost), 'class', 'classes')} can be read: {names}."
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:

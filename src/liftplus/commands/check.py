@@ -39,6 +39,8 @@ def check(
         raise UserError("Data are checked by one process. Start it without torchrun.")
     session = options.session(config.resolve(data=data, backbone=backbone, overrides=overrides or ()))
     page.refuse_foreign(out)
+    if clean is not None:
+        cleaning.refuse_overlap(clean, out)
     dataset = session.data()
     cleaning.refuse_inside(dataset, out)
     if clean is not None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from liftplus.commands import completion, options
-from liftplus.commands.options import AsJson, FiveCrops, Out, Overrides, Run
+from liftplus.commands.options import AsJson, Changes, FiveCrops, Out, Run
 
 
 def evaluate(
@@ -24,7 +24,7 @@ def evaluate(
     ] = False,
     out: Out = None,
     as_json: AsJson = False,
-    overrides: Overrides = None,
+    overrides: Changes = None,
 ) -> None:
     """Test a finished run again, on its own or other data, or with other test options."""
     from liftplus import console

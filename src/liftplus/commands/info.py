@@ -81,7 +81,8 @@ def inspect(
     read: Annotated[
         str | None,
         typer.Option(
-            help="Read whole files, only headers, or a number of random files completely and the others' headers.",
+            help="whole files; headers alone; or a number: so many files drawn at random whole, of the others headers.",
+            metavar="whole|headers|NUMBER",
             show_default="whole",
         ),
     ] = None,

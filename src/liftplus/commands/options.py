@@ -41,6 +41,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Any other setting as key=value, e.g. epochs=10 lr=0.01.", metavar="KEY=VALUE"),
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="A setting that may change after training, e.g. device=cpu data.root=PATH.", metavar="KEY=VALUE"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Run = Annotated[
     Path, typer.Argument(autocompletion=completion.runs, help="Folder of a finished run, or a model file in it.")

@@ -64,6 +64,8 @@ def _differing(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     """Names of parts and sections that differ; dotted keys for a section of which only some keys may change."""
     split = {key.partition(".")[0] for key in CHANGEABLE if "." in key}
     for key in after:
+        if key == "automatic":  # what the recipe chose is fixed all the same
+            continue
         if key in split:
             yield from (f"{key}.{leaf}" for leaf, value in after[key].items() if value != before[key][leaf])
         elif after[key] != before[key]:

@@ -19,11 +19,15 @@ UNKNOWN = (OSError, ValueError, IndexError, KeyError, zipfile.BadZipFile, UserEr
 
 
 class Stamp(NamedTuple):
-    """A file's size in bytes, and its mtime and ctime in nanoseconds; a program can set back only the mtime."""
+    """A file's size in bytes, its mtime and ctime in nanoseconds, and its inode.
+
+    A program can set back only the mtime. The inode tells files apart that were written within one tick of the clock.
+    """
 
     size: int
     changed: int
     entry: int
+    inode: int
 
 
 class Origin(NamedTuple):
@@ -43,7 +47,7 @@ class Origin(NamedTuple):
 def stamp(path: str) -> Stamp:
     """Of a file as it is now. Raises OSError."""
     about = os.stat(path)
-    return Stamp(about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    return Stamp(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 
 
 def origin(store: Store, key: str) -> Origin:
@@ -59,7 +63,7 @@ class Marks:
     """Texts that change when a picture does, for pictures that are read after this was made."""
 
     def __init__(self) -> None:
-        self._began, self._path, self._about = time.time(), "", Stamp(0, 0, 0)
+        self._began, self._path, self._about = time.time(), "", Stamp(0, 0, 0, 0)
         self._folder, self._absolute = "", os.path.abspath("")
 
     def of(self, where: Origin) -> str:
@@ -80,7 +84,7 @@ class Marks:
         if folder != self._folder:
             self._folder, self._absolute = folder, os.path.abspath(folder)
         path = os.path.join(self._absolute, name)
-        return f"{path}\0{about.size} {about.changed} {about.entry}\0{where.part}\n"
+        return f"{path}\0{about.size} {about.changed} {about.entry} {about.inode}\0{where.part}\n"
 
 
 def identity(store: Store, keys: Sequence[str]) -> str | None:

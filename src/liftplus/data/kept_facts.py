@@ -199,14 +199,15 @@ def _digest(data: bytes, size: int) -> bytes:
 
 
 def _judge() -> bytes:
-    """What facts follow from beside the pictures: our code, libraries, the formats there are, the limit of pixels."""
-    return _judged_by(Image.MAX_IMAGE_PIXELS)
+    """What facts follow from beside the pictures: our code, libraries, known formats, the limit of pixels, the user."""
+    # Another user may not be allowed to read the same files.
+    return _judged_by(Image.MAX_IMAGE_PIXELS, getattr(os, "geteuid", int)())
 
 
 @cache
-def _judged_by(pixels: int | None) -> bytes:
+def _judged_by(pixels: int | None, user: int) -> bytes:
     code = b"".join((files("liftplus.data") / name).read_bytes() for name in _CODE)
-    about = repr((pixels, formats(), [version(name) for name in ("pillow", "simplejpeg", "numpy")]))
+    about = repr((user, pixels, formats(), [version(name) for name in ("pillow", "simplejpeg", "numpy")]))
     return _digest(code + about.encode(), 16)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import ceil, floor
 
 import numpy as np
 
@@ -13,7 +14,10 @@ SEED = 0
 """Of the order in which pictures are drawn; a larger sample holds a smaller one."""
 CONFIDENCE = 0.95
 
-_UNSEEN = "equal files, pictures that come out nearly black or white, missing values and values under 0"
+_UNSEEN = (
+    "equal files, pictures that come out nearly black or white, missing values, values under 0, scales of "
+    "floating-point pictures"
+)
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,14 @@ class Sample:
                 f"Only the headers were read. Not checked: damage behind an intact header, {_UNSEEN}. --read whole "
                 "checks all of that.",
             )
-        low, high = (share * self.others for share in (self.low, self.high))
+        low, high = floor(self.low * self.others), ceil(self.high * self.others)
         of = f"{self.drawn:,} {agreeing(self.drawn, 'picture was', 'pictures were')}"
         return (
             f"{of} drawn at random (seed {self.seed}) and read completely, of the others only the headers. Checked in "
             f"the drawn ones only: damage behind an intact header, {_UNSEEN}. --read whole checks all pictures.",
             f"{counted(self.hidden, 'drawn picture is', 'drawn pictures are')} damaged behind an intact header. An "
             f"estimated {100 * self.low:.2g} to {100 * self.high:.2g} % of the other {self.others:,} are too: "
-            f"{low:,.0f} to {high:,.0f} pictures (95 % Clopper-Pearson interval).",
+            f"{low:,} to {high:,} pictures (95 % Clopper-Pearson interval).",
         )
 
 

@@ -38,7 +38,10 @@ def strides_by_channel(convolution: nn.Conv2d) -> bool:
     """Whether it is depthwise and skips pixels, as those of a MobileNet that shrink the picture."""
     depthwise = convolution.groups == convolution.in_channels > 1
     plain = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
-    return depthwise and plain and max(convolution.stride) > 1
+    return depthwise and plain and max(convolution.stride) > 1 and type(convolution).__name__ in _KINDS
+
+
+_KINDS = ("Conv2d", "Conv2dSame")  # PyTorch's own and timm's; others may change their weights before they use them
 
 
 class WideGradient:
