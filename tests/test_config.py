@@ -261,3 +261,16 @@ def test_other_words_are_left_to_the_whole_configuration(word: str) -> None:
 def test_short_keys_of_data_mean_data_alone() -> None:
     for name in DataConfig.model_fields:
         assert full_key(name) == f"data.{name}"
+
+
+def test_what_may_change_after_training() -> None:
+    """Also what commands set by themselves, such as export; a value that the recipe chose is as fixed as any other."""
+    run = config.resolve(overrides=["grad_checkpointing=true"])
+    values = run.model_copy(update={"automatic": ("train.lr",)}).to_dict()
+    words = ["grad_checkpointing=false", "weights=a.pt", "workers=0", "device=cpu", "precision=fp32", "tte=true"]
+    after = config.after_training(values, words)
+    assert (after.backbone.grad_checkpointing, after.train.workers, after.evaluation.tte) == (False, 0, True)
+    assert config.after_training(values, [f"lr={run.train.lr}"]).train.lr == run.train.lr
+    for word, key in (("lr=3", "train.lr"), ("image_size=96", "backbone.image_size"), ("loss.tau=2", "loss")):
+        with pytest.raises(UserError, match=f"^{key} belongs to the trained run"):
+            config.after_training(values, [word])

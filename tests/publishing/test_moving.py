@@ -216,7 +216,7 @@ def test_the_command(photos: Path, command: Command, tmp_path: Path) -> None:
         (("--to", "keras"), "--to is 'keras'"),
         (("--to", "timm", "--format", "pt2"), "Give one of the two"),
         (("--to", "timm", "--five-crops"), "timm takes one crop"),
-        (("--to", "timm", "--set", "tte=true"), "contradict"),
+        (("--to", "timm", "--set", "tte=true"), "Leave tte=true out"),
     ):
         ended = command("export", "run", "--out", "m", *words)
         assert ended.code == 2 and said in ended.err and not (tmp_path / "m").exists()
@@ -228,4 +228,5 @@ def test_the_command(photos: Path, command: Command, tmp_path: Path) -> None:
     ended = command("export", "run", "--out", "m2", "--to", "timm", "--check", photos / "test", "--json")
     about = json.loads(ended.out)
     assert about["images"] == 6 and about["agree"] == 1 and not about["exact"] and about["folder"] == "m2"
+    assert any("probabilities differ by" in note for note in about["notes"])
     assert loaded(tmp_path / "m").pretrained_cfg["label_names"] == ["blue sky", "green hill", "red square"]

@@ -60,7 +60,7 @@ def export(
             raise UserError(f"--with-preprocessing writes ONNX alone, and --to is {to}. Give one of the two.")
         if form is not None:
             raise UserError(f"--to {to} and --format {form} are two exports. Give one of the two.")
-        _export_whole(run, out, to, _settings(run, change, prior, _one_crop(five_crops, to)), check, as_json)
+        _export_whole(run, out, to, _settings(run, change, prior, _one_crop(five_crops, change, to)), check, as_json)
         return
     if with_preprocessing and (form == "peft" or out.suffix != ".onnx"):
         raise UserError(
@@ -68,6 +68,10 @@ def export(
             "or leave --with-preprocessing out."
         )
     if form == "peft":
+        if prior is not None or five_crops is not None or check:
+            raise UserError(
+                "--format peft writes weights alone. Leave --prior, --five-crops, --one-crop and --check out."
+            )
         _export_peft(run, out, change, as_json)
         return
     chosen = _format(out, form)
@@ -107,9 +111,11 @@ def _settings(run: Path, change: list[str] | None, prior: str | None, five_crops
     return settings
 
 
-def _one_crop(five_crops: bool | None, to: str) -> bool:
-    if five_crops:
-        raise UserError(f"{to} takes one crop of a picture. Leave --five-crops out, or export to .onnx or .pt2.")
+def _one_crop(five_crops: bool | None, change: list[str] | None, to: str) -> bool:
+    five = [item for item in change or () if item.replace(" ", "").lower() in ("tte=true", "evaluation.tte=true")]
+    if five_crops or five:
+        asked = five[0] if five else "--five-crops"
+        raise UserError(f"{to} takes one crop of a picture. Leave {asked} out, or export to .onnx or .pt2.")
     return False
 
 
@@ -131,7 +137,12 @@ def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: lis
     written, difference = moving.move(trained, out, library, images, session.progress, settings.evaluation)
     load = written.how.format(folder=out)
     if as_json:
-        about = {"folder": str(out), "load": load, "notes": written.notes, "compared_on": source}
+        about = {
+            "folder": str(out),
+            "load": load,
+            "notes": [*written.notes, *difference.notes(library)],
+            "compared_on": source,
+        }
         print(json.dumps(about | vars(difference)))
         return
     console.out.print(

@@ -36,7 +36,7 @@ def changed(values: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
 
 
 CHANGEABLE = (
-    *("data", "evaluation", "backbone.weights", "train.workers"),
+    *("data", "evaluation", "backbone.weights", "backbone.grad_checkpointing", "train.workers"),
     *("device", "precision", "deterministic", "compile", "track", "cache"),
 )
 """Keys and sections that a trained run does not depend on."""
@@ -55,7 +55,8 @@ def after_training(values: dict[str, Any], overrides: Sequence[str]) -> RunConfi
     if fixed:
         raise UserError(
             f"{fixed[0]} belongs to the trained run and cannot be changed any more. Allowed are data.*, evaluation.*, "
-            "device, precision, deterministic, compile, track, cache, train.workers and backbone.weights."
+            "device, precision, deterministic, compile, track, cache, train.workers, backbone.weights and "
+            "backbone.grad_checkpointing."
         )
     return settings
 
