@@ -71,7 +71,7 @@ def test_experiments_share_runs_and_are_judged(command: Command, tmp_path: Path)
     assert claim["verdict"] == "not run" and claim["untestable"][0]["what"] == "On ImageNet-LT"
 
     again = command("reproduce", "run", "photos", *HERE, *QUICK)
-    assert again.code == 0 and "Tests: 8, of which 8 are" in again.err and "5 found finished" in again.err
+    assert again.code == 0 and "Tests: 8, of which 8 are" in again.err and "of which 5 are finished" in again.err
     assert again.err.count("(found finished)") == 8 and "takes about" not in again.err
     assert models(tmp_path / "r") == made
     more = command("reproduce", "run", "photos/mini_clip/zeroshot", *HERE, *QUICK, "--seeds", 3)
