@@ -21,7 +21,8 @@ def check(
     backbone: BackboneName = "mini_clip",
     out: Annotated[Path, CheckOut] = Path("data-check"),
     clean: Annotated[
-        Path | None, typer.Option("--clean", help="Also write a .csv of the pictures without the suspects; new.")
+        Path | None,
+        typer.Option("--clean", help="Also write a new .csv file that lists the pictures without the suspects."),
     ] = None,
     as_json: AsJson = False,
     overrides: Overrides = None,

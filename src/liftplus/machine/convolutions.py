@@ -52,15 +52,13 @@ class WideGradient:
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
-        from timm.layers import Conv2dSame  # takes long to load, and some commands never prepare a model
-
-        self.convolution, self.pads_by_input = convolution, isinstance(convolution, Conv2dSame)
+        self.convolution = convolution
 
     def __call__(self, input: Tensor) -> Tensor:
-        from timm.layers.padding import pad_same
-
         conv, padding = self.convolution, self.convolution.padding
-        if self.pads_by_input:
+        if type(conv).__name__ == "Conv2dSame":
+            from timm.layers.padding import pad_same  # here, as models without such layers do without timm
+
             input, padding = pad_same(input, conv.kernel_size, conv.stride, conv.dilation), (0, 0)
         shape = (conv.stride, padding, conv.dilation, conv.groups)
         out: Tensor = _WideGradient.apply(input, conv.weight, conv.bias, *shape)

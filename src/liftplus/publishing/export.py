@@ -31,14 +31,12 @@ from liftplus.evaluation.inference import crops
 from liftplus.machine.disk import folder_of, write_json
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier
+from liftplus.publishing.comparing import TOLERANCE, answers, largest, within
 from liftplus.training.checkpoint import Trained
 
 Format = Literal["onnx", "pt2"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2"}
-TOLERANCE = 1e-4
-"""Allowed difference of a logit from PyTorch's in fp32. It is multiplied by the logits' deviation if that exceeds 1."""
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
-BATCH = 4
 
 
 class Deployed(nn.Module):
@@ -82,7 +80,7 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether both differences are within `TOLERANCE`."""
-        return max(self.difference, self.merging) <= TOLERANCE * max(1.0, self.deviation)
+        return within(max(self.difference, self.merging), self.deviation)
 
 
 def required(form: Format) -> None:
@@ -136,21 +134,21 @@ def export(
     model = trained.model
     model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
     deployed = Deployed(model, five_crops=evaluation.tte).eval()
-    expected = _run(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch")
+    expected = answers(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch")
     kept = model.merge()
-    merged = _run(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch, tuners folded in")
+    merged = answers(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch, tuners folded in")
     about = description(trained, evaluation, kept)
     folder_of(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
         graph = _write(deployed, images[:2].expand(2, *images.shape[1:]).clone(), file, form, about)
         with _told(form):
-            found = _run(graph, images, progress, f"Running {form}")
+            found = answers(graph, images, progress, f"Running {form}")
         parity = Parity(
             images=len(images),
-            difference=_largest(found, expected),
+            difference=largest(found, expected),
             deviation=float(expected.std(unbiased=False)),
-            merging=_largest(merged, expected),
+            merging=largest(merged, expected),
             agree=float((found.argmax(1) == expected.argmax(1)).float().mean()),
         )
         if not parity.holds:
@@ -209,23 +207,6 @@ def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str])
 def beside(out: Path) -> Path:
     """The path of the JSON file that describes a graph."""
     return out.with_name(f"{out.name}.json")
-
-
-def _largest(found: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference; infinite if it is not finite."""
-    difference = (found - expected).abs().max()
-    return float(difference) if difference.isfinite() else float("inf")
-
-
-def _run(graph: Callable[[Tensor], Tensor], images: Tensor, progress: Progress, label: str) -> Tensor:
-    """Logits [n, C] of all pictures."""
-    batches = images.split(BATCH)
-    parts = []
-    with progress.task(label, len(batches)) as advance:
-        for batch in batches:
-            parts.append(graph(batch))
-            advance()
-    return torch.cat(parts)
 
 
 def _write(

@@ -5,7 +5,6 @@ The folder is written, loaded by the other library, compared with liftplus on pi
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,14 +27,11 @@ from liftplus.machine.disk import folder_of, new_folder, refuse_existing
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier
 from liftplus.model.heads import JointModule
+from liftplus.publishing.comparing import OTHERWISE, TOLERANCE, answers, largest, within
 from liftplus.training.checkpoint import Trained
 
 Library = Literal["timm", "open_clip", "transformers"]
 LIBRARIES: tuple[Library, ...] = ("timm", "open_clip", "transformers")
-TOLERANCE = 1e-4
-"""Most by which logits may differ in fp32, in units of their deviation where that is above 1."""
-BATCH = 4
-OTHERWISE = "Export to .onnx or .pt2, which hold any model"
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Difference:
     @property
     def holds(self) -> bool:
         """Whether both differences are within the tolerance."""
-        return max(self.logits, self.merging) <= TOLERANCE * max(1.0, self.deviation)
+        return within(max(self.logits, self.merging), self.deviation)
 
     def notes(self, library: str) -> tuple[str, ...]:
         """What is lost, one sentence each."""
@@ -157,16 +153,16 @@ def move(
     assert isinstance(cut, CentreCrop), "other libraries take one crop of a picture"
     model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
     pictures = Normalise(model.backbone.facts)(images)
-    expected = _run(model, pictures, progress, "Running liftplus")
+    expected = answers(model, pictures, progress, "Running liftplus")
     _merge(model, library)
-    features = _run(model.backbone, pictures, progress, "Running liftplus, tuners folded in")
+    features = answers(model.backbone, pictures, progress, "Running liftplus, tuners folded in")
     moving = Moving(trained, lambda: linear_head(model, features, expected, library), cut)
     folder_of(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as above:
         folder = Path(above) / out.name
         folder.mkdir()
         written = _writer(library)(moving, folder)
-        found = _run(written.logits, pictures, progress, f"Running {library}")
+        found = answers(written.logits, pictures, progress, f"Running {library}")
         difference = _compared(found, expected, model(features), written.exact)
         if not difference.holds:
             raise UserError(
@@ -248,26 +244,10 @@ def _compared(found: Tensor, expected: Tensor, merged: Tensor, exact: bool) -> D
         scaled = found * (found * expected).sum(1, keepdim=True) / found.square().sum(1, keepdim=True)
     return Difference(
         images=len(found),
-        logits=_largest(scaled, expected),
+        logits=largest(scaled, expected),
         deviation=float(expected.std(unbiased=False)),
-        merging=_largest(merged, expected),
-        probabilities=_largest(found.softmax(1), expected.softmax(1)),
+        merging=largest(merged, expected),
+        probabilities=largest(found.softmax(1), expected.softmax(1)),
         agree=float((found.argmax(1) == expected.argmax(1)).float().mean()),
         exact=exact,
     )
-
-
-def _largest(found: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference; infinite where either is not a number."""
-    difference = float((found - expected).abs().max())
-    return difference if math.isfinite(difference) else math.inf
-
-
-def _run(model: Callable[[Tensor], Tensor], pictures: Tensor, progress: Progress, label: str) -> Tensor:
-    batches = pictures.split(BATCH)
-    parts = []
-    with progress.task(label, len(batches)) as advance:
-        for batch in batches:
-            parts.append(model(batch))
-            advance()
-    return torch.cat(parts)

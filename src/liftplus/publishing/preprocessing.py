@@ -31,6 +31,7 @@ from liftplus.evaluation.inference import crops
 from liftplus.machine.disk import folder_of, write_json
 from liftplus.machine.progress import Progress
 from liftplus.publishing import export as exporting
+from liftplus.publishing.comparing import largest, within
 from liftplus.publishing.export import Deployed, Parity
 from liftplus.publishing.picture_graph import INPUT, front, join
 from liftplus.training.checkpoint import Trained
@@ -233,8 +234,8 @@ def _answers(sample: Sample, file: Path, progress: Progress) -> tuple[Tensor, Te
 
 def _refuse_difference(found: Tensor, expected: Tensor) -> None:
     """Refuse a graph whose parts do not act together as they do alone."""
-    difference = float((found - expected).abs().max())
-    if not difference <= exporting.TOLERANCE * max(1.0, float(expected.std(unbiased=False))):
+    difference = largest(found, expected)
+    if not within(difference, float(expected.std(unbiased=False))):
         raise UserError(
             f"Logits of the exported file differ from PyTorch's on the same crops by up to {difference:.1e}, so it was "
             "not kept. Export without --with-preprocessing, and report it."

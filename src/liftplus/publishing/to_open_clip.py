@@ -29,7 +29,8 @@ from liftplus.machine.disk import write_bytes, write_json
 from liftplus.model.classifier import Classifier
 from liftplus.model.heads import JointModule
 from liftplus.names import full_backbone
-from liftplus.publishing.moving import OTHERWISE, Moving, Written, epsilon_notes, kinds_of_activations
+from liftplus.publishing.comparing import OTHERWISE, loading
+from liftplus.publishing.moving import Moving, Written, epsilon_notes, kinds_of_activations
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HEAD, ABOUT = "classifier.safetensors", "classifier.json"
@@ -197,13 +198,8 @@ def _config(moving: Moving, about: dict[str, Any], *, quick: bool, plain: bool) 
 
 
 def _loaded(folder: Path) -> Any:
-    try:
+    with loading("open_clip"):
         return open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
-    except Exception as error:  # strict loading, and open_clip's own translation of foreign tables
-        raise UserError(
-            f"open_clip cannot load what was written ({' '.join(str(error).split())[:200]}), so nothing was kept. "
-            f"{OTHERWISE}."
-        ) from error
 
 
 def _before(visual: nn.Module, model: Classifier) -> str:

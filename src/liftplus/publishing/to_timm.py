@@ -21,14 +21,8 @@ from liftplus.backbones.mini_towers import ImageTower
 from liftplus.backbones.transformers_config import kind_of
 from liftplus.errors import UserError
 from liftplus.machine.disk import write_bytes, write_json
-from liftplus.publishing.moving import (
-    OTHERWISE,
-    LinearHead,
-    Moving,
-    Written,
-    epsilon_notes,
-    kinds_of_activations,
-)
+from liftplus.publishing.comparing import OTHERWISE, loading
+from liftplus.publishing.moving import LinearHead, Moving, Written, epsilon_notes, kinds_of_activations
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # timm's names of activations by those of transformers.
@@ -52,13 +46,8 @@ def write(moving: Moving, folder: Path) -> Written:
 
 
 def loaded(folder: Path) -> Any:
-    try:
+    with loading("timm"):
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except Exception as error:  # strict loading, and timm's own translation of foreign tables
-        raise UserError(
-            f"timm cannot load what was written ({' '.join(str(error).split())[:200]}), so nothing was kept. "
-            f"{OTHERWISE}."
-        ) from error
 
 
 def architecture_of(backbone: Backbone) -> tuple[str, dict[str, Any]]:

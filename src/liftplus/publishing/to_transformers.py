@@ -24,7 +24,8 @@ from liftplus.backbones.transformers_config import PROCESSOR, activations, kind_
 from liftplus.errors import UserError
 from liftplus.machine.disk import write_json
 from liftplus.publishing import to_timm
-from liftplus.publishing.moving import OTHERWISE, LinearHead, Moving, Written
+from liftplus.publishing.comparing import OTHERWISE, loading
+from liftplus.publishing.moving import LinearHead, Moving, Written
 
 # Family, configuration and model by what the image tower is.
 _CLASSES = {
@@ -68,14 +69,8 @@ def _by_timm(moving: Moving, folder: Path) -> Written:
 
 
 def _loaded(folder: Path) -> Callable[[Tensor], Tensor]:
-    try:
-        with _quietly():
-            model: Any = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-    except Exception as error:  # of many kinds, by version
-        raise UserError(
-            f"transformers cannot load what was written ({' '.join(str(error).split())[:200]}), so nothing was kept. "
-            f"{OTHERWISE}."
-        ) from error
+    with loading("transformers"), _quietly():
+        model: Any = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
     return lambda pictures: model(pixel_values=pictures).logits
 
 

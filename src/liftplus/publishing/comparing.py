@@ -1,0 +1,52 @@
+"""Compare what a file or another library answers with liftplus, before an export is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from liftplus.errors import UserError
+from liftplus.machine.progress import Progress
+
+TOLERANCE = 1e-4
+"""Allowed difference of a logit from PyTorch's in fp32. It is multiplied by the logits' deviation if that exceeds 1."""
+BATCH = 4
+OTHERWISE = "Export to .onnx or .pt2, which hold any model"
+
+
+def within(difference: float, deviation: float) -> bool:
+    """Whether a difference of logits is within `TOLERANCE`, given their standard deviation; no number is not."""
+    return difference <= TOLERANCE * max(1.0, deviation)
+
+
+def largest(found: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference; infinite if it is not finite."""
+    difference = float((found - expected).abs().max())
+    return difference if math.isfinite(difference) else math.inf
+
+
+def answers(model: Callable[[Tensor], Tensor], pictures: Tensor, progress: Progress, label: str) -> Tensor:
+    """What a model gives for all pictures [n, ...], `BATCH` of them at a time."""
+    batches = pictures.split(BATCH)
+    parts = []
+    with progress.task(label, len(batches)) as advance:
+        for batch in batches:
+            parts.append(model(batch))
+            advance()
+    return torch.cat(parts)
+
+
+@contextmanager
+def loading(library: str) -> Iterator[None]:
+    """Tell why a library's own loader refuses what was written for it."""
+    try:
+        yield
+    except Exception as error:  # of many kinds, by library and version
+        raise UserError(
+            f"{library} cannot load what was written ({' '.join(str(error).split())[:200]}), so nothing was kept. "
+            f"{OTHERWISE}."
+        ) from error
