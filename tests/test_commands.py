@@ -486,3 +486,29 @@ def test_a_manifest_may_name_pictures_anywhere(tmp_path: Path, command: Command)
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert sum(sum(counts) for counts in found["counts"].values()) == 6 and found["unreadable"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("data", "inspect"), "reads data.*, cache. Leave"),
+        (("data", "check", "--out", "found"), "reads data.*, backbone.*, evaluation.batch_size,"),
+        (("prepare", "--out", "copy"), "reads data.*, cache. Leave"),
+    ],
+)
+def test_settings_that_would_change_nothing_are_refused(
+    words: tuple[str, ...], said: str, photos: Path, command: Command, tmp_path: Path
+) -> None:
+    for word, key in (
+        ("epochs=3", "train.epochs"),
+        ("tuner=lora", "tuner"),
+        ("evaluation.top_k=2", "evaluation.top_k"),
+    ):
+        ended = command(*words, "--data", photos, word)
+        assert (
+            ended.code == 2
+            and f"{key} does not act on `liftplus {' '.join(words[:2])}`".replace(" --out`", "`") in ended.err
+        )
+        assert said in ended.err and f"Leave {word} out" in ended.err
+    assert "Did you mean 'val_share'" in command(*words, "--data", photos, "val_shar=0.2").err
+    assert not (tmp_path / "copy").exists() and not (tmp_path / "found").exists()

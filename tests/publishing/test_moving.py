@@ -217,16 +217,19 @@ def test_the_command(photos: Path, command: Command, tmp_path: Path) -> None:
         (("--to", "timm", "--format", "pt2"), "Give one of the two"),
         (("--to", "timm", "--five-crops"), "timm takes one crop"),
         (("--to", "timm", "--set", "tte=true"), "Leave tte=true out"),
+        (("--to", "timm", "--out", "m.onnx"), "--to timm writes a folder, and --out is 'm.onnx'"),
     ):
         ended = command("export", "run", "--out", "m", *words)
-        assert ended.code == 2 and said in ended.err and not (tmp_path / "m").exists()
+        assert ended.code == 2 and said in ended.err and not [*tmp_path.glob("m*")]
     ended = command("export", "run", "--out", "m", "--to", "timm", "--check", photos / "test")
     assert ended.code == 0, ended.err
     told = " ".join(ended.out.split())
     assert 'm is for timm: timm.create_model("local-dir:m", pretrained=True)' in told
     assert "6 pictures" in told and "100.0% have the same top class" in told and "probabilities differ by" in told
-    ended = command("export", "run", "--out", "m2", "--to", "timm", "--check", photos / "test", "--json")
+    quoted = 'm "2"'
+    ended = command("export", "run", "--out", quoted, "--to", "timm", "--check", photos / "test", "--json")
     about = json.loads(ended.out)
-    assert about["images"] == 6 and about["agree"] == 1 and not about["exact"] and about["folder"] == "m2"
+    assert about["images"] == 6 and about["agree"] == 1 and not about["exact"] and about["folder"] == quoted
+    assert eval(about["load"], {"timm": timm}).num_classes == 3
     assert any("probabilities differ by" in note for note in about["notes"])
     assert loaded(tmp_path / "m").pretrained_cfg["label_names"] == ["blue sky", "green hill", "red square"]

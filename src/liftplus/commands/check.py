@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import AsJson, BackboneName, Data, Overrides
+from liftplus.commands.options import AsJson, BackboneName, Data, DataOverrides
 from liftplus.errors import UserError
+
+_ACTING = ("backbone.", "evaluation.batch_size", "train.workers", "device", "precision", "compile", "cache")
 
 CheckOut = typer.Option("--out", "-o", help="Folder of the page and the CSV; an earlier check there is replaced.")
 
@@ -25,7 +27,7 @@ def check(
         typer.Option("--clean", help="Also write a new .csv file that lists the pictures without the suspects."),
     ] = None,
     as_json: AsJson = False,
-    overrides: Overrides = None,
+    overrides: DataOverrides = None,
 ) -> None:
     """Find doubles, leaks between splits, wrong labels, classes that are one, and outliers; no picture is touched.
 
@@ -38,6 +40,7 @@ def check(
 
     if parallel.job().size > 1:
         raise UserError("Data are checked by one process. Start it without torchrun.")
+    options.refuse_idle("data check", overrides, *_ACTING)
     session = options.session(config.resolve(data=data, backbone=backbone, overrides=overrides or ()))
     page.refuse_foreign(out)
     if clean is not None:

@@ -127,6 +127,8 @@ def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: lis
     from liftplus.training import checkpoint
 
     library = moving.required(to)
+    if out.suffix in exporting.SUFFIXES.values():
+        raise UserError(f"--to {to} writes a folder, and --out is {str(out)!r}. Give a folder, or leave --to out.")
     disk.refuse_existing(out)
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
@@ -135,7 +137,7 @@ def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: lis
     store, split, source = _pictures(session, check)
     images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
     written, difference = moving.move(trained, out, library, images, session.progress, settings.evaluation)
-    load = written.how.format(folder=out)
+    load = written.how.format(folder=json.dumps(str(out), ensure_ascii=False)[1:-1])  # Python text, also with quotes
     if as_json:
         about = {
             "folder": str(out),

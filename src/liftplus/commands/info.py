@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from liftplus.commands import completion
-from liftplus.commands.options import AsJson, Data, Method, Overrides
+from liftplus.commands.options import AsJson, Data, DataOverrides, Method, Overrides, refuse_idle
 from liftplus.errors import UserError
 
 
@@ -86,7 +86,7 @@ def inspect(
             show_default="whole",
         ),
     ] = None,
-    overrides: Overrides = None,
+    overrides: DataOverrides = None,
 ) -> None:
     """Show counts, imbalance ratio, groups, duplicate or empty classes, and unreadable files.
 
@@ -94,6 +94,7 @@ def inspect(
     """
     from liftplus import describe_data
 
+    refuse_idle("data inspect", overrides, "cache")
     describe_data.data(data, files, overrides or [], as_json, _whole(files, read))
 
 

@@ -47,6 +47,10 @@ Changes = Annotated[
         help="A setting that may change after training, e.g. device=cpu data.root=PATH.", metavar="KEY=VALUE"
     ),
 ]
+DataOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings of the data as key=value, e.g. val_share=0.1 decode=exact.", metavar="KEY=VALUE"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Run = Annotated[
     Path, typer.Argument(autocompletion=completion.runs, help="Folder of a finished run, or a model file in it.")
@@ -77,6 +81,29 @@ def crops(five: bool | None, overrides: list[str] | None) -> list[str]:
             option = "--five-crops" if five else "--one-crop"
             raise UserError(f"{option} and {item} contradict each other. Give one of the two.")
     return [f"evaluation.tte={meant}"]
+
+
+def refuse_idle(command: str, overrides: list[str] | None, *acting: str) -> None:
+    """Refuse key=value words that would change nothing.
+
+    Args:
+        command: its name, for the message.
+        acting: keys, and sections that end in a dot, that the command reads beside `data.`.
+    """
+    from liftplus.data.config import DataConfig
+
+    words = {word.partition("=")[0].strip(): word for word in overrides or () if "=" in word}
+    others = {key: word for key, word in words.items() if key.removeprefix("data.") not in DataConfig.model_fields}
+    if not others:
+        return
+    from liftplus.config import RunConfig, locate  # here, as PyTorch is imported with it
+
+    sections = tuple(key for key in acting if key.endswith("."))
+    for key, word in others.items():
+        full, _ = locate(RunConfig(), key)
+        if not full.startswith(("data.", *sections)) and full not in acting:
+            known = ", ".join(f"{key}*" if key.endswith(".") else key for key in ("data.", *acting))
+            raise UserError(f"{full} does not act on `liftplus {command}`, which reads {known}. Leave {word} out.")
 
 
 def session(config: RunConfig, asked: StopRequest | None = None) -> Session:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from liftplus.commands.options import AsJson, Data, Overrides
+from liftplus.commands.options import AsJson, Data, DataOverrides, refuse_idle
 from liftplus.errors import UserError
 from liftplus.words import agreeing, counted
 
@@ -21,7 +21,7 @@ def prepare(
     ] = 256,
     quality: Annotated[int, typer.Option(min=50, max=100, help="JPEG quality. Lossless pictures stay lossless.")] = 95,
     as_json: AsJson = False,
-    overrides: Overrides = None,
+    overrides: DataOverrides = None,
 ) -> None:
     """Write a resized copy of a data set as WebDataset shards, which loads faster. Train on it with --data FOLDER.
 
@@ -36,6 +36,7 @@ def prepare(
         raise UserError("prepare runs in one process. Start it without torchrun.")
     if out.exists():
         raise UserError(f"{str(out)!r} already exists. Choose another folder with --out, or remove it first.")
+    refuse_idle("prepare", overrides, "cache")
     settings = config.resolve(data=data, overrides=overrides or ())
     dataset = sources.load(settings.data, kept=KeptFacts.of(settings.cache))
     total = sum(map(len, dataset.splits.values()))
