@@ -121,7 +121,16 @@ def fit(
         weights = fitted.chosen
         notes += fitted.notes
     folder = place or Path()
-    trained = Trained(classifier, chosen, dataset.class_names, dataset.class_ids, dataset.counts(), folder, weights)
+    trained = Trained(
+        classifier,
+        chosen,
+        dataset.class_names,
+        dataset.class_ids,
+        dataset.counts(),
+        folder,
+        weights,
+        levels=dataset.levels,
+    )
     return Model(trained, session, dataset, tuple(notes))
 
 

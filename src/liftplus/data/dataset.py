@@ -29,6 +29,10 @@ class Store(Protocol):
         ...
 
 
+Levels = Mapping[str, Mapping[str, str]]
+"""Levels above the classes, the highest first: name of the level -> class id -> name of its group there."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Pictures of one split: `keys[i]` is understood by the store, `labels[i]` is a class index."""
@@ -60,6 +64,7 @@ class DataSet:
         named: False where the names are only numbers, so that text features of them mean nothing.
         config: the configuration it was read with; None where it was made in memory.
         frequency: "frequent", "common" or "rare" by class id, where the source says it of every class (LVIS).
+        levels: where the source groups its classes; each level has a group of every class.
     """
 
     name: str
@@ -72,6 +77,7 @@ class DataSet:
     made: tuple[str, ...] = ()
     config: DataConfig | None = None
     frequency: Mapping[str, str] = field(default_factory=dict)
+    levels: Levels = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -100,6 +106,7 @@ class Table:
         names: words for class ids; an id that is not in it is its own name.
         notes: what the reader decided or left out, one sentence each.
         frequency: as in `DataSet`.
+        levels: groups of classes; a level may lack some classes.
     """
 
     rows: Mapping[str, Sequence[tuple[str, str]]]
@@ -107,6 +114,7 @@ class Table:
     names: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     frequency: Mapping[str, str] = field(default_factory=dict)
+    levels: Levels = field(default_factory=dict)
 
     def ids(self, *splits: str) -> set[str]:
         """The class ids that occur in the given splits, or in all of them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from liftplus.data import documents
-from liftplus.data.dataset import Table, listing, sorted_ids
+from liftplus.data.dataset import Levels, Table, listing, sorted_ids
 from liftplus.data.lists import normal
 from liftplus.errors import UserError
 from liftplus.words import agreeing, counted
@@ -58,7 +58,8 @@ def read(
     notes += (*_without_class(documents, paths), *_without_pictures(documents, used))
     if level is None:
         names = {label: _name(categories[label], label) for label in used}
-        return Table(rows, sorted_ids(used), names, notes, _frequency(categories, used))
+        levels = _levels(categories, LEVELS[:-1], used)
+        return Table(rows, sorted_ids(used), names, notes, _frequency(categories, used), levels)
     table = _at_level(rows, categories, level, paths["train"])
     return replace(table, notes=(*notes, *table.notes))
 
@@ -101,6 +102,18 @@ def _frequency(categories: Mapping[str, dict[str, Any]], used: set[str]) -> dict
     return groups if all(groups.values()) else {}
 
 
+def _levels(categories: Mapping[str, dict[str, Any]], above: tuple[str, ...], used: set[str]) -> Levels:
+    """The levels that the categories say something of, without those that no category has."""
+    said = [level for level in above if any(categories[label].get(level) for label in used)]
+    found: dict[str, Mapping[str, str]] = {}
+    for level in said or ["supercategory"]:
+        group = {label: str(entry.get(level) or "").strip() for label, entry in categories.items()}
+        if level in LEVELS:
+            group, _ = _distinguished(group, categories, level, used)
+        found[level] = {label: group[label] for label in used if group[label]}
+    return {level: groups for level, groups in found.items() if groups}
+
+
 def _at_level(
     rows: Mapping[str, list[tuple[str, str]]], categories: Mapping[str, dict[str, Any]], level: str, path: Path
 ) -> Table:
@@ -116,7 +129,12 @@ def _at_level(
     class_of, notes = _distinguished(group, categories, level, used)
     grouped = {split: [(name, class_of[label]) for name, label in pairs] for split, pairs in rows.items()}
     classes = sorted_ids({class_of[label] for label in used})
-    return Table(grouped, classes, {name: name for name in classes}, notes)
+    levels = {
+        above: {class_of[label]: name for label, name in groups.items()}
+        for above, groups in _levels(categories, LEVELS[: LEVELS.index(level)], used).items()
+        if above in LEVELS
+    }
+    return Table(grouped, classes, {name: name for name in classes}, notes, levels=levels)
 
 
 def _distinguished(

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from liftplus.data import documents, json_maps, labels, split_names
+from liftplus.data import documents, hierarchy, json_maps, labels, split_names
+from liftplus.data.cells import Cells, as_text, read_csv
 from liftplus.data.class_names import words
 from liftplus.data.dataset import SPLIT_OF, Table, listing
 from liftplus.data.images import IMAGE_SUFFIXES
 from liftplus.data.lists import normal
 from liftplus.errors import UserError
-from liftplus.words import counted
 
 COLUMNS = {
     "path": "path file filename file_name filepath file_path image image_path img image_id image_name img_path id_code",
     "label": "label class target category class_id label_id category_id y labels diagnosis",
     "split": "split set subset partition",
     "name": "class_name label_name category_name name",
+    "parent": "parent parent_class superclass supercategory",
 }
 """Headings that a column of each meaning may have; the first one present is used."""
 
@@ -35,22 +32,9 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 _SPLITS = frozenset({"fold", "phase", "usage"})  # further headings of columns that may say a split
 
 
-@dataclass(frozen=True)
-class Cells:
-    """A table as it stands in its file.
-
-    Attributes:
-        header: the headings of the columns.
-        rows: line number and cells of each row, as text; missing values are empty.
-    """
-
-    header: list[str]
-    rows: list[tuple[int, list[str]]]
-
-
 def read(path: Path, default_split: str = "train") -> Table:
     """The table in a text file; without a split column every row belongs to `default_split`."""
-    return table(_csv(path) if path.suffix.lower() in (".csv", ".tsv") else _records(path), path, default_split)
+    return table(read_csv(path) if path.suffix.lower() in (".csv", ".tsv") else _records(path), path, default_split)
 
 
 def has_records(path: Path) -> bool:
@@ -91,7 +75,7 @@ def _metadata_in(folder: Path) -> Path | None:
     for ending in (".csv", ".jsonl"):
         path = folder / f"metadata{ending}"
         if os.path.isfile(path):
-            header = (_csv(path) if ending == ".csv" else _records(path)).header
+            header = (read_csv(path) if ending == ".csv" else _records(path)).header
             known = {plain(cell) for cell in header}
             if plain("file_name") in known and known & {*headings("label", "name")}:
                 return path
@@ -116,6 +100,7 @@ def table(cells: Cells, path: Path, default_split: str = "train", names: Mapping
     columns = find_columns(cells.header, path)
     splits: dict[str, list[tuple[str, str]]] = {}
     found: dict[str, str] = {}
+    parents: list[tuple[str, str]] = []
     for number, row in cells.rows:
         key, label = (
             _cell(row, columns["path"], path, number, "path"),
@@ -129,11 +114,15 @@ def table(cells: Cells, path: Path, default_split: str = "train", names: Mapping
             name = _cell(row, columns["name"], path, number, "class name")
             if found.setdefault(label, name) != name:
                 raise _two_names(cells.header[columns["name"]], label, (found[label], name), path, number)
+        if "parent" in columns:
+            parents.append((label, row[columns["parent"]].strip()))
     notes += _choices(cells.header, columns, path)
     if "split" not in columns:
         splits, said = _by_folder(splits, default_split, path)
         notes += said
-    made = _classes(splits, found, path)
+    levels, said = hierarchy.of_column(parents, cells.header[columns["parent"]] if parents else "", path.name)
+    notes += said
+    made = _classes(Table(splits, names=found, levels=levels), path)
     if names is not None:
         made = replace(made, class_ids=tuple(names), names={label: words(name) for label, name in names.items()})
     return replace(made, notes=notes + made.notes)
@@ -164,8 +153,9 @@ def _by_folder(
     )
 
 
-def _classes(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], path: Path) -> Table:
-    ids = {label for rows in splits.values() for _, label in rows}
+def _classes(table: Table, path: Path) -> Table:
+    """The table with whole numbers as class ids where every label is one, and names of all classes."""
+    ids, names = table.ids(), table.names
     numbers = [label for label in ids if re.fullmatch(r"[+-]?\d{1,18}(\.0+)?", label, re.ASCII)]
     if missing := labels.doubtful_text(ids):
         raise UserError(f"The label {missing!r} among numbers in {path} means a missing label; every row needs one.")
@@ -174,7 +164,7 @@ def _classes(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], pa
         f"One class of {path.name} is called {label!r}, which often stands for a missing label." for label in doubtful
     )
     if len(numbers) < len(ids):
-        return Table(splits, None, names or {label: words(label) for label in ids}, notes)
+        return replace(table, names=names or {label: words(label) for label in ids}, notes=notes)
     # Tables that passed through floating point write 3.0 for 3.
     whole = {label: str(int(label.partition(".")[0])) for label in ids}
     negative = sorted(label for label in ids if int(label.partition(".")[0]) < 0)
@@ -184,11 +174,12 @@ def _classes(splits: dict[str, list[tuple[str, str]]], names: dict[str, str], pa
     if len(spelled) > len(set(whole.values())):
         some = sorted(label for label in spelled if label != str(int(label)))
         notes += (f"Labels of equal value are one class: {some[0]!r} and {str(int(some[0]))!r}.",)
-    rows = {split: [(key, whole[label]) for key, label in pairs] for split, pairs in splits.items()}
-    return Table(rows, None, _merged(names, whole, path), notes)
+    rows = {split: [(key, whole[label]) for key, label in pairs] for split, pairs in table.rows.items()}
+    levels = hierarchy.spelled(table.levels, whole, str(path))
+    return replace(table, rows=rows, names=_merged(names, whole, path), notes=notes, levels=levels)
 
 
-def _merged(names: dict[str, str], whole: dict[str, str], path: Path) -> dict[str, str]:
+def _merged(names: Mapping[str, str], whole: dict[str, str], path: Path) -> dict[str, str]:
     merged: dict[str, str] = {}
     for label, name in names.items():
         if merged.setdefault(whole[label], name) != name:
@@ -297,27 +288,6 @@ def _split(value: str, path: Path, number: int) -> str:
     return split
 
 
-def _csv(path: Path) -> Cells:
-    text = documents.text(path, "table")
-    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    if not first.strip():
-        raise UserError(f"{path} is empty; write a header with path and label, then one row an image.")
-    delimiter = max(",;\t|", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = next(reader)
-        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is damaged, perhaps by a stray quote: {error}.") from error
-    for number, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}, line {number} has {counted(len(row), 'field')}, but the header {len(header)}; put values "
-                f"that hold a {delimiter!r} in double quotes."
-            )
-    return Cells(header, rows)
-
-
 def _records(path: Path) -> Cells:
     """Rows that are JSON objects: in one list, one a line, or in one object that maps."""
     text = documents.text(path, "table")
@@ -339,12 +309,3 @@ def _records(path: Path) -> Cells:
         raise UserError(f"{path}, entry {strange} is no object; write one with path and label an image.")
     header = list(dict.fromkeys(key for _, record in records for key in record))
     return Cells(header, [(number, [as_text(record.get(key)) for key in header]) for number, record in records])
-
-
-def as_text(value: Any) -> str:
-    """A cell as text; missing values are empty, and lists and objects stay recognisable as no label."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, list | tuple | dict):
-        return json.dumps(value, default=str)
-    return str(value)

@@ -14,11 +14,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from liftplus.data import archives, manifest
+from liftplus.data import archives, hierarchy, manifest
+from liftplus.data.cells import Cells, as_text
 from liftplus.data.dataset import SPLIT_OF, Table, listing
 from liftplus.data.identity import Origin, Stamp, stamp
 from liftplus.data.images import UnreadableImage
-from liftplus.data.manifest import COLUMNS, Cells, headings
+from liftplus.data.manifest import COLUMNS, headings
 from liftplus.data.stores import ByteStore
 from liftplus.errors import UserError
 
@@ -206,7 +207,7 @@ def combined(tables: Sequence[Table]) -> Table:
         for split, pairs in table.rows.items():
             rows.setdefault(split, []).extend(pairs)
     declared = {label: None for table in tables for label in table.class_ids or ()}
-    return Table(rows, tuple(declared) or None, names, notes)
+    return Table(rows, tuple(declared) or None, names, notes, levels=hierarchy.joined([one.levels for one in tables]))
 
 
 def _unlabelled(cells: Cells) -> bool:
@@ -302,8 +303,8 @@ def _class_labels(schema: Any) -> dict[str, dict[str, str]]:
 def _column(file: Any, schema: Any, name: str) -> list[str]:
     """A column as text; for a column of bytes and path, the path."""
     if "bytes" in {schema.field(name).type.field(k).name for k in range(schema.field(name).type.num_fields)}:
-        return [manifest.as_text((row or {}).get("path")) for row in _values(file, f"{name}.path", name)]
-    return [manifest.as_text(value) for value in _values(file, name, name)]
+        return [as_text((row or {}).get("path")) for row in _values(file, f"{name}.path", name)]
+    return [as_text(value) for value in _values(file, name, name)]
 
 
 def _values(file: Any, column: str, name: str) -> list[Any]:

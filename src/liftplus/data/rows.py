@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from liftplus.data import labels
+from liftplus.data import hierarchy, labels
 from liftplus.data.dataset import Store, Table, listing
 from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
@@ -29,18 +29,21 @@ def settled(table: Table, store: Store, name: str) -> Table:
     """
     spelling, notes = labels.spellings(table.ids() | set(table.class_ids or ()))
     if spelling:
-        table = _spelled(table, spelling)
+        table = _spelled(table, spelling, name)
     rows, merged = _once(table.rows, _identity(table.rows, store), name)
     return replace(table, rows=rows, notes=(*table.notes, *notes, *merged))
 
 
-def _spelled(table: Table, spelling: Mapping[str, str]) -> Table:
+def _spelled(table: Table, spelling: Mapping[str, str], name: str) -> Table:
     def one(label: str) -> str:
         return spelling.get(label, label)
 
     declared = None if table.class_ids is None else tuple(dict.fromkeys(map(one, table.class_ids)))
     rows = {split: [(key, one(label)) for key, label in pairs] for split, pairs in table.rows.items()}
-    return replace(table, rows=rows, class_ids=declared, names={one(k): one(v) for k, v in table.names.items()})
+    names = {one(k): one(v) for k, v in table.names.items()}
+    return replace(
+        table, rows=rows, class_ids=declared, names=names, levels=hierarchy.spelled(table.levels, spelling, name)
+    )
 
 
 def _identity(rows: Rows, store: Store) -> Callable[[str], str]:

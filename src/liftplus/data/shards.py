@@ -18,7 +18,7 @@ import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -110,7 +110,8 @@ def read(folder: Path) -> tuple[Table, ShardStore]:
         raise damaged from error
     if sum(map(len, rows.values())) != about.get("pictures") or not rows.keys() <= {"train", "val", "test"}:
         raise damaged
-    table = Table(rows, tuple(ids), dict(zip(ids, names, strict=True)), frequency=about.get("frequency", {}))
+    table = Table(rows, tuple(ids), dict(zip(ids, names, strict=True)))
+    table = replace(table, frequency=about.get("frequency", {}), levels=about.get("levels", {}))
     return table, ShardStore(folder, index)
 
 
@@ -230,6 +231,7 @@ def _about(dataset: DataSet, how: CopyOptions) -> dict[str, Any]:
         "class_ids": list(dataset.class_ids),
         "class_names": list(dataset.class_names),
         **({"frequency": dict(dataset.frequency)} if dataset.frequency else {}),
+        **({"levels": {level: dict(groups) for level, groups in dataset.levels.items()}} if dataset.levels else {}),
     }
 
 

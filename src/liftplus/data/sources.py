@@ -16,6 +16,7 @@ from liftplus.data import (
     class_names,
     documents,
     endings,
+    hierarchy,
     inaturalist,
     lists,
     naming,
@@ -130,14 +131,14 @@ def assemble(name: str, table: Table, store: Store, config: DataConfig, for_test
         for split in sorted(parts, key=_ORDER.index)
     }
     named = config.class_names is not None or not all(map(class_names.is_code, names.values()))
-    notes = (*table.notes, *chosen.notes, *naming.id_notes(tuple(names), named), *split_notes)
+    levels, said = hierarchy.settled(table.levels, names)
+    notes = (*table.notes, *chosen.notes, *said, *naming.id_notes(tuple(names), named), *split_notes)
     given = {split for split, part in table.rows.items() if part}
     if "val" in given:
         given.add("test")  # val serves as test where there is none
     drawn = () if for_testing else tuple(split for split in made if split not in given)
-    dataset = DataSet(
-        name, tuple(names.values()), tuple(names), made, store, notes, named, drawn, frequency=table.frequency
-    )
+    dataset = DataSet(name, tuple(names.values()), tuple(names), made, store, notes, named, drawn)
+    dataset = dataclasses.replace(dataset, frequency=table.frequency, levels=levels)
     return dataset if for_testing else dataclasses.replace(dataset, notes=notes + naming.untrained(dataset))
 
 

@@ -180,5 +180,9 @@ def aligned(dataset: DataSet, split: str, trained: Trained) -> DataSet:
         )
     labels = [k for label in part.labels if (k := moved[label]) is not None]
     return replace(
-        dataset, class_names=trained.class_names, class_ids=trained.class_ids, splits={split: Split(part.keys, labels)}
+        dataset,
+        class_names=trained.class_names,
+        class_ids=trained.class_ids,
+        splits={split: Split(part.keys, labels)},
+        levels=trained.levels,
     )

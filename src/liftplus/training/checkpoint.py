@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
 from liftplus.backbones.text import ClassTexts
 from liftplus.config import RunConfig, from_dict, saved
-from liftplus.data.dataset import DataSet
+from liftplus.data import hierarchy
+from liftplus.data.dataset import DataSet, Levels
 from liftplus.errors import DivergedError, UserError
 from liftplus.machine.determinism import own_stream
 from liftplus.machine.disk import write_bytes
@@ -72,6 +73,8 @@ class Trained:
     chosen: Chosen | None = None  # None for a file that was written before this was saved
     former_names: tuple[str, ...] = ()
     """Names [C] that the classes had in training, if some have changed since."""
+    levels: Levels = field(default_factory=dict)
+    """Groups of the classes at levels above them, as the data had them."""
 
 
 def save_model(
@@ -99,6 +102,7 @@ def save_model(
         "class_prompts": model.backbone.text.texts if model.reads_text and model.backbone.text else None,
         "class_ids": dataset.class_ids,
         "train_counts": dataset.counts(),
+        "levels": dataset.levels,
         "weights": asdict(chosen or Chosen(epochs, epochs)),
     }
     write_tensors(path / FILE if path.is_dir() else path, weights or model.learned_state(), about)
@@ -240,4 +244,6 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     model.requires_grad_(False)
     names, ids, counts = (tuple(about[key]) for key in ("class_names", "class_ids", "train_counts"))
     chosen = Chosen(**about["weights"]) if "weights" in about else None
-    return Trained(model, config, names, ids, counts, path.parent, chosen, tuple(about.get("former_names", ())))
+    levels, _ = hierarchy.settled(about.get("levels", {}), dict(zip(ids, names, strict=True)))
+    former = tuple(about.get("former_names", ()))
+    return Trained(model, config, names, ids, counts, path.parent, chosen, former, levels)

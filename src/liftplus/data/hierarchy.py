@@ -1,0 +1,95 @@
+"""Groups of classes at levels above them: a column of parents, or the taxonomy of an annotation file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from liftplus.data.dataset import Levels, listing
+from liftplus.errors import UserError
+from liftplus.words import agreeing, counted
+
+COLUMN_LEVEL = "parent"
+"""How the level is called that a table's column of parents gives."""
+
+
+def of_column(pairs: Iterable[tuple[str, str]], heading: str, name: str) -> tuple[Levels, tuple[str, ...]]:
+    """The level that a column gives, or a note why it gives none.
+
+    Args:
+        pairs: class id and parent of each row; an empty parent says nothing.
+        heading: of the column.
+        name: of the table, for the note.
+    """
+    found: dict[str, str] = {}
+    for label, parent in pairs:
+        if parent and found.setdefault(label, parent) != parent:
+            return {}, (
+                f"The column {heading!r} of {name} was not taken for parents of the classes, as class {label!r} has "
+                f"several there: {found[label]!r} and {parent!r}.",
+            )
+    return ({COLUMN_LEVEL: found} if found else {}), ()
+
+
+def joined(parts: Sequence[Levels]) -> Levels:
+    """The levels of several tables of one data set.
+
+    Raises:
+        UserError: two tables place a class in different groups.
+    """
+    whole: dict[str, dict[str, str]] = {}
+    for part in parts:
+        for level, groups in part.items():
+            own = whole.setdefault(level, {})
+            for label, group in groups.items():
+                if own.setdefault(label, group) != group:
+                    raise UserError(
+                        f"One table gives class {label!r} the {level} {own[label]!r}, another {group!r}; keep one."
+                    )
+    return whole
+
+
+def spelled(levels: Levels, spelling: Mapping[str, str], source: str) -> Levels:
+    """The same levels for class ids that are spelled otherwise from now on.
+
+    Raises:
+        UserError: two classes that become one are in different groups.
+    """
+    whole: dict[str, dict[str, str]] = {}
+    for level, groups in levels.items():
+        own = whole.setdefault(level, {})
+        for label, group in groups.items():
+            if own.setdefault(spelling.get(label, label), group) != group:
+                raise UserError(
+                    f"{source} writes class {spelling.get(label, label)!r} in several ways and gives it the {level} "
+                    f"{own[spelling.get(label, label)]!r} and {group!r}; keep one."
+                )
+    return whole
+
+
+def settled(levels: Levels, names: Mapping[str, str]) -> tuple[Levels, tuple[str, ...]]:
+    """The levels that say something of these classes, highest first, and notes.
+
+    A class without a group at a level stands there for itself. A level at which every class does, or all are one
+    group, is left out.
+
+    Args:
+        names: the name of each class id, in label order.
+    """
+    kept: dict[str, dict[str, str]] = {}
+    notes: list[str] = []
+    for level, given in levels.items():
+        groups = {label: given[label] for label in names if label in given}
+        alone = [names[label] for label in names if label not in groups]
+        if len({*groups.values()}) + len(alone) in (1, len(names)):
+            continue
+        taken = set(groups.values())
+        for label in names:
+            own = names[label]
+            groups.setdefault(label, f"{own} (class {label})" if own in taken else own)
+        kept[level] = {label: groups[label] for label in names}
+        if alone:
+            notes.append(
+                f"{counted(len(alone), 'class', 'classes')} {agreeing(len(alone), 'has', 'have')} no {level} and "
+                f"{agreeing(len(alone), 'stands for itself', 'stand for themselves')} at that level: {listing(alone)}."
+            )
+    return kept, tuple(notes)

@@ -1,0 +1,67 @@
+"""Answers at levels above the classes: at each the group whose classes have the largest sum of probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from liftplus.data.dataset import Levels
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level above the classes.
+
+    Attributes:
+        name: of the level.
+        groups: names of its G groups, in the order in which the classes reach them.
+        of: the group of each class, int64 [C].
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    of: Tensor
+
+    def sums(self, chances: Tensor) -> Tensor:
+        """Probabilities of the groups [N, G] from those of the classes [N, C]."""
+        summed = chances.new_zeros(len(chances), len(self.groups))
+        return summed.index_add_(1, self.of.to(chances.device), chances)
+
+
+def above(levels: Levels, class_ids: Sequence[str]) -> tuple[Level, ...]:
+    """The levels of these classes, highest first; each must have a group of every class."""
+    found = []
+    for name, groups in levels.items():
+        order = tuple(dict.fromkeys(groups[label] for label in class_ids))
+        place = {group: k for k, group in enumerate(order)}
+        found.append(Level(name, order, torch.tensor([place[groups[label]] for label in class_ids])))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class LevelAccuracy:
+    """How often a level's answer is right.
+
+    Attributes:
+        groups: number of groups of the level.
+        overall: share of test pictures whose group is right, in percent.
+        mean_group: mean over the groups that have test pictures, in percent.
+    """
+
+    groups: int
+    overall: float
+    mean_group: float
+
+
+def accuracy(level: Level, answers: Tensor, labels: Sequence[int]) -> LevelAccuracy:
+    """The accuracy of a level's answers, group numbers int64 [N], for pictures with these classes [N]."""
+    truth, given, count = level.of[torch.tensor(labels)].numpy(), answers.numpy(), len(level.groups)
+    total = np.bincount(truth, minlength=count)
+    right = np.bincount(truth[truth == given], minlength=count)
+    tested = total > 0
+    share = right[tested] / total[tested]
+    return LevelAccuracy(count, 100 * float(right.sum() / total.sum()), 100 * float(share.mean()))

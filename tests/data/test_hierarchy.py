@@ -1,0 +1,122 @@
+"""Levels above the classes: from a column, from annotations, through every form of data and every change of classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from liftplus.data import hierarchy, inaturalist, shards
+from liftplus.data.config import DataConfig
+from liftplus.data.dataset import DataSet
+from liftplus.data.shards import CopyOptions
+from liftplus.data.sources import load
+from liftplus.errors import UserError
+
+Grow = Callable[[Path, dict[str, int]], Path]
+LABELS = ["owl", "owl", "owl", "robin", "robin", "robin", "cat", "cat", "cat", "dog", "dog", "dog"]
+PARENTS = {"owl": "bird", "robin": "bird", "cat": "mammal", "dog": "mammal"}
+
+
+def loaded(source: Path, **keys: object) -> DataSet:
+    return load(DataConfig(source=str(source), **keys))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def twelve(tmp_path: Path, grow: Grow) -> Path:
+    return grow(tmp_path, {".": 12})
+
+
+def csv(folder: Path, parents: list[str], header: str = "path,label,parent", labels: list[str] = LABELS) -> Path:
+    rows = [f"{k}.png,{label},{parents[k]}" for k, label in enumerate(labels)]
+    (folder / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder / "t.csv"
+
+
+def test_a_column_of_parents(twelve: Path, tmp_path: Path) -> None:
+    dataset = loaded(csv(twelve, [PARENTS[label] for label in LABELS]))
+    assert dataset.levels == {"parent": PARENTS} and dataset.class_names == ("cat", "dog", "owl", "robin")
+    assert loaded(csv(twelve, [PARENTS[label] for label in LABELS], "path,label,Super_Class")).levels == dataset.levels
+    pq.write_table(
+        pa.table({"path": [f"{k}.png" for k in range(12)], "label": LABELS, "parent": [PARENTS[x] for x in LABELS]}),
+        twelve / "t.parquet",
+    )
+    assert loaded(twelve / "t.parquet").levels == dataset.levels
+    shards.write(dataset, tmp_path / "copy", CopyOptions(32))
+    assert loaded(tmp_path / "copy").levels == dataset.levels
+
+
+def test_numbers_as_classes_keep_their_parents(twelve: Path) -> None:
+    number = {"owl": "0.0", "robin": "1.0", "cat": "2", "dog": "3"}
+    written = csv(twelve, [PARENTS[label] for label in LABELS], labels=[number[label] for label in LABELS])
+    assert loaded(written).levels == {"parent": {"0": "bird", "1": "bird", "2": "mammal", "3": "mammal"}}
+
+
+def test_a_class_without_a_parent_stands_for_itself(twelve: Path) -> None:
+    dataset = loaded(csv(twelve, ["" if label == "dog" else PARENTS[label] for label in LABELS]))
+    assert dataset.levels == {"parent": PARENTS | {"dog": "dog"}}
+    assert "1 class has no parent and stands for itself at that level: 'dog'." in dataset.notes
+    # One that is called as a group of others is still no member of it.
+    dataset = loaded(csv(twelve, [{"owl": "dog", "robin": "dog", "cat": "x"}.get(label, "") for label in LABELS]))
+    assert dataset.levels["parent"]["dog"] == "dog (class dog)" and dataset.levels["parent"]["owl"] == "dog"
+
+
+@pytest.mark.parametrize("parent", ["", "all", "{label}"])
+def test_a_column_that_says_nothing_is_no_level(twelve: Path, parent: str) -> None:
+    assert loaded(csv(twelve, [parent.format(label=label) for label in LABELS])).levels == {}
+
+
+def test_a_column_of_something_else_is_told_and_left_alone(twelve: Path) -> None:
+    dataset = loaded(csv(twelve, [f"scan {k}" for k in range(12)]))
+    assert dataset.levels == {} and any(
+        note.startswith("The column 'parent' of t.csv was not taken for parents") for note in dataset.notes
+    )
+
+
+def test_tables_and_spellings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(UserError, match="One table gives class 'owl' the parent 'bird', another 'fowl'; keep one"):
+        hierarchy.joined([{"parent": {"owl": "bird"}}, {"parent": {"owl": "fowl"}}])
+    levels = {"parent": {"Owl": "bird", "owl": "fowl"}}
+    with pytest.raises(UserError, match="writes class 'owl' in several ways"):
+        hierarchy.spelled(levels, {"Owl": "owl"}, "t.csv")
+    assert hierarchy.spelled({"parent": {"Owl": "bird"}}, {"Owl": "owl"}, "t.csv") == {"parent": {"owl": "bird"}}
+
+
+CATEGORIES = [
+    {"id": 1, "name": "Rosa canina", "genus": "Rosa", "family": "Rosaceae", "kingdom": "Plantae"},
+    {"id": 2, "name": "Rubus idaeus", "genus": "Rubus", "family": "Rosaceae", "kingdom": "Plantae"},
+    {"id": 3, "name": "Ficus carica", "genus": "Ficus", "family": "Moraceae", "kingdom": "Plantae"},
+    {"id": 4, "name": "Ficus ficus", "genus": "Ficus", "family": "Ficidae", "kingdom": "Animalia"},
+]
+
+
+def annotated(path: Path, categories: list[dict[str, object]]) -> Path:
+    images = [{"id": k, "file_name": f"{k}.jpg"} for k in range(len(categories))]
+    notes = [{"id": k, "image_id": k, "category_id": entry["id"]} for k, entry in enumerate(categories)]
+    path.write_text(json.dumps({"images": images, "annotations": notes, "categories": categories}))
+    return path
+
+
+def test_the_taxonomy_of_inaturalist(tmp_path: Path) -> None:
+    """A snail's genus is not a fig's though both are called Ficus."""
+    path = annotated(tmp_path / "train2018.json", CATEGORIES)
+    levels = inaturalist.read({"train": path}).levels
+    assert list(levels) == ["kingdom", "family", "genus"]
+    assert levels["kingdom"] == {"1": "Plantae", "2": "Plantae", "3": "Plantae", "4": "Animalia"}
+    assert levels["genus"] == {"1": "Rosa", "2": "Rubus", "3": "Ficus (Moraceae)", "4": "Ficus (Ficidae)"}
+    levels = inaturalist.read({"train": path}, "family").levels
+    assert levels == {"kingdom": {"Rosaceae": "Plantae", "Moraceae": "Plantae", "Ficidae": "Animalia"}}
+
+
+def test_supercategories_of_coco(tmp_path: Path) -> None:
+    entries: list[dict[str, object]] = [
+        {"id": 1, "name": "cat", "supercategory": "animal"},
+        {"id": 2, "name": "dog", "supercategory": "animal"},
+        {"id": 3, "name": "car", "supercategory": "vehicle"},
+    ]
+    levels = inaturalist.read({"train": annotated(tmp_path / "train.json", entries)}).levels
+    assert levels == {"supercategory": {"1": "animal", "2": "animal", "3": "vehicle"}}
