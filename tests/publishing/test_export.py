@@ -378,3 +378,19 @@ def test_hiera_has_no_onnx_but_a_pt2(tmp_path: Path) -> None:
             Silent(),
             EvaluationConfig(),
         )
+
+
+def test_what_an_exporter_prints_does_not_reach_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """onnxscript 0.6 prints how many rules it applied, which would make the output of --json no JSON."""
+    write = torch.export.export
+
+    def talking(*args: Any, **options: Any) -> Any:
+        print("Applied 2 of general pattern rewrite rules.")
+        return write(*args, **options)
+
+    monkeypatch.setattr(torch.export, "export", talking)
+    run = trained(backbone_of("timm_vit"), "lora")
+    export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), EvaluationConfig())
+    assert (tmp_path / "m.pt2").exists() and capsys.readouterr().out == ""

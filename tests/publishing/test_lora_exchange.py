@@ -156,6 +156,8 @@ PATTERNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", PATTERNS)
 @torch.no_grad()
 def test_pefts_own_reload_is_the_measure(kind: str, tmp_path: Path) -> None:
+    if "layers_pattern" in PATTERNS[kind] and tuple(map(int, peft.__version__.split(".")[:2])) < (0, 21):
+        pytest.skip("peft before 0.21 finds no layers at the top of a model")
     made_by_peft(tmp_path, r=4, lora_alpha=8, target_modules=["qkv", "fc2"], **PATTERNS[kind])
     theirs = reloaded(tmp_path / "theirs")
     run = trained("timm_vit", targets=("q", "k", "v", "fc2"), rank=4, stir=False)

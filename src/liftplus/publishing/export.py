@@ -6,13 +6,14 @@ normalisation, image tower, tuners (folded into the weights where that is exact)
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -271,10 +272,10 @@ def _operator(error: BaseException) -> str:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Hide the exporters' internal warnings from the user."""
+    """Hide the exporters' internal warnings from the user; onnxscript 0.6 also prints what it rewrote."""
     noisy = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     before = [logger.level for logger in noisy]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # what --json prints must stay JSON
         warnings.simplefilter("ignore")
         for logger in noisy:
             logger.setLevel(logging.ERROR)
