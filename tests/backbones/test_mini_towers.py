@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from liftplus.backbones import mini_clip
+from liftplus.backbones.clip import clip_tokenizer
 from liftplus.backbones.text import TextEncoder, text_features
 from liftplus.machine.determinism import own_stream
 from liftplus.machine.runtime import fuse_attention
@@ -130,6 +132,13 @@ def test_ids_are_those_of_open_clips_tokenizer() -> None:
         *("don't they'll &amp;lt;", "<start_of_text> x<END_OF_TEXT>y", "ﬁ ½ Ⅷ", "12,345.6e-7", "â€œmojibakeâ€\x9d"),
     ]
     assert torch.equal(mini_clip.MiniTokenizer()(texts), Cut()(texts))
+
+
+@pytest.mark.parametrize("read", [mini_clip.MiniTokenizer, lambda: clip_tokenizer(77)], ids=["mini", "clip"])
+def test_a_typographic_apostrophe_is_an_apostrophe(read: Any) -> None:
+    """transformers' tokenizer makes other tokens of it, as it leaves out CLIP's repair of text."""
+    tokenizer = read()
+    assert torch.equal(tokenizer(["Anna\u2019s hummingbird"]), tokenizer(["Anna's hummingbird"]))
 
 
 def test_a_start_with_the_bundled_model_imports_neither_libraries_nor_the_compiler() -> None:
