@@ -5,14 +5,14 @@
 # and takes classes with hardly any calibration picture out into a null cluster. There the paper uses one threshold from
 # the scores of all classes, so one would guess that ClusteredPredictor gives ordinary sets there, or warns. It gives the
 # null cluster the threshold infinity instead, and says nothing. Whether there are clusters at all depends on the rarest
-# class, and the number of classes: 60 classes with 200 calibration pictures each have sets of 13 classes; if one of them
+# class, and the number of classes: 60 classes with 200 calibration pictures each have sets of 14 classes; if one of them
 # has none, the other 59 too have sets of all 60. Four classes with 300 each have sets of all four. SplitPredictor has
-# sets of 13, 13 and 1.3 classes on the same logits.
+# sets of 13, 13 and 1.2 classes on the same logits.
 #
 # Output seen:
-#   60 classes of 200: clustered 14.6, split 13.5 classes in a set; no class has the threshold infinity
+#   60 classes of 200: clustered 14.1, split 13.5 classes in a set; no class has the threshold infinity
 #   59 classes of 200 and one of 0: clustered 60.0, split 13.5 classes in a set; every class has the threshold infinity
-#   4 classes of 300: clustered 4.0, split 1.3 classes in a set; every class has the threshold infinity
+#   4 classes of 300: clustered 4.0, split 1.2 classes in a set; every class has the threshold infinity
 #   no warning speaks of it: True
 # The script ends with 0 while this holds.
 set -eu
