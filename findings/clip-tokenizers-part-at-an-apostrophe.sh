@@ -12,7 +12,7 @@
 # Output seen:
 #   São Paulo, Straße, кошка, 三毛猫, हिन्दी: the same tokens
 #   Anna's hummingbird: the same tokens
-#   Anna’s hummingbird: open_clip 5 tokens, transformers 7
+#   Anna’s hummingbird: open_clip 3 tokens, transformers 5
 #   “king” crab: open_clip 4 tokens, transformers 6
 #   ΣΑΣ: other tokens
 # The script ends with 0 while this holds.
