@@ -19,7 +19,9 @@ from typing import Any
 import same_accuracy
 
 HERE = Path(__file__).resolve().parent
-PAGES = [HERE.parent / "docs" / name for name in ("performance.md", "data-path.md", "recipe.md", "export.md")]
+PAGES = [
+    HERE.parent / "docs" / name for name in ("performance.md", "data-path.md", "recipe.md", "export.md", "serve.md")
+]
 MARKED = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -293,7 +295,48 @@ def onnx_pictures_table(record: dict[str, Any]) -> str:
     return f"{caption(record)}{onnx}.\n\n{table(header, answers)}\n{table(spent, times)}"
 
 
+def serving_rates_table(record: dict[str, Any]) -> str:
+    """Of serving.py rates."""
+
+    def cell(values: dict[str, float], digits: int = 0) -> str:
+        middle, low, high = (f"{values[key]:,.{digits}f}" for key in ("median", "min", "max"))
+        return f"{middle} ({low}–{high})"
+
+    rows = [
+        [
+            row["name"],
+            f"{row['photographs']:,}",
+            *(cell(row["pictures_per_second"][who]) for who in ("predict", "serve")),
+            cell(row["serve_over_predict"], 2),
+            f"{row['milliseconds']['median']:,.0f} / {row['milliseconds']['99 %']:,.0f}",
+        ]
+        for row in record["rows"]
+    ]
+    header = ["run", "photographs", "predict: pictures/s", "serve: pictures/s", "ratio, turn by turn"]
+    header.append("wait, ms: median / 99 %")
+    return f"{caption(record)}{record['clients']} clients, one photograph a request.\n\n{table(header, rows)}"
+
+
+def serving_soak_table(record: dict[str, Any]) -> str:
+    """Of serving.py soak."""
+    soak = record["soak"]
+    memory, starts = soak["resident_mb"], soak["start_seconds"]
+    again = f"{min(starts['after_a_kill']):.1f}–{max(starts['after_a_kill']):.1f} s"
+    rows = [
+        ["requests, every tenth of them damaged or hostile", f"{soak['requests']:,} in {soak['seconds']:,.0f} s"],
+        ["without an answer", soak["lost"]],
+        ["with another answer than `predict`'s, or another status than expected", len(soak["wrong"])],
+        ["tracebacks", soak["tracebacks"]],
+        ["exit code after SIGTERM", soak["exit_code"]],
+        ["memory after a tenth, after half, at the end", ", ".join(f"{memory[k]:,.0f} MB" for k in (1, 9, -1))],
+        ["first start; started again after SIGKILL", f"{starts['first']:.1f} s; {again}"],
+    ]
+    return f"{caption(record)}{table(['', 'mini_clip, one crop'], rows)}"
+
+
 KINDS = {
+    "serving-rates": serving_rates_table,
+    "serving-soak": serving_soak_table,
     "onnx-pictures": onnx_pictures_table,
     "step": contenders_table,
     "evaluation": contenders_table,

@@ -28,7 +28,7 @@ from liftplus.fitted import Data, Model, Predictions
 from liftplus.machine import disk, parallel, runtime
 from liftplus.machine.paths import expanded
 from liftplus.machine.progress import Progress, Silent
-from liftplus.runs import changes, execution, merging, opening
+from liftplus.runs import calibration_file, changes, execution, merging, opening
 from liftplus.runs.opening import Session
 from liftplus.training import checkpoint, loop, recipe
 from liftplus.training.checkpoint import Chosen, Trained
@@ -206,7 +206,8 @@ def load(folder: str | os.PathLike[str], *, progress: bool | Progress = False, *
     chosen = config.after_training(config.saved(checkpoint.read_about(place)["config"]), _overrides(settings))
     session = _session(chosen, progress)
     trained = checkpoint.load_model(place, session.runtime, chosen.backbone)
-    return Model(trained, session, file=place if place.is_file() else place / checkpoint.FILE)
+    saved = calibration_file.read(trained.folder)
+    return Model(trained, session, file=place if place.is_file() else place / checkpoint.FILE, calibration=saved)
 
 
 def merge(

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from liftplus.commands import (
+    calibrate,
     check,
     classes,
     compare,
@@ -27,6 +28,7 @@ from liftplus.commands import (
     prepare,
     report,
     reproduce,
+    serve,
     sweep,
     train,
 )
@@ -128,7 +130,9 @@ for panel, name, command in (
     (TRAIN, "reproduce run", reproduce.run),
     (TRAIN, "reproduce status", reproduce.status),
     (USE, "eval", evaluate.evaluate),
+    (USE, "calibrate", calibrate.calibrate),
     (USE, "predict", predict.predict),
+    (USE, "serve", serve.serve),
     (USE, "report", report.report),
     (USE, "merge", merge.merge),
     (USE, "classes add", classes.add),

@@ -159,3 +159,26 @@ def accuracy_table(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> No
     keys = ("overall", "many", "medium", "few", "mean_class", *by_frequency)
     columns = ("", *(key.replace("_", " ") for key in keys))
     table(title, columns, [(name, *(metrics.get(key) for key in keys)) for name, metrics in rows])
+    for name, metrics in rows:
+        if levels := metrics.get("levels"):
+            shown = [(level, one["groups"], one["overall"], one["mean_group"]) for level, one in levels.items()]
+            table(f"{name}, by level", ("level", "groups", "overall", "mean group"), shown)
+
+
+def promise_table(measured: dict[str, Any], title: str) -> None:
+    """Print promised against measured coverage, the sizes of sets, and false alarms, by group of classes."""
+    from liftplus.calibration.measured import OVERALL  # imported here because these import NumPy and PyTorch
+    from liftplus.evaluation.metrics import GROUPS
+
+    tables, names = measured["sets"], (OVERALL, *GROUPS)
+    rows = []
+    for by, found in tables.items():
+        for what, key in (("coverage %", "coverage"), ("classes in a set", "size")):
+            own = found["mean_class"] if key == "coverage" else None
+            rows.append((f"by {by}", what, *(found[name][key] if name in found else None for name in names), own))
+    if measured["promised_false_alarms"] is not None:
+        shown = [measured["false_alarms"].get(name) for name in names]
+        rows.append((f"unknown, {measured['promised_false_alarms']:g} % promised", "false alarms %", *shown, None))
+    first = next(iter(tables.values()))
+    rows.append(("pictures", "", *(first[name]["pictures"] if name in first else None for name in names), None))
+    table(title, ("", "", *names, "mean class"), rows)

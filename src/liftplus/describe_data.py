@@ -62,6 +62,8 @@ def _show_data(found: inspection.Inspection) -> None:
     bounds = {"many": f" (over {MANY_OVER} training images)", "few": f" (under {FEW_UNDER})"}
     groups = ", ".join(f"{name}{bounds.get(name, '')} {len(group):,}" for name, group in found.groups.items())
     console.out.print(f"classes by group: {groups}")
+    for level, above in found.levels.items():
+        console.out.print(f"level {level}: {counted(len(above), 'group')} of classes", markup=False)
     _show_counts(found)
     names = found.class_names
     for what, classes in (("training", found.without_training), ("test", found.absent_from_test)):

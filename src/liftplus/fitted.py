@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from liftplus.calibration.sets import CLASS_SHARE, By
 from liftplus.config import RunConfig
 from liftplus.data import labels as labelling
 from liftplus.data.config import DataConfig
@@ -23,7 +24,9 @@ from liftplus.evaluation.metrics import Metrics
 from liftplus.machine import disk
 from liftplus.machine.paths import expanded
 from liftplus.model.classifier import Classifier
-from liftplus.runs import inputs, matching, predicting, testing
+from liftplus.runs import calibrating, calibration_file, inputs, matching, predicting, testing
+from liftplus.runs.calibration_file import Saved
+from liftplus.runs.guesses import Asked, Found, Promises
 from liftplus.runs.inputs import Inputs
 from liftplus.runs.opening import Session
 from liftplus.training import checkpoint
@@ -45,12 +48,16 @@ class Predictions:
         probabilities: their probabilities, fp32 [N, k].
         classes: their indices in `class_names`, int64 [N, k].
         paths: the file of each image; empty for images in memory.
+        sets: names of the classes in the set of each image, best first; None if no sets were asked for.
+        unknown: which images are of no known class, bool [N]; None if that was not asked.
     """
 
     names: tuple[tuple[str, ...], ...]
     probabilities: NDArray[np.float32]
     classes: NDArray[np.int64]
     paths: tuple[str, ...] = ()
+    sets: tuple[tuple[str, ...], ...] | None = None
+    unknown: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,6 +72,7 @@ class Model:
         dataset: the data it was fitted on; None if it was loaded.
         notes: what was decided for the user, one sentence each.
         file: the model file it was loaded from; None if it was fitted.
+        calibration: what `calibrate` found, or what was in the run's folder.
     """
 
     def __init__(
@@ -74,8 +82,10 @@ class Model:
         dataset: DataSet | None = None,
         notes: tuple[str, ...] = (),
         file: Path | None = None,
+        calibration: Saved | None = None,
     ) -> None:
         self.trained, self.session, self.dataset, self.notes, self.file = trained, session, dataset, notes, file
+        self.calibration = calibration
 
     def __repr__(self) -> str:
         kind = f"{self.config.method} on {self.config.backbone.name}"
@@ -137,7 +147,54 @@ class Model:
         made = from_images(images, labels, class_names=known)
         return replace(made, splits={"test": made.splits["train"]})
 
-    def predict(self, images: Pictures, *, top_k: int = 5, tte: bool | None = None) -> Predictions:
+    def calibrate(
+        self, data: Data | None = None, *, split: str | None = None, share: float | None = None
+    ) -> dict[str, Any]:
+        """Make probabilities, sets and signs of unknown images keep what they promise (see the command `calibrate`).
+
+        Afterwards probabilities have the temperature that was found, and `predict` takes `sets` and `unknown`. `save`
+        keeps the calibration beside the model. `notes` gets a sentence on each class with too few images.
+
+        Args:
+            data: labelled images that the model was not trained on, as for `evaluate`; by default the data the model
+                was fitted on.
+            split: by default val of the model's own data and test of others.
+            share: share of the split to use; by default all of it.
+
+        Returns:
+            What was measured on each half of the images with a calibration on the other half, as `calibrate --json`
+            has it under "measured".
+
+        Raises:
+            UserError: there are no such images, or too few.
+
+        >>> calibrated = liftplus.load("runs/photos")
+        >>> measured = calibrated.calibrate("kept_aside")
+        >>> found = calibrated.predict("photos/test", sets=0.8)
+        >>> len(found.sets), {name for members in found.sets for name in members} <= set(calibrated.class_names)
+        (6, True)
+        """
+        own = data is None or (isinstance(data, str | os.PathLike) and self._trained_on(data))
+        wanted = calibrating.Wanted(split, share, other_data=not own)
+        dataset = self.dataset if own else self._to_test(data, split or "test", self.session)
+        self.calibration, notes = calibrating.calibrate(self.session, self.trained, wanted, dataset, self.dataset)
+        self.notes = (*self.notes, *notes)
+        return dict(self.calibration.about["measured"])
+
+    def _trained_on(self, data: str | os.PathLike[str]) -> bool:
+        return matching.same_data(os.fspath(data), self.config.data.source)
+
+    def predict(
+        self,
+        images: Pictures,
+        *,
+        top_k: int = 5,
+        tte: bool | None = None,
+        sets: float | None = None,
+        sets_by: By = "group",
+        class_share: float = CLASS_SHARE,
+        unknown: float | None = None,
+    ) -> Predictions:
         """The best classes of images. The result has one row per image, in the order given, duplicates included.
 
         Args:
@@ -146,9 +203,13 @@ class Model:
                 pictures; `paths` of the result names them.
             top_k: the largest number of classes for each image.
             tte: True for five crops, False for one; by default the run's setting.
+            sets: the coverage that sets of classes promise, such as 0.9; needs a calibration.
+            sets_by: group, all or class, as for the command.
+            class_share: with sets_by="class", the weight of a class's own quantile, from 0 to 1.
+            unknown: the rate of known images that may be taken for unknown, such as 0.05; needs a calibration.
 
         Raises:
-            UserError: a path names no image, or a file cannot be read.
+            UserError: a path names no image, a file cannot be read, or the model is not calibrated for these crops.
 
         >>> found = model.predict("photos/test/blue sky", top_k=2)
         >>> best, second = found.names[0]
@@ -156,9 +217,20 @@ class Model:
         ('blue sky', (2, 2))
         """
         rows = _rows(images)
-        best, chances = _ranked(self, rows, top_k, tte)
-        names = tuple(tuple(self.class_names[k] for k in row) for row in best.tolist())
-        return Predictions(names, chances, best, rows.names)
+        promises = Promises(sets, sets_by, class_share, unknown)
+        found = _found(self, rows, top_k, tte, promises)
+        best = found.top.classes.numpy()
+        return Predictions(
+            self._named(best.tolist()),
+            found.top.probabilities.numpy(),
+            best,
+            rows.names,
+            None if found.members is None else self._named(found.members),
+            None if found.unknown is None else found.unknown.numpy(),
+        )
+
+    def _named(self, rows: Iterable[Iterable[int]]) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(self.class_names[k] for k in row) for row in rows)
 
     def predict_proba(self, images: Pictures, *, tte: bool | None = None) -> NDArray[np.float32]:
         """Probabilities [N, C] of all classes, in the order of `class_names`. Arguments are as for `predict`.
@@ -191,6 +263,10 @@ class Model:
             else:
                 dataset = cast(DataSet, self.dataset)
                 checkpoint.save_model(target, self.network, self.config, dataset, self.trained.chosen)
+            if self.calibration is not None:
+                calibration_file.write(
+                    target, self.calibration.moved(checkpoint.checksum(checkpoint.read_model(target)[1]))
+                )
         except UserError:
             with suppress(OSError):  # a folder with other files stays
                 target.rmdir()
@@ -216,5 +292,19 @@ def _rows(images: Any) -> Inputs:
 
 def _ranked(model: Model, rows: Inputs, top_k: int, tte: bool | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k best classes of each row [N, k] and their probabilities."""
-    found = predicting.predict_rows(model._with(tte, top_k), model.trained, rows)
+    found = _found(model, rows, top_k, tte, Promises()).top
     return found.classes.numpy(), found.probabilities.numpy()
+
+
+def _found(model: Model, rows: Inputs, top_k: int, tte: bool | None, promises: Promises) -> Found:
+    """Predictions for the rows, with the model's calibration if it holds for these crops."""
+    session, saved = model._with(tte, top_k), model.calibration
+    reason = "The model is not calibrated. Call calibrate first." if saved is None else None
+    if saved is not None:
+        reason = saved.misfit(session, model.trained)
+    if reason is not None and promises.any:
+        raise UserError(reason)
+    calibration = None if saved is None or reason is not None else saved.calibration
+    if calibration is not None:
+        promises.notes(calibration, model.class_names)
+    return predicting.predict_rows(session, model.trained, rows, None, Asked(calibration, promises))

@@ -65,6 +65,20 @@ def test_a_class_without_a_parent_stands_for_itself(twelve: Path) -> None:
     assert dataset.levels["parent"]["dog"] == "dog (class dog)" and dataset.levels["parent"]["owl"] == "dog"
 
 
+@pytest.mark.parametrize("parent", ["nan", "None", "<NA>"])
+def test_text_for_a_missing_value_is_no_parent(twelve: Path, parent: str) -> None:
+    dataset = loaded(csv(twelve, [parent if label in ("dog", "owl") else PARENTS[label] for label in LABELS]))
+    assert dataset.levels == {}
+    dataset = loaded(csv(twelve, [parent if label == "dog" else PARENTS[label] for label in LABELS]))
+    assert dataset.levels["parent"]["dog"] == "dog"
+
+
+def test_names_that_differ_only_in_case_are_one_group(twelve: Path) -> None:
+    dataset = loaded(csv(twelve, ["BIRD" if label == "robin" else PARENTS[label] for label in LABELS]))
+    assert len(set(dataset.levels["parent"].values())) == 2
+    assert any("differ only in case are one group" in note for note in dataset.notes)
+
+
 @pytest.mark.parametrize("parent", ["", "all", "{label}"])
 def test_a_column_that_says_nothing_is_no_level(twelve: Path, parent: str) -> None:
     assert loaded(csv(twelve, [parent.format(label=label) for label in LABELS])).levels == {}
@@ -110,6 +124,15 @@ def test_the_taxonomy_of_inaturalist(tmp_path: Path) -> None:
     assert levels["genus"] == {"1": "Rosa", "2": "Rubus", "3": "Ficus (Moraceae)", "4": "Ficus (Ficidae)"}
     levels = inaturalist.read({"train": path}, "family").levels
     assert levels == {"kingdom": {"Rosaceae": "Plantae", "Moraceae": "Plantae", "Ficidae": "Animalia"}}
+
+
+def test_nulls_and_zeros_of_annotations(tmp_path: Path) -> None:
+    entries: list[dict[str, object]] = [{"id": k, "name": f"c{k}", "supercategory": k // 2} for k in range(4)]
+    levels = inaturalist.read({"train": annotated(tmp_path / "train.json", entries)}).levels
+    assert levels == {"supercategory": {"0": "0", "1": "0", "2": "1", "3": "1"}}
+    unknown = [entry | {"order": None, "genus": "Ficus"} for entry in CATEGORIES[2:]]
+    levels = inaturalist.read({"train": annotated(tmp_path / "train2018.json", unknown)}).levels
+    assert "order" not in levels and not any("None" in group for groups in levels.values() for group in groups.values())
 
 
 def test_supercategories_of_coco(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from liftplus.reproduce.plan import Plan
 from liftplus.runs import changes
 from liftplus.studies import compare, space
 
-OF_A_RUN = ("eval", "predict", "export")  # their key=value pairs change a finished run's settings
+OF_A_RUN = ("eval", "calibrate", "predict", "serve", "export")  # their key=value pairs change a finished run's settings
 VARIABLES = {registry.VARIABLE, "LIFTPLUS_WEIGHTS", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES"}
 
 
@@ -92,6 +92,8 @@ def other(line: str) -> None:
         known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
         for extras in re.findall(r"\[([\w,-]+)\]", line):
             assert set(extras.split(",")) <= set(known)
+    elif words[0] == "curl":
+        assert words[-1].startswith("http://localhost:8000/")  # test_serve.py runs it
     elif words[0] == "python":
         script = words[words.index("pytest") + 1] if "pytest" in words else words[1]
         assert (ROOT / script).is_file()

@@ -18,6 +18,7 @@ from ..conftest import COLOURS, Command, picture
 # What cannot be run here, and why; test_commands.py checks its words and settings all the same.
 NOT_RUN = {
     r"torchrun ": "starts several processes; tests/machine/test_parallel.py does that",
+    r"liftplus serve ": "runs until it is ended; tests/docs/test_serve.py starts and ends it",
     r"liftplus demo": "takes minutes; tests/test_slow.py runs it",
     r"(--data|source=)\s*(imagenet_lt|places_lt|inat2018|cifar\w*_lt)": "the data are not here",
     r"reproduce (run|status)": "takes hours and the papers' data; tests/reproduce runs them on tiny pictures",
@@ -36,8 +37,9 @@ def reason(line: str) -> str | None:
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
 
 
-# Run from top to bottom by tests/docs/test_export.py and test_api.py.
-ELSEWHERE = {"export.md", "moving-models.md", "python.md"}
+# Run from top to bottom by tests/docs/test_calibration.py, test_hierarchies.py, test_serve.py, test_export.py and
+# test_api.py.
+ELSEWHERE = {"calibration.md", "export.md", "hierarchies.md", "moving-models.md", "python.md", "serve.md"}
 HERE = [name for name in PAGES if name not in ELSEWHERE]
 EVERY = list(dict.fromkeys(line for name in HERE for line in lines(name) if "liftplus" in line.split()))
 RUN = [line for line in EVERY if reason(line) is None]
@@ -165,7 +167,7 @@ def smaller(line: Line) -> list[str]:
         if option in words:
             words[words.index(option) + 1] = less
     words = [word for word in words if not re.match(LARGE, word)]
-    quick = QUICK[3:] if line.command == "zeroshot" else QUICK
+    quick = QUICK[3:] if line.command in ("zeroshot", "data check") else QUICK
     return [*words, *(one for one in quick if "--minutes" not in words or not one.startswith("epochs="))]
 
 

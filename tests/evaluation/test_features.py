@@ -28,7 +28,7 @@ from liftplus.data.dataset import DataSet
 from liftplus.data.shards import ShardStore
 from liftplus.data.stores import ArrayStore, FolderStore, TarStore, ZipStore, open_store
 from liftplus.data.transforms import CentreCrop, NoAugment
-from liftplus.evaluation import features
+from liftplus.evaluation import features, outputs
 from liftplus.evaluation.features import Cache
 from liftplus.evaluation.inference import SplitReader, predict
 from liftplus.machine import parallel, runtime
@@ -322,7 +322,7 @@ def test_testing_on_kept_features_has_the_same_bits(photos: Path, cache: Cache, 
     plain = predict(model, reader, run.evaluation, model.backbone.facts, CPU)
     before = read(cache)
     for hits in (0, 1):
-        kept = features.predict_once(model, reader, run.evaluation, CPU, cache)
+        kept = outputs.predict_once(model, reader, run.evaluation, CPU, cache)
         assert read(cache) - before == hits
         assert torch.equal(kept.classes, plain.classes)
         assert torch.equal(kept.probabilities, plain.probabilities)
@@ -335,7 +335,7 @@ def test_tuned_models_are_tested_on_pictures(photos: Path, cache: Cache) -> None
     assert not features.bare(model)
     notes = len(cache.notes)
     files = sorted(cache.place.iterdir()) if cache.place else []
-    features.predict_once(model, SplitReader(dataset.store, dataset.splits["test"], 0), run.evaluation, CPU, cache)
+    outputs.predict_once(model, SplitReader(dataset.store, dataset.splits["test"], 0), run.evaluation, CPU, cache)
     assert len(cache.notes) == notes and cache.place and sorted(cache.place.iterdir()) == files
 
 

@@ -125,7 +125,9 @@ def matched(dataset: DataSet, trained: SimpleNamespace) -> list[int]:
 
 def test_labels_are_matched_before_they_are_counted() -> None:
     """Non-contiguous ids, other orders and missing classes end at the training's own indices; strangers are refused."""
-    trained = SimpleNamespace(class_ids=("3", "10", "700"), class_names=("cat", "dog", "emu"), former_names=())
+    trained = SimpleNamespace(
+        class_ids=("3", "10", "700"), class_names=("cat", "dog", "emu"), former_names=(), levels={}
+    )
     store = ArrayStore(np.zeros((1, 2, 2, 3), dtype=np.uint8))
     some = DataSet("d", ("emu", "cat"), ("700", "3"), {"test": Split(["0"] * 3, [0, 1, 0])}, store)
     assert matched(some, trained) == [2, 0, 2]

@@ -141,6 +141,22 @@ def test_no_gain_from_coinciding_crops(tmp_path: Path) -> None:
     assert sign.sign == "bad" and "multiple of the patch size 8" in sign.text and "Try expand=28" in sign.text
 
 
+def test_promises_of_a_calibrated_run_are_shown(tmp_path: Path) -> None:
+    """Those of its last test; a group without pictures has a dash."""
+    run = Made(NAMES).write(tmp_path / "run")
+    for number, coverage in enumerate((12.3, 90.1)):
+        test = run / f"eval-{number}"
+        Made(NAMES).evaluate(test, {"tte": False})
+        cell = {"pictures": 1200, "coverage": coverage, "size": 2.34, "empty": 0.0}
+        promised = {"promised_coverage": 90.0, "sets": {"group": {"overall": cell, "many": cell, "mean_class": 89.0}}}
+        about = made_runs.loaded(test / "metrics.json") | {"calibration": promised}
+        (test / "metrics.json").write_text(json.dumps(about))
+        os.utime(test / "metrics.json", (number, number))
+    page = report.write([run], tmp_path / "out").read_text(encoding="utf-8")
+    assert "Sets of classes that promise 90 %" in page and "90.1 % with 2.3 (1,200)" in page and "12.3 %" not in page
+    assert "Sets of classes" not in report.write([Made(NAMES).write(tmp_path / "b")], tmp_path / "o").read_text("utf-8")
+
+
 def test_slow_convergence(tmp_path: Path) -> None:
     slow = Made(NAMES, overrides=("head_init=random",)).write(tmp_path / "slow")
     lines = [json.loads(line) | {"loss": 9 / k} for k, line in enumerate((slow / "log.jsonl").open(), 1)]

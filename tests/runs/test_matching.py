@@ -140,7 +140,7 @@ def aligned(trained: tuple[str, ...], ids: tuple[str, ...], names: tuple[str, ..
     """Labels of one picture a class of data with these ids and names, for a run with its classes and ids."""
     split = Split([str(k) for k in range(len(ids))], list(range(len(ids))))
     dataset = DataSet("data", names, ids, {"test": split}, FolderStore(""))
-    run = cast(Trained, SimpleNamespace(class_names=trained, class_ids=own, former_names=()))
+    run = cast(Trained, SimpleNamespace(class_names=trained, class_ids=own, former_names=(), levels={}))
     return list(matching.aligned(dataset, "test", run).splits["test"].labels)
 
 

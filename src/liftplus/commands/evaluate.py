@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from liftplus.commands import completion, options
 from liftplus.commands.options import AsJson, Changes, FiveCrops, Out, Run
+from liftplus.words import agreeing, counted
 
 
 def evaluate(
@@ -40,18 +41,37 @@ def evaluate(
         disk.refuse_existing(folder)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     other = data is not None and not matching.same_data(data, trained.config.data.source)
-    dataset, metrics = testing.evaluate_run(session, trained, split, folder, other_data=other, gla=gla)
+    dataset, metrics, promised = testing.evaluate_run(session, trained, split, folder, other_data=other, gla=gla)
     unsure = priors.note(settings, "uniform") if gla and settings.evaluation.prior == "as_trained" else None
     notes = [*opening.notes(settings, dataset, trained.model, trains=False), *session.cache.notes]
     for note in [*notes, *([unsure] if unsure else [])]:
         console.err.print(f"Note: {note}")
     if as_json:
-        print(json.dumps({"folder": str(folder)} | metrics.summary()))
+        kept = {} if promised is None else {"calibration": promised}
+        print(json.dumps({"folder": str(folder)} | metrics.summary() | kept))
         return
     label = ("five crops" if settings.evaluation.tte else "one crop") + (", GLA" if gla else "")
     weights = f"; {trained.chosen}" if trained.chosen else ""
     console.accuracy_table(f"{run} on {dataset.name} ({split}){weights}", [(label, metrics.summary())])
+    if promised is not None:
+        _show_promises(promised)
     console.out.print(f"Files are in {folder}")
+
+
+def _show_promises(promised: dict[str, Any]) -> None:
+    """What the run's calibration keeps of its promises."""
+    from liftplus import console
+
+    used = promised["left_out"]
+    were = (
+        f"{counted(used, 'picture')} with the path of one that the run was calibrated on {agreeing(used, 'is', 'are')} "
+        "left out"
+    )
+    if "sets" not in promised:
+        console.out.print(f"No promise was measured: {were}, and there are no others.")
+        return
+    title = f"Sets that promise {promised['promised_coverage']:g} %" + (f"; {were}" if used else "")
+    console.promise_table(promised, title)
 
 
 def _free(folder: Path) -> Path:

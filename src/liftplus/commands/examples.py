@@ -43,9 +43,19 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "reproduce status": ("liftplus reproduce status", "liftplus reproduce status small --json"),
     "eval": ("liftplus eval runs/photos tte=false", "liftplus eval runs/photos --data other_photos --json"),
+    "calibrate": (
+        "liftplus calibrate runs/photos",
+        "liftplus calibrate runs/photos --split test --share 0.5",
+        "liftplus calibrate runs/photos --data labelled prior=training",
+    ),
     "predict": (
         "liftplus predict runs/photos new_pictures --out predictions.csv",
         "liftplus predict runs/photos 'new/*.jpg' --top-k 1 --json",
+        "liftplus predict runs/photos new_pictures --sets 0.9 --unknown 0.05",
+    ),
+    "serve": (
+        "liftplus serve runs/photos",
+        "liftplus serve runs/photos --port 0 --one-crop --max-pixels 12",
     ),
     "report": ("liftplus report runs/photos", "liftplus report runs/photos runs/full --features"),
     "merge": (

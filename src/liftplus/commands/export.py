@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from liftplus.publishing.export import Format, Parity
     from liftplus.publishing.preprocessing import Likeness
     from liftplus.runs.opening import Session
+    from liftplus.training.checkpoint import Trained
 
 CHECKED = 100
 
@@ -78,14 +79,15 @@ def export(
     settings = _settings(run, change, prior, five_crops)
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    temperature = _temperature(session, trained)
     store, split, source = _pictures(session, check)
     if with_preprocessing:
         sample = preprocessing.Sample(store, exporting.spread(split, CHECKED), settings.data.decode)
-        found = preprocessing.export(trained, out, sample, session.progress, settings.evaluation)
+        found = preprocessing.export(trained, out, sample, session.progress, settings.evaluation, temperature)
         _tell_preprocessing(out, source, *found, as_json=as_json)
         return
     images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
-    parity = exporting.export(trained, out, chosen, images, session.progress, settings.evaluation)
+    parity = exporting.export(trained, out, chosen, images, session.progress, settings.evaluation, temperature)
     count = 5 if settings.evaluation.tte else 1
     if as_json:
         print(json.dumps({"file": str(out), "compared_on": source, "crops": count} | vars(parity)))
@@ -109,6 +111,17 @@ def _settings(run: Path, change: list[str] | None, prior: str | None, five_crops
     if note := priors.note(settings, settings.evaluation.prior):
         console.err.print(f"Note: {note}")
     return settings
+
+
+def _temperature(session: Session, trained: Trained) -> float:
+    """That of the run's calibration if it holds for these crops and this prior, else 1; a note is printed."""
+    from liftplus import console
+    from liftplus.runs import calibration_file
+
+    saved, note = calibration_file.fitting(session, trained)
+    if note is not None:
+        console.err.print(f"Note: {note}", highlight=False)
+    return 1.0 if saved is None else saved.calibration.temperature
 
 
 def _one_crop(five_crops: bool | None, change: list[str] | None, to: str) -> bool:
@@ -137,12 +150,15 @@ def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: lis
     store, split, source = _pictures(session, check)
     images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
     written, difference = moving.move(trained, out, library, images, session.progress, settings.evaluation)
+    notes = [*written.notes, *difference.notes(library)]
+    if (warmth := _temperature(session, trained)) != 1:
+        notes.append(f"{library} gives plain logits. For calibrated probabilities divide them by {warmth:.6g} first.")
     load = written.how.format(folder=json.dumps(str(out), ensure_ascii=False)[1:-1])  # Python text, also with quotes
     if as_json:
         about = {
             "folder": str(out),
             "load": load,
-            "notes": [*written.notes, *difference.notes(library)],
+            "notes": notes,
             "compared_on": source,
         }
         print(json.dumps(about | vars(difference)))
@@ -152,7 +168,7 @@ def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: lis
         f"deviation is {difference.deviation:.1f}) on {counted(difference.images, 'picture')} of {source}, and "
         f"{difference.agree:.1%} have the same top class. It takes one crop, as predict --one-crop."
     )
-    for note in (*written.notes, *difference.notes(library)):
+    for note in notes:
         console.out.print(note)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,9 +11,12 @@ from liftplus.commands import completion
 from liftplus.errors import UserError
 
 if TYPE_CHECKING:
+    from liftplus.calibration.sets import By
     from liftplus.config import RunConfig
     from liftplus.machine.stopping import StopRequest
+    from liftplus.runs.guesses import Asked, Promises
     from liftplus.runs.opening import Session
+    from liftplus.training.checkpoint import Trained
 
 Data = typer.Option(
     "--data",
@@ -63,6 +66,26 @@ FiveCrops = Annotated[
         "--tte/",
         help="Average five crops of each picture, or use one; default: the run's setting.",
     ),
+]
+
+Coverage = Annotated[
+    float | None,
+    typer.Option("--sets", help="Add sets of classes that hold the right one this often, e.g. 0.9; see calibrate."),
+]
+SetsBy = Annotated[
+    str, typer.Option(help="group: the promise holds for many, medium and few alone; all: overall; class: long tails.")
+]
+ClassShare = Annotated[float, typer.Option(help="With --sets-by class: weight of a class's own quantile, from 0 to 1.")]
+Alarms = Annotated[
+    float | None,
+    typer.Option("--unknown", help="Tell pictures of no known class, with this rate of false alarms, e.g. 0.05."),
+]
+AtLevel = Annotated[
+    str | None,
+    typer.Option("--level", help="Add the group at a level above the classes: its name, or auto for the deepest sure."),
+]
+Sure = Annotated[
+    float | None, typer.Option(help="With --level: the least probability of an answer; default with auto: 0.9.")
 ]
 
 
@@ -141,3 +164,30 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
         defaults = config.RunConfig().to_dict()["data"]
         values["data"] = defaults | {key: before["data"][key] for key in kept} | {"source": data}
     return config.after_training(values, overrides or ())
+
+
+def promises(coverage: float | None, sets_by: str, class_share: float, alarms: float | None) -> Promises:
+    """What --sets and --unknown ask. Raises UserError for values that are not allowed."""
+    from liftplus.runs.guesses import Promises
+
+    return Promises(coverage, cast("By", sets_by), class_share, alarms)
+
+
+def asked(session: Session, trained: Trained, promises: Promises, level: str | None, sure: float | None) -> Asked:
+    """What to tell of pictures beside the best classes, by the run's calibration; notes on it are printed.
+
+    Raises:
+        UserError: the run is not calibrated for that, or has no such level.
+    """
+    from liftplus import console
+    from liftplus.runs import calibration_file, guesses
+
+    if level is None and sure is not None:
+        raise UserError("--sure goes with --level. Give --level auto, or leave --sure out.")
+    answered = None if level is None else guesses.LevelAsked.of(trained, level, sure)
+    saved, note = calibration_file.fitting(session, trained, required=promises.any)
+    calibration = None if saved is None else saved.calibration
+    notes = [] if calibration is None else promises.notes(calibration, trained.class_names)
+    for said in [*([note] if note else []), *notes]:
+        console.err.print(f"Note: {said}", highlight=False)
+    return guesses.Asked(calibration, promises, answered)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import AsJson, FiveCrops, Run
+from liftplus.commands.options import Alarms, AsJson, AtLevel, ClassShare, Coverage, FiveCrops, Run, SetsBy, Sure
 from liftplus.errors import UserError
 from liftplus.words import counted
 
 if TYPE_CHECKING:
-    from liftplus.runs.predicting import Guess
+    from liftplus.runs.guesses import Guess
 
 
 def predict(
@@ -41,6 +41,12 @@ def predict(
     change: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. device=cpu or weights=PATH; repeatable.")
     ] = None,
+    coverage: Coverage = None,
+    sets_by: SetsBy = "group",
+    class_share: ClassShare = 0.5,
+    alarms: Alarms = None,
+    level: AtLevel = None,
+    sure: Sure = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures with a finished run. The result has one row per picture, in the order given."""
@@ -52,6 +58,7 @@ def predict(
 
     if unreadable not in ("stop", "skip"):
         raise UserError(f"--unreadable is {unreadable!r}. Give stop or skip.")
+    promises = options.promises(coverage, sets_by, class_share, alarms)
     _check_target(out)
     for word in pictures:
         if re.match(r"[a-z_][a-z0-9_.]*=", word) and not os.path.exists(word):
@@ -67,12 +74,13 @@ def predict(
     )
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    asked = options.asked(session, trained, promises, level, sure)
     try:
-        guesses = predicting.predict_files(session, trained, rows, skip_unreadable=skips)
+        found = predicting.predict_files(session, trained, rows, skip_unreadable=skips, asked=asked)
     except UnreadableImage as error:
         raise UserError(f"{error} Give --unreadable skip to leave out such files.") from error
     if parallel.job().leads:
-        _write_guesses(guesses, out, as_json)
+        _write_guesses(found, out, as_json)
 
 
 def _stdin() -> bytes:
@@ -122,29 +130,35 @@ def _write_guesses(guesses: list[Guess], out: Path | None, as_json: bool) -> Non
 
 
 def _entries(guesses: list[Guess]) -> list[dict[str, Any]]:
-    return [
-        {
-            "path": g.path,
-            "error": g.error,
-            "top": [
-                {"class": name, "probability": round(p, 6)} for name, p in zip(g.classes, g.probabilities, strict=True)
-            ],
-        }
-        for g in guesses
-    ]
+    from liftplus.runs.guesses import told
+
+    return [{"path": guess.path, **told(guess)} for guess in guesses]
 
 
 def _table(guesses: list[Guess]) -> list[list[str]]:
     """A header and one row per image."""
     count = max((len(g.classes) for g in guesses), default=0)
-    header = ["path", *(f"{what}_{k + 1}" for k in range(count) for what in ("class", "probability")), "error"]
-    rows = [
-        [
-            g.path,
-            *(cell for name, p in zip(g.classes, g.probabilities, strict=True) for cell in (name, f"{p:.6f}")),
-            *[""] * (2 * (count - len(g.classes))),
-            g.error or "",
-        ]
-        for g in guesses
+    sets, unknown = any(g.members is not None for g in guesses), any(g.unknown is not None for g in guesses)
+    levels = any(g.level is not None for g in guesses)
+    header = ["path", *(f"{what}_{k + 1}" for k in range(count) for what in ("class", "probability"))]
+    header += [*(["set", "set_size"] if sets else []), *(["unknown", "unknown_score"] if unknown else [])]
+    header += [*(["level", "group", "group_probability"] if levels else []), "error"]
+    return [
+        header,
+        *([*_cells(g, count, sets=sets, unknown=unknown, levels=levels), g.error or ""] for g in guesses),
     ]
-    return [header, *rows]
+
+
+def _cells(g: Guess, count: int, *, sets: bool, unknown: bool, levels: bool) -> list[str]:
+    """The cells of one image but for its error. A set is a JSON list, as names may hold any separator."""
+    cells = [g.path, *(cell for name, p in zip(g.classes, g.probabilities, strict=True) for cell in (name, f"{p:.6f}"))]
+    cells += [""] * (2 * (count - len(g.classes)))
+    if sets:
+        known = g.members is not None
+        cells += [json.dumps(g.members, ensure_ascii=False), str(len(g.members or ()))] if known else ["", ""]
+    if unknown:
+        told = g.unknown is not None
+        cells += [str(g.unknown).lower(), f"{g.unknown_score:.6f}"] if told else ["", ""]
+    if levels:
+        cells += [g.level or "", *(("", "") if g.group is None else (g.group[0], f"{g.group[1]:.6f}"))]
+    return cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from liftplus.data import labels
 from liftplus.data.dataset import Levels, listing
 from liftplus.errors import UserError
 from liftplus.words import agreeing, counted
@@ -16,13 +17,13 @@ def of_column(pairs: Iterable[tuple[str, str]], heading: str, name: str) -> tupl
     """The level that a column gives, or a note why it gives none.
 
     Args:
-        pairs: class id and parent of each row; an empty parent says nothing.
+        pairs: class id and parent of each row; an empty parent, and text that stands for a missing value, says nothing.
         heading: of the column.
         name: of the table, for the note.
     """
     found: dict[str, str] = {}
     for label, parent in pairs:
-        if parent and found.setdefault(label, parent) != parent:
+        if parent and parent.lower() not in labels.DOUBTFUL and found.setdefault(label, parent) != parent:
             return {}, (
                 f"The column {heading!r} of {name} was not taken for parents of the classes, as class {label!r} has "
                 f"several there: {found[label]!r} and {parent!r}.",
@@ -78,7 +79,7 @@ def settled(levels: Levels, names: Mapping[str, str]) -> tuple[Levels, tuple[str
     kept: dict[str, dict[str, str]] = {}
     notes: list[str] = []
     for level, given in levels.items():
-        groups = {label: given[label] for label in names if label in given}
+        groups, said = _one_spelling({label: given[label] for label in names if label in given}, level)
         alone = [names[label] for label in names if label not in groups]
         if len({*groups.values()}) + len(alone) in (1, len(names)):
             continue
@@ -87,9 +88,20 @@ def settled(levels: Levels, names: Mapping[str, str]) -> tuple[Levels, tuple[str
             own = names[label]
             groups.setdefault(label, f"{own} (class {label})" if own in taken else own)
         kept[level] = {label: groups[label] for label in names}
+        notes += said
         if alone:
             notes.append(
                 f"{counted(len(alone), 'class', 'classes')} {agreeing(len(alone), 'has', 'have')} no {level} and "
                 f"{agreeing(len(alone), 'stands for itself', 'stand for themselves')} at that level: {listing(alone)}."
             )
     return kept, tuple(notes)
+
+
+def _one_spelling(groups: dict[str, str], level: str) -> tuple[dict[str, str], list[str]]:
+    """Groups whose names differ only in capital and small letters as one, by the first spelling."""
+    first: dict[str, str] = {}
+    for group in groups.values():
+        first.setdefault(group.casefold(), group)
+    merged = sorted({group for group in groups.values() if first[group.casefold()] != group})
+    notes = [f"Names at level {level} that differ only in case are one group: {listing(merged)}."] if merged else []
+    return {label: first[group.casefold()] for label, group in groups.items()}, notes

@@ -104,10 +104,10 @@ def _frequency(categories: Mapping[str, dict[str, Any]], used: set[str]) -> dict
 
 def _levels(categories: Mapping[str, dict[str, Any]], above: tuple[str, ...], used: set[str]) -> Levels:
     """The levels that the categories say something of, without those that no category has."""
-    said = [level for level in above if any(categories[label].get(level) for label in used)]
+    said = [level for level in above if any(_text(categories[label].get(level)) for label in used)]
     found: dict[str, Mapping[str, str]] = {}
     for level in said or ["supercategory"]:
-        group = {label: str(entry.get(level) or "").strip() for label, entry in categories.items()}
+        group = {label: _text(entry.get(level)) for label, entry in categories.items()}
         if level in LEVELS:
             group, _ = _distinguished(group, categories, level, used)
         found[level] = {label: group[label] for label in used if group[label]}
@@ -144,7 +144,7 @@ def _distinguished(
     above = LEVELS[: LEVELS.index(level)]
     parents: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for label, name in group.items():
-        path = tuple(str(categories[label].get(key, "")).strip() for key in above)
+        path = tuple(_text(categories[label].get(key)) for key in above)
         parents.setdefault(name, {}).setdefault(path, []).append(label)
     classes = dict(group)
     renamed: list[str] = []
@@ -164,6 +164,11 @@ def _distinguished(
     if not renamed:
         return classes, ()
     return classes, (f"Names with several parents at level {level} got the parent added: {listing(renamed)}.",)
+
+
+def _text(value: Any) -> str:
+    """A value as text; "" where it is missing."""
+    return "" if value is None else str(value).strip()
 
 
 def _rows(document: dict[str, Any], path: Path) -> list[tuple[str, str]]:

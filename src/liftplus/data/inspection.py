@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,6 +62,7 @@ class Inspection:
         counts: images a class of each split.
         imbalance_ratio: largest over smallest training class that has images; None without any.
         groups: classes with many (> 100), medium (20 to 100) and few (< 20) training images.
+        levels: for each level above the classes, the highest first, its groups and how many classes each has.
         without_training: classes without training images.
         absent_from_test: classes that the test split cannot measure.
         checked: whether the files were opened; the next six are empty if not.
@@ -78,6 +80,7 @@ class Inspection:
     counts: dict[str, tuple[int, ...]]
     imbalance_ratio: float | None
     groups: dict[str, tuple[int, ...]]
+    levels: dict[str, dict[str, int]]
     without_training: tuple[int, ...]
     absent_from_test: tuple[int, ...]
     checked: bool
@@ -148,6 +151,7 @@ def inspect(
         counts=counts,
         imbalance_ratio=max(present) / min(present) if present else None,
         groups=_groups(train),
+        levels={level: dict(Counter(groups.values())) for level, groups in dataset.levels.items()},
         without_training=tuple(k for k, count in enumerate(train) if count == 0),
         absent_from_test=tuple(k for k, count in enumerate(counts.get("test", ())) if count == 0),
         checked=check_files,

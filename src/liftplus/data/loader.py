@@ -150,6 +150,13 @@ class _Order:
         return -(-self.count // self.batch_size)
 
 
+def packed(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Images and sizes of a `Batch`, from its pictures, each uint8 [3, H, W]."""
+    sizes = torch.tensor([view.shape[-2:] for view in views])
+    alike = all(view.shape == views[0].shape for view in views)
+    return torch.stack(list(views)) if alike else torch.cat([view.flatten() for view in views]), sizes
+
+
 def _collate(items: list[Item]) -> Batch | UserError:
     for item in items:
         if isinstance(item, UserError):
@@ -157,9 +164,7 @@ def _collate(items: list[Item]) -> Batch | UserError:
     if not items:  # a batch smaller than the number of processes leaves some without items
         return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
     views, labels, indices, reasons, seeds = zip(*items, strict=True)
-    sizes = torch.tensor([view.shape[-2:] for view in views])
-    alike = all(view.shape == views[0].shape for view in views)
-    images = torch.stack(views) if alike else torch.cat([view.flatten() for view in views])
+    images, sizes = packed(views)
     unreadable = {index: reason for index, reason in zip(indices, reasons, strict=True) if reason}
     batch = Batch(images, torch.tensor(labels), torch.tensor(indices), sizes, unreadable, torch.tensor(seeds))
     return batch if get_worker_info() is None else _shared(batch)

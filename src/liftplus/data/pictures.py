@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from liftplus.data.images import decode, is_upright
+from liftplus.data.images import decode, header, is_upright, unreadable
 
 if TYPE_CHECKING:  # what only looks at files starts without PyTorch
     from torch import Tensor
@@ -172,11 +172,22 @@ class _Memory(threading.local):
 _file, _pixels = _Memory(), _Memory()
 
 
-def picture(data: bytes, name: str, how: Decode) -> Picture:
-    """The picture in the bytes of an image file. Raises `UnreadableImage`, here or when pixels are asked for."""
-    if how == "exact":
-        return PillowPicture(decode(data, name))
-    return plain_jpeg(data, name, how == "scaled") or ArrayPicture(np.asarray(decode(data, name)))
+def picture(data: bytes, name: str, how: Decode, most: int | None = None) -> Picture:
+    """The picture in the bytes of an image file. Raises `UnreadableImage`, here or when pixels are asked for.
+
+    Args:
+        most: refuse a picture of more pixels by its header, before it is decoded; by default Pillow's limit applies.
+    """
+    plain = None if how == "exact" else plain_jpeg(data, name, how == "scaled")
+    if most is not None:
+        width, height = plain.size if plain else header(data, name)[1]
+        if width * height > most:
+            error = ValueError(f"it has {width:,} x {height:,} pixels, and at most {most:,} are allowed")
+            raise unreadable(name, error)
+    if plain is not None:
+        return plain
+    image = decode(data, name)
+    return PillowPicture(image) if how == "exact" else ArrayPicture(np.asarray(image))
 
 
 # In the coded pixels of one scan, 0xFF stands before 0x00, before restart marks or before further 0xFF only.

@@ -27,12 +27,11 @@ from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone, in_precision
 from liftplus.backbones.text import ClassTexts, TextEncoder, nested
-from liftplus.config import EvaluationConfig
 from liftplus.data.identity import identity
 from liftplus.data.loader import Batch
 from liftplus.data.pictures import Picture
 from liftplus.data.transforms import Augment, Crops
-from liftplus.evaluation.inference import SplitReader, TopK, best, collect, crops, predict
+from liftplus.evaluation.inference import SplitReader, collect
 from liftplus.machine.parallel import ALONE, Job
 from liftplus.machine.paths import cache_folder
 from liftplus.machine.runtime import Runtime, describe
@@ -321,28 +320,3 @@ class FeatureLoader:
         for whole in indices.split(self.batch_size)[first:]:
             own = whole[self.job.rank :: self.job.size]
             yield Batch(self.rows[own], self.labels[own], own)
-
-
-def predict_once(
-    model: Classifier, reader: SplitReader, evaluation: EvaluationConfig, runtime: Runtime, cache: Cache
-) -> TopK:
-    """`inference.predict` with the same bits; if the backbone is bare, its features go through the cache."""
-    facts = model.backbone.facts
-    if not cache.on or not bare(model):
-        return predict(model, reader, evaluation, facts, runtime)
-    view = crops(evaluation, facts)
-    rows = image_features(cache, model.backbone, reader, view, runtime, evaluation.batch_size)
-    if runtime.job.size > 1:
-        rows = rows[runtime.job.part(len(rows))]
-    return best(_logits(model, rows, evaluation.batch_size, runtime), evaluation, runtime, len(reader.split))
-
-
-@torch.inference_mode()
-def _logits(model: Classifier, rows: Tensor, batch_size: int, runtime: Runtime) -> Tensor:
-    """Logits fp32 [N, C], averaged over crops, from features [N, crops, D]."""
-    parts = []
-    for part in rows.split(batch_size):
-        with runtime.autocast():
-            out = model(part.to(runtime.device).flatten(0, 1))
-        parts.append(out.float().unflatten(0, part.shape[:2]).mean(1).cpu())
-    return torch.cat(parts)

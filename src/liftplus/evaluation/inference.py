@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from liftplus.data.dataset import Split, Store
 from liftplus.data.loader import FixedView, Loader
 from liftplus.data.transforms import CentreCrop, Crops, FiveCrops
 from liftplus.errors import DivergedError
+from liftplus.evaluation.levels import Level
 from liftplus.evaluation.metrics import Metrics, accuracies, ranked
 from liftplus.machine.progress import Progress, Silent
 from liftplus.machine.runtime import Runtime
@@ -28,10 +30,30 @@ class TopK:
     Attributes:
         classes: the top-k class indices, best first, int64 [N, k].
         probabilities: their softmax probabilities, fp32 [N, k].
+        groups: the best group at each level that was asked for, int64 [N, L]; None without levels.
+        sums: the summed probability of its classes, fp32 [N, L]; None without levels.
     """
 
     classes: Tensor
     probabilities: Tensor
+    groups: Tensor | None = None
+    sums: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How answers are made of logits.
+
+    Attributes:
+        temperature: what logits are divided by for the probabilities. It does not change which classes are best.
+        levels: levels above the classes, L of them, at which the best group is wanted too.
+    """
+
+    temperature: float = 1.0
+    levels: tuple[Level, ...] = ()
+
+
+PLAIN = Answering()
 
 
 def crops(evaluation: EvaluationConfig, facts: Facts) -> CentreCrop | FiveCrops:
@@ -71,6 +93,28 @@ class SplitReader:
     progress: Progress | None = None
     label: str = "Testing"
     unreadable: dict[str, str] | None = None
+
+
+class CropOutputs:
+    """A model as a function of the pictures of one batch; its value is the model's outputs for each crop."""
+
+    def __init__(self, model: nn.Module, view: Crops, facts: Facts, runtime: Runtime) -> None:
+        self.view, self.runtime = view, runtime
+        self.normalise, self.forward = Normalise(facts).to(runtime.device), runtime.compiled(model)
+        # Without this, a classifier with a trained text side encodes its class prompts for every batch.
+        self.kept: Callable[[], AbstractContextManager[None]] = getattr(model, "class_features_kept", nullcontext)
+
+    def __call__(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Outputs fp32 [B, crops, ...], on the device.
+
+        Args:
+            images, sizes: of the pictures, as in `Batch`.
+        """
+        device = self.runtime.device
+        crops = self.view.cut(images.to(device, non_blocking=True), sizes.to(device, non_blocking=True))
+        with self.runtime.autocast():
+            out: Tensor = self.forward(self.normalise(crops.flatten(0, 1)))
+        return out.float().unflatten(0, crops.shape[:2])
 
 
 @torch.inference_mode()
@@ -114,19 +158,13 @@ def _outputs(
         workers=reader.workers,
         pin=runtime.device.type == "cuda",
     )
-    normalise, forward = Normalise(facts).to(runtime.device), runtime.compiled(model)
-    # Without this, a classifier with a trained text side encodes its class prompts for every batch.
-    keeping = getattr(model, "class_features_kept", nullcontext)
+    outputs = CropOutputs(model, view, facts, runtime)
     parts: list[Tensor] = []
-    with keeping(), (reader.progress or Silent()).task(reader.label, len(loader)) as advance:
+    with outputs.kept(), (reader.progress or Silent()).task(reader.label, len(loader)) as advance:
         for batch in loader.epoch():
             if reader.unreadable is not None:
                 reader.unreadable.update((split.keys[k], reason) for k, reason in batch.unreadable.items())
-            pictures = batch.images.to(runtime.device, non_blocking=True)
-            images = view.cut(pictures, batch.sizes.to(runtime.device, non_blocking=True))
-            with runtime.autocast():
-                out = forward(normalise(images.flatten(0, 1)))
-            out = out.float().unflatten(0, images.shape[:2])
+            out = outputs(batch.images, batch.sizes)
             parts.append(out if each else out.mean(1))
             if len(parts) > 1:  # fetch the previous batch only now, so that the device always has work
                 parts[-2] = parts[-2].cpu()
@@ -136,7 +174,12 @@ def _outputs(
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, reader: SplitReader, evaluation: EvaluationConfig, facts: Facts, runtime: Runtime
+    model: nn.Module,
+    reader: SplitReader,
+    evaluation: EvaluationConfig,
+    facts: Facts,
+    runtime: Runtime,
+    how: Answering = PLAIN,
 ) -> TopK:
     """The best k classes and their probabilities for every image of a split.
 
@@ -146,13 +189,18 @@ def predict(
         DivergedError: a logit is not finite.
     """
     logits = _outputs(model, reader, crops(evaluation, facts), facts, runtime, evaluation.batch_size)
+    share_unreadable(reader, runtime)
+    return best(logits, evaluation, runtime, len(reader.split), how)
+
+
+def share_unreadable(reader: SplitReader, runtime: Runtime) -> None:
+    """Every process of a job learns which pictures were unreadable."""
     if reader.unreadable is not None:
         for noted in runtime.job.from_all(dict(reader.unreadable)):
             reader.unreadable.update(noted)
-    return best(logits, evaluation, runtime, len(reader.split))
 
 
-def best(logits: Tensor, evaluation: EvaluationConfig, runtime: Runtime, count: int) -> TopK:
+def best(logits: Tensor, evaluation: EvaluationConfig, runtime: Runtime, count: int, how: Answering = PLAIN) -> TopK:
     """The best k classes and their probabilities for all `count` images, from this process's logits [n, C].
 
     Raises:
@@ -166,14 +214,17 @@ def best(logits: Tensor, evaluation: EvaluationConfig, runtime: Runtime, count: 
             "diverged in training, or the backbone's file is damaged. Train again with a lower train.lr, or restore "
             "the file."
         )
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[Tensor, ...]] = []
     # With thousands of classes, ranking on the CPU would take as long as the GPU takes for the logits.
     for rows in logits.split(1024):
         chances = rows.to(runtime.device).softmax(-1)
         top = ranked(chances, min(evaluation.top_k, logits.shape[1]))
-        found.append((top.cpu(), chances.gather(1, top).cpu()))
-    classes, values = (runtime.job.whole(torch.cat(part), count) for part in zip(*found, strict=True))
-    return TopK(classes, values)
+        if how.temperature != 1:
+            chances = (rows.to(runtime.device) / how.temperature).softmax(-1)
+        groups = [level.sums(chances).max(1) for level in how.levels]
+        above = [torch.stack(part, 1) for part in zip(*((one.indices, one.values) for one in groups), strict=True)]
+        found.append(tuple(part.cpu() for part in (top, chances.gather(1, top), *above)))
+    return TopK(*(runtime.job.whole(torch.cat(part), count) for part in zip(*found, strict=True)))
 
 
 def score(predictions: TopK, split: Split, train_counts: tuple[int, ...]) -> Metrics:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from liftplus.data.dataset import Levels
+from liftplus.evaluation.metrics import LevelAccuracy
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Level:
 
 
 def above(levels: Levels, class_ids: Sequence[str]) -> tuple[Level, ...]:
-    """The levels of these classes, highest first; each must have a group of every class."""
+    """The levels above these classes, highest first; each must have a group of every class."""
     found = []
     for name, groups in levels.items():
         order = tuple(dict.fromkeys(groups[label] for label in class_ids))
@@ -42,19 +43,9 @@ def above(levels: Levels, class_ids: Sequence[str]) -> tuple[Level, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class LevelAccuracy:
-    """How often a level's answer is right.
-
-    Attributes:
-        groups: number of groups of the level.
-        overall: share of test pictures whose group is right, in percent.
-        mean_group: mean over the groups that have test pictures, in percent.
-    """
-
-    groups: int
-    overall: float
-    mean_group: float
+def classes(names: Sequence[str]) -> Level:
+    """The classes themselves as the lowest level; it is not called class, which is a level of the taxonomy."""
+    return Level("leaf", tuple(names), torch.arange(len(names)))
 
 
 def accuracy(level: Level, answers: Tensor, labels: Sequence[int]) -> LevelAccuracy:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANY_OVER, FEW_UNDER = 100, 20
+GROUPS = ("many", "medium", "few")
+"""The groups of `group_of`, the most frequent first."""
 FREQUENCIES = ("frequent", "common", "rare")
 """The class groups of LVIS, by the training images of the whole data set. A data set may name a group per class."""
 
@@ -40,6 +42,21 @@ def ranked(scores: Tensor, k: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class LevelAccuracy:
+    """How often the group that is answered at a level above the classes is right.
+
+    Attributes:
+        groups: number of groups of the level.
+        overall: share of test images whose group is right, in percent.
+        mean_group: mean over the groups that have test images, in percent.
+    """
+
+    groups: int
+    overall: float
+    mean_group: float
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Accuracies in percent. A group without test images is None.
 
@@ -50,6 +67,7 @@ class Metrics:
         per_class: accuracy of each class; None for a class without test images.
         images: number of test images.
         frequency: mean over the classes of each group in `FREQUENCIES`; empty if the data name no such groups.
+        levels: accuracies at levels above the classes, the highest first; empty if the data have no such levels.
     """
 
     overall: float
@@ -60,12 +78,13 @@ class Metrics:
     per_class: tuple[float | None, ...]
     images: int
     frequency: Mapping[str, float | None] = field(default_factory=dict)
+    levels: Mapping[str, LevelAccuracy] = field(default_factory=dict)
 
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(self) -> dict[str, Any]:
         """All figures except the per-class list."""
-        return {key: value for key, value in vars(self).items() if key not in ("per_class", "frequency")} | dict(
-            self.frequency
-        )
+        plain = {key: value for key, value in vars(self).items() if key not in ("per_class", "frequency", "levels")}
+        levels = {"levels": {name: asdict(one) for name, one in self.levels.items()}} if self.levels else {}
+        return plain | dict(self.frequency) | levels
 
     def with_frequency(self, groups: Sequence[str]) -> Metrics:
         """A copy with means over the classes of each frequency group; `groups` has the group of each class [C]."""
@@ -74,6 +93,10 @@ class Metrics:
             own = [a for a, group in zip(self.per_class, groups, strict=True) if group == name and a is not None]
             found[name] = float(np.mean(own)) if own else None
         return replace(self, frequency=found)
+
+    def with_levels(self, levels: Mapping[str, LevelAccuracy]) -> Metrics:
+        """A copy with accuracies at levels above the classes."""
+        return replace(self, levels=levels)
 
 
 def accuracies(
@@ -98,7 +121,7 @@ def accuracies(
     total = np.bincount(truth, minlength=classes)
     right = np.bincount(truth[truth == guess], minlength=classes)
     per_class = [100 * float(right[k]) / float(total[k]) if total[k] else None for k in range(classes)]
-    groups: dict[str, list[float]] = {"many": [], "medium": [], "few": []}
+    groups: dict[str, list[float]] = {name: [] for name in GROUPS}
     for accuracy, count in zip(per_class, train_counts, strict=True):
         if accuracy is not None:
             groups[group_of(count)].append(accuracy)

@@ -41,14 +41,28 @@ def shift(config: RunConfig, class_names: Sequence[str], train_counts: Sequence[
     """
     if given == "as_trained":
         return None
-    counts = torch.tensor(train_counts)
+    wanted = in_use(class_names, train_counts, given)
+    if wanted is None:
+        return None
+    return (wanted + _likelihood(config, class_names, torch.tensor(train_counts))).float()
+
+
+def in_use(class_names: Sequence[str], train_counts: Sequence[int], given: str) -> Tensor | None:
+    """Log of the prior [C], fp64, that is expected in use; None for "as_trained". Arguments are as for `shift`."""
+    if given == "as_trained":
+        return None
     if given == "training":
-        wanted = class_prior(counts).log()
-    elif given == "uniform":
-        wanted = torch.full((len(counts),), -math.log(len(counts)), dtype=torch.float64)
-    else:
-        wanted = _given(given, class_names)
-    return (wanted + _likelihood(config, class_names, counts)).float()
+        return class_prior(torch.tensor(train_counts)).log()
+    if given == "uniform":
+        return torch.full((len(train_counts),), -math.log(len(train_counts)), dtype=torch.float64)
+    return _given(given, class_names)
+
+
+def stood_for(config: RunConfig, class_names: Sequence[str], train_counts: Sequence[int], given: str) -> Tensor:
+    """Log of the prior [C], fp64, that the logits stand for once they have the shift for `given`."""
+    wanted = in_use(class_names, train_counts, given)
+    found = -_likelihood(config, class_names, torch.tensor(train_counts)) if wanted is None else wanted
+    return found.log_softmax(0)
 
 
 def note(config: RunConfig, given: str) -> str | None:

@@ -31,11 +31,15 @@ def write_evaluation(
     names = dataset.class_names
     tested = Counter(split.labels)
     extra = ["frequency"] if dataset.frequency else []
+    levels = dataset.levels
     best = predictions.classes[:, 0].tolist()
     write_json(folder / "metrics.json", about | metrics.summary())
     write_csv(
         folder / "per_class.csv",
-        ("class", "id", "name", "group", "train_images", "test_images", "accuracy", *extra),
+        (
+            *("class", "id", "name", "group", "train_images", "test_images", "accuracy"),
+            *(*extra, *(f"level_{name}" for name in levels)),
+        ),
         (
             (
                 k,
@@ -46,6 +50,7 @@ def write_evaluation(
                 tested[k],
                 "" if metrics.per_class[k] is None else f"{metrics.per_class[k]:.2f}",
                 *(dataset.frequency.get(dataset.class_ids[k], "") for _ in extra),
+                *(groups[dataset.class_ids[k]] for groups in levels.values()),
             )
             for k in range(len(names))
         ),

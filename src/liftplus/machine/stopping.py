@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from time import monotonic
 from typing import Any
 
 from liftplus.machine.parallel import ALONE, Job
@@ -20,11 +21,15 @@ class StopRequest:
     In a job of several processes a second one changes nothing: Slurm sends one to each process and to torchrun, which
     passes it on, and kills after half a minute.
 
+    Wrappers such as `timeout` send one request twice, to the process and to its group: a signal within `patience`
+    seconds of the first is taken for the same.
+
     Use it as a context manager in the main thread; in other threads signals keep their effect.
     """
 
-    def __init__(self, job: Job = ALONE) -> None:
-        self.job = job
+    def __init__(self, job: Job = ALONE, patience: float = 0.0) -> None:
+        self.job, self.patience = job, patience
+        self._first = 0.0
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -46,6 +51,11 @@ class StopRequest:
         self._before = {}
 
     def _note(self, number: int, _frame: object) -> None:
-        self.signal = number
-        if self.job.size == 1:
+        if self.signal is not None:
+            if monotonic() - self._first > self.patience:
+                self._restore()
+                signal.raise_signal(number)
+            return
+        self.signal, self._first = number, monotonic()
+        if self.job.size == 1 and not self.patience:
             self._restore()

@@ -44,12 +44,12 @@ class Deployed(nn.Module):
     """The exported module: pictures, or five crops of each, -> logits and probabilities [B, C].
 
     Pictures are fp32 [B, 3, R, R] or [B, 5, 3, R, R], RGB from 0 to 255. The model's logits include the prior already
-    (`Classifier.shift`).
+    (`Classifier.shift`). Probabilities are those of the logits divided by `temperature`.
     """
 
-    def __init__(self, model: Classifier, *, five_crops: bool) -> None:
+    def __init__(self, model: Classifier, *, five_crops: bool, temperature: float = 1.0) -> None:
         super().__init__()
-        self.model, self.five_crops = model, five_crops
+        self.model, self.five_crops, self.temperature = model, five_crops, temperature
         self.normalise = Normalise(model.backbone.facts)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class Deployed(nn.Module):
         logits = self.model(self.normalise(flat))
         if self.five_crops:
             logits = logits.unflatten(0, (-1, 5)).mean(1)
-        return logits, logits.softmax(-1)
+        return logits, (logits / self.temperature).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,13 @@ def views(store: Store, split: Split, evaluation: EvaluationConfig, trained: Tra
 
 @torch.no_grad()
 def export(
-    trained: Trained, out: Path, form: Format, images: Tensor, progress: Progress, evaluation: EvaluationConfig
+    trained: Trained,
+    out: Path,
+    form: Format,
+    images: Tensor,
+    progress: Progress,
+    evaluation: EvaluationConfig,
+    temperature: float = 1.0,
 ) -> Parity:
     """Write the graph, compare it with PyTorch, and write FILE.json with class names and input format beside it.
 
@@ -128,17 +134,18 @@ def export(
         trained: on the CPU in fp32; its tuners are folded in place.
         images: inputs for the comparison, see `views`.
         evaluation: sets the crops and the prior.
+        temperature: what logits are divided by for the probabilities.
 
     Raises:
         UserError: the format cannot represent the model, or the comparison fails; nothing is kept then.
     """
     model = trained.model
     model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
-    deployed = Deployed(model, five_crops=evaluation.tte).eval()
+    deployed = Deployed(model, five_crops=evaluation.tte, temperature=temperature).eval()
     expected = answers(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch")
     kept = model.merge()
     merged = answers(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch, tuners folded in")
-    about = description(trained, evaluation, kept)
+    about = description(trained, evaluation, kept) | {"temperature": temperature}
     folder_of(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name

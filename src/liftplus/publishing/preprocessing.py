@@ -106,7 +106,12 @@ def _picture(pixels: NDArray[np.uint8], decode: Decode) -> Picture:
 
 @torch.no_grad()
 def export(
-    trained: Trained, out: Path, sample: Sample, progress: Progress, evaluation: EvaluationConfig
+    trained: Trained,
+    out: Path,
+    sample: Sample,
+    progress: Progress,
+    evaluation: EvaluationConfig,
+    temperature: float = 1.0,
 ) -> tuple[Parity, Likeness]:
     """Write the graph and FILE.json with class names and recipe; what fails a comparison is not kept.
 
@@ -114,6 +119,7 @@ def export(
         trained: on the CPU in fp32; its model is merged in place.
         sample: what to compare on.
         evaluation: how pictures are cut, and the prior.
+        temperature: what logits are divided by for the probabilities.
 
     Raises:
         UserError: no picture can be read, the graph cannot be written, or it does not compute what PyTorch does.
@@ -122,7 +128,7 @@ def export(
     cut = crops(evaluation, model.backbone.facts)
     begin = front(cut)
     model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
-    deployed = Deployed(model, five_crops=evaluation.tte).eval()
+    deployed = Deployed(model, five_crops=evaluation.tte, temperature=temperature).eval()
     views, expected, gaps = _by_predict(sample, cut, deployed, _session(begin), progress)
     if int(gaps[:, 0].max()) > LEVELS:
         raise UserError(
@@ -133,7 +139,7 @@ def export(
     folder_of(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
-        parity = exporting.export(trained, file, "onnx", views, progress, evaluation)
+        parity = exporting.export(trained, file, "onnx", views, progress, evaluation, temperature)
         about = _about(json.loads(exporting.beside(file).read_text(encoding="utf-8")))
         join(begin, file, trained.class_names, about)
         logits, found = _answers(sample, file, progress)

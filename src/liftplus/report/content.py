@@ -102,6 +102,34 @@ def others(series: Sequence[Series]) -> list[list[str]]:
     return rows
 
 
+def promises(series: Sequence[Series]) -> tuple[list[list[str]], float | None]:
+    """Of each calibrated run's last test: coverage and size of its sets by rule and group; and what they promise, in %.
+
+    A run that was calibrated but not tested since has no row.
+    """
+    rows, promised = [], None
+    for run in (run for one in series for run in one.runs):
+        found = [t for t in run.others if read.table(read.table(t.metrics.get("calibration")).get("sets"))]
+        if not found:
+            continue
+        last = max(found, key=lambda tested: (tested.folder / "metrics.json").stat().st_mtime)
+        about = read.table(last.metrics["calibration"])
+        promised = read.number(about.get("promised_coverage"))
+        for by, own in read.table(about["sets"]).items():
+            cells = [read.table(read.table(own).get(name)) for name in ("overall", "many", "medium", "few")]
+            rows.append([str(last.folder), by, *map(_covered, cells)])
+    return rows, promised
+
+
+def _covered(cell: dict[str, Any]) -> str:
+    """Coverage, size and number of pictures of a group, in a cell."""
+    figures = [read.number(cell.get(key)) for key in ("coverage", "size", "pictures")]
+    if any(figure is None for figure in figures):
+        return "–"
+    coverage, size, pictures = (figure or 0.0 for figure in figures)
+    return f"{coverage:.1f} % with {size:.1f} ({pictures:,.0f})"
+
+
 def groups(run: Run) -> tuple[list[list[str]], str]:
     """Numbers of classes and training pictures of each group, and a sentence on the imbalance."""
     counts, classes, pictures = run.train_counts, Counter[str](), Counter[str]()

@@ -187,6 +187,7 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
     rows, sentence = content.groups(first) if first.train_counts else ([], "")
     seeds = [len(one.runs) for one in series]
     accuracy = content.accuracy(series, draft.judgement)
+    promises, promised = content.promises(series)
     backbones = list(dict.fromkeys(str(read.table(one.config.get("backbone")).get("name", "?")) for one in series))
     return {
         "title": str(known.get("name") or (first.tested.what[0] if first.tested else "") or first.folder.name),
@@ -204,6 +205,8 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
         "imbalance": sentence,
         "notes": [str(text) for text in known.get("notes") or ()][:5],
         "tte_commands": _tte_commands(series),
+        "promises": promises,
+        "promised": "–" if promised is None else f"{promised:g} %",
         "cost": content.cost(series),
         "cost_header": content.COST_HEADER,
         "runs": [content.record(run) for one in series for run in one.runs],
@@ -299,12 +302,13 @@ def _short(value: Any) -> str:
 
 def _sections(values: dict[str, Any]) -> list[tuple[str, str]]:
     charts = values["charts"]
+    chances = charts["reliability"] or charts["tte"] or values["tte_commands"] or values["promises"]
     there = [
         ("accuracy", "Accuracy", charts["accuracy"]),
         ("data", "Data", charts["long_tail"] or charts["loss"]),
         ("classes", "Classes", values["classes"]),
         ("confused", "Confused", values["confused"]),
-        ("calibration", "Probabilities", charts["reliability"] or charts["tte"] or values["tte_commands"]),
+        ("calibration", "Probabilities", chances),
         ("features", "Heavy or light", True),
         ("cost", "Cost and record", True),
     ]

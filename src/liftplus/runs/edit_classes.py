@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import centred
 from liftplus.config import RunConfig, from_dict, saved
 from liftplus.errors import UserError, unknown
-from liftplus.machine.disk import new_folder, read_json, write_json
+from liftplus.machine.disk import new_folder, read_json, write_bytes, write_json
 from liftplus.model import heads
 from liftplus.model.head_init import HeadInit, Semantic, centres, class_prompts, text_rows
+from liftplus.runs import calibration_file
 from liftplus.runs.changes import CONFIG
 from liftplus.runs.matching import keep_splits
-from liftplus.training.checkpoint import FILE, FORMAT, read_model, write_tensors
+from liftplus.training.checkpoint import FILE, FORMAT, checksum, read_model, write_tensors
 
 
 def add(run: Path, names: Sequence[str], out: Path, weights: str | None = None) -> None:
@@ -109,6 +111,7 @@ def rename(
     new = [names.get(name, name) for name in old]
     _refuse_twice(new, set(names.values()))
     about |= {"class_names": new, "former_names": about.get("former_names", old)}
+    about["levels"] = {level: _renamed(groups, names) for level, groups in about.get("levels", {}).items()}
     loss = about["config"]["loss"]
     if given := loss.get("class_weights"):  # which go by names too
         loss["class_weights"] = {names.get(name, name): weight for name, weight in given.items()}
@@ -121,6 +124,12 @@ def rename(
             for k in chosen:
                 about["class_prompts"][k] = prompts[k]
     _write(run, out, about, state, {"renamed": dict(names), "new_rows": new_rows})
+
+
+def _renamed(groups: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """The groups of one level, where a class that stands for itself has its new name."""
+    members = Counter(groups.values())
+    return {key: names[group] if group in names and members[group] == 1 else group for key, group in groups.items()}
 
 
 def _refuse_bad_name(name: str) -> None:
@@ -180,4 +189,9 @@ def _write(run: Path, out: Path, about: dict[str, Any], state: dict[str, Tensor]
     record = read_json(run / CONFIG, "config") if (run / CONFIG).is_file() else {}
     write_json(out / CONFIG, record | {"config": about["config"], "edits": about["edits"]})
     # Without them, data that have grown would be split anew, with training pictures in the test split.
-    keep_splits(run if run.is_dir() else run.parent, out)
+    source = run if run.is_dir() else run.parent
+    keep_splits(source, out)
+    kept = source / calibration_file.FILE
+    same = kept.is_file() and checksum(state) == checksum(read_model(run)[1])
+    if same:  # the same weights keep their promises under other names
+        write_bytes(out / calibration_file.FILE, kept.read_bytes())

@@ -179,7 +179,8 @@ def _test(
         "peak_memory_bytes": peak_memory(session.runtime.device),
     }
     with _interrupted_in_test(folder):
-        return test(session, model, dataset, split, dataset.counts(), folder, about_weights(fitted.chosen) | figures)
+        about = about_weights(fitted.chosen) | figures
+        return test(session, model, dataset, split, dataset.counts(), folder, about)[0]
 
 
 def _save(session: Session, dataset: DataSet, model: Classifier, folder: Path, fitted: Fit) -> None:

@@ -267,4 +267,7 @@ def tested(session: Session, part: Part, out: Path) -> Metrics:
     dataset = session.data()
     trained = checkpoint.load_model(out, session.runtime, session.config.backbone)
     dataset = matching.aligned(matching.as_in_run(dataset, part.folder, "test"), "test", trained)
-    return testing.test(session, trained.model, dataset, "test", trained.train_counts, out, testing.about_weights(None))
+    metrics, _ = testing.test(
+        session, trained.model, dataset, "test", trained.train_counts, out, testing.about_weights(None)
+    )
+    return metrics

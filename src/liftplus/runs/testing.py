@@ -7,17 +7,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from liftplus.calibration import calibrated
+from liftplus.calibration.calibrated import Pictures
 from liftplus.data.dataset import DataSet
-from liftplus.evaluation import priors, results
-from liftplus.evaluation.features import predict_once
+from liftplus.evaluation import levels, priors, results
 from liftplus.evaluation.gla import Together
-from liftplus.evaluation.inference import SplitReader, TopK, predict, score
+from liftplus.evaluation.inference import Answering, SplitReader, TopK, best, predict, score
 from liftplus.evaluation.metrics import Metrics
+from liftplus.evaluation.outputs import outputs, predict_once
 from liftplus.machine import disk
 from liftplus.machine.determinism import deterministic
 from liftplus.machine.runtime import command_line, describe
 from liftplus.model.classifier import Classifier
-from liftplus.runs import debiasing
+from liftplus.runs import calibration_file, debiasing
+from liftplus.runs.calibration_file import Saved
 from liftplus.runs.matching import aligned, as_in_run, seen
 from liftplus.runs.opening import Session, refuse_different
 from liftplus.training.checkpoint import Chosen, Trained
@@ -32,21 +37,29 @@ def test(
     folder: Path,
     about: dict[str, Any],
     beside: Classifier | None = None,  # noqa: PT028 (no test of pytest's)
-) -> Metrics:
+    saved: Saved | None = None,  # noqa: PT028
+) -> tuple[Metrics, dict[str, Any] | None]:
     """Measure one split, and have the leader write metrics and tables into a folder.
 
     Args:
         train_counts: training pictures of each class, length C.
         about: further entries for metrics.json.
         beside: as for `measure`.
+        saved: the run's calibration. Then what it promised is measured too, and is the second result.
     """
-    found, metrics = measure(session, model, dataset, split, train_counts, beside)
+    promised: dict[str, Any] | None = None
+    if saved is None:
+        found, metrics = measure(session, model, dataset, split, train_counts, beside)
+    else:
+        found, metrics, promised = _measure_promises(session, model, dataset, split, train_counts, saved)
     what: dict[str, Any] = {"data": dataset.name, "split": split, "evaluation": session.config.evaluation.model_dump()}
     if session.cache.notes:
         what["cache"] = session.cache.notes
+    if promised is not None:
+        what["calibration"] = promised
     if session.runtime.job.leads:
         results.write_evaluation(folder, dataset, dataset.splits[split], found, metrics, train_counts, what | about)
-    return metrics
+    return metrics, promised
 
 
 def measure(
@@ -64,18 +77,57 @@ def measure(
         beside: a debiased zero-shot classifier whose logits are added (`debiasing.zeroshot`).
     """
     part, config = dataset.splits[split], session.config
+    how = Answering(levels=levels.above(dataset.levels, dataset.class_ids))
     expect(session, model, dataset.class_names, train_counts, debiased=beside is not None)
     reader = SplitReader(dataset.store, part, config.train.workers, session.progress)
     with deterministic(config.deterministic):
         if beside is None:
-            found = predict_once(model, reader, config.evaluation, session.runtime, session.cache)
+            found = predict_once(model, reader, config.evaluation, session.runtime, session.cache, how)
         else:
             both = Together(model, beside)
-            found = predict(both, reader, config.evaluation, model.backbone.facts, session.runtime)
-    metrics = score(found, part, tuple(train_counts))
+            found = predict(both, reader, config.evaluation, model.backbone.facts, session.runtime, how)
+    return found, _scored(found, dataset, split, train_counts)
+
+
+def _scored(found: TopK, dataset: DataSet, split: str, train_counts: Sequence[int]) -> Metrics:
+    metrics = score(found, dataset.splits[split], tuple(train_counts))
     if dataset.frequency:
         metrics = metrics.with_frequency([dataset.frequency.get(one, "") for one in dataset.class_ids])
-    return found, metrics
+    if found.groups is None:
+        return metrics
+    own, labels = levels.above(dataset.levels, dataset.class_ids), dataset.splits[split].labels
+    return metrics.with_levels(
+        {one.name: levels.accuracy(one, found.groups[:, k], labels) for k, one in enumerate(own)}
+    )
+
+
+def _measure_promises(
+    session: Session,
+    model: Classifier,
+    dataset: DataSet,
+    split: str,
+    train_counts: Sequence[int],
+    saved: Saved,
+) -> tuple[TopK, Metrics, dict[str, Any]]:
+    """`measure`, and what the calibration keeps of its promises on the pictures that it was not fitted on."""
+    part, config, runtime = dataset.splits[split], session.config, session.runtime
+    expect(session, model, dataset.class_names, train_counts)
+    reader = SplitReader(dataset.store, part, config.train.workers, session.progress)
+    with deterministic(config.deterministic):
+        logits, features = outputs(model, reader, config.evaluation, runtime, session.cache)
+        own = logits if runtime.job.size == 1 else logits[runtime.job.part(len(logits))]
+        how = Answering(saved.calibration.temperature, levels.above(dataset.levels, dataset.class_ids))
+        found = best(own, config.evaluation, runtime, len(part), how)
+    used = saved.has(part.keys)
+    promised: dict[str, Any] = {
+        "temperature": saved.calibration.temperature,
+        "fitted_on": {key: saved.about[key] for key in ("data", "split", "share", "pictures")},
+        "left_out": int(used.sum()),
+    }
+    if not used.all():
+        fresh = Pictures(logits, features, torch.tensor(part.labels)).taken(~used)
+        promised |= calibrated.measure([(saved.calibration, fresh)]).plain()
+    return found, _scored(found, dataset, split, train_counts), promised
 
 
 def expect(
@@ -99,8 +151,10 @@ def expect(
 
 def evaluate_run(
     session: Session, trained: Trained, split: str, folder: Path, *, other_data: bool, gla: bool = False
-) -> tuple[DataSet, Metrics]:
+) -> tuple[DataSet, Metrics, dict[str, Any] | None]:
     """Test a trained run on one split of the session's data. The data's classes are matched to the run's.
+
+    If the run's calibration holds for the session's crops and prior, the third result is what it keeps of its promises.
 
     The run's own pictures keep the splits they had in training. Other data are never split: if they have no test split,
     all pictures are tested.
@@ -127,12 +181,17 @@ def evaluate_run(
         "versions": describe(session.runtime),
     }
     if debiased is None:
-        return dataset, test(session, trained.model, dataset, split, trained.train_counts, folder, about)
+        saved, note = calibration_file.fitting(session, trained)
+        if saved is not None and split == "train" and not other_data:
+            saved, note = None, "Promises are not measured on the pictures that the run was trained on."
+        dataset = replace(dataset, notes=(*dataset.notes, *([note] if note else [])))
+        counts = trained.train_counts
+        return dataset, *test(session, trained.model, dataset, split, counts, folder, about, saved=saved)
     about["gla"] = {"pictures": debiased.pictures}
-    metrics = test(session, trained.model, dataset, split, trained.train_counts, folder, about, debiased.model)
+    metrics, _ = test(session, trained.model, dataset, split, trained.train_counts, folder, about, debiased.model)
     if session.runtime.job.leads:
         debiased.write(folder, trained)
-    return dataset, metrics
+    return dataset, metrics, None
 
 
 def about_weights(chosen: Chosen | None) -> dict[str, Any]:

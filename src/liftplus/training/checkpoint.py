@@ -73,6 +73,8 @@ class Trained:
     chosen: Chosen | None = None  # None for a file that was written before this was saved
     former_names: tuple[str, ...] = ()
     """Names [C] that the classes had in training, if some have changed since."""
+    digest: str = ""
+    """SHA-256 of the learned weights in its file; empty if it has no file."""
     levels: Levels = field(default_factory=dict)
     """Groups of the classes at levels above them, as the data had them."""
 
@@ -244,6 +246,6 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
     model.requires_grad_(False)
     names, ids, counts = (tuple(about[key]) for key in ("class_names", "class_ids", "train_counts"))
     chosen = Chosen(**about["weights"]) if "weights" in about else None
+    former, digest = tuple(about.get("former_names", ())), checksum(state)
     levels, _ = hierarchy.settled(about.get("levels", {}), dict(zip(ids, names, strict=True)))
-    former = tuple(about.get("former_names", ()))
-    return Trained(model, config, names, ids, counts, path.parent, chosen, former, levels)
+    return Trained(model, config, names, ids, counts, path.parent, chosen, former, digest, levels)

@@ -1,0 +1,1 @@
+"""Calibration: promises about predictions, and whether they are kept: temperature, sets of classes, unknown ones."""

@@ -1,0 +1,186 @@
+"""The calibration of a run in its folder: written whole, and used only with the weights, crops and prior it is for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from liftplus.calibration.calibrated import Calibration
+from liftplus.calibration.sets import Known
+from liftplus.calibration.unknown import Reference
+from liftplus.config import EvaluationConfig
+from liftplus.errors import UserError
+from liftplus.evaluation import priors
+from liftplus.machine import disk
+from liftplus.runs.opening import Session
+from liftplus.training import checkpoint
+from liftplus.training.checkpoint import Trained
+
+FILE = "calibration.safetensors"
+_DIGEST = 8  # bytes that tell a picture's key from others
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A calibration and what it is for.
+
+    Attributes:
+        calibration: the calibration itself.
+        about: data, split and number of its pictures; crops, prior and weights of the model; what was `measured`.
+        used: digests of the keys of its pictures, uint8 [N, 8].
+    """
+
+    calibration: Calibration
+    about: dict[str, Any]
+    used: Tensor
+
+    def has(self, keys: Sequence[str]) -> Tensor:
+        """Which of these pictures it was calibrated on, by the name of their key, bool."""
+        own = set(map(bytes, self.used.numpy()))
+        return torch.tensor([_digest(key) in own for key in keys], dtype=torch.bool)
+
+    def moved(self, weights: str) -> Saved:
+        """A copy for the same model in a file whose weights have this digest."""
+        return replace(self, about=self.about | {"weights": weights})
+
+    def misfit(self, session: Session, trained: Trained) -> str | None:
+        """Why it does not hold for a model and its settings, and what to do, in one sentence; None if it does."""
+        run, evaluation = trained.folder, session.config.evaluation
+        again = f"Run `liftplus calibrate {run}"
+        if self.about["weights"] != trained.digest:
+            return f"The calibration of {str(run)!r} was made for other weights. {again}` again."
+        if self.about["crops"] != crops_of(evaluation):
+            five = str(evaluation.tte).lower()
+            sizes = "".join(f" {key}={value}" for key, value in crops_of(evaluation).items() if key != "tte")
+            return (
+                f"The calibration of {str(run)!r} is for other crops of a picture "
+                f"({_shown(self.about['crops'])}). {again} tte={five}{sizes}`, or predict with those crops."
+            )
+        prior = priors.stood_for(session.config, trained.class_names, trained.train_counts, evaluation.prior)
+        same = torch.allclose(prior, self.calibration.known.log_prior.double(), rtol=0, atol=1e-6)
+        if self.about["prior"] != evaluation.prior or not same:
+            return (
+                f"The calibration of {str(run)!r} is for prior={self.about['prior']}, and here the prior is "
+                f"{evaluation.prior}. {again} prior={evaluation.prior}`, or predict with that prior."
+            )
+        return None
+
+
+def crops_of(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """The settings that decide on the crops."""
+    margin = "expand" if evaluation.tte else "one_crop_expand"
+    return {"tte": evaluation.tte, margin: getattr(evaluation, margin)}
+
+
+def _shown(crops: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={str(value).lower()}" for key, value in crops.items())
+
+
+def digests(keys: Sequence[str]) -> Tensor:
+    """Digests of pictures' keys, uint8 [N, 8]."""
+    joined = b"".join(map(_digest, keys))
+    return torch.from_numpy(np.frombuffer(joined, np.uint8).copy()).view(-1, _DIGEST)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:_DIGEST]
+
+
+def write(folder: Path, saved: Saved) -> Path:
+    """Write a calibration into a run's folder; an earlier one is replaced."""
+    found = saved.calibration
+    tensors = {
+        "used": saved.used,
+        "known.own": found.known.own,
+        "known.labels": found.known.labels,
+        "known.log_prior": found.known.log_prior,
+        "known.weights": found.known.weights,
+        "scored": found.scored,
+    }
+    if found.reference is not None:
+        tensors |= {f"reference.{name}": value.contiguous() for name, value in vars(found.reference).items()}
+    about = saved.about | {
+        "format": checkpoint.FORMAT,
+        "temperature": found.temperature,
+        "score": found.score,
+        "scales": found.scales,
+        "judged": found.judged,
+        "train_counts": found.known.train_counts,
+    }
+    with disk.locked(folder):
+        checkpoint.write_tensors(folder / FILE, tensors, about)
+    return folder / FILE
+
+
+def read(folder: Path) -> Saved | None:
+    """The calibration in a run's folder; None if there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        about, tensors = checkpoint.read_tensors(path)
+        counts = tuple(about["train_counts"])
+        own = {name: tensors[f"known.{name}"] for name in ("own", "labels", "log_prior", "weights")}
+        reference = None
+        if "reference.centre" in tensors:
+            parts = (tensors[f"reference.{one.name}"] for one in fields(Reference))
+            reference = Reference(*parts)
+        scales = {name: (float(mean), float(deviation)) for name, (mean, deviation) in about["scales"].items()}
+        calibration = Calibration(
+            float(about["temperature"]),
+            Known(train_counts=counts, **own),
+            about["score"],
+            scales,
+            reference,
+            tensors["scored"],
+            about["judged"],
+        )
+        return Saved(calibration, {key: about[key] for key in _ABOUT}, tensors["used"])
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged or was not written by liftplus. Delete it, or run `liftplus calibrate {folder}` "
+            "again."
+        ) from error
+
+
+_ABOUT = ("data", "split", "share", "pictures", "crops", "prior", "weights", "measured", "command", "versions")
+
+
+def fitting(session: Session, trained: Trained, *, required: bool = False) -> tuple[Saved | None, str | None]:
+    """The calibration that holds for a run with these settings, and a note on what is done with probabilities.
+
+    Args:
+        required: whether the caller cannot do without.
+
+    Raises:
+        UserError: it is required and there is none, or none that holds; or its file is damaged.
+    """
+    saved = read(trained.folder) if trained.digest else None
+    if saved is None:
+        if required:
+            raise UserError(
+                f"The run in {str(trained.folder)!r} is not calibrated, and sets and unknown pictures need that. Run "
+                f"`liftplus calibrate {trained.folder}` first."
+            )
+        return None, None
+    reason = saved.misfit(session, trained)
+    if reason is None:
+        pictures = saved.about["pictures"]
+        return saved, (
+            f"Probabilities have temperature {saved.calibration.temperature:.3g}, by the run's calibration on "
+            f"{pictures:,} pictures."
+        )
+    if required:
+        raise UserError(reason)
+    return None, f"Probabilities are not calibrated here. {reason}"

@@ -1,0 +1,1 @@
+"""`liftplus serve`: answers over HTTP."""

@@ -1,0 +1,40 @@
+"""docs/hierarchies.md from top to bottom, on tiny pictures in the page's own table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from doc_pages import lines, parse
+
+from ..conftest import Command, write_folder
+
+PARENT = {"blue sky": "scenery", "green hill": "scenery", "red square": "figure"}
+
+
+@pytest.mark.slow
+def test_the_page(command: Command, tmp_path: Path) -> None:
+    animals = write_folder(tmp_path / "animals", {"train": (12, 6, 4), "test": (3, 3, 3)})
+    with (animals / "all.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("path", "label", "split", "parent"))
+        for path in sorted(animals.rglob("*.png")):
+            split, label = path.relative_to(animals).parts[0], path.parent.name.replace("_", " ")
+            table.writerow((path.relative_to(animals), label, split, PARENT[label]))
+    done = []
+    for line in lines("hierarchies.md"):
+        if (step := parse(line)) is None:
+            continue
+        quick = ("epochs=1", "workers=0", "device=cpu", "precision=fp32") if step.command == "train" else ()
+        ended = command(*step.command.split(), *step.words, *quick)
+        assert ended.code == 0, (line, ended.err)
+        done.append(step.command)
+        assert "level parent: 2 groups" in ended.out or step.command != "data inspect"
+    assert done == ["data inspect", "train", "eval", "predict", "predict"]
+    told = json.loads((tmp_path / "runs" / "animals" / "again" / "metrics.json").read_text())
+    assert told["levels"]["parent"]["groups"] == 2
+    rows = list(csv.DictReader((tmp_path / "by-parent.csv").open()))
+    assert len(rows) == 9 and {row["level"] for row in rows} == {"parent"}
