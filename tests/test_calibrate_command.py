@@ -213,3 +213,16 @@ def test_promises_are_not_measured_on_training_pictures(place: Path, command: Co
     ended = command("eval", run, "--split", "train", "--out", "found", "--json")
     assert ended.code == 0, ended.err
     assert "calibration" not in json.loads(ended.out) and "Promises are not measured" in ended.err
+
+
+def test_the_command_that_an_error_names_calibrates(place: Path, command: Command, tmp_path: Path) -> None:
+    """With the pictures that the run was calibrated on before."""
+    run, picture = tmp_path / "run", place / "photos" / "test" / "red_square"
+    shutil.copytree(place / "bare", run)
+    assert command("calibrate", run, "--split", "test", "--share", 0.5).code == 0
+    ended = command("predict", run, picture, "--sets", 0.8, "--prior", "uniform")
+    assert ended.code == 2
+    named = " ".join(ended.err.split()).partition("Run `liftplus ")[2].partition("`")[0].split()
+    assert named[2:] == ["--split", "test", "--share", "0.5", "prior=uniform"]
+    assert command(*named).code == 0
+    assert command("predict", run, picture, "--sets", 0.8, "--prior", "uniform").code == 0

@@ -50,10 +50,19 @@ class Saved:
         """A copy for the same model in a file whose weights have this digest."""
         return replace(self, about=self.about | {"weights": weights})
 
+    def _pictures(self, trained: Trained) -> str:
+        """The options that name its pictures, as the command takes them."""
+        data, split, share = (self.about[key] for key in ("data", "split", "share"))
+        own = data == trained.config.data.source
+        words = ("" if own else f" --data {data}") + (
+            "" if split == ("val" if own else "test") else f" --split {split}"
+        )
+        return words + ("" if share is None else f" --share {share:g}")
+
     def misfit(self, session: Session, trained: Trained) -> str | None:
         """Why it does not hold for a model and its settings, and what to do, in one sentence; None if it does."""
         run, evaluation = trained.folder, session.config.evaluation
-        again = f"Run `liftplus calibrate {run}"
+        again = f"Run `liftplus calibrate {run}{self._pictures(trained)}"
         if self.about["weights"] != trained.digest:
             return f"The calibration of {str(run)!r} was made for other weights. {again}` again."
         if self.about["crops"] != crops_of(evaluation):
