@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftplus.evaluation.metrics import GROUPS, group_of
+from liftplus.calibration.sets import groups_of
+from liftplus.evaluation.metrics import GROUPS
 
 OVERALL = "overall"
 
@@ -80,7 +81,7 @@ def _mean(values: Tensor, weights: Tensor) -> float:
 
 
 def _parts(labels: Tensor, train_counts: Sequence[int]) -> dict[str, Tensor]:
-    groups = torch.tensor([GROUPS.index(group_of(count)) for count in train_counts])[labels]
+    groups = groups_of(train_counts)[labels]
     found = {OVERALL: torch.ones_like(labels, dtype=torch.bool)}
     found |= {name: groups == index for index, name in enumerate(GROUPS)}
     return {name: own for name, own in found.items() if own.any()}

@@ -46,6 +46,11 @@ def needed(level: float) -> int:
     return math.ceil(level / (1 - level) - _ROUNDING)
 
 
+def groups_of(train_counts: Sequence[int]) -> Tensor:
+    """The group of each class [C] by its training pictures, as an index into `GROUPS`."""
+    return torch.tensor([GROUPS.index(group_of(count)) for count in train_counts])
+
+
 @dataclass(frozen=True)
 class Known:
     """What sets need of the calibration pictures.
@@ -72,7 +77,7 @@ class Known:
     @cached_property
     def groups(self) -> Tensor:
         """The group of each class [C], as an index into `GROUPS`."""
-        return torch.tensor([GROUPS.index(group_of(count)) for count in self.train_counts])
+        return groups_of(self.train_counts)
 
     def taken(self, places: Tensor) -> Known:
         """These pictures alone."""

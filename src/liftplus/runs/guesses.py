@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -171,6 +172,18 @@ class Asked:
         temperature = 1.0 if self.calibration is None else self.calibration.temperature
         return Answering(temperature, () if self.level is None else self.level.levels)
 
+    # A server asks for these with every batch, and they follow from all calibration pictures.
+    @cached_property
+    def _limits(self) -> Tensor:
+        calibration, promises = self.calibration, self.promises
+        assert calibration is not None and promises.sets is not None
+        return sets.limits(calibration.known, promises.sets, promises.by, promises.class_share)
+
+    @cached_property
+    def _threshold(self) -> float:
+        assert self.calibration is not None and self.promises.alarms is not None
+        return self.calibration.threshold(self.promises.alarms)
+
     def found(self, top: TopK, logits: Tensor, features: Tensor | None) -> Found:
         """What is found in N pictures.
 
@@ -182,14 +195,14 @@ class Asked:
         members = unknown = scores = None
         calibration, promises = self.calibration, self.promises
         if calibration is not None and promises.sets is not None:
-            members, limits = [], sets.limits(calibration.known, promises.sets, promises.by, promises.class_share)
+            members = []
             for rows in logits.split(1024):
-                inside = sets.members(calibration.log_chances(rows), limits)
+                inside = sets.members(calibration.log_chances(rows), self._limits)
                 ordered = rows.argsort(dim=1, descending=True, stable=True)
                 members += [order[own[order]].tolist() for order, own in zip(ordered, inside, strict=True)]
         if calibration is not None and promises.alarms is not None and features is not None:
             scores = calibration.scores(logits, features)
-            unknown = scores > calibration.threshold(promises.alarms)
+            unknown = scores > self._threshold
         return Found(top, members, unknown, scores)
 
     def guesses(self, paths: Sequence[str], found: Found, names: Sequence[str]) -> list[Guess]:

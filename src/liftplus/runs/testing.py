@@ -86,18 +86,18 @@ def measure(
         else:
             both = Together(model, beside)
             found = predict(both, reader, config.evaluation, model.backbone.facts, session.runtime, how)
-    return found, _scored(found, dataset, split, train_counts)
+    return found, _scored(found, dataset, split, train_counts, how)
 
 
-def _scored(found: TopK, dataset: DataSet, split: str, train_counts: Sequence[int]) -> Metrics:
+def _scored(found: TopK, dataset: DataSet, split: str, train_counts: Sequence[int], how: Answering) -> Metrics:
     metrics = score(found, dataset.splits[split], tuple(train_counts))
     if dataset.frequency:
         metrics = metrics.with_frequency([dataset.frequency.get(one, "") for one in dataset.class_ids])
     if found.groups is None:
         return metrics
-    own, labels = levels.above(dataset.levels, dataset.class_ids), dataset.splits[split].labels
+    labels = dataset.splits[split].labels
     return metrics.with_levels(
-        {one.name: levels.accuracy(one, found.groups[:, k], labels) for k, one in enumerate(own)}
+        {one.name: levels.accuracy(one, found.groups[:, k], labels) for k, one in enumerate(how.levels)}
     )
 
 
@@ -127,7 +127,7 @@ def _measure_promises(
     if not used.all():
         fresh = Pictures(logits, features, torch.tensor(part.labels)).taken(~used)
         promised |= calibrated.measure([(saved.calibration, fresh)]).plain()
-    return found, _scored(found, dataset, split, train_counts), promised
+    return found, _scored(found, dataset, split, train_counts, how), promised
 
 
 def expect(
