@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -66,6 +67,20 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def photos(tmp_path: Path) -> Path:
     """Three classes, 12 / 5 / 2 training and 2 test pictures each."""
     return write_folder(tmp_path / "photos", {"train": (12, 5, 2), "test": (2, 2, 2)})
+
+
+PARENTS = {"blue sky": "scenery", "green hill": "scenery", "red square": "figure"}
+
+
+def table_with_parents(photos: Path) -> Path:
+    """all.csv in a folder that `write_folder` made: its pictures with their classes, splits and parents."""
+    with (photos / "all.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("path", "label", "split", "parent"))
+        for path in sorted(photos.rglob("*.png")):
+            split, label = path.relative_to(photos).parts[0], path.parent.name.replace("_", " ")
+            table.writerow((path.relative_to(photos), label, split, PARENTS[label]))
+    return photos / "all.csv"
 
 
 @dataclass(frozen=True)

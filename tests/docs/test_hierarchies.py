@@ -10,20 +10,13 @@ import pytest
 
 from doc_pages import lines, parse
 
-from ..conftest import Command, write_folder
-
-PARENT = {"blue sky": "scenery", "green hill": "scenery", "red square": "figure"}
+from ..conftest import Command, table_with_parents, write_folder
 
 
 @pytest.mark.slow
 def test_the_page(command: Command, tmp_path: Path) -> None:
     animals = write_folder(tmp_path / "animals", {"train": (12, 6, 4), "test": (3, 3, 3)})
-    with (animals / "all.csv").open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(("path", "label", "split", "parent"))
-        for path in sorted(animals.rglob("*.png")):
-            split, label = path.relative_to(animals).parts[0], path.parent.name.replace("_", " ")
-            table.writerow((path.relative_to(animals), label, split, PARENT[label]))
+    table_with_parents(animals)
     done = []
     for line in lines("hierarchies.md"):
         if (step := parse(line)) is None:

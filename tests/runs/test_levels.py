@@ -16,23 +16,13 @@ from liftplus.evaluation import levels
 from liftplus.evaluation.inference import TopK
 from liftplus.runs.guesses import LevelAsked
 
-from ..conftest import Command
-
-PARENT = {"blue sky": "scenery", "green hill": "scenery", "red square": "figure"}
+from ..conftest import PARENTS, Command, table_with_parents
 
 
 @pytest.fixture
 def table(photos: Path) -> Path:
     """The photos as a table with a column of parents."""
-    rows = [
-        (str(path.relative_to(photos)), path.parent.name.replace("_", " "), path.relative_to(photos).parts[0])
-        for path in sorted(photos.rglob("*.*"))
-    ]
-    with (photos / "all.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows(
-            [("path", "label", "split", "parent"), *((p, label, s, PARENT[label]) for p, label, s in rows)]
-        )
-    return photos / "all.csv"
+    return table_with_parents(photos)
 
 
 def predicted(command: Command, *words: object) -> list[dict[str, Any]]:
@@ -49,7 +39,7 @@ def test_a_run_knows_the_levels_of_its_data(table: Path, command: Command, tmp_p
     assert "by level" in shown and "parent" in shown
     told = json.loads((tmp_path / "run" / "metrics.json").read_text())
     by_class = list(csv.DictReader((tmp_path / "run" / "per_class.csv").open()))
-    assert {row["name"]: row["level_parent"] for row in by_class} == PARENT
+    assert {row["name"]: row["level_parent"] for row in by_class} == PARENTS
 
     # By hand, from all probabilities.
     test = sorted((table.parent / "test").rglob("*.png"))
@@ -58,11 +48,11 @@ def test_a_run_knows_the_levels_of_its_data(table: Path, command: Command, tmp_p
     for path, row in zip(test, found, strict=True):
         sums = {"scenery": 0.0, "figure": 0.0}
         for one in row["top"]:
-            sums[PARENT[one["class"]]] += one["probability"]
+            sums[PARENTS[one["class"]]] += one["probability"]
         best = max(sums, key=lambda name: sums[name])
         assert row["level"] == "parent" and row["group"]["name"] == best
         assert math.isclose(row["group"]["probability"], sums[best], abs_tol=1e-5)
-        right.append((PARENT[path.parent.name.replace("_", " ")], best))
+        right.append((PARENTS[path.parent.name.replace("_", " ")], best))
     overall = 100 * sum(own == best for own, best in right) / len(right)
     by_group = [[own == best for own, best in right if own == name] for name in ("scenery", "figure")]
     assert told["levels"]["parent"]["groups"] == 2 and told["levels"]["parent"]["overall"] == pytest.approx(overall)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..conftest import Command, write_folder
+from ..conftest import Command, table_with_parents, write_folder
 from .conftest import Started
 
-PARENT = {"blue sky": "scenery", "green hill": "scenery", "red square": "figure"}
 ASKED = ("--sets", "0.8", "--unknown", "0.2", "--level", "auto", "--sure", "0.5")
 
 
@@ -20,13 +18,8 @@ ASKED = ("--sets", "0.8", "--unknown", "0.2", "--level", "auto", "--sure", "0.5"
 def served(command: Command, tmp_path: Path) -> Any:
     """A calibrated run on data with parents, the pictures, and a server for it."""
     photos = write_folder(tmp_path / "photos", {"train": (12, 6, 4), "val": (12, 10, 8), "test": (3, 3, 3)})
-    with (photos / "all.csv").open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(("path", "label", "split", "parent"))
-        for path in sorted(photos.rglob("*.png")):
-            split, label = path.relative_to(photos).parts[0], path.parent.name.replace("_", " ")
-            table.writerow((path.relative_to(photos), label, split, PARENT[label]))
-    ended = command("zeroshot", "--data", photos / "all.csv", "--out", "run", "precision=fp32", "workers=0")
+    table = table_with_parents(photos)
+    ended = command("zeroshot", "--data", table, "--out", "run", "precision=fp32", "workers=0")
     assert ended.code == 0, ended.err
     ended = command("calibrate", "run", "device=cpu", "precision=fp32")
     assert ended.code == 0, ended.err

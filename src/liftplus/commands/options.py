@@ -68,6 +68,8 @@ FiveCrops = Annotated[
     ),
 ]
 
+TopK = Annotated[int, typer.Option(min=1, help="Number of best classes for each image.")]
+Prior = Annotated[str | None, typer.Option(help="Class prior in use: training, uniform, or a JSON file of counts.")]
 Coverage = Annotated[
     float | None,
     typer.Option("--sets", help="Add sets of classes that hold the right one this often, e.g. 0.9; see calibrate."),
@@ -164,6 +166,15 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
         defaults = config.RunConfig().to_dict()["data"]
         values["data"] = defaults | {key: before["data"][key] for key in kept} | {"source": data}
     return config.after_training(values, overrides or ())
+
+
+def to_predict(
+    run: Path, top_k: int, five_crops: bool | None, prior: str | None, change: list[str] | None, *given: str
+) -> RunConfig:
+    """A run's settings for predictions, with those of the command line; `given` may be changed by them."""
+    expected = [] if prior is None else [f"evaluation.prior={prior}"]
+    own = [f"evaluation.top_k={top_k}", *crops(five_crops, change), *expected]
+    return run_settings(run, None, [*given, *own, *(change or [])])
 
 
 def promises(coverage: float | None, sets_by: str, class_share: float, alarms: float | None) -> Promises:

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import Alarms, AsJson, AtLevel, ClassShare, Coverage, FiveCrops, Run, SetsBy, Sure
+from liftplus.commands.options import (
+    Alarms,
+    AsJson,
+    AtLevel,
+    ClassShare,
+    Coverage,
+    FiveCrops,
+    Prior,
+    Run,
+    SetsBy,
+    Sure,
+    TopK,
+)
 from liftplus.errors import UserError
 from liftplus.words import counted
 
@@ -32,12 +44,10 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="FILE.csv or FILE.json; default: CSV on stdout.")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Number of best classes for each image.")] = 5,
+    top_k: TopK = 5,
     unreadable: Annotated[str, typer.Option(help="stop: end at a broken image. skip: go on without it.")] = "stop",
     five_crops: FiveCrops = None,
-    prior: Annotated[
-        str | None, typer.Option(help="Class prior in use: training, uniform, or a JSON file of counts.")
-    ] = None,
+    prior: Prior = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. device=cpu or weights=PATH; repeatable.")
     ] = None,
@@ -68,10 +78,7 @@ def predict(
     rows = rows if skips else rows.complete()
     for note in rows.notes:
         console.err.print(f"Note: {note}", highlight=False)
-    expected = [] if prior is None else [f"evaluation.prior={prior}"]
-    settings = options.run_settings(
-        run, None, [f"evaluation.top_k={top_k}", *options.crops(five_crops, change), *expected, *(change or [])]
-    )
+    settings = options.to_predict(run, top_k, five_crops, prior, change)
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     asked = options.asked(session, trained, promises, level, sure)

@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import Alarms, AsJson, AtLevel, ClassShare, Coverage, FiveCrops, Run, SetsBy, Sure
+from liftplus.commands.options import (
+    Alarms,
+    AsJson,
+    AtLevel,
+    ClassShare,
+    Coverage,
+    FiveCrops,
+    Prior,
+    Run,
+    SetsBy,
+    Sure,
+    TopK,
+)
 from liftplus.errors import UserError
 
 
@@ -21,11 +33,9 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which is printed.")] = 8000,
-    top_k: Annotated[int, typer.Option(min=1, help="Number of best classes for each image.")] = 5,
+    top_k: TopK = 5,
     five_crops: FiveCrops = None,
-    prior: Annotated[
-        str | None, typer.Option(help="Class prior in use: training, uniform, or a JSON file of counts.")
-    ] = None,
+    prior: Prior = None,
     coverage: Coverage = None,
     sets_by: SetsBy = "group",
     class_share: ClassShare = 0.5,
@@ -72,13 +82,8 @@ def serve(
     if parallel.job().size > 1:
         raise UserError("One process serves a run. Start it without torchrun.")
     promises = options.promises(coverage, sets_by, class_share, alarms)
-    expected = [] if prior is None else [f"evaluation.prior={prior}"]
     # Batches of any size come here, and each size would be compiled anew.
-    settings = options.run_settings(
-        run,
-        None,
-        ["compile=off", f"evaluation.top_k={top_k}", *options.crops(five_crops, change), *expected, *(change or [])],
-    )
+    settings = options.to_predict(run, top_k, five_crops, prior, change, "compile=off")
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     tells = options.asked(session, trained, promises, level, sure)
