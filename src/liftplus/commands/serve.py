@@ -110,7 +110,7 @@ def serve(
         print(line, flush=True)
 
     with (
-        StopRequest(patience=1.0) as asked,
+        StopRequest() as asked,
         Batcher(Predictor(session, trained, tells), cores(), limits.pixels) as batcher,
     ):
         service = Service(batcher, served, limits)

@@ -9,6 +9,9 @@ from typing import Any
 
 from liftplus.machine.parallel import ALONE, Job
 
+AT_ONCE = 0.5
+"""Seconds."""
+
 
 def replaceable() -> list[int]:
     """SIGINT and SIGTERM, but not where a C library set the handler, which Python could not restore."""
@@ -21,14 +24,14 @@ class StopRequest:
     In a job of several processes a second one changes nothing: Slurm sends one to each process and to torchrun, which
     passes it on, and kills after half a minute.
 
-    Wrappers such as `timeout` send one request twice, to the process and to its group: a signal within `patience`
-    seconds of the first is taken for the same.
+    Wrappers such as `timeout` send one request twice, to the process and to its group: a signal within `AT_ONCE` of the
+    first is taken for the same.
 
     Use it as a context manager in the main thread; in other threads signals keep their effect.
     """
 
-    def __init__(self, job: Job = ALONE, patience: float = 0.0) -> None:
-        self.job, self.patience = job, patience
+    def __init__(self, job: Job = ALONE) -> None:
+        self.job = job
         self._first = 0.0
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
@@ -51,11 +54,8 @@ class StopRequest:
         self._before = {}
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.signal is not None:
-            if monotonic() - self._first > self.patience:
-                self._restore()
-                signal.raise_signal(number)
-            return
-        self.signal, self._first = number, monotonic()
-        if self.job.size == 1 and not self.patience:
+        if self.signal is None:
+            self.signal, self._first = number, monotonic()
+        elif self.job.size == 1 and monotonic() - self._first > AT_ONCE:
             self._restore()
+            signal.raise_signal(number)
