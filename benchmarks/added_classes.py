@@ -36,7 +36,7 @@ PAGE = Path("docs/export.md")
 METHOD, CLASSES, SEEDS, PICTURES = "lift+", 10, (0, 1, 2), 5
 PAIRS = {
     "20 objects, efficientnet_lite0, lift+": start_study.PAIRS["20 objects, EfficientNet-Lite0"],
-    "17 clothes, mini_clip, lift+": start_study.PAIRS["17 clothes, mini_clip"],
+    "17 clothes, mini_clip_v1, lift+": start_study.PAIRS["17 clothes, mini_clip_v1"],
 }
 HARMS = (0.5, 2.0)
 """Points that old classes may lose: the default of `classes add`, and about what training in costs them."""

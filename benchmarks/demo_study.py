@@ -27,11 +27,11 @@ from liftplus.studies import compare, demo
 from liftplus.training import assembly, loop
 
 RATES = {
-    "linear_probe": (0.1, 0.3, 1.0, 3.0),
-    "linear_probe+": (0.1, 0.3, 1.0, 3.0),
+    "linear_probe": (0.3, 1.0, 3.0),
+    "linear_probe+": (0.3, 1.0, 3.0),
     "full": (0.01, 0.03, 0.1),
-    "full+": (0.01, 0.03, 0.1, 0.3),
-    "lift+": (0.02, 0.05, 0.15, 0.4),
+    "full+": (0.01, 0.03, 0.1),
+    "lift+": (0.05, 0.15, 0.4, 1.0),
 }
 METHODS = ("zeroshot", "closed_form", *RATES)
 SEARCH_SEED = 1000

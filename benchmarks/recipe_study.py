@@ -67,14 +67,14 @@ PAIRS = {
     "5 clothes, ViT-S/14": Pair("clothing17_160", "dinov2_s14", 70, 5, 100, 15),
     "17 clothes, ViT-S/14": Pair("clothing17_160", "dinov2_s14", 70, 17, 200, 10),
     "20 objects, ViT-S/14": Pair("tinyimagenet200_lt100", "dinov2_s14", 98, 20, 60, 6, 25),
-    "17 clothes, mini_clip": Pair("clothing17_160", "mini_clip", 64, 17, 200, 10),
+    "17 clothes, mini_clip_v1": Pair("clothing17_160", "mini_clip_v1", 64, 17, 200, 10),
     "17 clothes, EfficientNet-Lite0": Pair("clothing17_160", "efficientnet_lite0", 64, 17, 200, 10),
     "10 animals and vehicles, EfficientNet-Lite0": Pair("cifar10_lt100", "efficientnet_lite0", 64, 10, 400, 8, 150),
-    "120 emoji, mini_clip": Pair(None, "mini_clip", 32),
-    "100 objects, mini_clip": Pair("tinyimagenet200_lt100", "mini_clip", 32, 100, 200, 4, 25),
+    "120 emoji, mini_clip_v1": Pair(None, "mini_clip_v1", 32),
+    "100 objects, mini_clip_v1": Pair("tinyimagenet200_lt100", "mini_clip_v1", 32, 100, 200, 4, 25),
     "81 objects, ViT-S/14": Pair("tinyimagenet200_lt100", "dinov2_s14", 70, 81, 70, 13, 25),
-    "81 objects, mini_clip": Pair("tinyimagenet200_lt100", "mini_clip", 64, 81, 70, 13, 25),
-    "10 animals and vehicles, mini_clip": Pair("cifar10_lt100", "mini_clip", 32, None, tests=200),
+    "81 objects, mini_clip_v1": Pair("tinyimagenet200_lt100", "mini_clip_v1", 64, 81, 70, 13, 25),
+    "10 animals and vehicles, mini_clip_v1": Pair("cifar10_lt100", "mini_clip_v1", 32, None, tests=200),
 }
 
 STEP = "train.schedule=step"
@@ -137,7 +137,7 @@ def _chosen(pair: Pair, whole: zipfile.ZipFile) -> Iterator[str]:
 
 def grid(pair: str) -> dict[str, list[str]]:
     """What is tried on a pair."""
-    return GRID | NAMES_ALONE if PAIRS[pair].backbone == "mini_clip" else GRID
+    return GRID | NAMES_ALONE if PAIRS[pair].backbone == "mini_clip_v1" else GRID
 
 
 def planned(stage: str, found: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[str], int]]:
@@ -166,7 +166,7 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
     if stage == "search" and data != "openmoji_lt":
         settings.append("val_share=0.2")
     if not any(item.startswith(("recipe", "head_init")) for item in given):
-        settings.append(f"head_init={'mix' if pair.backbone == 'mini_clip' else 'auto'}")
+        settings.append(f"head_init={'mix' if pair.backbone == 'mini_clip_v1' else 'auto'}")
     session, dataset = prepared(pair, data, settings, vit)
     clock = time.perf_counter()
     session, model = session.start(dataset)

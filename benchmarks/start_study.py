@@ -39,8 +39,8 @@ DATA = {
     "10 animals and vehicles": ("cifar10_lt100", 10, 120, 4, 60),
     "20 objects": ("tinyimagenet200_lt100", 20, 30, 4, 25),
 }
-SIZES = {"dinov2_s14": 70, "efficientnet_lite0": 64, "mini_clip": 64}
-SHOWN = {"dinov2_s14": "ViT-S/14", "efficientnet_lite0": "EfficientNet-Lite0", "mini_clip": "mini_clip"}
+SIZES = {"dinov2_s14": 70, "efficientnet_lite0": 64, "mini_clip_v1": 64}
+SHOWN = {"dinov2_s14": "ViT-S/14", "efficientnet_lite0": "EfficientNet-Lite0", "mini_clip_v1": "mini_clip_v1"}
 PAIRS = {
     f"{data}, {SHOWN[backbone]}": Pair(source, backbone, size, *numbers)
     for data, (source, *numbers) in DATA.items()
@@ -50,7 +50,7 @@ PAIRS = {
 
 def starts(backbone: str) -> list[str]:
     """What is compared on a backbone; `auto` is one of the first three."""
-    own = {"mini_clip": ["semantic", "mix"], "efficientnet_lite0": ["bridge", "bridge_mix"]}
+    own = {"mini_clip_v1": ["semantic", "mix"], "efficientnet_lite0": ["bridge", "bridge_mix"]}
     return ["ridge", "linear_probe", "class_mean", "lda", *own.get(backbone, [])]
 
 

@@ -5,7 +5,7 @@
 #     python scripts/evidence.py search runs/search/* --out benchmarks/results/evidence/search.json
 # The best rates go into src/liftplus/reproduce/catalogue/small.toml and studies.toml by hand.
 set -e
-sweep="liftplus sweep --data openmoji_lt --backbone mini_clip"
+sweep="liftplus sweep --data openmoji_lt --backbone mini_clip_v1"
 all="image_size=48 seed=1000 tte=false"
 $sweep --out runs/search/lift+ $all lr=0.05,0.15,0.4
 $sweep --out runs/search/full_sai_mda --method full $all head_init=semantic augment=mda lr=0.03,0.1
@@ -28,7 +28,7 @@ $sweep --out runs/search/share_rule $aft lr=0.05,0.15,0.4
 $sweep --out runs/search/share_0.1 $aft tuner.aft.ratio=0.1 lr=0.05,0.15,0.4
 # Photographs, from archives in the folder $1 if one is given; a tenth of the training images is set aside.
 [ -n "$1" ] || exit 0
-photos="liftplus sweep --data $1/tinyimagenet200_lt100.zip --backbone mini_clip"
+photos="liftplus sweep --data $1/tinyimagenet200_lt100.zip --backbone mini_clip_v1"
 at32="image_size=32 epochs=2 val_share=0.1 seed=1000 tte=false"
 $photos --out runs/search/photographs_light $at32 lr=0.05,0.15,0.4
 $photos --out runs/search/photographs_full_sai_mda --method full $at32 head_init=semantic augment=mda lr=0.03,0.1,0.2

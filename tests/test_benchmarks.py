@@ -337,7 +337,7 @@ def test_the_page_on_speed_has_the_table_of_patches_left_out(script: Callable[[s
 def test_the_page_on_classes_has_the_table_of_added_ones(script: Callable[[str], Any]) -> None:
     page = (ROOT / "docs" / "export.md").read_text()
     assert script("added_classes").filled(page, BENCHMARKS / "results" / "added-classes.jsonl") == page
-    assert page.count("| 17 clothes, mini_clip, lift+ |") == 1
+    assert page.count("| 17 clothes, mini_clip_v1, lift+ |") == 1
 
 
 def test_the_page_on_checking_data_has_the_tables_of_its_study(script: Callable[[str], Any]) -> None:

@@ -35,8 +35,8 @@ def drawn() -> DataSet:
 
 
 def test_weights_are_small_half_precision_and_without_openmoji() -> None:
-    assert mini_clip.WEIGHTS.stat().st_size <= 16_000_000
-    with safe_open(mini_clip.WEIGHTS, "pt") as stream:
+    assert mini_clip.WEIGHTS["mini_clip"].stat().st_size <= 16_000_000
+    with safe_open(mini_clip.WEIGHTS["mini_clip"], "pt") as stream:
         kinds = {stream.get_tensor(name).dtype for name in stream.keys()}  # noqa: SIM118 (not a mapping)
     assert kinds == {torch.float16}
 
@@ -119,7 +119,7 @@ def test_no_picture_is_in_two_splits(drawn: DataSet) -> None:
 
 @pytest.mark.slow
 def test_the_card_states_the_zero_shot_accuracy_that_the_weights_have(drawn: DataSet) -> None:
-    card = mini_clip.WEIGHTS.with_suffix(".md").read_text(encoding="utf-8")
+    card = mini_clip.WEIGHTS["mini_clip"].with_suffix(".md").read_text(encoding="utf-8")
     stated = re.search(r"zero-shot on openmoji_lt's test split: ([\d.]+) %", card)
     assert stated is not None
     chosen = runtime.choose("cpu", "fp32")

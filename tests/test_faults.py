@@ -370,12 +370,12 @@ def test_a_file_of_ours_without_its_keys(tmp_path: Path, text: str) -> None:
 
 def test_other_backbone_weights_are_refused(photos: Path, tmp_path: Path, command: Command) -> None:
     """The same architecture, one weight a little different."""
-    state = load_file(mini_clip.WEIGHTS)
+    state = load_file(mini_clip.WEIGHTS["mini_clip"])
     name = next(name for name in sorted(state) if state[name].dim() == 2)
     state[name] = state[name].clone()
     state[name][0, 0] += 0.25
     save_file(state, tmp_path / "other.safetensors")
-    shutil.copy(mini_clip.WEIGHTS, tmp_path / "same.safetensors")
+    shutil.copy(mini_clip.WEIGHTS["mini_clip"], tmp_path / "same.safetensors")
     begun(photos, tmp_path / "begun")
     assert command(*arguments(photos, tmp_path / "done", "epochs=1")).code == 0
     before = contents(tmp_path / "begun"), contents(tmp_path / "done")

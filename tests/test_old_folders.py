@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from liftplus.backbones import mini_clip
+
 from .conftest import Command, write_folder
 
 OLD = Path(__file__).parent / "old"
@@ -21,6 +23,12 @@ def folders(tmp_path: Path) -> Path:
     write_folder(tmp_path / "split", {"train": (9, 5, 2), "val": (3, 3, 3), "test": (2, 2, 2)})
     shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def first_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These runs were made with mini_clip's first weights."""
+    monkeypatch.setitem(mini_clip.WEIGHTS, "mini_clip", mini_clip.WEIGHTS["mini_clip_v1"])
 
 
 def read(path: Path) -> Any:
@@ -59,3 +67,13 @@ def test_a_stopped_sweep_goes_on(folders: Path, command: Command) -> None:
     assert [one["state"] for one in read(folders / "sweep" / "results.json")["trials"]] == ["complete"] * 3
     assert all(epochs(folders / "sweep" / f"trial-00{number}") == list(range(1, 31)) for number in range(3))
     assert (folders / "sweep" / "trial-000" / "model.safetensors").read_bytes() == kept
+
+
+def test_a_run_of_former_weights_says_where_these_are(
+    folders: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = mini_clip.WEIGHTS["mini_clip"]
+    monkeypatch.setitem(mini_clip.WEIGHTS, "mini_clip", former.with_name("mini_clip.safetensors"))
+    ended = command("eval", folders / "run", "device=cpu")
+    assert ended.code == 2 and f"src/liftplus/weights/{former.name} in the repository" in ended.err, ended.err
+    assert command("eval", folders / "run", "device=cpu", f"weights={former}").code == 0

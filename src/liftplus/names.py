@@ -39,13 +39,13 @@ def _parsed(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def full_backbone(name: str) -> str:
-    """The full name of a backbone: timm/ARCH.TAG or open_clip/ARCH/TAG; mini_clip and hf/OWNER/NAME stay as they are.
+    """The full name of a backbone: timm/ARCH.TAG or open_clip/ARCH/TAG; bundled ones and hf/OWNER/NAME stay.
 
     Raises:
         UserError: the name is unknown.
     """
     table = presets("backbones")
-    if name.startswith(("timm/", "open_clip/", "hf/")) or name == "mini_clip":
+    if name.startswith(("timm/", "open_clip/", "hf/")):
         return name
     if name not in table:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from liftplus.backbones import mini_clip
 from liftplus.errors import UserError
 from liftplus.report import read
 from liftplus.studies import compare, demo
@@ -73,6 +74,8 @@ def test_runs_are_made_reused_and_refused(photos: Path, command: Command, tmp_pa
     assert "| full:lr=0.003 |" in page and "noise" in page
 
     refused(command(*given, "--seeds", 2, *QUICK[1:], "epochs=2"), "holds a run with other settings", "train.epochs")
+    others = f"backbone.weights={mini_clip.WEIGHTS['mini_clip_v1']}"
+    refused(command(*given, "--seeds", 2, *QUICK, others), "mini_clip had other weights")
     (photos / "test" / "blue sky" / "0.png").unlink()
     refused(command(*given, "--seeds", 2, *QUICK), "the test split has other images")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from liftplus.backbones import mini_clip
 from liftplus.studies import storage, trials
 from processes import liftplus, until
 
@@ -87,6 +88,9 @@ def test_the_best_on_validation_is_chosen_and_test_is_touched_last(split: Path, 
     (test,) = results(folder)["test"]
     assert test["metrics"]["split"] == "test" and test["folder"] == "test-seed0"
     refused(command("sweep", "--data", split, "--out", "s", "lr=0.02,0.03", *QUICK), "holds another sweep", "varied")
+    refused(command(*grid, f"weights={mini_clip.WEIGHTS['mini_clip_v1']}"), "trial-000", "mini_clip had other weights")
+    next((split / "val").rglob("*.png")).unlink()
+    refused(command(*grid), "trial-000", "the val split has other images")
 
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals of Unix")

@@ -40,7 +40,7 @@ def find(pattern: str) -> list[str]:
 
 
 def present() -> list[str]:
-    """Short names of the backbones whose weights are on this machine, beside mini_clip's; no hub is asked."""
+    """Short names of the backbones whose weights are on this machine, beside the bundled ones; no hub is asked."""
 
     def is_here(name: str) -> bool:
         try:
@@ -48,7 +48,7 @@ def present() -> list[str]:
         except UserError:
             return False
 
-    return [name for name in entries() if name != "mini_clip" and is_here(name)]
+    return [name for name in entries() if name not in mini_clip.WEIGHTS and is_here(name)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def locate(config: BackboneConfig, *, fetch: bool = True) -> Path | None:
         return None
     config = _in_library(config, fetch=fetch)
     library, _, rest = full_name(config.name).partition("/")
-    if library == "mini_clip":
+    if library in mini_clip.WEIGHTS:
         return weight_files.existing(mini_clip.weight_file(config))
     if library == "timm":
         from liftplus.backbones import from_timm
@@ -99,6 +99,20 @@ def locate(config: BackboneConfig, *, fetch: bool = True) -> Path | None:
 
     arch, _, tag = rest.partition("/")
     return from_open_clip.locate(config, arch, tag, fetch=fetch)
+
+
+def identity(config: BackboneConfig) -> str | None:
+    """What runs record of a backbone's weights, `Backbone.identity`; None where they are not on this machine."""
+    try:
+        path = locate(config, fetch=False)
+    except UserError:
+        return None
+    return _identity(config, 0 if path is None else path.stat().st_mtime_ns)
+
+
+@cache
+def _identity(config: BackboneConfig, _changed: int) -> str:
+    return load(config).identity
 
 
 def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
@@ -155,7 +169,7 @@ def _read_beside(backbone: Backbone, config: BackboneConfig) -> None:
     path = locate(config, fetch=False)
     if path is None:
         return
-    kind = None if full_name(config.name) == "mini_clip" else weight_files.family_of(path)
+    kind = None if full_name(config.name) in mini_clip.WEIGHTS else weight_files.family_of(path)
     if kind is not None or config.weights is not None:
         backbone.notes += weight_files.remarks(path)
     if kind is not None:
@@ -167,7 +181,7 @@ def _read_beside(backbone: Backbone, config: BackboneConfig) -> None:
 def _built(config: BackboneConfig, *, weights: bool) -> Backbone:
     """Build a backbone with the module for its library."""
     library, _, rest = full_name(config.name).partition("/")
-    if library == "mini_clip":
+    if library in mini_clip.WEIGHTS:
         return mini_clip.backbone(config, weights=weights)
     if library == "timm":
         from liftplus.backbones import from_timm

@@ -1,4 +1,4 @@
-"""The bundled model: a small CLIP trained on emoji art (see `mini_clip.md` beside the weights)."""
+"""The bundled model: a small CLIP trained on drawings (see `mini_clip.md` beside the weights)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from liftplus.backbones.mini_tokenizer import CONTEXT_LENGTH, MERGES, MiniTokeni
 from liftplus.backbones.mini_towers import ImageTower, TextTower
 from liftplus.backbones.text import TextEncoder
 from liftplus.backbones.weights import UnfitError, identity_of, load_strict, read_tensors, single_precision
+from liftplus.errors import UserError
 from liftplus.machine.paths import expanded
 
 __all__ = ["CONTEXT_LENGTH", "MERGES", "MiniTokenizer", "backbone", "image_tower", "text_tower", "weight_file"]
@@ -22,7 +23,10 @@ __all__ = ["CONTEXT_LENGTH", "MERGES", "MiniTokenizer", "backbone", "image_tower
 IMAGE_SIZE, PATCH = 64, 8
 HALF = (0.5, 0.5, 0.5)
 WIDTH, JOINT = 192, 128
-WEIGHTS = Path(str(files("liftplus"))) / "weights" / "mini_clip.safetensors"
+_FOLDER = Path(str(files("liftplus"))) / "weights"
+WEIGHTS = {name: _FOLDER / f"{name}.safetensors" for name in ("mini_clip", "mini_clip_v1")}
+"""The file of each name. The package has mini_clip's alone, the repository both."""
+_V1 = "0c4152a9f7151c3acee216e27035630df48bff74ac26e06acbe5be9663428a6e"
 
 
 def image_tower(image_size: int = IMAGE_SIZE) -> ImageTower:
@@ -37,7 +41,24 @@ def text_tower() -> TextTower:
 
 def weight_file(config: BackboneConfig) -> Path:
     """The package's own weights, or those that the configuration names."""
-    return WEIGHTS if config.weights is None else expanded(config.weights)
+    if config.weights is not None:
+        return expanded(config.weights)
+    file = WEIGHTS[config.name]
+    if not file.is_file() and config.name != "mini_clip":
+        raise UserError(
+            f"The weights of {config.name!r} are in liftplus's repository and not in the package. Get the repository's "
+            f"src/liftplus/weights/{file.name}, and give its path with backbone.weights=PATH."
+        )
+    return file
+
+
+def place_of(identity: str) -> str:
+    """A sentence on where the bundled model's former weights are, if the SHA-256 is theirs; else nothing."""
+    if identity != _V1:
+        return ""
+    return (
+        f" These are mini_clip's first weights: src/liftplus/weights/{WEIGHTS['mini_clip_v1'].name} in the repository."
+    )
 
 
 def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:

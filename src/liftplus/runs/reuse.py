@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from liftplus.backbones import catalogue
 from liftplus.config import EvaluationConfig, RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, UserError
@@ -21,10 +22,10 @@ TESTS = "tests"
 
 
 def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
-    """Whether the folder holds a finished run with these settings and this data.
+    """Whether the folder holds a finished run with these settings, this data and these backbone weights.
 
     Raises:
-        UserError: it holds a run with other settings or data, or something that is not a run.
+        UserError: it holds a run with other ones, or something that is not a run.
     """
     if _is_new(folder):
         return False
@@ -36,6 +37,9 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
     for split in dataset.splits.keys() & found.keys():
         if found[split] != dataset.fingerprint(split):
             differing.append(f"the {split} split has other images")
+    weights = about.get("backbone_identity")
+    if weights is not None and catalogue.identity(config.backbone) not in (weights, None):
+        differing.append(f"{config.backbone.name} had other weights")
     if differing:
         raise UserError(
             f"{str(folder)!r} holds a run with other settings: {'; '.join(differing[:4])}. Give the same settings, or "

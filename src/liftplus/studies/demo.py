@@ -13,6 +13,8 @@ from liftplus.studies.compare import Comparison, Entry, Row
 
 METHODS = ("zeroshot", "closed_form", "full", "full+", "lift+")
 DATA, BACKBONE = "openmoji_lt", "mini_clip"
+OVERRIDES = ("epochs=3",)
+"""Fewer than the default, so that a demo ends within minutes on two cores."""
 FEATURES = 20  # pictures per class and split in the report's feature figures, which take half a minute
 MARKER, ROWS = ".liftplus-demo", "results.json"
 FIELDS = ("method", "tte", "seed", "overall", "many", "medium", "few", "seconds", "tuned_parameters")
@@ -20,7 +22,7 @@ FIELDS = ("method", "tte", "seed", "overall", "many", "medium", "few", "seconds"
 
 def plan(seeds: int) -> Comparison:
     """The demo's comparison."""
-    return Comparison(DATA, BACKBONE, tuple(Entry(method, method) for method in METHODS), seeds)
+    return Comparison(DATA, BACKBONE, tuple(Entry(method, method) for method in METHODS), seeds, OVERRIDES)
 
 
 def lines(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -113,11 +113,19 @@ class Sweep:
             for point in points
         ]
         queue = Trials(study, self.folder, native, {k: _range(given) for k, given in varied.items()}, self.say)
+        self._refuse_mixed(queue, seen)
         self._sample(queue)
         queue.work(lambda values, number: self._trial(values, number, seen, queue))
         self._write(queue)
         if self.plan.test_seeds:
             self._test(dataset, queue)
+
+    def _refuse_mixed(self, queue: Trials, dataset: DataSet) -> None:
+        """Refuse to go on beside trials of other pictures or other backbone weights."""
+        for number, trial in queue.settled().items():
+            folder = self.folder / f"trial-{number:03d}"
+            if (folder / changes.CONFIG).is_file():
+                reuse.finished(folder, self.plan.space.config(self._text(trial.params)), dataset)
 
     def trials(self, queue: Trials) -> list[Done]:
         """The present state of every trial, by number."""

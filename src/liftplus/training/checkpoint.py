@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from liftplus.backbones import catalogue
+from liftplus.backbones import catalogue, mini_clip
 from liftplus.backbones.base import BackboneConfig
 from liftplus.backbones.text import ClassTexts
 from liftplus.config import RunConfig, from_dict, saved
@@ -225,6 +225,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
             f"The run in {str(path.parent)!r} was trained on other weights of {config.backbone.name!r} "
             f"(SHA-256 {about['backbone_identity'][:12]}…, here {backbone.identity[:12]}…). "
             "Put the original file in place, or give its path: liftplus eval RUN weights=PATH."
+            f"{mini_clip.place_of(about['backbone_identity'])}"
         )
     with own_stream(0):  # what is drawn here is replaced by what was learned
         head = config.head.build(backbone, len(about["class_names"]))
