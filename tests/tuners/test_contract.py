@@ -85,7 +85,7 @@ def test_a_copy_may_predict_in_the_middle_of_a_batch(
     with torch.no_grad():
         expected, expected_of_others = model(images), model(others)
         found = []
-        for module in [one for one in model.modules() if not list(one.children())]:
+        for module in [one for one in model.modules() if not list(one.children())][::5]:
             module.register_forward_hook(lambda *_: found.append(twin(others)))
         assert torch.equal(model(images), expected)
     assert found and all(torch.equal(one, expected_of_others) for one in found)
