@@ -160,7 +160,7 @@ class _Form:
             field = _text(parameters.get(b"name", b""))
             raise Refused(
                 400,
-                f'The form\'s field {field!r} has no filename="…", so it is no file. Send files alone, as '
+                f"The form's field {field!r} has no parameter filename, so it is no file. Send files alone, as "
                 "curl -F picture=@a.jpg does.",
             )
         self.sent.append(Sent(_text(parameters[b"filename"]), b"".join(self.parts)))
