@@ -137,6 +137,7 @@ def run(service: Service, listener: socket.socket, asked: Callable[[], bool], re
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEPT,
         timeout_graceful_shutdown=math.ceil(service.limits.seconds + SPARE),
         backlog=BACKLOG,
