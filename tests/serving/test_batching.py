@@ -12,7 +12,6 @@ import torch
 
 from checked_pictures import drawn, jpeg
 from liftplus.runs.predicting import Guess
-from liftplus.serving import batching
 from liftplus.serving.batching import Batcher
 
 from .conftest import MadeUp
@@ -59,39 +58,6 @@ def test_two_batches_at_a_time_share_the_cores() -> None:
     assert seen == [4, 2, 4] and batcher.batches == 3
     assert sorted(sum(model.batches) for model in models) in ([1, 2], [0, 3])
     assert torch.get_num_threads() == 4
-
-
-@dataclass
-class Slow(MadeUp):
-    """Reads a picture of the name "slow" only once it is let."""
-
-    read: threading.Event = field(default_factory=threading.Event)
-
-    def view(self, data: bytes, name: str, most: int | None = None) -> torch.Tensor:
-        assert name != "slow" or self.read.wait(20)
-        return super().view(data, name, most)
-
-
-@pytest.mark.parametrize("patience", [60.0, 0.05])
-def test_a_batch_waits_for_what_is_being_read_but_not_long(patience: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "PATIENCE", patience)
-    model = Slow()
-    model.let.set()
-
-    async def ask(batcher: Batcher) -> None:
-        slow, quick = batcher.predict("slow", SOUND), batcher.predict("quick", SOUND)
-        if patience < 1:
-            await quick
-        else:
-            await asyncio.sleep(0.3)
-            assert not quick.done()
-        model.read.set()
-        await asyncio.gather(slow, quick)
-        await batcher.predict("alone", SOUND)
-
-    with Batcher([model], 2, 10**6) as batcher:  # type: ignore[list-item]
-        asyncio.run(ask(batcher))
-    assert model.batches == ([1, 1, 1] if patience < 1 else [2, 1])
 
 
 def test_both_threads_end_and_one_that_fails_does_not_stop_the_other() -> None:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, Queue
-from time import monotonic
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ from liftplus.runs.predicting import Predictor
 
 AHEAD = 4
 """Read pictures that wait for the model, in batches. Beyond that, readers wait."""
-PATIENCE = 0.01
-"""Seconds for which a batch waits at most for pictures that are being read; a batch costs as much as some pictures."""
 
 Answer = Guess | Exception
 
@@ -37,10 +34,9 @@ class _Waiting:
 
 
 class Batcher:
-    """Reads pictures in threads and predicts them in batches.
+    """Reads pictures in threads and predicts them in batches; a batch is what waits when a predictor is free.
 
-    A batch is what waits when a predictor is free, and what is being read then and soon ready. So a picture that comes
-    alone is predicted at once, and by all cores.
+    So a picture that comes alone is predicted at once, and by all cores.
 
     Args:
         predictors: what predicts; each has a thread.
@@ -59,7 +55,6 @@ class Batcher:
         self.readers = ThreadPoolExecutor(readers, "reader", torch.set_num_threads, (1,))
         self._ready: Queue[_Waiting | None] = Queue(AHEAD * self._batch_size)
         self._began, self._lock, self._at_work = threading.Semaphore(0), threading.Lock(), 0
-        self._being_read = 0
         self.failure: Exception | None = None
         self._models = [
             threading.Thread(target=self._work, args=(one,), name="model", daemon=True) for one in predictors
@@ -92,28 +87,20 @@ class Batcher:
         If the future is cancelled before the picture's turn, no work is done for it.
         """
         waiting = _Waiting(name, data, asyncio.get_running_loop().create_future())
-        self._note_read(1)
         self.readers.submit(self._read, waiting)
         return waiting.answer
 
-    def _note_read(self, change: int) -> None:
-        with self._lock:
-            self._being_read += change
-
     def _read(self, waiting: _Waiting) -> None:
-        answer: Answer | None = None
+        if waiting.answer.cancelled():
+            return
         try:
-            if not waiting.answer.cancelled():
-                waiting.view = self._view(waiting.data, waiting.name, self.most_pixels)
+            waiting.view = self._view(waiting.data, waiting.name, self.most_pixels)
         except UnreadableImage as error:
-            answer = Guess(waiting.name, (), (), str(error))
+            _answer([waiting], [Guess(waiting.name, (), (), str(error))])
         except Exception as error:
-            answer = error
-        waiting.data = b""
-        self._note_read(-1)
-        if answer is not None:
-            _answer([waiting], [answer])
-        elif waiting.view is not None:
+            _answer([waiting], [error])
+        else:
+            waiting.data = b""
             self._ready.put(waiting)
 
     def _work(self, predictor: Predictor) -> None:
@@ -133,15 +120,16 @@ class Batcher:
         self._ready.put(None)  # the other threads end too
 
     def _with_others(self, first: _Waiting) -> list[_Waiting]:
-        """The first picture and those that join it, without those whose time is over."""
-        batch, end = [first], monotonic() + PATIENCE
-        with suppress(Empty):
+        """The first picture and those that wait behind it, without those whose time is over."""
+        batch = [first]
+        try:
             while len(batch) < self._batch_size:
-                patience = max(0.0, end - monotonic()) if self._being_read else 0.0
-                if (another := self._ready.get(timeout=patience)) is None:
+                if (another := self._ready.get_nowait()) is None:
                     self._ready.put(None)
                     break
                 batch.append(another)
+        except Empty:
+            pass
         return [waiting for waiting in batch if not waiting.answer.cancelled()]
 
     def _predicted(self, predictor: Predictor, batch: Sequence[_Waiting]) -> list[Answer]:
