@@ -5,7 +5,8 @@
 
 `rates` has 16 clients, in one process that shares the cores with the server; each sends one photograph a request over a
 connection that stays open. `predict` reads the same photographs from their folder, in a process that has loaded the
-model and has predicted 100 of them. Both take turns; `load_at_start` says what else the machine did.
+model and has predicted 100 of them. Both take turns. For each turn the record has the CPU time of `predict`, of the
+server and of the clients, and how much of the cores other processes took meanwhile.
 
 `soak` sends requests from 16 clients, every tenth of which is damaged or hostile, and compares every other answer with
 that of `predict`. Then it kills the server and starts it again, three times. Every start is timed from the command to
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import selectors
 import signal
 import socket
@@ -337,6 +339,41 @@ def of_rates(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             predict.communicate()
 
 
+@dataclass
+class Spent:
+    """What is spent between entering and leaving (Linux).
+
+    Attributes:
+        pids: of processes; their children count once they have ended.
+        wall: seconds.
+        own: CPU seconds of each of the processes.
+        others: share of all cores that other processes took.
+    """
+
+    pids: Sequence[int]
+    wall: float = 0.0
+    own: list[float] = field(default_factory=list)
+    others: float = 0.0
+
+    def __enter__(self) -> Spent:
+        self._before = self._now()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        before, (wall, busy, own) = self._before, self._now()
+        self.wall = wall - before[0]
+        self.own = [now - then for now, then in zip(own, before[2], strict=True)]
+        self.others = max(0.0, (busy - before[1] - sum(self.own)) / self.wall / (os.cpu_count() or 1))
+
+    def _now(self) -> tuple[float, float, list[float]]:
+        """Seconds: by the clock, that all cores were busy, and of each process."""
+        tick = os.sysconf("SC_CLK_TCK")
+        user, nice, system, _idle, _waiting, *irq = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8])
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids]
+        own = [sum(map(int, fields[11:15])) / tick for fields in stats]
+        return time.perf_counter(), (user + nice + system + sum(irq)) / tick, own
+
+
 def turns(
     args: argparse.Namespace, predict: Any, server: Server, asks: list[Ask], places: list[Path]
 ) -> dict[str, Any]:
@@ -345,25 +382,38 @@ def turns(
     Args:
         places: folders of few and of all photographs.
     """
-    taken: dict[str, list[float]] = {"predict": [], "serve": []}
+    found: dict[str, list[float]] = {}
     answered = Told()
+
+    def note(group: str, who: str, value: float) -> None:
+        found.setdefault(f"{group}/{who}", []).append(value)
+
     for turn in range(args.repeats + 1):
-        predict.stdin.write(f"{places[min(turn, 1)]}\n")
-        predict.stdin.flush()
-        seconds, count = json.loads(predict.stdout.readline())
         some = asks if turn else asks[:100]
-        began = time.perf_counter()
-        answered = exchange(server.port, iter(some))
-        wall = time.perf_counter() - began
+        with Spent([predict.pid]) as ours:
+            predict.stdin.write(f"{places[min(turn, 1)]}\n")
+            predict.stdin.flush()
+            seconds, count = json.loads(predict.stdout.readline())
+        with Spent([server.process.pid, os.getpid()]) as theirs:
+            answered = exchange(server.port, iter(some))
         assert not answered.lost and not answered.wrong and count == len(some), answered.wrong[:3]
-        if turn:
-            taken["predict"].append(count / seconds)
-            taken["serve"].append(len(some) / wall)
-    shares = [ours / theirs for ours, theirs in zip(taken["serve"], taken["predict"], strict=True)]
+        if turn == 0:
+            continue
+        note("pictures_per_second", "predict", count / seconds)
+        note("pictures_per_second", "serve", count / theirs.wall)
+        for who, cpu in zip(("predict", "server", "clients"), (*ours.own, *theirs.own), strict=True):
+            note("cpu_milliseconds_per_picture", who, 1000 * cpu / count)
+        for who, spent in (("predict", ours), ("serve", theirs)):
+            note("other_processes_share_of_cores", who, spent.others)
+        note("clients_share_of_cores", "serve", theirs.own[1] / theirs.wall / (os.cpu_count() or 1))
+    rates = (found[f"pictures_per_second/{who}"] for who in ("serve", "predict"))
     waits = statistics.quantiles(answered.seconds, n=100)
-    return {
-        "pictures_per_second": {key: harness.spread(values) for key, values in taken.items()},
-        "serve_over_predict": harness.spread(shares),
+    row: dict[str, Any] = {}
+    for key, values in found.items():
+        group, _, who = key.partition("/")
+        row.setdefault(group, {})[who] = harness.spread(values)
+    return row | {
+        "serve_over_predict": harness.spread([ours / theirs for ours, theirs in zip(*rates, strict=True)]),
         "milliseconds": {"median": round(1000 * waits[49], 1), "99 %": round(1000 * waits[98], 1)},
     }
 

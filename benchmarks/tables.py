@@ -312,9 +312,21 @@ def serving_rates_table(record: dict[str, Any]) -> str:
         ]
         for row in record["rows"]
     ]
+    spent = [
+        [
+            row["name"],
+            *(cell(row["cpu_milliseconds_per_picture"][who], 2) for who in ("predict", "server", "clients")),
+            *(cell(row["other_processes_share_of_cores"][who], 2) for who in ("predict", "serve")),
+        ]
+        for row in record["rows"]
+        if "cpu_milliseconds_per_picture" in row  # older records have none
+    ]
     header = ["run", "photographs", "predict: pictures/s", "serve: pictures/s", "ratio, turn by turn"]
     header.append("wait, ms: median / 99 %")
-    return f"{caption(record)}{record['clients']} clients, one photograph a request.\n\n{table(header, rows)}"
+    costs = ["run", *(f"{who}: CPU ms a picture" for who in ("predict", "the server", "its clients"))]
+    costs += [f"other processes, share of the cores during {who}" for who in ("predict", "serve")]
+    told = f"{record['clients']} clients, one photograph a request."
+    return f"{caption(record)}{told}\n\n{table(header, rows)}" + (f"\n{table(costs, spent)}" if spent else "")
 
 
 def serving_soak_table(record: dict[str, Any]) -> str:

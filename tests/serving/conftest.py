@@ -203,7 +203,7 @@ def here(model: MadeUp, limits: Limits | None = None) -> Iterator[Here]:
     listener = server.bound("127.0.0.1", 0)
     asked, ready = threading.Event(), threading.Event()
     limits = limits or Limits()
-    with Batcher(model, 2, limits.pixels) as batcher:  # type: ignore[arg-type]
+    with Batcher([model], 2, limits.pixels) as batcher:  # type: ignore[list-item]
         service = Service(batcher, Served("made up", ("ok",), {"top_k": 1, "crops": 1}), limits)
         given = (service, listener, asked.is_set, ready.set)
         port = listener.getsockname()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from .conftest import QUICK, Started
 pytestmark = pytest.mark.browser
 
 DROP = """
-const [data, name] = arguments;
-const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
 const held = new DataTransfer();
-held.items.add(new File([bytes], name, { type: "image/jpeg" }));
+for (const [data, name] of arguments) {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  held.items.add(new File([bytes], name, { type: "image/jpeg" }));
+}
 document.dispatchEvent(new DragEvent("drop", { dataTransfer: held, bubbles: true, cancelable: true }));
 """
 
@@ -28,7 +30,7 @@ document.dispatchEvent(new DragEvent("drop", { dataTransfer: held, bubbles: true
 def shown(driver: Any, count: int) -> list[str]:
     """The texts of the answers, once there are so many."""
     end = time.monotonic() + 30
-    while len(found := driver.find_elements("css selector", "#answers li")) < count:
+    while len(found := driver.find_elements("css selector", "#answers li:not([hidden])")) < count:
         assert time.monotonic() < end, driver.page_source
         time.sleep(0.05)
     return [one.text for one in found]
@@ -58,15 +60,24 @@ def test_a_picture_is_chosen_and_its_classes_are_shown(
 
 
 def test_a_picture_is_dropped(run: Path, started: Started, driver: Any) -> None:
-    import base64
-
     driver.get(started.url)
-    driver.execute_script(DROP, base64.b64encode(jpeg(drawn(4))).decode(), "dropped.jpg")
+    driver.execute_script(DROP, [base64.b64encode(jpeg(drawn(4))).decode(), "dropped.jpg"])
     assert "dropped.jpg" in shown(driver, 1)[0]
     names = liftplus.load(run, **QUICK).class_names
     assert sum(name in shown(driver, 1)[0] for name in names) == len(names)
     width = driver.execute_script("return document.querySelector('#answers img').naturalWidth")
     assert width == 120
+
+
+def test_answers_have_the_order_of_the_pictures(started: Started, driver: Any) -> None:
+    """The first picture is the largest, so its answer comes last."""
+    driver.get(started.url)
+    large, small = jpeg(drawn(5, (1100, 900))), jpeg(drawn(6))
+    files = [(large, "a.jpg"), *((small, f"{name}.jpg") for name in "bcd")]
+    driver.execute_script(DROP, *([base64.b64encode(data).decode(), name] for data, name in files))
+    assert [text.splitlines()[0] for text in shown(driver, 4)] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    driver.execute_script(DROP, [base64.b64encode(small).decode(), "e.jpg"])
+    assert [text.splitlines()[0] for text in shown(driver, 5)] == ["e.jpg", "a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 
 
 def test_by_keyboard_and_on_a_small_screen(started: Started, driver: Any) -> None:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
+from contextlib import suppress
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liftplus.serving.reading import LONGEST_NAME, Refused, Sent, read
 
 from .conftest import form
+
+CODED = base64.b64encode(bytes(1 << 18))
+LARGE = {
+    "a picture": b'{"images": [{"data": "%s"}]}' % CODED,
+    "a name in wide letters": '{"images": [{"name": "😀", "data": "%s"}]}'.encode() % CODED,
+    "data with spaces": b'{"images": [{"data": "%s"}]}' % b" ".join(CODED[k : k + 1] for k in range(len(CODED))),
+    "data in wide letters": b'{"images": [{"data": "%s"}]}' % ("😀".encode() * (1 << 16)),
+    "escapes": b'{"images": [{"data": "%s"}]}' % (b"\\u0041" * (1 << 16)),
+    "lists": b"[" + b"[]," * (1 << 17) + b"[]]",
+    "numbers": b'{"images": [%s1]}' % (b"1," * (1 << 17)),
+    "names": b'{"images": [{%s"data": ""}]}' % b"".join(b'"%x":0,' % k for k in range(1 << 15)),
+}
 
 NAMES = st.text(st.characters(exclude_characters='"\\\r\n', exclude_categories=("Cs",)), min_size=1, max_size=300)
 FILES = st.lists(st.tuples(NAMES, st.binary(max_size=300)), min_size=1, max_size=5)
@@ -51,3 +66,14 @@ def test_nothing_but_a_refusal(body: bytes, kind: str, data: st.DataObject) -> N
         assert found.status in (400, 413, 415) and str(found).endswith(".")
     else:
         assert 1 <= len(found) <= 5 and all(name for name, _ in found)
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_json_takes_a_few_times_its_size_in_memory(kind: str) -> None:
+    body = LARGE[kind]
+    tracemalloc.start()
+    with suppress(Refused):
+        read(body, "application/json", 64)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 7 * len(body), f"{most / len(body):.1f} times"

@@ -93,8 +93,9 @@ REQUESTS: dict[str, tuple[bytes, str, int, str]] = {
     "no type": (SOUND, "", 415, "no content type"),
     "another type": (SOUND, "text/plain", 415, "'text/plain'"),
     "no JSON": (b"{", "application/json", 400, "not valid JSON"),
-    "no UTF-8": (b"\xff\xfe\xfd", "application/json", 400, "not valid JSON"),
-    "deep": (b"[" * 100_000, "application/json", 400, "nested too deeply"),
+    "no UTF-8": (b"\xff\xfe\xfd", "application/json", 400, "not in UTF-8"),
+    "deep": (b"[" * 5_000, "application/json", 400, "nested too deeply"),
+    "many values": (b"[" * 100_000, "application/json", 400, "more values than 8 pictures"),
     "long number": (b'{"images": ' + b"1" * 5000 + b"}", "application/json", 400, "not valid JSON"),
     "no list": (b'{"pictures": []}', "application/json", 400, 'no list "images"'),
     "empty list": (b'{"images": []}', "application/json", 400, "no picture"),
@@ -105,7 +106,7 @@ REQUESTS: dict[str, tuple[bytes, str, int, str]] = {
     "other letters": ('{"images": [{"data": "äöü"}]}'.encode(), "application/json", 400, "not base64"),
     "too many": (json.dumps({"images": [{"data": ""}] * 9}).encode(), "application/json", 413, "more than 8 pictures"),
     "no boundary": (b"", "multipart/form-data", 400, "no boundary"),
-    "wrong boundary": (form([("a", SOUND)]), "multipart/form-data; boundary=other", 400, "cannot be read"),
+    "wrong boundary": (form([("a", SOUND)]), "multipart/form-data; boundary=other", 400, "names another boundary"),
     "form cut short": (
         form([("a", SOUND)])[:-30],
         "multipart/form-data; boundary=edge",
@@ -116,7 +117,11 @@ REQUESTS: dict[str, tuple[bytes, str, int, str]] = {
     "too many in a form": (form([("a", b"")] * 9), "multipart/form-data; boundary=edge", 413, "more than 8 pictures"),
     "field": (
         b'--edge\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n5\r\n--edge--\r\n',
-        *("multipart/form-data; boundary=edge", 400, "field 'top_k' is no file"),
+        *("multipart/form-data; boundary=edge", 400, "field 'top_k' has no parameter filename"),
+    ),
+    "filename of another kind": (
+        b"--edge\r\nContent-Disposition: form-data; name=\"a\"; filename*=UTF-8''a.jpg\r\n\r\n5\r\n--edge--\r\n",
+        *("multipart/form-data; boundary=edge", 400, "has no parameter filename"),
     ),
     "long header": (
         b"--edge\r\nX: " + b"x" * 20_000 + b"\r\n\r\n5\r\n--edge--\r\n",

@@ -17,6 +17,7 @@ from liftplus.errors import UserError
 from liftplus.model.classifier import Classifier
 from liftplus.model.heads import Cosine, Joint
 from liftplus.model.losses import LogitAdjusted
+from liftplus.runs.predicting import copied
 from liftplus.tuners.base import Tuner
 
 
@@ -65,6 +66,29 @@ def test_every_hook_belongs_to_the_model(lab: Any, name: str, backbone: str, opt
     for module in model.modules():
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             assert hook is in_precision or id(hook.__self__) in held
+
+
+@pytest.mark.costly
+def test_a_copy_may_predict_in_the_middle_of_a_batch(
+    lab: Any, name: str, backbone: str, options: dict[str, Any]
+) -> None:
+    """The server's threads do: the copy has the same weights in the same memory, and nothing else in common."""
+    model = lab.attachable(name, backbone, options)
+    lab.fit(model, 1)
+    model.requires_grad_(False).eval()
+    twin = copied(model)
+    assert {id(one) for one in model.modules()}.isdisjoint(id(one) for one in twin.modules())
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    shared = dict((*twin.named_parameters(), *twin.named_buffers()))
+    assert shared.keys() == dict(tensors).keys() and all(shared[key] is tensor for key, tensor in tensors)
+    images, others = lab.images(model), lab.images(model).flip(-1)
+    with torch.no_grad():
+        expected, expected_of_others = model(images), model(others)
+        found = []
+        for module in [one for one in model.modules() if not list(one.children())][::5]:
+            module.register_forward_hook(lambda *_: found.append(twin(others)))
+        assert torch.equal(model(images), expected)
+    assert found and all(torch.equal(one, expected_of_others) for one in found)
 
 
 def test_training_moves_tuned_weights_only(lab: Any, name: str, backbone: str, options: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ def serve(
     max_pictures: Annotated[int, typer.Option(min=1, help="Pictures of a request.")] = 64,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds until a request has its answer.")] = 30.0,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests at a time; others are told to try later.")] = 64,
+    max_connections: Annotated[int, typer.Option(min=1, help="Open connections; further ones get 503.")] = 512,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="key=value, e.g. device=cpu or evaluation.batch_size=32; repeatable."),
@@ -69,12 +70,13 @@ def serve(
     for name in allow_host or ():
         if not re.fullmatch(r"[\w.-]+|[0-9a-f:]+", name, re.IGNORECASE):
             raise UserError(f"--allow-host is {name!r}. Give the name alone, such as classify.example.org.")
+    server.make_room(max_connections)
     listener = server.bound(host, port)
     from liftplus import console
     from liftplus.data.workers import cores
     from liftplus.machine import parallel
     from liftplus.machine.stopping import StopRequest
-    from liftplus.runs.predicting import Predictor
+    from liftplus.runs.predicting import side_by_side
     from liftplus.serving.app import Limits, Served, Service
     from liftplus.serving.batching import Batcher
     from liftplus.training import checkpoint
@@ -87,7 +89,9 @@ def serve(
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     tells = options.asked(session, trained, promises, level, sure)
-    limits = Limits(int(max_body * 2**20), int(max_pixels * 1e6), max_pictures, max_seconds, max_requests)
+    limits = Limits(
+        int(max_body * 2**20), int(max_pixels * 1e6), max_pictures, max_seconds, max_requests, max_connections
+    )
     about = {
         "top_k": min(settings.evaluation.top_k, len(trained.class_names)),
         "crops": 5 if settings.evaluation.tte else 1,
@@ -111,7 +115,7 @@ def serve(
 
     with (
         StopRequest() as asked,
-        Batcher(Predictor(session, trained, tells), cores(), limits.pixels) as batcher,
+        Batcher(side_by_side(session, trained, tells), cores(), limits.pixels) as batcher,
     ):
         service = Service(batcher, served, limits)
         server.run(service, listener, lambda: asked() or batcher.failure is not None, ready)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,6 +18,7 @@ from liftplus.data.pictures import picture
 from liftplus.evaluation.inference import CropOutputs, SplitReader, best, crops, predict, share_unreadable
 from liftplus.evaluation.outputs import WithFeatures, outputs
 from liftplus.machine.determinism import deterministic
+from liftplus.model.classifier import Classifier
 from liftplus.runs.guesses import PLAIN, Asked, Found, Guess
 from liftplus.runs.inputs import Inputs
 from liftplus.runs.opening import Session
@@ -120,3 +124,24 @@ class Predictor:
         logits, features = out[:, :count], out[:, count:] if self.asked.promises.any else None
         top = best(logits, self.session.config.evaluation, self.session.runtime, len(views), self.asked.how)
         return self.asked.guesses(names, self.asked.found(top, logits, features), self.trained.class_names)
+
+
+def side_by_side(session: Session, trained: Trained, asked: Asked = PLAIN) -> list[Predictor]:
+    """Predictors for threads of their own: two on a CPU of several cores, else one.
+
+    Threads of PyTorch wait for one another in every layer, so a core that does something else meanwhile leaves the
+    others idle. Two batches at a time do not wait for each other.
+    """
+    runtime = session.runtime
+    two = runtime.device.type == "cpu" and torch.get_num_threads() > 1 and not runtime.compiles
+    models = [trained.model, copied(trained.model)] if two else [trained.model]
+    return [Predictor(session, replace(trained, model=model), asked) for model in models]
+
+
+def copied(model: Classifier) -> Classifier:
+    """A model of modules of its own, with the same weights in the same memory.
+
+    Tuners keep in their modules what one batch brings, so threads that predict at the same time cannot share them.
+    """
+    tensors: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return deepcopy(model, tensors)

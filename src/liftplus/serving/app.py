@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liftplus.errors import UserError
 from liftplus.runs.guesses import Guess, told
-from liftplus.serving import reading
+from liftplus.serving import answers, reading
 from liftplus.serving.batching import Batcher
 from liftplus.serving.metrics import Metrics
 from liftplus.serving.reading import LONGEST_NAME, Refused, Sent
@@ -32,6 +31,8 @@ SMALL = 1 << 16
 """Bytes of a body that is read in the event loop; reading a larger one would keep others waiting."""
 BODIES = 8
 """All bodies in memory together may have so many times the bytes of the largest one."""
+LEFT = 499
+"""Status in the metrics, as nginx has it, of a request whose client closes the connection before its answer."""
 PLACES = "POST /predict takes pictures; GET /classes, /health, /metrics and / (a page for people) need nothing."
 PAGE_RULES = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
@@ -49,6 +50,7 @@ class Limits:
         pictures: of a request.
         seconds: from its head to its answer.
         requests: that are answered at the same time.
+        connections: that are open at the same time.
     """
 
     body: int = 32 << 20
@@ -56,6 +58,7 @@ class Limits:
     pictures: int = 64
     seconds: float = 30.0
     requests: int = 64
+    connections: int = 512
 
 
 @dataclass(frozen=True)
@@ -106,19 +109,12 @@ class Service:
 
     async def predict(self, request: Request) -> Response:
         """The classes of the pictures in a request."""
-        began, status = time.perf_counter(), 500
         try:
-            response = await self._predicted(request)
-            status = response.status_code
+            return await self._predicted(request)
         except Refused as refused:
-            status = refused.status
-            response = _error(status, str(refused))
+            return answers.error(refused.status, str(refused))
         except ClientDisconnect:
-            status = 400
-            response = _error(status, "The request ends early.")  # nobody reads it
-        finally:
-            self.metrics.request(status, time.perf_counter() - began)
-        return response
+            return answers.error(LEFT, "The client has left.")  # nobody reads it
 
     async def _predicted(self, request: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.seconds
@@ -131,7 +127,7 @@ class Service:
             await self._receive(body, deadline)
             async with asyncio.timeout_at(deadline):
                 sent = await self._sent(body.taken(), request.headers)
-                return self._answer(await self._guesses(sent))
+                return self._answer(await self._guesses(sent, body))
         except TimeoutError:
             said = f"The answer was not ready within {self.limits.seconds:g} s."
             raise Refused(504, f"{said} Send fewer pictures, or try again later.") from None
@@ -175,14 +171,17 @@ class Service:
             return reading.read(*given)
         return await asyncio.get_running_loop().run_in_executor(self.batcher.readers, reading.read, *given)
 
-    async def _guesses(self, sent: Sequence[Sent]) -> list[Guess]:
-        """The answers for image files, in their order; what is cancelled is not predicted."""
+    async def _guesses(self, sent: Sequence[Sent], body: _Body) -> list[Guess]:
+        """The answers for image files, in their order; what nobody waits for any more is not predicted."""
         futures = [self.batcher.predict(name, data) for name, data in sent]
+        left = asyncio.create_task(body.left())
+        left.add_done_callback(lambda _: [future.cancel() for future in futures])
         try:
             await asyncio.wait(futures)
         finally:
-            for future in futures:
-                future.cancel()
+            left.cancel()
+        if any(future.cancelled() for future in futures):
+            raise ClientDisconnect
         failures = [error for future in futures if (error := future.exception()) is not None]
         for error in failures:
             raise Refused(500, str(error)) if isinstance(error, UserError) else error
@@ -195,16 +194,16 @@ class Service:
         self.metrics.pictures["answered"] += len(guesses) - len(errors)
         pictures = {"pictures": [{"name": guess.path, **told(guess)} for guess in guesses]}
         if len(errors) < len(guesses):
-            return _json(pictures)
-        return _json({"error": errors[0], **pictures}, 422)
+            return answers.as_json(pictures)
+        return answers.as_json({"error": errors[0], **pictures}, 422)
 
     async def classes(self, request: Request) -> Response:
         """The names of the classes, and how they are predicted."""
-        return _json({"run": self.served.name, "classes": list(self.served.classes), **self.served.about})
+        return answers.as_json({"run": self.served.name, "classes": list(self.served.classes), **self.served.about})
 
     async def health(self, request: Request) -> Response:
         """200 while requests are welcome, else 503."""
-        return _json({"status": "stopping"}, 503) if self.stopping else _json({"status": "ready"})
+        return answers.as_json({"status": "stopping"}, 503) if self.stopping else answers.as_json({"status": "ready"})
 
     async def shown_metrics(self, request: Request) -> Response:
         """Counts for Prometheus."""
@@ -256,6 +255,11 @@ class _Body:
                 while self.more:
                     await self._next()
 
+    async def left(self) -> None:
+        """Return once the client has closed the connection; called when nothing is still to come."""
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+
     def taken(self) -> bytes:
         """All parts as one, which are no longer held here."""
         whole = b"".join(self._chunks)
@@ -264,7 +268,7 @@ class _Body:
 
 
 class _Guard:
-    """Answers only requests for allowed hosts, and none that a web page of another site has made a browser send.
+    """Counts answers; refuses requests for other hosts, and those that a web page of another site has a browser send.
 
     The header Host tells a page whose name was made to point to this machine (DNS rebinding), and Sec-Fetch-Site any
     other page of another site.
@@ -274,16 +278,20 @@ class _Guard:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 if self.service.stopping:
                     headers["Connection"] = "close"
+                if scope["path"] == "/predict":
+                    self.service.metrics.request(message["status"], time.perf_counter() - began)
             await send(message)
 
         refusal = self._refusal(Headers(scope=scope))
-        await (self.app if refusal is None else _error(403, refusal))(scope, receive, sending)
+        await (self.app if refusal is None else answers.error(403, refusal))(scope, receive, sending)
 
     def _refusal(self, headers: Headers) -> str | None:
         hosts = self.service.served.hosts
@@ -306,23 +314,13 @@ def _name(host: str) -> str:
         return ""
 
 
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    # A name may hold half of a surrogate pair, which UTF-8 cannot hold.
-    text = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(text, status, headers, "application/json")
-
-
-def _error(status: int, said: str, headers: Mapping[str, str] | None = None) -> Response:
-    return _json({"error": said}, status, {"Retry-After": "1"} if status == 503 else headers)
-
-
 async def _http_error(request: Request, error: HTTPException) -> Response:
     if error.status_code == 404:
-        return _error(404, f"There is no {request.url.path[:LONGEST_NAME]}. {PLACES}")
+        return answers.error(404, f"There is no {request.url.path[:LONGEST_NAME]}. {PLACES}")
     if error.status_code == 405:
-        return _error(405, f"{request.method} is not allowed here. {PLACES}", error.headers)
-    return _error(error.status_code, f"{error.detail}.", error.headers)
+        return answers.error(405, f"{request.method} is not allowed here. {PLACES}", error.headers)
+    return answers.error(error.status_code, f"{error.detail}.", error.headers)
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    return _error(500, "An internal error; the server has printed its traceback.")
+    return answers.error(500, "An internal error; the server has printed its traceback.")

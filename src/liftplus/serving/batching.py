@@ -1,15 +1,16 @@
-"""Pictures from many requests through one model: threads read them, and one thread predicts those that wait."""
+"""Pictures from many requests through one model: some threads read them, others predict those that wait."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, Queue
 
+import torch
 from torch import Tensor
 
 from liftplus.data.images import UnreadableImage
@@ -33,40 +34,46 @@ class _Waiting:
 
 
 class Batcher:
-    """Reads pictures in threads and predicts them in batches; a batch is what waits when the model is free.
+    """Reads pictures in threads and predicts them in batches; a batch is what waits when a predictor is free.
 
-    So a picture that comes alone is predicted at once.
+    So a picture that comes alone is predicted at once, and by all cores.
 
     Args:
-        predictor: what predicts.
-        readers: threads that decode.
+        predictors: what predicts; each has a thread.
+        readers: threads that decode, on one core each.
         most_pixels: of a picture.
 
     Attributes:
         batches: how many have been predicted.
-        failure: what keeps the model's thread from going on; what concerns a batch or a picture is its answer.
+        failure: what keeps a predictor's thread from going on; what concerns a batch or a picture is its answer.
     """
 
-    def __init__(self, predictor: Predictor, readers: int, most_pixels: int) -> None:
-        self.predictor, self.most_pixels, self.batches = predictor, most_pixels, 0
-        self.readers = ThreadPoolExecutor(readers, "reader")
-        self._ready: Queue[_Waiting | None] = Queue(AHEAD * predictor.batch_size)
-        self._began = threading.Event()
+    def __init__(self, predictors: Sequence[Predictor], readers: int, most_pixels: int) -> None:
+        self.most_pixels, self.batches = most_pixels, 0
+        self._view, self._batch_size = predictors[0].view, predictors[0].batch_size
+        self._threads = torch.get_num_threads()
+        self.readers = ThreadPoolExecutor(readers, "reader", torch.set_num_threads, (1,))
+        self._ready: Queue[_Waiting | None] = Queue(AHEAD * self._batch_size)
+        self._began, self._lock, self._at_work = threading.Semaphore(0), threading.Lock(), 0
         self.failure: Exception | None = None
-        self._model = threading.Thread(target=self._work, name="model", daemon=True)
+        self._models = [
+            threading.Thread(target=self._work, args=(one,), name="model", daemon=True) for one in predictors
+        ]
 
     def __enter__(self) -> Batcher:
-        """Start the model's thread; returns when it is ready. Raises what its first prediction raises."""
-        self._model.start()
-        self._began.wait()
-        self._check()
+        """Start the predictors' threads; returns when they are ready. Raises what a first prediction raises."""
+        for model in self._models:
+            model.start()
+            self._began.acquire()
+            self._check()
         return self
 
     def __exit__(self, kind: object, *_error: object) -> None:
-        """End the threads, after everything given has been answered; raises what ended the model's before."""
+        """End the threads, after everything given has been answered; raises what ended a predictor's before."""
         self.readers.shutdown()
         self._ready.put(None)
-        self._model.join()
+        for model in self._models:
+            model.join()
         if kind is None:
             self._check()
 
@@ -87,7 +94,7 @@ class Batcher:
         if waiting.answer.cancelled():
             return
         try:
-            waiting.view = self.predictor.view(waiting.data, waiting.name, self.most_pixels)
+            waiting.view = self._view(waiting.data, waiting.name, self.most_pixels)
         except UnreadableImage as error:
             _answer([waiting], [Guess(waiting.name, (), (), str(error))])
         except Exception as error:
@@ -96,26 +103,27 @@ class Batcher:
             waiting.data = b""
             self._ready.put(waiting)
 
-    def _work(self) -> None:
+    def _work(self, predictor: Predictor) -> None:
         waiting: _Waiting | None = None
         try:
-            with self.predictor.at_work():
-                self._began.set()
+            with predictor.at_work():
+                self._began.release()
                 while (waiting := self._ready.get()) is not None:
                     batch = self._with_others(waiting)
-                    _answer(batch, self._predicted(batch))
+                    _answer(batch, self._predicted(predictor, batch))
         except Exception as error:
             self.failure = error
-            self._began.set()
+            self._began.release()
             while waiting is not None:  # else it, and readers that wait for room, would wait for ever
                 _answer([waiting], [error])
                 waiting = self._ready.get()
+        self._ready.put(None)  # the other threads end too
 
     def _with_others(self, first: _Waiting) -> list[_Waiting]:
         """The first picture and those that wait behind it, without those whose time is over."""
         batch = [first]
         try:
-            while len(batch) < self.predictor.batch_size:
+            while len(batch) < self._batch_size:
                 if (another := self._ready.get_nowait()) is None:
                     self._ready.put(None)
                     break
@@ -124,16 +132,31 @@ class Batcher:
             pass
         return [waiting for waiting in batch if not waiting.answer.cancelled()]
 
-    def _predicted(self, batch: Sequence[_Waiting]) -> list[Answer]:
+    def _predicted(self, predictor: Predictor, batch: Sequence[_Waiting]) -> list[Answer]:
         """Answers for a batch. If it fails, each picture is predicted alone, so that others' answers are not lost."""
         if not batch:
             return []
         try:
-            self.batches += 1
-            views = [waiting.view for waiting in batch if waiting.view is not None]
-            return list(self.predictor.predict([waiting.name for waiting in batch], views))
+            with self._share_of_cores():
+                views = [waiting.view for waiting in batch if waiting.view is not None]
+                return list(predictor.predict([waiting.name for waiting in batch], views))
         except Exception as error:
-            return [error] if len(batch) == 1 else [self._predicted([waiting])[0] for waiting in batch]
+            return [error] if len(batch) == 1 else [self._predicted(predictor, [waiting])[0] for waiting in batch]
+
+    @contextmanager
+    def _share_of_cores(self) -> Iterator[None]:
+        """The batches that are predicted at a time share PyTorch's threads."""
+        with self._lock:
+            self.batches += 1
+            self._at_work += 1
+            share = max(1, self._threads // self._at_work)
+        if torch.get_num_threads() != share:
+            torch.set_num_threads(share)  # for the calling thread alone
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_work -= 1
 
 
 def _answer(batch: Sequence[_Waiting], answers: Sequence[Answer]) -> None:

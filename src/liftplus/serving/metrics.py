@@ -17,7 +17,7 @@ class Metrics:
     """What has been answered so far. Used from one thread.
 
     Attributes:
-        requests: number of answers of `/predict` by HTTP status.
+        requests: number of answers by HTTP status: of `/predict`, and to what names no path.
         pictures: number of pictures by result, answered or unreadable.
         waiting: requests that are not answered yet.
     """
@@ -35,6 +35,10 @@ class Metrics:
         self._buckets[bisect.bisect_left(EDGES, seconds)] += 1
         self._seconds += seconds
 
+    def refused(self, status: int) -> None:
+        """Count what is answered before it is a request."""
+        self.requests[status] += 1
+
     def text(self, batches: int) -> str:
         """All counts, one a line.
 
@@ -44,7 +48,7 @@ class Metrics:
         return "".join(f"{line}\n" for line in self._lines(batches))
 
     def _lines(self, batches: int) -> Iterator[str]:
-        yield from _head("requests_total", "counter", "Answers of /predict by HTTP status.")
+        yield from _head("requests_total", "counter", "Answers of /predict, and to what is no request, by HTTP status.")
         for status, count in sorted(self.requests.items()):
             yield f'liftplus_requests_total{{status="{status}"}} {count}'
         yield from _head("pictures_total", "counter", "Pictures by result.")

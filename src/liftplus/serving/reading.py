@@ -21,6 +21,8 @@ FORMS = (
     'multipart/form-data; or JSON, {"images": [{"name": "a.jpg", "data": "BASE64"}]}.'
 )
 LONGEST_NAME = 200
+MARKS = 1000
+"""Brackets, commas and colons that JSON may have for each picture that is allowed."""
 LONGEST_HEADERS = 8192
 """Bytes of the headers of one part of a form."""
 
@@ -74,17 +76,27 @@ def _too_many(most: int) -> Refused:
 
 
 def _of_json(body: bytes, most: int) -> list[Sent]:
+    # Each of these begins a value, which takes many times its bytes in memory.
+    if sum(body.count(mark) for mark in (b"[", b"{", b",", b":")) > MARKS * most:
+        raise Refused(400, f"The JSON holds more values than {counted(most, 'picture')} can have. {FORMS}")
     try:
-        given = json.loads(body)
+        given = json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Refused(400, f"The request is not valid JSON: {reason}.") from error
+        raise Refused(400, f"The request is not valid JSON: {_fault(error)}.") from error
     images = given.get("images") if isinstance(given, dict) else None
     if not isinstance(images, list):
         raise Refused(400, f'The JSON has no list "images". {FORMS}')
     if len(images) > most:
         raise _too_many(most)
     return [_of_entry(entry, number) for number, entry in enumerate(images, 1)]
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not in UTF-8"
+    return str(error)
 
 
 def _of_entry(entry: Any, number: int) -> Sent:
@@ -97,10 +109,12 @@ def _of_entry(entry: Any, number: int) -> Sent:
     if data.startswith("data:"):  # as browsers' FileReader has it
         data = data.partition(",")[2]
     try:
-        return Sent((name or "")[:LONGEST_NAME], binascii.a2b_base64("".join(data.split()), strict_mode=True))
+        letters = data.encode("ascii").translate(None, b" \t\r\n\v\f")
+        return Sent((name or "")[:LONGEST_NAME], binascii.a2b_base64(letters, strict_mode=True))
     except ValueError as error:
-        reason = str(error) if isinstance(error, binascii.Error) else "it has other letters"
-        raise Refused(400, f'"data" of entry {number} of "images" is not base64: {reason}.') from error
+        raise Refused(
+            400, f'"data" of entry {number} of "images" is not base64. Encode the bytes of the file, and nothing else.'
+        ) from error
 
 
 @dataclass
@@ -145,7 +159,9 @@ class _Form:
         if b"filename" not in parameters:
             field = _text(parameters.get(b"name", b""))
             raise Refused(
-                400, f"The form's field {field!r} is no file. Send files alone, as curl -F picture=@a.jpg does."
+                400,
+                f"The form's field {field!r} has no parameter filename, so it is no file. Send files alone, as "
+                "curl -F picture=@a.jpg does.",
             )
         self.sent.append(Sent(_text(parameters[b"filename"]), b"".join(self.parts)))
 
@@ -169,7 +185,11 @@ def _of_form(body: bytes, boundary: bytes, most: int) -> list[Sent]:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise Refused(400, f"The form cannot be read: {str(error).rstrip('.')}.") from error
+        raise Refused(
+            400,
+            "The form cannot be read: its content type names another boundary than stands between its parts, or "
+            "their headers are damaged.",
+        ) from error
     if not form.whole:
         raise Refused(400, "The form cannot be read: it ends before its last boundary.")
     return form.sent

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.util import find_spec
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 NEEDED = ("starlette", "uvicorn", "httptools", "python_multipart")
 KEPT = 75
 """Seconds for which an idle connection stays open: longer than proxies keep theirs, which is 60 s as a rule."""
+BACKLOG = 128
+"""Connections that asyncio may accept in one go, before the limit on them counts."""
+FILES = 100
+"""Files that may be open beside connections."""
 LAST = 0.3
 """Seconds at the end in which connections may still bring a request that was under way."""
 SPARE = 5
@@ -35,6 +40,25 @@ def required() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(f"Serving needs {', '.join(missing)}. Install: pip install 'liftplus[serve]'.")
+
+
+def make_room(connections: int) -> None:
+    """Let this process open so many connections beside its files; raises UserError where the system does not."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    needed = connections + BACKLOG + FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"--max-connections {connections} takes {needed:,} open files, and the system allows {hard:,}. Give fewer "
+            "connections, or raise the limit (ulimit -Hn)."
+        ) from error
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -102,18 +126,21 @@ def run(service: Service, listener: socket.socket, asked: Callable[[], bool], re
     """
     import uvicorn
 
+    from liftplus.serving.connections import Connection
+
     config = uvicorn.Config(
         service.app(),
-        http="httptools",
+        http=partial(Connection, service),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEPT,
         timeout_graceful_shutdown=math.ceil(service.limits.seconds + SPARE),
-        backlog=2048,
+        backlog=BACKLOG,
     )
     failed: list[BaseException] = []
 
