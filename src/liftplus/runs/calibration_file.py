@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +14,8 @@ from liftplus.calibration.calibrated import Calibration
 from liftplus.calibration.sets import Known
 from liftplus.calibration.unknown import Reference
 from liftplus.config import EvaluationConfig
+from liftplus.data.contents import Contents
+from liftplus.data.dataset import Store
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
 from liftplus.machine import disk
@@ -24,7 +24,6 @@ from liftplus.training import checkpoint
 from liftplus.training.checkpoint import Trained
 
 FILE = "calibration.safetensors"
-_DIGEST = 8  # bytes that tell a picture's key from others
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,16 @@ class Saved:
     Attributes:
         calibration: the calibration itself.
         about: data, split and number of its pictures; crops, prior and weights of the model; what was `measured`.
-        used: digests of the keys of its pictures, uint8 [N, 8].
+        used: what its pictures are recognised by.
     """
 
     calibration: Calibration
     about: dict[str, Any]
-    used: Tensor
+    used: Contents
 
-    def has(self, keys: Sequence[str]) -> Tensor:
-        """Which of these pictures it was calibrated on, by the name of their key, bool."""
-        own = set(map(bytes, self.used.numpy()))
-        return torch.tensor([_digest(key) in own for key in keys], dtype=torch.bool)
+    def has(self, store: Store, keys: Sequence[str]) -> Tensor:
+        """Which of these pictures it was calibrated on, by the content of their files, bool [N]."""
+        return torch.from_numpy(self.used.hold(store, keys))
 
     def moved(self, weights: str) -> Saved:
         """A copy for the same model in a file whose weights have this digest."""
@@ -92,21 +90,12 @@ def _shown(crops: dict[str, Any]) -> str:
     return ", ".join(f"{key}={str(value).lower()}" for key, value in crops.items())
 
 
-def digests(keys: Sequence[str]) -> Tensor:
-    """Digests of pictures' keys, uint8 [N, 8]."""
-    joined = b"".join(map(_digest, keys))
-    return torch.from_numpy(np.frombuffer(joined, np.uint8).copy()).view(-1, _DIGEST)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:_DIGEST]
-
-
 def write(folder: Path, saved: Saved) -> Path:
     """Write a calibration into a run's folder; an earlier one is replaced."""
     found = saved.calibration
     tensors = {
-        "used": saved.used,
+        "used.sizes": torch.from_numpy(saved.used.sizes),
+        "used.digests": torch.from_numpy(saved.used.digests),
         "known.own": found.known.own,
         "known.labels": found.known.labels,
         "known.log_prior": found.known.log_prior,
@@ -155,11 +144,12 @@ def read(folder: Path) -> Saved | None:
             tensors["scored"],
             about["judged"],
         )
-        return Saved(calibration, {key: about[key] for key in _ABOUT}, tensors["used"])
+        used = Contents(tensors["used.sizes"].numpy(), tensors["used.digests"].numpy())
+        return Saved(calibration, {key: about[key] for key in _ABOUT}, used)
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{str(path)!r} is damaged or was not written by liftplus. Delete it, or run `liftplus calibrate {folder}` "
-            "again."
+            f"{str(path)!r} is damaged, or this version of liftplus did not write it. Delete it, or run `liftplus "
+            f"calibrate {folder}` again."
         ) from error
 
 
