@@ -208,6 +208,27 @@ def test_a_renamed_run_keeps_its_calibration(place: Path, command: Command, tmp_
     ]
 
 
+def test_a_changed_run_tells_that_the_calibration_is_gone(place: Path, command: Command, tmp_path: Path) -> None:
+    """And the command that it names makes a new one."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        shutil.copytree(place / "bare", run)
+    assert command("calibrate", one, "--split", "test", "--share", 0.5, "prior=uniform").code == 0
+    for out, words in {
+        "added": ("classes", "add", one, "old car", "--out", "added"),
+        "rows": ("classes", "rename", one, "red square=red box", "--new-rows", "--out", "rows"),
+        "both": ("merge", two, one, "--out", "both", "--no-test"),
+    }.items():
+        ended = command(*words)
+        said = " ".join(ended.err.split())
+        assert ended.code == 0 and f"'{out}' has other weights than '{one}', so the calibration" in said, said
+        named = said.partition("Run `liftplus ")[2].partition("`")[0].split()
+        assert named == ["calibrate", out, "--split", "test", "--share", "0.5", "prior=uniform"]
+        assert not (tmp_path / out / calibration_file.FILE).exists()
+    assert command(*named).code == 0 and (tmp_path / "both" / calibration_file.FILE).is_file()
+    assert "calibration" not in command("merge", two, place / "bare", "--out", "plain", "--no-test").err
+
+
 def test_promises_are_not_measured_on_training_pictures(place: Path, command: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)

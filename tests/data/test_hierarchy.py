@@ -243,3 +243,18 @@ def test_supercategories_of_coco(tmp_path: Path) -> None:
     ]
     levels = inaturalist.read({"train": annotated(tmp_path / "train.json", entries)}).levels
     assert levels == {"supercategory": {"1": "animal", "2": "animal", "3": "vehicle"}}
+
+
+def test_a_new_class_under_a_group() -> None:
+    """The levels above follow from the group's classes, where they agree."""
+    levels = {
+        "kingdom": {"1": "Plantae", "2": "Plantae", "3": "Animalia", "4": "Animalia"},
+        "family": {"1": "Rosaceae", "2": "Rosaceae", "3": "mixed", "4": "Ficidae"},
+        "genus": {"1": "Rosa", "2": "Rubus", "3": "odd", "4": "odd"},
+    }
+    assert hierarchy.under(levels, "rubus") == {"kingdom": "Plantae", "family": "Rosaceae", "genus": "Rubus"}
+    assert hierarchy.under(levels, "Rosaceae") == {"kingdom": "Plantae", "family": "Rosaceae"}
+    assert hierarchy.under(levels, "odd") == {"kingdom": "Animalia", "genus": "odd"}
+    with pytest.raises(UserError, match=r"No level of the run has a group 'Fungi'.*kingdom has 'Animalia', 'Plantae'"):
+        hierarchy.under(levels, "Fungi")
+    assert hierarchy.under({"genus": levels["genus"]}, "Prunus") == {"genus": "Prunus"}

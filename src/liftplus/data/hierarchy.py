@@ -82,6 +82,31 @@ def spelled(levels: Levels, spelling: Mapping[str, str], source: str) -> Levels:
     return whole
 
 
+def under(levels: Levels, parent: str) -> dict[str, str]:
+    """The groups of a new class whose parent is a group of these levels: by level, at the parent's and at those above.
+
+    If several levels have the group, its level is the deepest. A level above is left out if the group's classes are in
+    several groups there. If there is one level alone, the parent may be new.
+
+    Raises:
+        UserError: no level has such a group.
+    """
+    key = form(parent)
+    members = {level: [one for one, group in groups.items() if form(group) == key] for level, groups in levels.items()}
+    found = [level for level in levels if members[level]]
+    if not found and len(levels) == 1:
+        return dict.fromkeys(levels, parent)
+    if not found:
+        known = "; ".join(f"{level} has {listing(sorted(set(groups.values())))}" for level, groups in levels.items())
+        raise UserError(f"No level of the run has a group {parent!r}. Give one that it has: {known}.")
+    own: dict[str, str] = {}
+    for level in list(levels)[: list(levels).index(found[-1]) + 1]:
+        groups = {levels[level][one] for one in members[found[-1]]}
+        if len(groups) == 1:
+            own[level] = groups.pop()
+    return own
+
+
 def settled(levels: Levels, names: Mapping[str, str]) -> tuple[Levels, tuple[str, ...]]:
     """The levels that say something of these classes, highest first, and notes.
 

@@ -74,15 +74,17 @@ def measure(
     split: str,
     train_counts: Sequence[int],
     beside: Classifier | None = None,
+    temperature: float = 1.0,
 ) -> tuple[TopK, Metrics]:
     """The model's predictions for one split, and their metrics.
 
     Args:
         train_counts: training pictures of each class, length C.
         beside: a debiased zero-shot classifier whose logits are added (`debiasing.zeroshot`).
+        temperature: of the probabilities. Accuracies at levels above the classes depend on it, and others do not.
     """
     part, config = dataset.splits[split], session.config
-    how = Answering(levels=levels.above(dataset.levels, dataset.class_ids))
+    how = Answering(temperature, levels.above(dataset.levels, dataset.class_ids))
     expect(session, model, dataset.class_names, train_counts, debiased=beside is not None)
     reader = SplitReader(dataset.store, part, config.train.workers, session.progress)
     with deterministic(config.deterministic):
@@ -202,6 +204,12 @@ def evaluate_run(
         counts = trained.train_counts
         return dataset, *test(session, trained.model, dataset, split, counts, folder, about, None, saved, known)
     about["gla"] = {"pictures": debiased.pictures}
+    if trained.digest and calibration_file.read(trained.folder) is not None:
+        said = (
+            "The run's calibration is for its own logits and not for those of GLA. So probabilities have no "
+            "temperature, and no promise is measured."
+        )
+        dataset = replace(dataset, notes=(*dataset.notes, said))
     metrics, _ = test(session, trained.model, dataset, split, trained.train_counts, folder, about, debiased.model)
     if session.runtime.job.leads:
         debiased.write(folder, trained)
