@@ -332,3 +332,16 @@ def test_pictures_in_memory_are_recognised(tmp_path: Path) -> None:
     assert any("10 pictures were left out" in note for note in model.notes)
     with pytest.raises(UserError, match="0 pictures to calibrate on beside 30"):
         model.calibrate((images[:30], labels[:30]))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_outputs_that_are_not_finite_are_refused_alike(place: Path, cache: bool) -> None:
+    """With and without sets, and by way of kept features."""
+    settings = QUICK | {"cache": cache}
+    model = liftplus.load(place / "run", **{key: settings[key] for key in ("device", "precision", "cache", "tte")})
+    head = model.network.head.weight
+    with torch.no_grad():
+        head[0, 0] = float("nan")
+    for asked in ({}, {"unknown": 0.2}):
+        with pytest.raises(UserError, match=r"not finite for 18 of 18 pictures\. Its weights diverged in training"):
+            model.predict(place / "photos" / "test" / "red_square", **asked)
