@@ -87,7 +87,7 @@ def predict_once(
 def _kept(
     model: Classifier, reader: SplitReader, evaluation: EvaluationConfig, runtime: Runtime, cache: Cache
 ) -> Tensor | None:
-    """Features [N, crops, D] by way of the cache; None for a tuned backbone, or if unreadable pictures are collected."""
+    """Features [N, crops, D] through the cache; None for a tuned backbone, or if unreadable pictures are collected."""
     if not cache.on or reader.unreadable is not None or not bare(model):
         return None
     view = crops(evaluation, model.backbone.facts)

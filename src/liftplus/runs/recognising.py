@@ -14,16 +14,18 @@ from liftplus.runs.opening import Session
 from liftplus.training.checkpoint import Trained
 
 
-def own_data(session: Session, trained: Trained, *, other_data: bool) -> DataSet:
+def own_data(session: Session, trained: Trained, *, other_data: bool, to_decode: bool = True) -> DataSet:
     """The run's own data, with the splits that they had in the run.
 
     Args:
         other_data: whether the session's data differ from the run's.
+        to_decode: whether the pictures will be decoded; else none is left out for being damaged, which takes no time.
 
     Raises:
         UserError: they cannot be read.
     """
     data = trained.config.data if other_data else session.config.data
+    data = data if to_decode else data.model_copy(update={"unreadable": "stop"})
     reading = replace(session, config=session.config.model_copy(update={"data": data}))
     return as_in_run(reading.data(), trained.folder, "train")
 

@@ -221,7 +221,7 @@ def _known(
 ) -> tuple[Tensor | None, list[str]]:
     """Which pictures of a split the run was trained on, or a note if its own data cannot be read."""
     try:
-        own = own or own_data(session, trained, other_data=True)
+        own = own or own_data(session, trained, other_data=True, to_decode=False)
     except UserError as error:
         return None, [
             "Promises may be measured on pictures that the run was trained on: its training pictures cannot be read, "
