@@ -134,8 +134,9 @@ class Model:
         session = self._with(tte)
         dataset = matching.aligned(self._to_test(data, split, session), split, self.trained)
         calibration, _ = _calibration(self, session)
-        how = {} if calibration is None else {"temperature": calibration.temperature}
-        return testing.measure(session, self.network, dataset, split, self.trained.train_counts, **how)[1]
+        temperature = 1.0 if calibration is None else calibration.temperature
+        counts = self.trained.train_counts
+        return testing.measure(session, self.network, dataset, split, counts, temperature=temperature)[1]
 
     def _to_test(self, data: Data | None, split: str, session: Session) -> DataSet:
         source = self.config.data.source

@@ -128,7 +128,7 @@ def test_added_classes_get_the_parents_that_are_given(table: Path, command: Comm
     [
         ("run", ("bus=vehicle",), "--parent is given for 'bus', which is not added. Added are 'old car'."),
         ("run", ("old car",), "'old car' is not CLASS=GROUP"),
-        ("run", ("old car=",), "'old car=' is not CLASS=GROUP"),
+        ("run", ("old car=",), "The parent '' of 'old car' is empty"),
         ("flat", ("old car=vehicle",), "have no levels above them, so a class has no parent"),
     ],
 )

@@ -171,7 +171,7 @@ def _pairs(given: list[str], form: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for word in given:
         key, equals, value = word.partition("=")
-        if not equals or not value.strip() or key in pairs:
+        if not equals or key in pairs:
             what = form.partition("=")[0]
             raise UserError(f"{word!r} is not {form}, or {what} is given twice. Write {form} once for each class.")
         pairs[key] = value

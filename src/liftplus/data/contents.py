@@ -43,7 +43,7 @@ class Contents:
         """Which of other pictures are among these, bool [M]. Only those whose size occurs here are read."""
         held = np.isin(sizes_of(store, keys), self.sizes[self.sizes != _UNREADABLE])
         places = np.flatnonzero(held)
-        other = Contents.of(store, [keys[k] for k in places])
+        other = Contents.of(store, [keys[k] for k in places.tolist()])
         own = {(int(size), row.tobytes()) for size, row in zip(self.sizes, self.digests, strict=True)}
         for place, size, row in zip(places, other.sizes, other.digests, strict=True):
             held[place] = size != _UNREADABLE and (int(size), row.tobytes()) in own
@@ -53,7 +53,7 @@ class Contents:
 def shared(store: Store, keys: Sequence[str], other: Store, others: Sequence[str]) -> NDArray[np.bool_]:
     """Which pictures [N] are among the others [M], bool [N]. Only pictures of equal size are read."""
     places = np.flatnonzero(np.isin(sizes_of(other, others), sizes_of(store, keys)))
-    return Contents.of(other, [others[k] for k in places]).hold(store, keys)
+    return Contents.of(other, [others[k] for k in places.tolist()]).hold(store, keys)
 
 
 def sizes_of(store: Store, keys: Sequence[str]) -> NDArray[np.int64]:

@@ -85,6 +85,8 @@ def levels_with(
     for name, parent in parents.items():
         if name not in names:
             raise UserError(f"--parent is given for {name!r}, which is not added. Added are {listing(names)}.")
+        if not parent.strip() or not parent.isprintable():
+            raise UserError(f"The parent {parent!r} of {name!r} is empty or has unprintable characters. Give a group.")
         for level, group in hierarchy.under(known, parent.strip()).items():
             levels[level][name] = group
     return levels

@@ -205,11 +205,11 @@ def evaluate_run(
         return dataset, *test(session, trained.model, dataset, split, counts, folder, about, None, saved, known)
     about["gla"] = {"pictures": debiased.pictures}
     if trained.digest and calibration_file.read(trained.folder) is not None:
-        said = (
+        plain = (
             "The run's calibration is for its own logits and not for those of GLA. So probabilities have no "
             "temperature, and no promise is measured."
         )
-        dataset = replace(dataset, notes=(*dataset.notes, said))
+        dataset = replace(dataset, notes=(*dataset.notes, plain))
     metrics, _ = test(session, trained.model, dataset, split, trained.train_counts, folder, about, debiased.model)
     if session.runtime.job.leads:
         debiased.write(folder, trained)
