@@ -20,9 +20,9 @@ from liftplus.backbones import catalogue, clip
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.backbones.normalise import Normalise
 from liftplus.config import RunConfig
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import Batch
-from liftplus.data.stores import ArrayStore
 from liftplus.machine import runtime
 from liftplus.model.classifier import Classifier
 from liftplus.training import assembly

@@ -18,11 +18,11 @@ from safetensors import safe_open
 from liftplus import config
 from liftplus.backbones import mini_clip
 from liftplus.data import openmoji
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.compose import Composition
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet
 from liftplus.data.loader import auto_workers
-from liftplus.data.stores import ArrayStore
 from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import opening

@@ -16,6 +16,7 @@ from PIL import Image
 
 import liftplus
 from liftplus.calibration import sets
+from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import crops
 from liftplus.fitted import probabilities
@@ -172,7 +173,7 @@ def test_what_was_written_is_what_is_read(place: Path) -> None:
     saved = calibration_file.read(place / "run")
     assert saved is not None
     known = saved.calibration.known
-    assert known.counts.sum() == 30 and saved.has(["nothing"]).tolist() == [False]
+    assert known.counts.sum() == 30 and not saved.has(FolderStore(place), ["photos/test/red_square/0.png"]).any()
     for by in sets.RULES:
         again = sets.limits(known, 0.7, by)
         assert again.shape == (3,) and not again.isnan().any()
@@ -207,6 +208,27 @@ def test_a_renamed_run_keeps_its_calibration(place: Path, command: Command, tmp_
     ]
 
 
+def test_a_changed_run_tells_that_the_calibration_is_gone(place: Path, command: Command, tmp_path: Path) -> None:
+    """And the command that it names makes a new one."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        shutil.copytree(place / "bare", run)
+    assert command("calibrate", one, "--split", "test", "--share", 0.5, "prior=uniform").code == 0
+    for out, words in {
+        "added": ("classes", "add", one, "old car", "--out", "added"),
+        "rows": ("classes", "rename", one, "red square=red box", "--new-rows", "--out", "rows"),
+        "both": ("merge", two, one, "--out", "both", "--no-test"),
+    }.items():
+        ended = command(*words)
+        said = " ".join(ended.err.split())
+        assert ended.code == 0 and f"'{out}' has other weights than '{one}', so the calibration" in said, said
+        named = said.partition("Run `liftplus ")[2].partition("`")[0].split()
+        assert named == ["calibrate", out, "--split", "test", "--share", "0.5", "prior=uniform"]
+        assert not (tmp_path / out / calibration_file.FILE).exists()
+    assert command(*named).code == 0 and (tmp_path / "both" / calibration_file.FILE).is_file()
+    assert "calibration" not in command("merge", two, place / "bare", "--out", "plain", "--no-test").err
+
+
 def test_promises_are_not_measured_on_training_pictures(place: Path, command: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
@@ -226,3 +248,100 @@ def test_the_command_that_an_error_names_calibrates(place: Path, command: Comman
     assert named[2:] == ["--split", "test", "--share", "0.5", "prior=uniform"]
     assert command(*named).code == 0
     assert command("predict", run, picture, "--sets", 0.8, "--prior", "uniform").code == 0
+
+
+def mixed(place: Path, target: Path, split: str) -> Path:
+    """A folder with copies of a split and, under other names, of 8 training pictures."""
+    shutil.copytree(place / "photos" / split, target)
+    for k in range(8):
+        shutil.copy(place / "photos" / "train" / "red_square" / f"{k}.png", target / "red_square" / f"more {k}.png")
+    return target
+
+
+def test_training_pictures_do_not_calibrate(place: Path, command: Command, tmp_path: Path) -> None:
+    """They are recognised by their content, and the others give the calibration that they give alone."""
+    run = tmp_path / "run"
+    shutil.copytree(place / "bare", run)
+    for data in (place / "photos" / "train", shutil.make_archive(str(tmp_path / "a"), "zip", place / "photos/train")):
+        ended = command("calibrate", run, "--data", data)
+        assert ended.code == 2 and not (run / calibration_file.FILE).exists()
+        assert "There are 0 pictures to calibrate on beside 21 that the run was trained on" in " ".join(
+            ended.err.split()
+        )
+    ended = command("calibrate", run, "--data", mixed(place, tmp_path / "mixed", "val"), "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert told["pictures"] == 30 and told["pictures_by_class"] == {"blue sky": 6, "green hill": 10, "red square": 14}
+    alone = calibration_file.read(place / "run")
+    assert alone is not None and told["temperature"] == pytest.approx(alone.calibration.temperature)
+    assert (
+        "8 pictures were left out, as the run was trained on them: their files are equal to training pictures."
+        in told["notes"]
+    )
+
+
+def test_no_promise_is_measured_on_training_or_calibration_pictures(
+    place: Path, command: Command, tmp_path: Path
+) -> None:
+    """Whatever their paths are; a picture with the path of such a one is measured."""
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    ended = command("eval", run, "--data", mixed(place, tmp_path / "test", "test"), "--json", "--out", "one")
+    promised = json.loads(ended.out)["calibration"]
+    assert (promised["left_out"], promised["left_out_of_training"]) == (0, 8)
+    assert promised["sets"]["all"]["overall"]["pictures"] == 42
+    ended = command("eval", run, "--data", mixed(place, tmp_path / "val", "val"), "--out", "two")
+    assert ended.code == 0, ended.err
+    said = "30 pictures that the run was calibrated on and 8 pictures that the run was trained on are left out"
+    assert f"No promise was measured: {said}" in " ".join(ended.out.split())
+
+
+def test_a_training_picture_in_another_split_is_left_out(place: Path, command: Command, tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", {"train": (12, 6, 3), "val": (14, 10, 6), "test": (18, 14, 10)})
+    for split in ("val", "test"):
+        shutil.copy(tmp_path / "photos/train/red_square/1.png", tmp_path / "photos" / split / "red_square" / "x.png")
+    liftplus.fit(tmp_path / "photos", **QUICK).save(tmp_path / "run")
+    ended = command("calibrate", "run", "--json")
+    assert json.loads(ended.out)["pictures"] == 30
+    assert any(
+        note.startswith("1 picture was left out, as the run was trained on it")
+        for note in json.loads(ended.out)["notes"]
+    )
+    promised = json.loads(command("eval", "run", "--json").out)["calibration"]
+    assert promised["left_out_of_training"] == 1 and promised["sets"]["all"]["overall"]["pictures"] == 42
+
+
+def test_training_pictures_that_are_gone_are_told(place: Path, command: Command, tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", {"train": (12, 6, 3), "test": (2, 2, 2)})
+    liftplus.fit(tmp_path / "photos", **QUICK).save(tmp_path / "run")
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    ended = command("calibrate", "run", "--data", place / "photos" / "val")
+    assert ended.code == 0, ended.err
+    assert "whether these pictures are among them was not checked" in " ".join(ended.err.split())
+    ended = command("eval", "run", "--data", place / "photos" / "test")
+    assert "Promises may be measured on pictures that the run was trained on" in " ".join(ended.err.split())
+
+
+def test_pictures_in_memory_are_recognised(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(60)]
+    labels = [0, 1] * 30
+    model = liftplus.fit((images[:30], labels[:30]), **QUICK)
+    measured = model.calibrate((images[20:], labels[20:]))
+    assert measured["sets"]["all"]["overall"]["pictures"] == 30
+    assert any("10 pictures were left out" in note for note in model.notes)
+    with pytest.raises(UserError, match="0 pictures to calibrate on beside 30"):
+        model.calibrate((images[:30], labels[:30]))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_outputs_that_are_not_finite_are_refused_alike(place: Path, cache: bool) -> None:
+    """With and without sets, and by way of kept features."""
+    settings = QUICK | {"cache": cache}
+    model = liftplus.load(place / "run", **{key: settings[key] for key in ("device", "precision", "cache", "tte")})
+    head = model.network.head.weight
+    with torch.no_grad():
+        head[0, 0] = float("nan")
+    for asked in ({}, {"unknown": 0.2}):
+        with pytest.raises(UserError, match=r"not finite for 18 of 18 pictures\. Its weights diverged in training"):
+            model.predict(place / "photos" / "test" / "red_square", **asked)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from liftplus import api, fitted
 from liftplus.data import labels as labelling
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.dataset import listing
 from liftplus.data.labelled import is_column, pictures_of, store_of
-from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
 from liftplus.runs import inputs
 from liftplus.runs.inputs import Inputs

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from liftplus.calibration.calibrated import Calibration
 from liftplus.calibration.sets import CLASS_SHARE, By
 from liftplus.config import RunConfig
 from liftplus.data import labels as labelling
@@ -26,7 +27,7 @@ from liftplus.machine.paths import expanded
 from liftplus.model.classifier import Classifier
 from liftplus.runs import calibrating, calibration_file, inputs, matching, predicting, testing
 from liftplus.runs.calibration_file import Saved
-from liftplus.runs.guesses import Asked, Found, Promises
+from liftplus.runs.guesses import Asked, Found, LevelAsked, Promises
 from liftplus.runs.inputs import Inputs
 from liftplus.runs.opening import Session
 from liftplus.training import checkpoint
@@ -50,6 +51,9 @@ class Predictions:
         paths: the file of each image; empty for images in memory.
         sets: names of the classes in the set of each image, best first; None if no sets were asked for.
         unknown: which images are of no known class, bool [N]; None if that was not asked.
+        levels: the level that each image's group is of; "" if no level was sure; None if no level was asked for.
+        groups: the name of each image's group at that level; "" if no level was sure; None likewise.
+        group_probabilities: the group's probability, fp32 [N]; NaN if no level was sure; None likewise.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -58,6 +62,9 @@ class Predictions:
     paths: tuple[str, ...] = ()
     sets: tuple[tuple[str, ...], ...] | None = None
     unknown: NDArray[np.bool_] | None = None
+    levels: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
+    group_probabilities: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -126,7 +133,10 @@ class Model:
         """
         session = self._with(tte)
         dataset = matching.aligned(self._to_test(data, split, session), split, self.trained)
-        return testing.measure(session, self.network, dataset, split, self.trained.train_counts)[1]
+        calibration, _ = _calibration(self, session)
+        temperature = 1.0 if calibration is None else calibration.temperature
+        counts = self.trained.train_counts
+        return testing.measure(session, self.network, dataset, split, counts, temperature=temperature)[1]
 
     def _to_test(self, data: Data | None, split: str, session: Session) -> DataSet:
         source = self.config.data.source
@@ -194,6 +204,8 @@ class Model:
         sets_by: By = "group",
         class_share: float = CLASS_SHARE,
         unknown: float | None = None,
+        level: str | None = None,
+        sure: float | None = None,
     ) -> Predictions:
         """The best classes of images. The result has one row per image, in the order given, duplicates included.
 
@@ -207,9 +219,13 @@ class Model:
             sets_by: group, all or class, as for the command.
             class_share: with sets_by="class", the weight of a class's own quantile, from 0 to 1.
             unknown: the rate of known images that may be taken for unknown, such as 0.05; needs a calibration.
+            level: the level above the classes at which to answer too; "leaf" for the classes themselves; "auto" for the
+                deepest level that is sure.
+            sure: the least probability of such an answer; with "auto" by default 0.9, else none.
 
         Raises:
-            UserError: a path names no image, a file cannot be read, or the model is not calibrated for these crops.
+            UserError: a path names no image, a file cannot be read, the model is not calibrated for these crops, or it
+                has no such level.
 
         >>> found = model.predict("photos/test/blue sky", top_k=2)
         >>> best, second = found.names[0]
@@ -218,8 +234,10 @@ class Model:
         """
         rows = _rows(images)
         promises = Promises(sets, sets_by, class_share, unknown)
-        found = _found(self, rows, top_k, tte, promises)
+        asked = LevelAsked.of(self.trained, level, sure)
+        found = _found(self, rows, top_k, tte, promises, asked)
         best = found.top.classes.numpy()
+        answers = None if asked is None else list(asked.answers(found.top))
         return Predictions(
             self._named(best.tolist()),
             found.top.probabilities.numpy(),
@@ -227,6 +245,7 @@ class Model:
             rows.names,
             None if found.members is None else self._named(found.members),
             None if found.unknown is None else found.unknown.numpy(),
+            *((None, None, None) if answers is None else _columns(answers)),
         )
 
     def _named(self, rows: Iterable[Iterable[int]]) -> tuple[tuple[str, ...], ...]:
@@ -274,6 +293,15 @@ class Model:
         return target
 
 
+def _columns(
+    answers: Iterable[tuple[str, tuple[str, float] | None]],
+) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.float32]]:
+    """Levels, groups and their probabilities."""
+    rows = [(level, *(group or ("", float("nan")))) for level, group in answers]
+    chances = np.array([chance for *_, chance in rows], np.float32)
+    return tuple(level for level, *_ in rows), tuple(group for _, group, _ in rows), chances
+
+
 def probabilities(model: Model, rows: Inputs, tte: bool | None = None) -> NDArray[np.float32]:
     """Probabilities [N, C] of all classes, one row for each picture."""
     best, chances = _ranked(model, rows, len(model.class_names), tte)
@@ -296,15 +324,23 @@ def _ranked(model: Model, rows: Inputs, top_k: int, tte: bool | None) -> tuple[N
     return found.classes.numpy(), found.probabilities.numpy()
 
 
-def _found(model: Model, rows: Inputs, top_k: int, tte: bool | None, promises: Promises) -> Found:
+def _found(
+    model: Model, rows: Inputs, top_k: int, tte: bool | None, promises: Promises, level: LevelAsked | None = None
+) -> Found:
     """Predictions for the rows, with the model's calibration if it holds for these crops."""
-    session, saved = model._with(tte, top_k), model.calibration
-    reason = "The model is not calibrated. Call calibrate first." if saved is None else None
-    if saved is not None:
-        reason = saved.misfit(session, model.trained)
+    session = model._with(tte, top_k)
+    calibration, reason = _calibration(model, session)
     if reason is not None and promises.any:
         raise UserError(reason)
-    calibration = None if saved is None or reason is not None else saved.calibration
     if calibration is not None:
         promises.notes(calibration, model.class_names)
-    return predicting.predict_rows(session, model.trained, rows, None, Asked(calibration, promises))
+    return predicting.predict_rows(session, model.trained, rows, None, Asked(calibration, promises, level))
+
+
+def _calibration(model: Model, session: Session) -> tuple[Calibration | None, str | None]:
+    """The model's calibration for a session, or why there is none."""
+    saved = model.calibration
+    if saved is None:
+        return None, "The model is not calibrated. Call calibrate first."
+    reason = saved.misfit(session, model.trained)
+    return (saved.calibration, None) if reason is None else (None, reason)

@@ -15,8 +15,8 @@ from liftplus.backbones import clip
 from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import TextEncoder, centred
 from liftplus.config import EvaluationConfig
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.dataset import Split
-from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import SplitReader, predict
 from liftplus.machine.runtime import choose

@@ -12,7 +12,8 @@ from PIL import Image
 from checked_pictures import COPIES, copy, drawn, jpeg
 from liftplus.checks import alignment, doubles, neighbours, thumbs
 from liftplus.checks.thumbs import Thumbs
-from liftplus.data.stores import ArrayStore, FolderStore
+from liftplus.data.arrays import ArrayStore
+from liftplus.data.stores import FolderStore
 
 
 def planted(root: Path, count: int = 15) -> Thumbs:

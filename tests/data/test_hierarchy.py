@@ -76,7 +76,50 @@ def test_text_for_a_missing_value_is_no_parent(twelve: Path, parent: str) -> Non
 def test_names_that_differ_only_in_case_are_one_group(twelve: Path) -> None:
     dataset = loaded(csv(twelve, ["BIRD" if label == "robin" else PARENTS[label] for label in LABELS]))
     assert len(set(dataset.levels["parent"].values())) == 2
-    assert any("differ only in case are one group" in note for note in dataset.notes)
+    assert any("differ only in how they are written are one group: 'BIRD'" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_numbers_of_equal_value_are_one_parent(twelve: Path, ending: str) -> None:
+    """In one class and in several, and whether a file writes them as text or as numbers."""
+    number = {"owl": "4", "robin": "4.0", "cat": "5.0", "dog": "7"}
+    parents = ["4.0" if k == 1 else number[label] for k, label in enumerate(LABELS)]
+    path = csv(twelve, parents)
+    if ending == "jsonl":
+        own: list[object] = ["4" if k == 0 else float(one) if "." in one else int(one) for k, one in enumerate(parents)]
+        rows = [{"path": f"{k}.png", "label": label, "parent": own[k]} for k, label in enumerate(LABELS)]
+        path = twelve / "t.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+    dataset = loaded(path)
+    assert dataset.levels == {"parent": {"owl": "4", "robin": "4", "cat": "5", "dog": "7"}}
+    assert not any("parent" in note for note in dataset.notes)
+    dataset = loaded(csv(twelve, ["04" if label == "robin" else number[label] for label in LABELS]))
+    assert dataset.levels["parent"]["robin"] == "4" and any("are one group: '04'" in note for note in dataset.notes)
+
+
+def test_a_second_column_of_parents_is_told(twelve: Path) -> None:
+    parents = [f"{PARENTS[label]},animal {k % 2}" for k, label in enumerate(LABELS)]
+    dataset = loaded(csv(twelve, parents, "path,label,parent,supercategory"))
+    assert dataset.levels == {"parent": PARENTS}
+    assert "The parent is in column 'parent' of t.csv, not in 'supercategory'." in dataset.notes
+
+
+def test_a_list_is_no_parent(twelve: Path) -> None:
+    rows = [
+        {"path": f"{k}.png", "label": label, "parent": ["animal", PARENTS[label]]} for k, label in enumerate(LABELS)
+    ]
+    (twelve / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = loaded(twelve / "t.jsonl")
+    assert dataset.levels == {}
+    assert any('class \'owl\' has a list or an object there: ["animal", "bird"]' in note for note in dataset.notes)
+
+
+def test_levels_stay_as_they_are_when_they_are_read_again() -> None:
+    """As they are from a run's file. A class that stands for itself joins no group of nearly its name."""
+    names = {"1": "Dog", "2": "owl", "3": "robin", "01": "1", "0001": "01"}
+    levels, _ = hierarchy.settled({"parent": {"2": "dog", "3": "dog"}}, names)
+    assert levels["parent"] == {"1": "Dog (class 1)", "2": "dog", "3": "dog", "01": "1", "0001": "01 (class 0001)"}
+    assert hierarchy.settled(levels, names) == (levels, ())
 
 
 @pytest.mark.parametrize("parent", ["", "all", "{label}"])
@@ -126,6 +169,63 @@ def test_the_taxonomy_of_inaturalist(tmp_path: Path) -> None:
     assert levels == {"kingdom": {"Rosaceae": "Plantae", "Moraceae": "Plantae", "Ficidae": "Animalia"}}
 
 
+def split_files(tmp_path: Path, **changes: object) -> dict[str, Path]:
+    """train.json and val.json with the same pictures; the first category of val.json has these changes."""
+    entries: list[dict[str, object]] = [
+        {"id": k, "name": f"c{k}", "supercategory": group, "genus": None} for k, group in enumerate("aabb")
+    ]
+    other = [entries[0] | changes, *entries[1:]]
+    return {"train": annotated(tmp_path / "train.json", entries), "val": annotated(tmp_path / "val.json", other)}
+
+
+@pytest.mark.parametrize("changes", [{"supercategory": "b"}, {"name": "c9"}])
+def test_files_that_say_different_things_of_a_class_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    paths = split_files(tmp_path, **changes)
+    (key, value), before = *changes.items(), {"supercategory": "a", "name": "c0"}
+    with pytest.raises(UserError) as raised:
+        inaturalist.read(paths)
+    said = str(raised.value)
+    assert f"{paths['train']} gives category 0 ('c0') the {key} {before[key]!r}" in said
+    assert f"{paths['val']} gives it {value!r}" in said
+    # The published categories say what is right.
+    published = [{"id": k, "name": f"c{k}", "supercategory": "xxyy"[k]} for k in range(4)]
+    (tmp_path / "categories.json").write_text(json.dumps(published))
+    assert inaturalist.read(paths).levels["supercategory"] == {"0": "x", "1": "x", "2": "y", "3": "y"}
+
+
+def test_what_one_file_leaves_out_of_a_class_another_says(tmp_path: Path) -> None:
+    paths = split_files(tmp_path, supercategory="A", genus="G")
+    assert inaturalist.read(paths).levels == {"genus": {"0": "G"}}
+    paths = split_files(tmp_path, supercategory=None)
+    assert inaturalist.read(paths).levels == {"supercategory": {"0": "a", "1": "a", "2": "b", "3": "b"}}
+    # Of a category without annotations nothing is used.
+    content = json.loads(paths["val"].read_text())
+    content["categories"].append({"id": 9, "name": "idle", "supercategory": "z"})
+    paths["val"].write_text(json.dumps(content))
+    content["categories"][-1]["supercategory"] = "y"
+    paths["train"].write_text(json.dumps(content))
+    assert "9" not in inaturalist.read(paths).levels["supercategory"]
+
+
+@pytest.mark.parametrize("value", [["a", "b"], {"name": "a"}])
+def test_a_list_of_parents_is_refused(tmp_path: Path, value: object) -> None:
+    paths = split_files(tmp_path, supercategory=value)
+    with pytest.raises(UserError, match=r"val\.json gives category 0 the supercategory .*Give it as text"):
+        inaturalist.read(paths)
+
+
+def test_a_category_that_is_described_twice_is_refused_where_the_two_differ(tmp_path: Path) -> None:
+    path = split_files(tmp_path)["train"]
+    content = json.loads(path.read_text())
+    content["categories"].append(content["categories"][0])
+    path.write_text(json.dumps(content))
+    assert inaturalist.read({"train": path}).levels["supercategory"]["0"] == "a"
+    content["categories"].append(content["categories"][0] | {"supercategory": "b"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"train\.json describes category 0 twice: its supercategory is 'a' and 'b'"):
+        inaturalist.read({"train": path})
+
+
 def test_nulls_and_zeros_of_annotations(tmp_path: Path) -> None:
     entries: list[dict[str, object]] = [{"id": k, "name": f"c{k}", "supercategory": k // 2} for k in range(4)]
     levels = inaturalist.read({"train": annotated(tmp_path / "train.json", entries)}).levels
@@ -143,3 +243,18 @@ def test_supercategories_of_coco(tmp_path: Path) -> None:
     ]
     levels = inaturalist.read({"train": annotated(tmp_path / "train.json", entries)}).levels
     assert levels == {"supercategory": {"1": "animal", "2": "animal", "3": "vehicle"}}
+
+
+def test_a_new_class_under_a_group() -> None:
+    """The levels above follow from the group's classes, where they agree."""
+    levels = {
+        "kingdom": {"1": "Plantae", "2": "Plantae", "3": "Animalia", "4": "Animalia"},
+        "family": {"1": "Rosaceae", "2": "Rosaceae", "3": "mixed", "4": "Ficidae"},
+        "genus": {"1": "Rosa", "2": "Rubus", "3": "odd", "4": "odd"},
+    }
+    assert hierarchy.under(levels, "rubus") == {"kingdom": "Plantae", "family": "Rosaceae", "genus": "Rubus"}
+    assert hierarchy.under(levels, "Rosaceae") == {"kingdom": "Plantae", "family": "Rosaceae"}
+    assert hierarchy.under(levels, "odd") == {"kingdom": "Animalia", "genus": "odd"}
+    with pytest.raises(UserError, match=r"No level of the run has a group 'Fungi'.*kingdom has 'Animalia', 'Plantae'"):
+        hierarchy.under(levels, "Fungi")
+    assert hierarchy.under({"genus": levels["genus"]}, "Prunus") == {"genus": "Prunus"}

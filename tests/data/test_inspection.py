@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split
 from liftplus.data.inspection import inspect
 from liftplus.data.sources import load, without_unreadable
-from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
 
 Grow = Callable[[Path, dict[str, int]], Path]

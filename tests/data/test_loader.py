@@ -20,10 +20,11 @@ import torch
 from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.dataset import Split
 from liftplus.data.images import UnreadableImage
 from liftplus.data.loader import Batch, FixedView, Loader, Shuffled, TrainView, repeats
-from liftplus.data.stores import ArrayStore, ByteStore, FolderStore, ZipStore
+from liftplus.data.stores import ByteStore, FolderStore, ZipStore
 from liftplus.data.transforms import MDA, CentreCrop
 from liftplus.errors import UserError
 from processes import MODULES

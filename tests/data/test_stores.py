@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.images import UnreadableImage
-from liftplus.data.stores import ArrayStore, FileStore, FolderStore, TarStore, ZipStore, open_store
+from liftplus.data.stores import FileStore, FolderStore, TarStore, ZipStore, open_store
 from liftplus.errors import UserError
 
 FILES = {"b/2.png": (2, 0, 0), "a/ünï cödé 猫.png": (1, 0, 0), "a/10.png": (3, 0, 0)}

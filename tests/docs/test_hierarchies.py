@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from doc_pages import lines, parse
+from doc_pages import blocks, lines, parse
 
 from ..conftest import Command, table_with_parents, write_folder
 
 
 @pytest.mark.slow
-def test_the_page(command: Command, tmp_path: Path) -> None:
+def test_the_page(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     animals = write_folder(tmp_path / "animals", {"train": (12, 6, 4), "test": (3, 3, 3)})
     table_with_parents(animals)
     done = []
@@ -26,8 +26,15 @@ def test_the_page(command: Command, tmp_path: Path) -> None:
         assert ended.code == 0, (line, ended.err)
         done.append(step.command)
         assert "level parent: 2 groups" in ended.out or step.command != "data inspect"
-    assert done == ["data inspect", "train", "eval", "predict", "predict"]
+    assert done == ["data inspect", "train", "classes add", "eval", "predict", "predict"]
     told = json.loads((tmp_path / "runs" / "animals" / "again" / "metrics.json").read_text())
     assert told["levels"]["parent"]["groups"] == 2
     rows = list(csv.DictReader((tmp_path / "by-parent.csv").open()))
     assert len(rows) == 9 and {row["level"] for row in rows} == {"parent"}
+    rows = list(csv.DictReader((tmp_path / "sure.csv").open()))
+    capsys.readouterr()
+    code = next(text for kind, text in blocks("hierarchies.md") if kind == "python")
+    exec(compile(code, "docs/hierarchies.md", "exec"), {"__name__": "page"})
+    printed = capsys.readouterr().out
+    first = [rows[0][key] for key in ("level", "group", "group_probability")]
+    assert printed.startswith(f"{first[0]} {first[1]} {first[2][:6]}" if first[0] else "  nan")

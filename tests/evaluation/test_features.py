@@ -24,9 +24,10 @@ from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.config import RunConfig
 from liftplus.data import identity, sources
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.dataset import DataSet
 from liftplus.data.shards import ShardStore
-from liftplus.data.stores import ArrayStore, FolderStore, TarStore, ZipStore, open_store
+from liftplus.data.stores import FolderStore, TarStore, ZipStore, open_store
 from liftplus.data.transforms import CentreCrop, NoAugment
 from liftplus.evaluation import features, outputs
 from liftplus.evaluation.features import Cache

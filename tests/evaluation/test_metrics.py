@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.dataset import DataSet, Split
-from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
 from liftplus.evaluation.metrics import accuracies, group_of, ranked
 from liftplus.runs.matching import aligned

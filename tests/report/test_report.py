@@ -157,6 +157,29 @@ def test_promises_of_a_calibrated_run_are_shown(tmp_path: Path) -> None:
     assert "Sets of classes" not in report.write([Made(NAMES).write(tmp_path / "b")], tmp_path / "o").read_text("utf-8")
 
 
+def test_levels_above_the_classes_are_shown(tmp_path: Path) -> None:
+    """Over seeds and for both numbers of crops; names are shown as they are."""
+    runs = []
+    for seed, right in enumerate((80.0, 84.0)):
+        run = Made(NAMES, overrides=(f"seed={seed}",)).write(tmp_path / f"run{seed}")
+        Made(NAMES).evaluate(run / "eval", {"tte": True, "expand": 24})
+        for folder, gain in ((run, 0.0), (run / "eval", 5.0)):
+            one = {"groups": 1234, "overall": right + gain, "mean_group": 70.0 + gain}
+            about = made_runs.loaded(folder / "metrics.json") | {"levels": {"<b>order": one, "genus": {"groups": None}}}
+            (folder / "metrics.json").write_text(json.dumps(about))
+        runs.append(run)
+    rows = content.levels(series.grouped([read.run(run) for run in runs]))
+    assert [(row["crops"], row["cells"]) for row in rows] == [
+        ("one", ["<b>order", "1,234", "82.0 ± 2.8", "70.0 ± 0.0"]),
+        ("one", ["genus", "–", "–", "–"]),
+        ("five", ["<b>order", "1,234", "87.0 ± 2.8", "75.0 ± 0.0"]),
+        ("five", ["genus", "–", "–", "–"]),
+    ]
+    page = report.write(runs, tmp_path / "out").read_text(encoding="utf-8")
+    assert "Levels above the classes" in page and "82.0 ± 2.8" in page and "&lt;b&gt;order" in page
+    assert "Levels above" not in report.write([Made(NAMES).write(tmp_path / "b")], tmp_path / "o").read_text("utf-8")
+
+
 def test_slow_convergence(tmp_path: Path) -> None:
     slow = Made(NAMES, overrides=("head_init=random",)).write(tmp_path / "slow")
     lines = [json.loads(line) | {"loss": 9 / k} for k, line in enumerate((slow / "log.jsonl").open(), 1)]

@@ -6,15 +6,23 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import liftplus
+from liftplus.config import EvaluationConfig
+from liftplus.errors import UserError
 from liftplus.evaluation import levels
-from liftplus.evaluation.inference import TopK
+from liftplus.evaluation.inference import Answering, TopK, best
+from liftplus.machine import runtime
+from liftplus.runs import calibration_file
 from liftplus.runs.guesses import LevelAsked
+from liftplus.training import checkpoint
 
 from ..conftest import PARENTS, Command, table_with_parents
 
@@ -78,13 +86,88 @@ def test_levels_follow_the_classes_of_an_edited_run(table: Path, command: Comman
     assert {row["group"]["name"] for row in json.loads(ended.out)} <= {"scenery", "figure", "old car"}
 
 
+def groups(folder: Path) -> dict[str, str]:
+    """The group of each class at level parent."""
+    trained = checkpoint.load_model(folder, runtime.choose("cpu", "fp32"))
+    return {
+        name: trained.levels["parent"][key] for key, name in zip(trained.class_ids, trained.class_names, strict=True)
+    }
+
+
+def test_added_classes_get_the_parents_that_are_given(table: Path, command: Command, tmp_path: Path) -> None:
+    """From names alone and from pictures; one without a parent, and a new parent, are told."""
+    options = (
+        "epochs=0",
+        "head_init=class_mean",
+        "tuner=none",
+        "device=cpu",
+        "precision=fp32",
+        "workers=0",
+        "tte=false",
+    )
+    assert command("train", "--data", table, "--out", "run", *options).code == 0
+    ended = command(
+        "classes", "add", "run", "old car", "red box", "--parent", "old car=vehicle", "--parent", "red box=FIGURE",
+        "--out", "named",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert groups(tmp_path / "named") == PARENTS | {"old car": "vehicle", "red box": "figure"}
+    assert "Note: 'vehicle' is a new group at level parent." in " ".join(ended.err.split())
+    pictures = table.parent / "test" / "red_square"
+    ended = command(
+        "classes", "add", "named", "box", f"{pictures}/", "old bus", "--parent", "box=figure", "--out", "more"
+    )
+    assert ended.code == 0, ended.err
+    assert groups(tmp_path / "more")["box"] == "figure" and groups(tmp_path / "more")["old bus"] == "old bus"
+    said = "1 added class has no parent and stands for itself at that level: 'old bus'. --parent 'old bus=GROUP'"
+    assert said in " ".join(ended.err.split())
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "said"),
+    [
+        ("run", ("bus=vehicle",), "--parent is given for 'bus', which is not added. Added are 'old car'."),
+        ("run", ("old car",), "'old car' is not CLASS=GROUP"),
+        ("run", ("old car=",), "The parent '' of 'old car' is empty"),
+        ("flat", ("old car=vehicle",), "have no levels above them, so a class has no parent"),
+    ],
+)
+def test_parents_that_cannot_be_are_refused(
+    run: str, words: tuple[str, ...], said: str, table: Path, photos: Path, command: Command
+) -> None:
+    assert command("zeroshot", "--data", table if run == "run" else photos, "--out", run).code == 0
+    ended = command("classes", "add", run, "old car", *(f"--parent={word}" for word in words), "--out", "more")
+    assert ended.code == 2 and said in " ".join(ended.err.split()), ended.err
+
+
+def test_a_class_that_gets_the_name_of_a_group_does_not_join_it(table: Path, command: Command, tmp_path: Path) -> None:
+    table.write_text(table.read_text().replace(",figure", ","))
+    assert command("zeroshot", "--data", table, "--out", "run").code == 0
+    assert command("classes", "rename", "run", "red square=Scenery", "--out", "renamed").code == 0
+    assert groups(tmp_path / "renamed")["Scenery"] == "Scenery (class red square)"
+    assert command("classes", "rename", "renamed", "Scenery=red box", "--out", "again").code == 0
+    assert groups(tmp_path / "again")["red box"] == "red box"
+
+
+def test_a_merged_run_tells_that_groups_differ(table: Path, command: Command, tmp_path: Path) -> None:
+    assert command("zeroshot", "--data", table, "--out", "one").code == 0
+    table.write_text(table.read_text().replace(",figure", ",thing"))
+    assert command("zeroshot", "--data", table, "--out", "two").code == 0
+    ended = command("merge", "one", "two", "--out", "both", "--no-test")
+    assert ended.code == 0, ended.err
+    assert "The runs have other groups of classes above the classes. Those of one are kept." in " ".join(
+        ended.err.split()
+    )
+    assert groups(tmp_path / "both") == PARENTS
+
+
 def test_what_cannot_be_asked_is_refused(table: Path, photos: Path, command: Command) -> None:
     assert command("zeroshot", "--data", table, "--out", "run").code == 0
     assert command("zeroshot", "--data", photos / "train", "--out", "flat").code == 0
     picture = photos / "test"
     for run, words, said in (
-        ("run", ("--level", "genus"), "--level is 'genus'. Give parent, leaf or auto."),
-        ("run", ("--level", "auto", "--sure", "1.5"), "--sure is 1.5. Give a probability above 0"),
+        ("run", ("--level", "genus"), "The level is 'genus'. Give parent, leaf or auto."),
+        ("run", ("--level", "auto", "--sure", "1.5"), "The least probability (sure) is 1.5. Give one above 0"),
         ("flat", ("--level", "auto"), "have no levels above them"),
     ):
         ended = command("predict", run, picture, *words)
@@ -130,4 +213,68 @@ def test_a_level_by_name_may_be_unsure(table: Path, command: Command) -> None:
     limit = (below + above) / 2
     some = json.loads(command("predict", *given, "--level", "leaf", "--sure", limit).out)
     assert [row["group"] is None for row in some] == [row["group"]["probability"] < limit for row in every]
-    assert "--sure goes with --level" in command("predict", *given, "--sure", 0.5).err
+    assert "(sure), 0.5, needs a level" in command("predict", *given, "--sure", 0.5).err
+
+
+def test_python_answers_as_the_command_does(table: Path, command: Command) -> None:
+    assert command("zeroshot", "--data", table, "--out", "run").code == 0
+    test = table.parent / "test"
+    model = liftplus.load("run", device="cpu")
+    for level, sure in (("parent", None), ("leaf", 0.5), ("auto", 0.7), ("auto", None)):
+        words = ("--level", level, *(() if sure is None else ("--sure", sure)))
+        rows = predicted(command, test, *words)
+        found = model.predict(test, level=level, sure=sure)
+        assert found.levels == tuple(row["level"] for row in rows) and found.groups is not None
+        assert found.groups == tuple(row["group"]["name"] if row["group"] else "" for row in rows)
+        wanted = [row["group"]["probability"] if row["group"] else math.nan for row in rows]
+        assert found.group_probabilities == pytest.approx(wanted, abs=1e-5, nan_ok=True)
+    assert model.predict(test).levels is None and model.predict(test).groups is None
+    with pytest.raises(UserError, match=r"The level is 'genus'\. Give parent, leaf or auto"):
+        model.predict(test, level="genus")
+    with pytest.raises(UserError, match="needs a level"):
+        model.predict(test, sure=0.5)
+
+
+def test_the_temperature_decides_at_levels(table: Path, command: Command) -> None:
+    """Not which class is best, but which group."""
+    level = levels.Level("parent", ("one", "two"), torch.tensor([0, 1, 1]))
+    settings = EvaluationConfig(top_k=1)
+    for temperature, group in ((1.0, 1), (1 / 3, 0)):
+        logits = torch.tensor([[0.4, 0.3, 0.3]]).log()
+        top = best(logits, settings, runtime.choose("cpu", "fp32"), 1, Answering(temperature, (level,)))
+        assert top.classes.tolist() == [[0]] and top.groups is not None and top.groups.tolist() == [[group]]
+
+    # What evaluate measures is what predict answers; at a high temperature the group with most classes wins.
+    fitted = liftplus.fit(str(table), epochs=0, device="cpu", precision="fp32", tte=False, workers=0)
+    images = [np.random.default_rng(k).integers(0, 256, (40, 40, 3), dtype=np.uint8) for k in range(24)]
+    fitted.calibrate((images, sorted(PARENTS) * 8))
+    for temperature in (1.0, 1e6):
+        assert fitted.calibration is not None
+        own = replace(fitted.calibration.calibration, temperature=temperature)
+        fitted.calibration = replace(fitted.calibration, calibration=own)
+        answers = fitted.predict(table.parent / "test", level="parent")
+        assert answers.groups is not None
+        truth = [PARENTS[Path(path).parent.name.replace("_", " ")] for path in answers.paths]
+        right = [one == other for one, other in zip(answers.groups, truth, strict=True)]
+        assert fitted.evaluate().levels["parent"].overall == pytest.approx(100 * sum(right) / len(right))
+    assert set(answers.groups) == {"scenery"}
+
+
+def test_eval_with_zero_shot_logits_uses_no_temperature_and_says_so(
+    table: Path, command: Command, tmp_path: Path
+) -> None:
+    options = ("epochs=0", "device=cpu", "precision=fp32", "tte=false")
+    assert command("train", "--data", table, "--out", "run", *options).code == 0
+    before = json.loads(command("eval", "run", "--gla", "--json").out)
+    model = liftplus.load("run", device="cpu")
+    images = [np.random.default_rng(k).integers(0, 256, (40, 40, 3), dtype=np.uint8) for k in range(24)]
+    model.calibrate((images, sorted(PARENTS) * 8))
+    assert model.calibration is not None
+    hot = replace(model.calibration, calibration=replace(model.calibration.calibration, temperature=1e6))
+    calibration_file.write(tmp_path / "run", hot)
+    ended = command("eval", "run", "--gla", "--json")
+    assert "The run's calibration is for its own logits and not for those of GLA" in " ".join(ended.err.split())
+    assert json.loads(ended.out)["levels"] == before["levels"]
+    ended = command("eval", "run", "--json")
+    assert "GLA" not in ended.err
+    assert json.loads(ended.out)["levels"]["parent"]["overall"] == pytest.approx(200 / 3)  # all are scenery

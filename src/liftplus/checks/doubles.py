@@ -97,14 +97,8 @@ MIRROR = np.tile((-1.0) ** np.arange(_FREQUENCIES), _FREQUENCIES)[1:].astype(np.
 
 def equal(thumbs: Thumbs) -> list[Double]:
     """Pictures of the same bytes, each with the first one."""
-    found: list[Double] = []
-    first: dict[bytes, int] = {}
-    for number, digest in enumerate(thumbs.digests):
-        if number not in thumbs.unreadable:
-            other = first.setdefault(digest.tobytes(), number)
-            if other != number:
-                found.append(Double(other, number, True, False, 1.0))
-    return found
+    later = np.flatnonzero(thumbs.first != np.arange(len(thumbs.first)))
+    return [Double(int(thumbs.first[number]), int(number), True, False, 1.0) for number in later]
 
 
 def near(thumbs: Thumbs, similar: Neighbours | None, searched: Searched = lambda _: None) -> list[Double]:
@@ -118,9 +112,8 @@ def near(thumbs: Thumbs, similar: Neighbours | None, searched: Searched = lambda
     if len(thumbs.pixels) < 2:
         return []
     hashes = Hashes.of(thumbs.pixels)
-    apart = np.ones(len(hashes.whole), bool)
-    apart[[double.second for double in equal(thumbs)] + list(thumbs.unreadable)] = False
-    usable = apart & ~hashes.plain
+    usable = (thumbs.first == np.arange(len(thumbs.first))) & ~hashes.plain
+    usable[list(thumbs.unreadable)] = False
     if usable.sum() < 2:
         return []
     pixels = torch.from_numpy(thumbs.pixels)

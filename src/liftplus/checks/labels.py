@@ -63,13 +63,13 @@ def judge(features: Tensor, labels: Tensor, training: Tensor, classes: int) -> O
         classes: C.
     """
     head = _Head.fitted(F.normalize(features.float(), dim=1), labels, training, classes)
-    own = torch.cat([piece.gather(1, y[:, None])[:, 0] for _, y, piece in head.chances()])
+    own, alike = head.first_look()
     thresholds = _thresholds(own, labels, training & head.judged)
-    parts = [_confident(piece, y, thresholds, head.counts) for _, y, piece in head.chances()]
+    parts = [_confident(head.chances(piece), y, thresholds, head.counts) for _, y, piece in head.scores()]
     best, chance, counted = (torch.cat(part) for part in zip(*parts, strict=True))
     suspicious = head.judged & counted & (chance > ODDS * own)
     own = own.masked_fill(~head.judged, torch.nan)
-    return Opinion(own.numpy(), best.numpy(), chance.numpy(), suspicious.numpy(), head.right, head.alike())
+    return Opinion(own.numpy(), best.numpy(), chance.numpy(), suspicious.numpy(), head.right, alike)
 
 
 def _thresholds(own: Tensor, labels: Tensor, judged: Tensor) -> Tensor:
@@ -132,13 +132,12 @@ class _Head:
             right = sample.accuracy(gamma)
         return cls(features, labels, training, ridge, gamma, temperature, counts, judged, right)
 
-    def chances(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Numbers, labels and probabilities [B, C] of all pictures, in order and in pieces."""
-        for numbers, y, scores in self.scores():
-            yield numbers, y, (self.temperature * scores).softmax(1)
+    def chances(self, scores: Tensor) -> Tensor:
+        """Probabilities [B, C] from scores."""
+        return (self.temperature * scores).softmax(1)
 
     def scores(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The same with cosines."""
+        """Numbers, labels and cosines [B, C] of all pictures, in order and in pieces."""
         rows = self.ridge.rows(self.gamma)
         rows = rows.masked_fill(~self.ridge.statistics.present[:, None], 0.0)
         for numbers in torch.arange(len(self.labels)).split(4096):
@@ -149,14 +148,20 @@ class _Head:
                 scores[mine] = torch.cat(list(left_out.scores(self.gamma, Blend())))
             yield numbers, y, scores
 
-    def alike(self) -> tuple[tuple[int, int, float], ...]:
-        """Pairs of classes whose training pictures cannot be told apart, the surest first."""
-        classes = len(self.counts)
-        lost = torch.zeros(classes, classes)
+    def first_look(self) -> tuple[Tensor, tuple[tuple[int, int, float], ...]]:
+        """Probabilities of the labels [N], and pairs of classes that cannot be told apart, the surest first.
+
+        Both come of one pass, as scores take most of the time. They are too large to be kept: [N, C].
+        """
+        own, lost = [], torch.zeros(len(self.counts), len(self.counts))
         for numbers, y, scores in self.scores():
+            own.append(self.chances(scores).gather(1, y[:, None])[:, 0])
             mine = self.training[numbers]
-            y, scores = y[mine], scores[mine]
-            lost.index_add_(0, y, (scores > scores.gather(1, y[:, None])).float())
+            lost.index_add_(0, y[mine], (scores > scores.gather(1, y[:, None])).float()[mine])
+        return torch.cat(own), self._alike(lost)
+
+    def _alike(self, lost: Tensor) -> tuple[tuple[int, int, float], ...]:
+        """Pairs of classes, from how many training pictures of each class score better for each other one [C, C]."""
         n = self.counts.clamp(min=1).float()
         share = (lost / n[:, None] + (lost / n[:, None]).T) / 2
         error = (0.25 / n[:, None] + 0.25 / n).sqrt() / 2

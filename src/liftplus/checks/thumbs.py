@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,14 @@ class Thumbs:
     pixels: NDArray[np.uint8]
     digests: NDArray[np.uint8]
     unreadable: dict[int, str]
+
+    @cached_property
+    def first(self) -> NDArray[np.int64]:
+        """The number of the first picture with the same digest, for each [N]; an unreadable one has its own number."""
+        _, firsts, group = np.unique(self.digests, axis=0, return_index=True, return_inverse=True)
+        found = firsts[group.ravel()].astype(np.int64)
+        found[list(self.unreadable)] = list(self.unreadable)
+        return found
 
 
 def read(store: Store, keys: Sequence[str], progress: Progress | None = None) -> Thumbs:

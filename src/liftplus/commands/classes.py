@@ -49,18 +49,25 @@ def add(
             max=100,
         ),
     ] = 0.5,
+    parent: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="CLASS=GROUP: the group of a new class at a level above the classes. Repeatable.",
+            metavar="CLASS=GROUP",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add classes without training, from a name or from a few pictures each (folders or files after the name)."""
     from liftplus import console
     from liftplus.runs import edit_classes
 
-    pictures = _by_name(given)
+    pictures, parents = _by_name(given), _pairs(parent or [], "CLASS=GROUP")
     names = list(pictures)
     if not any(pictures.values()):
         if text is False:
             raise UserError("A class without pictures needs its name, but --no-text was given. Leave --no-text out.")
-        edit_classes.add(run, names, out, weights)
+        _tell(edit_classes.add(run, names, out, weights, parents))
         if as_json:
             print(json.dumps({"folder": str(out), "added": names}))
             return
@@ -69,7 +76,8 @@ def add(
             "Test the run before use; the old results do not apply."
         )
         return
-    added = _from_pictures(run, pictures, out, weights, text, data, harm)
+    added, notes = _from_pictures(run, pictures, out, weights, text, data, harm, parents)
+    _tell(notes)
     if as_json:
         found = [dataclasses.asdict(one) for one in added]
         print(json.dumps({"folder": str(out), "added": names, "classes": found}))
@@ -132,7 +140,8 @@ def _from_pictures(
     text: bool | None,
     data: str | None,
     harm: float,
-) -> list[Added]:
+    parents: dict[str, str],
+) -> tuple[list[Added], list[str]]:
     from liftplus.machine import disk
     from liftplus.runs import matching, new_classes
     from liftplus.training import checkpoint
@@ -152,7 +161,28 @@ def _from_pictures(
             ) from error
         return matching.aligned(matching.as_in_run(found, trained.folder, "train"), "train", trained)
 
-    return new_classes.add(session, trained, run, pictures, out, own_data, text=text, weights=weights, harm=harm)
+    return new_classes.add(
+        session, trained, run, pictures, out, own_data, text=text, weights=weights, harm=harm, parents=parents
+    )
+
+
+def _pairs(given: list[str], form: str) -> dict[str, str]:
+    """What stands before and behind the first = of each word."""
+    pairs: dict[str, str] = {}
+    for word in given:
+        key, equals, value = word.partition("=")
+        if not equals or key in pairs:
+            what = form.partition("=")[0]
+            raise UserError(f"{word!r} is not {form}, or {what} is given twice. Write {form} once for each class.")
+        pairs[key] = value
+    return pairs
+
+
+def _tell(notes: list[str]) -> None:
+    from liftplus import console
+
+    for note in notes:
+        console.err.print(f"Note: {note}", highlight=False)
 
 
 def rename(
@@ -169,13 +199,8 @@ def rename(
     from liftplus import console
     from liftplus.runs import edit_classes
 
-    pairs: dict[str, str] = {}
-    for given in names:
-        old, equals, new = given.partition("=")
-        if not equals or old in pairs:
-            raise UserError(f"{given!r} is not OLD=NEW, or OLD is given twice. Write OLD=NEW once for each class.")
-        pairs[old] = new
-    edit_classes.rename(run, pairs, out, new_rows=new_rows, weights=weights)
+    pairs = _pairs(names, "OLD=NEW")
+    _tell(edit_classes.rename(run, pairs, out, new_rows=new_rows, weights=weights))
     if as_json:
         print(json.dumps({"folder": str(out), "renamed": pairs}))
         return

@@ -62,15 +62,13 @@ def _show_promises(promised: dict[str, Any]) -> None:
     """What the run's calibration keeps of its promises."""
     from liftplus import console
 
-    used = promised["left_out"]
-    were = (
-        f"{counted(used, 'picture')} with the path of one that the run was calibrated on {agreeing(used, 'is', 'are')} "
-        "left out"
-    )
+    whys = {"calibrated on": promised["left_out"], "trained on": promised["left_out_of_training"]}
+    told = " and ".join(f"{counted(n, 'picture')} that the run was {why}" for why, n in whys.items() if n)
+    without = f"{told} {agreeing(sum(whys.values()), 'is', 'are')} left out"
     if "sets" not in promised:
-        console.out.print(f"No promise was measured: {were}, and there are no others.")
+        console.out.print(f"No promise was measured: {without}, and there are no others.")
         return
-    title = f"Sets that promise {promised['promised_coverage']:g} %" + (f"; {were}" if used else "")
+    title = f"Sets that promise {promised['promised_coverage']:g} %" + (f"; {without}" if told else "")
     console.promise_table(promised, title)
 
 

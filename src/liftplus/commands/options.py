@@ -193,9 +193,7 @@ def asked(session: Session, trained: Trained, promises: Promises, level: str | N
     from liftplus import console
     from liftplus.runs import calibration_file, guesses
 
-    if level is None and sure is not None:
-        raise UserError("--sure goes with --level. Give --level auto, or leave --sure out.")
-    answered = None if level is None else guesses.LevelAsked.of(trained, level, sure)
+    answered = guesses.LevelAsked.of(trained, level, sure)
     saved, note = calibration_file.fitting(session, trained, required=promises.any)
     calibration = None if saved is None else saved.calibration
     notes = [] if calibration is None else promises.notes(calibration, trained.class_names)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from liftplus.data.arrays import uncompressed
 from liftplus.data.dataset import Table, listing
 from liftplus.data.identity import Origin, origin
 from liftplus.data.images import UnreadableImage
 from liftplus.data.lists import normal
 from liftplus.data.pictures import Box, Picture
-from liftplus.data.stores import ByteStore, FileStore, uncompressed
+from liftplus.data.stores import ByteStore, FileStore
 from liftplus.errors import UserError
 from liftplus.words import agreeing, counted
 
@@ -203,6 +204,16 @@ class BoxStore(ByteStore):
     def read(self, key: str) -> bytes:
         """The box as an uncompressed image file, so that equal pixels are equal bytes."""
         return uncompressed(self.image(key))
+
+    def size(self, key: str) -> int:
+        """Of the image, and of the box as text."""
+        file, box = parts(key)
+        return self.base.size(file) + len(str(box))
+
+    def content(self, key: str) -> bytes:
+        """The image, and the box as text."""
+        file, box = parts(key)
+        return self.base.content(file) + str(box).encode()
 
     def origin(self, key: str) -> Origin:
         """Where the image comes from; the size that it must have, and the box."""

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.dataset import Table
 from liftplus.data.long_tail import long_tailed_sizes as long_tailed_sizes
-from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
 from liftplus.words import counted
 

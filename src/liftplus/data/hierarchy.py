@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from liftplus.data import labels
@@ -13,6 +15,17 @@ COLUMN_LEVEL = "parent"
 """How the level is called that a table's column of parents gives."""
 
 
+def form(group: str) -> str:
+    """A key that is equal for ways to write one group: capitals, Unicode forms, and 4.0 or 04 for 4."""
+    plain = unicodedata.normalize("NFC", _plain(group)).casefold()
+    return str(int(plain)) if re.fullmatch(r"[+-]?\d{1,18}", plain, re.ASCII) else plain
+
+
+def _plain(group: str) -> str:
+    """A whole number without the point that floating point gives it; other text is unchanged."""
+    return re.sub(r"^([+-]?\d{1,18})\.0+$", r"\1", group, flags=re.ASCII)
+
+
 def of_column(pairs: Iterable[tuple[str, str]], heading: str, name: str) -> tuple[Levels, tuple[str, ...]]:
     """The level that a column gives, or a note why it gives none.
 
@@ -22,12 +35,14 @@ def of_column(pairs: Iterable[tuple[str, str]], heading: str, name: str) -> tupl
         name: of the table, for the note.
     """
     found: dict[str, str] = {}
+    start = f"The column {heading!r} of {name} was not taken for parents of the classes, as class"
     for label, parent in pairs:
-        if parent and parent.lower() not in labels.DOUBTFUL and found.setdefault(label, parent) != parent:
-            return {}, (
-                f"The column {heading!r} of {name} was not taken for parents of the classes, as class {label!r} has "
-                f"several there: {found[label]!r} and {parent!r}.",
-            )
+        if not parent or parent.lower() in labels.DOUBTFUL:
+            continue
+        if parent[0] in "[{" and parent[-1] in "]}":
+            return {}, (f"{start} {label!r} has a list or an object there: {parent[:40]}.",)
+        if form(found.setdefault(label, parent)) != form(parent):
+            return {}, (f"{start} {label!r} has several there: {found[label]!r} and {parent!r}.",)
     return ({COLUMN_LEVEL: found} if found else {}), ()
 
 
@@ -42,7 +57,7 @@ def joined(parts: Sequence[Levels]) -> Levels:
         for level, groups in part.items():
             own = whole.setdefault(level, {})
             for label, group in groups.items():
-                if own.setdefault(label, group) != group:
+                if form(own.setdefault(label, group)) != form(group):
                     raise UserError(
                         f"One table gives class {label!r} the {level} {own[label]!r}, another {group!r}; keep one."
                     )
@@ -59,12 +74,37 @@ def spelled(levels: Levels, spelling: Mapping[str, str], source: str) -> Levels:
     for level, groups in levels.items():
         own = whole.setdefault(level, {})
         for label, group in groups.items():
-            if own.setdefault(spelling.get(label, label), group) != group:
+            if form(own.setdefault(spelling.get(label, label), group)) != form(group):
                 raise UserError(
                     f"{source} writes class {spelling.get(label, label)!r} in several ways and gives it the {level} "
                     f"{own[spelling.get(label, label)]!r} and {group!r}; keep one."
                 )
     return whole
+
+
+def under(levels: Levels, parent: str) -> dict[str, str]:
+    """The groups of a new class whose parent is a group of these levels: by level, at the parent's and at those above.
+
+    If several levels have the group, its level is the deepest. A level above is left out if the group's classes are in
+    several groups there. If there is one level alone, the parent may be new.
+
+    Raises:
+        UserError: no level has such a group.
+    """
+    key = form(parent)
+    members = {level: [one for one, group in groups.items() if form(group) == key] for level, groups in levels.items()}
+    found = [level for level in levels if members[level]]
+    if not found and len(levels) == 1:
+        return dict.fromkeys(levels, parent)
+    if not found:
+        known = "; ".join(f"{level} has {listing(sorted(set(groups.values())))}" for level, groups in levels.items())
+        raise UserError(f"No level of the run has a group {parent!r}. Give one that it has: {known}.")
+    own: dict[str, str] = {}
+    for level in list(levels)[: list(levels).index(found[-1]) + 1]:
+        groups = {levels[level][one] for one in members[found[-1]]}
+        if len(groups) == 1:
+            own[level] = groups.pop()
+    return own
 
 
 def settled(levels: Levels, names: Mapping[str, str]) -> tuple[Levels, tuple[str, ...]]:
@@ -83,10 +123,11 @@ def settled(levels: Levels, names: Mapping[str, str]) -> tuple[Levels, tuple[str
         alone = [names[label] for label in names if label not in groups]
         if len({*groups.values()}) + len(alone) in (1, len(names)):
             continue
-        taken = set(groups.values())
-        for label in names:
-            own = names[label]
-            groups.setdefault(label, f"{own} (class {label})" if own in taken else own)
+        taken = set(map(form, groups.values()))
+        for label, own in names.items():
+            if label not in groups:
+                groups[label] = f"{own} (class {label})" if form(own) in taken else own
+                taken.add(form(own))
         kept[level] = {label: groups[label] for label in names}
         notes += said
         if alone:
@@ -98,10 +139,10 @@ def settled(levels: Levels, names: Mapping[str, str]) -> tuple[Levels, tuple[str
 
 
 def _one_spelling(groups: dict[str, str], level: str) -> tuple[dict[str, str], list[str]]:
-    """Groups whose names differ only in capital and small letters as one, by the first spelling."""
+    """Groups whose names differ only in how they are written as one, by the first spelling."""
     first: dict[str, str] = {}
     for group in groups.values():
-        first.setdefault(group.casefold(), group)
-    merged = sorted({group for group in groups.values() if first[group.casefold()] != group})
-    notes = [f"Names at level {level} that differ only in case are one group: {listing(merged)}."] if merged else []
-    return {label: first[group.casefold()] for label, group in groups.items()}, notes
+        first.setdefault(form(group), _plain(group))
+    merged = sorted({group for group in groups.values() if first[form(group)] != _plain(group)})
+    notes = [f"Names at level {level} that differ only in how they are written are one group: {listing(merged)}."]
+    return {label: first[form(group)] for label, group in groups.items()}, notes if merged else []

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from liftplus.data import documents
+from liftplus.data import documents, hierarchy
 from liftplus.data.dataset import Levels, Table, listing, sorted_ids
 from liftplus.data.lists import normal
 from liftplus.errors import UserError
@@ -16,7 +16,8 @@ from liftplus.words import agreeing, counted
 
 LEVELS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 """Taxonomy levels, the highest first."""
-
+SAID = ("name", "supercategory", *LEVELS)
+"""What is read of a category, beside its id and its frequency; each is one value."""
 
 Rows = Callable[[dict[str, Any], Path], list[tuple[str, str]]]
 """A function from an annotation file to its (key, category id) pairs."""
@@ -44,14 +45,12 @@ def read(
     bare = [split for split, document in documents.items() if split not in asked and not document.get("annotations")]
     notes = tuple(f"{paths[split].name} has no annotations, so it was left out." for split in bare)
     documents = {split: document for split, document in documents.items() if split not in bare}
-    categories: dict[str, dict[str, Any]] = {}
-    for split, document in documents.items():
-        categories.update(_categories(document.get("categories", []), paths[split]))
-    extra = paths["train"].with_name("categories.json")
-    if os.path.isfile(extra):
-        categories.update(_categories(_json(extra), extra))
     rows = {split: (rows_of or _rows)(document, paths[split]) for split, document in documents.items()}
     used = {label for pairs in rows.values() for _, label in pairs}
+    extra = paths["train"].with_name("categories.json")
+    published = _categories(_json(extra), extra) if os.path.isfile(extra) else {}
+    described = {paths[split]: _categories(one.get("categories", []), paths[split]) for split, one in documents.items()}
+    categories = _joined(described, used - set(published)) | published
     unknown = sorted_ids(used - set(categories))
     if unknown:
         raise UserError(f"{paths['train']} has annotations of category {unknown[0]!r}, but no such category; add it.")
@@ -62,6 +61,28 @@ def read(
         return Table(rows, sorted_ids(used), names, notes, _frequency(categories, used), levels)
     table = _at_level(rows, categories, level, paths["train"])
     return replace(table, notes=(*notes, *table.notes))
+
+
+def _joined(files: Mapping[Path, Mapping[str, dict[str, Any]]], used: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The categories of several files as one: what one file leaves out of a category, another may say.
+
+    Raises:
+        UserError: two files say different things of a category that is used.
+    """
+    whole: dict[str, dict[str, Any]] = {}
+    source: dict[tuple[str, str], Path] = {}
+    for path, categories in files.items():
+        for label, entry in categories.items():
+            own = whole.setdefault(label, {})
+            for key, value in entry.items():
+                if not _text(own.get(key)):
+                    own[key], source[label, key] = value, path
+                elif key in SAID and label in used and _text(value) and not _agree(own[key], value):
+                    raise UserError(
+                        f"{source[label, key]} gives category {label} ({_name(own, label)!r}) the {key} {own[key]!r}, "
+                        f"and {path} gives it {value!r}. Correct one of the files."
+                    )
+    return whole
 
 
 def _without_class(documents: Mapping[str, dict[str, Any]], paths: Mapping[str, Path]) -> tuple[str, ...]:
@@ -186,10 +207,31 @@ def _rows(document: dict[str, Any], path: Path) -> list[tuple[str, str]]:
 
 
 def _categories(entries: Any, path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     try:
-        return {str(entry["id"]): entry for entry in entries}
-    except (KeyError, TypeError) as error:
+        for entry in entries:
+            label = str(entry["id"])
+            for key in SAID:
+                value = entry.get(key)
+                if isinstance(value, list | dict):
+                    raise UserError(
+                        f"{path} gives category {label} the {key} {str(value)[:60]}. A category has one {key} here. "
+                        "Give it as text."
+                    )
+                if label in found and not _agree(found[label].get(key), value):
+                    raise UserError(
+                        f"{path} describes category {label} twice: its {key} is {found[label].get(key)!r} and "
+                        f"{value!r}. Keep one of the entries."
+                    )
+            found[label] = entry
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not in iNaturalist's form: every category needs an id.") from error
+    return found
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two values say the same, but for how it is written."""
+    return hierarchy.form(_text(one)) == hierarchy.form(_text(other))
 
 
 def _name(entry: dict[str, Any], label: str) -> str:

@@ -14,12 +14,13 @@ from PIL import Image
 
 from liftplus.data import class_names as naming
 from liftplus.data import rows, splits
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split, Table, are_numbers, sorted_ids
 from liftplus.data.images import upright_rgb
 from liftplus.data.labels import one_form
 from liftplus.data.labels import read as read_labels
-from liftplus.data.stores import ArrayStore, FolderStore
+from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
 from liftplus.machine.paths import expanded
 from liftplus.words import agreeing, counted

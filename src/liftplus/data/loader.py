@@ -18,10 +18,10 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.dataset import Split, Store
 from liftplus.data.images import UnreadableImage
 from liftplus.data.pictures import Picture
-from liftplus.data.stores import ArrayStore
 from liftplus.data.transforms import Augment, progress_of
 from liftplus.data.workers import asked_to_end_later, cores, leave_unguarded, lost, refuse_nameless_script, settle
 from liftplus.errors import UserError

@@ -227,7 +227,7 @@ def _choices(header: Sequence[str], columns: Mapping[str, int], path: Path) -> t
     notes: tuple[str, ...] = ()
     if plain(header[columns["label"]]) in headings("name"):
         notes += (f"The class is in column {header[columns['label']]!r} of {path.name}.",)
-    for meaning in ("path", "label", "split"):
+    for meaning in ("path", "label", "split", "parent"):
         words_of = headings(meaning)
         others = [name for place, name in enumerate(header) if place not in taken and plain(name) in words_of]
         if others and meaning in columns:

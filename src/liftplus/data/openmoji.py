@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from liftplus.data.arrays import ArrayStore
 from liftplus.data.compose import Composition, rasterise
 from liftplus.data.config import DataConfig
 from liftplus.data.dataset import DataSet, Split
-from liftplus.data.stores import ArrayStore
 from liftplus.errors import UserError
 
 SIZE = 96

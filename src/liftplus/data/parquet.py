@@ -73,6 +73,10 @@ class ParquetStore(ByteStore):
             raise UnreadableImage(f"{key} cannot be read: the tables have no such picture.")
         return archives.part_of(self.plain, *self.index[key], key)
 
+    def size(self, key: str) -> int:
+        """Of the picture, in bytes."""
+        return self.index[key][1]
+
     def origin(self, key: str) -> Origin:
         """The table and the row."""
         start, _, row = key.rpartition("/")

@@ -78,6 +78,10 @@ class ShardStore(ByteStore):
         shard, offset, whole = self.index[key]
         return archives.part_of(self.folder / shard, offset, min(size, whole), f"{self.where(key)} ({shard})")
 
+    def size(self, key: str) -> int:
+        """Of the picture's copy, in bytes."""
+        return self.index[key][2]
+
     def origin(self, key: str) -> Origin:
         """The shard, and the picture's place in it."""
         shard, offset, size = self.index[key]

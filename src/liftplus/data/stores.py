@@ -1,12 +1,10 @@
-"""Where the bytes of pictures come from: a folder, a zip, a tar or an array.
+"""Where the bytes of pictures come from: a folder, a zip or a tar.
 
 Every store pickles, opens its files in the process that reads them, and extracts nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import re
 import stat
@@ -15,19 +13,17 @@ import threading
 import weakref
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from liftplus.data import archives, documents, members
 from liftplus.data.identity import Origin, Stamp, stamp
 from liftplus.data.images import UnreadableImage, decode
 from liftplus.data.members import Members
-from liftplus.data.pictures import ArrayPicture, Decode, Picture, PillowPicture, picture
+from liftplus.data.pictures import Decode, Picture, picture
 from liftplus.errors import UserError
 
 
@@ -47,6 +43,14 @@ class ByteStore(ABC):
     def head(self, key: str, size: int) -> bytes:
         """The first bytes of one image file, at most `size` of them. Raises `UnreadableImage`."""
         return self.read(key)[:size]
+
+    def size(self, key: str) -> int:
+        """How large a picture's `content` is: equal pictures have equal sizes. Raises `UnreadableImage`."""
+        return len(self.content(key))
+
+    def content(self, key: str) -> bytes:
+        """What tells a picture from others, whatever its path: the bytes of its file. Raises `UnreadableImage`."""
+        return self.read(key)
 
     @abstractmethod
     def where(self, key: str) -> str:
@@ -115,6 +119,13 @@ class FolderStore(FileStore):
             reason = getattr(error, "strerror", None) or str(error) or "there is not enough memory"
             raise UnreadableImage(f"{self.where(key)} cannot be read: {reason}.") from error
 
+    def size(self, key: str) -> int:
+        """Of the file, in bytes."""
+        try:
+            return os.stat(self.where(key)).st_size
+        except (OSError, ValueError) as error:
+            raise UnreadableImage(f"{self.where(key)} cannot be read: {error}.") from error
+
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys that name no file; checks each one, as the folder may hold far more files."""
         return [key for key in keys if not os.path.isfile(self.where(key))]
@@ -172,6 +183,13 @@ class ZipStore(FileStore):
         except Exception as error:
             raise UnreadableImage(f"{self.where(key)} cannot be read: {str(error) or 'damaged data'}.") from error
 
+    def size(self, key: str) -> int:
+        """Of the unpacked member, in bytes."""
+        try:
+            return self._handle()[1].getinfo(key).file_size
+        except KeyError as error:
+            raise UnreadableImage(f"{self.where(key)} cannot be read: the archive has no such member.") from error
+
     def members(self) -> Members:
         """All members with safe names that are files and not encrypted."""
         files: list[str] = []
@@ -219,6 +237,10 @@ class TarStore(FileStore):
         """The first bytes of one member."""
         offset, whole = self._place(key)
         return archives.part_of(self._plain_path(), offset, min(size, whole), self.where(key))
+
+    def size(self, key: str) -> int:
+        """Of the member, in bytes."""
+        return self._place(key)[1]
 
     def _place(self, key: str) -> tuple[int, int]:
         if not self._index:
@@ -283,46 +305,6 @@ class TarStore(FileStore):
                 remove()
                 raise
         return plain.name
-
-
-class ArrayStore(ByteStore):
-    """Pictures in memory, uint8 [N, H, W, 3] or a sequence of [H, W, 3]; keys are indices."""
-
-    def __init__(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], name: str = "array") -> None:
-        self.images = images
-        self.name = name
-
-    def where(self, key: str) -> str:
-        """The array's name and the index."""
-        return f"{self.name}[{key}]"
-
-    def image(self, key: str) -> Image.Image:
-        """The picture at this index."""
-        try:
-            return Image.fromarray(self.images[int(key)])
-        except (ValueError, IndexError) as error:
-            raise UnreadableImage(f"{self.where(key)} cannot be read: {error}.") from error
-
-    def picture(self, key: str) -> Picture:
-        """The picture, to be cut and resized as `decode` says."""
-        image = self.image(key)
-        return PillowPicture(image) if self.decode == "exact" else ArrayPicture(np.asarray(image))
-
-    def origin(self, key: str) -> Origin:
-        """The pixels."""
-        image = self.images[int(key)]
-        return Origin("", f"{image.shape} {image.dtype.str} {hashlib.sha256(image.tobytes()).hexdigest()}")
-
-    def read(self, key: str) -> bytes:
-        """The picture as an uncompressed image file, so that equal pixels are equal bytes."""
-        return uncompressed(self.image(key))
-
-
-def uncompressed(image: Image.Image) -> bytes:
-    """A picture as a file without compression."""
-    buffer = io.BytesIO()
-    image.save(buffer, "BMP")
-    return buffer.getvalue()
 
 
 def open_store(path: str | os.PathLike[str]) -> FileStore:

@@ -206,14 +206,7 @@ def best(logits: Tensor, evaluation: EvaluationConfig, runtime: Runtime, count: 
     Raises:
         DivergedError: a logit of any process is not finite.
     """
-    strange = int((~logits.isfinite()).any(1).sum())
-    if most := max(runtime.job.greatest(strange)):
-        precise = "" if runtime.precision == "fp32" else "Try precision=fp32. "
-        raise DivergedError(
-            f"The model's outputs are not finite for {most:,} of {counted(count, 'picture')}. {precise}Its weights "
-            "diverged in training, or the backbone's file is damaged. Train again with a lower train.lr, or restore "
-            "the file."
-        )
+    refuse_not_finite(logits, runtime, count)
     found: list[tuple[Tensor, ...]] = []
     # With thousands of classes, ranking on the CPU would take as long as the GPU takes for the logits.
     for rows in logits.split(1024):
@@ -225,6 +218,22 @@ def best(logits: Tensor, evaluation: EvaluationConfig, runtime: Runtime, count: 
         above = [torch.stack(part, 1) for part in zip(*((one.indices, one.values) for one in groups), strict=True)]
         found.append(tuple(part.cpu() for part in (top, chances.gather(1, top), *above)))
     return TopK(*(runtime.job.whole(torch.cat(part), count) for part in zip(*found, strict=True)))
+
+
+def refuse_not_finite(outputs: Tensor, runtime: Runtime, count: int) -> None:
+    """Refuse this process's outputs [n, ...] for `count` images if any process's are not all finite numbers.
+
+    Raises:
+        DivergedError: some are not.
+    """
+    strange = int((~outputs.isfinite()).flatten(1).any(1).sum())
+    if most := max(runtime.job.greatest(strange)):
+        precise = "" if runtime.precision == "fp32" else "Try precision=fp32. "
+        raise DivergedError(
+            f"The model's outputs are not finite for {most:,} of {counted(count, 'picture')}. {precise}Its weights "
+            "diverged in training, or the backbone's file is damaged. Train again with a lower train.lr, or restore "
+            "the file."
+        )
 
 
 def score(predictions: TopK, split: Split, train_counts: tuple[int, ...]) -> Metrics:

@@ -45,6 +45,8 @@ def ranked(scores: Tensor, k: int) -> Tensor:
 class LevelAccuracy:
     """How often the group that is answered at a level above the classes is right.
 
+    The answer is the group whose classes have the largest sum of probabilities, so it depends on their temperature.
+
     Attributes:
         groups: number of groups of the level.
         overall: share of test images whose group is right, in percent.

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from liftplus.config import EvaluationConfig
-from liftplus.errors import DivergedError
 from liftplus.evaluation.features import Cache, bare, image_features
-from liftplus.evaluation.inference import PLAIN, Answering, SplitReader, TopK, best, collect, crops, predict
+from liftplus.evaluation.inference import (
+    PLAIN,
+    Answering,
+    SplitReader,
+    TopK,
+    best,
+    collect,
+    crops,
+    predict,
+    refuse_not_finite,
+)
 from liftplus.machine.runtime import Runtime
 from liftplus.model.classifier import Classifier
-from liftplus.words import counted
 
 
 class WithFeatures(nn.Module):
@@ -46,19 +54,16 @@ def outputs(
     Raises:
         DivergedError: an output is not finite.
     """
-    facts = model.backbone.facts
-    view = crops(evaluation, facts)
-    if cache.on and reader.unreadable is None and bare(model):
-        rows = image_features(cache, model.backbone, reader, view, runtime, evaluation.batch_size)
-        logits, features = logits_of(model, rows, evaluation.batch_size, runtime), rows.mean(1)
-    else:
+    rows = _kept(model, reader, evaluation, runtime, cache)
+    if rows is None:
+        facts = model.backbone.facts
+        view = crops(evaluation, facts)
         both = collect(WithFeatures(model), reader, view, facts, runtime, evaluation.batch_size)
         logits, features = both[:, : -model.backbone.dim], both[:, -model.backbone.dim :]
-    if broken := int((~(logits.isfinite().all(1) & features.isfinite().all(1))).sum()):
-        raise DivergedError(
-            f"The model's outputs are not finite for {broken:,} of {counted(len(logits), 'picture')}. Try "
-            "precision=fp32, or train again with a lower train.lr."
-        )
+    else:
+        logits, features = logits_of(model, rows, evaluation.batch_size, runtime), rows.mean(1)
+    for part in (logits, features):
+        refuse_not_finite(part, runtime, len(part))
     return logits.clone(), features.clone()
 
 
@@ -71,14 +76,22 @@ def predict_once(
     how: Answering = PLAIN,
 ) -> TopK:
     """`inference.predict` with the same bits; if the backbone is bare, its features go through the cache."""
-    facts = model.backbone.facts
-    if not cache.on or not bare(model):
-        return predict(model, reader, evaluation, facts, runtime, how)
-    view = crops(evaluation, facts)
-    rows = image_features(cache, model.backbone, reader, view, runtime, evaluation.batch_size)
+    rows = _kept(model, reader, evaluation, runtime, cache)
+    if rows is None:
+        return predict(model, reader, evaluation, model.backbone.facts, runtime, how)
     if runtime.job.size > 1:
         rows = rows[runtime.job.part(len(rows))]
     return best(logits_of(model, rows, evaluation.batch_size, runtime), evaluation, runtime, len(reader.split), how)
+
+
+def _kept(
+    model: Classifier, reader: SplitReader, evaluation: EvaluationConfig, runtime: Runtime, cache: Cache
+) -> Tensor | None:
+    """Features [N, crops, D] through the cache; None for a tuned backbone, or if unreadable pictures are collected."""
+    if not cache.on or reader.unreadable is not None or not bare(model):
+        return None
+    view = crops(evaluation, model.backbone.facts)
+    return image_features(cache, model.backbone, reader, view, runtime, evaluation.batch_size)
 
 
 @torch.inference_mode()

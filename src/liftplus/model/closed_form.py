@@ -179,8 +179,7 @@ class LeaveOneOut:
     def scores(self, ridge: float, blend: Blend) -> Iterator[Tensor]:
         """Cosines [B, C] with the blended rows, or those of the ridge alone, in pieces; -inf for no row."""
         counts, weights = self.ridge.statistics.counts, self.ridge.turned_weights(ridge)
-        texts = torch.zeros_like(weights) if self.texts is None else self.texts
-        squares, overlap, length_t = weights.square().sum(1), (texts * weights).sum(1), texts.square().sum(1)
+        squares, texts = weights.square().sum(1), self.texts
         for x, y in zip(self.features.split(_PIECE), self.labels.split(_PIECE), strict=True):
             own = (torch.arange(len(y)), y)
             v = x / (self.ridge.values + ridge * self.ridge.unit)
@@ -195,10 +194,12 @@ class LeaveOneOut:
             n = counts.double().expand(len(y), -1).clone()
             n[own] -= 1
             part = blend.share(n)
-            scores = x @ texts.T + part / length * plain
-            along = (overlap + change * (v @ texts.T)) * part / length
-            scores /= (length_t + 2 * along + part.square()).clamp(min=1e-300).sqrt()
-            yield scores if self.texts is not None else scores.masked_fill(~self.ridge.statistics.present, -torch.inf)
+            scores, square = part / length * plain, part.square()
+            if texts is not None:
+                along = ((texts * weights).sum(1) + change * (v @ texts.T)) * part / length
+                scores, square = x @ texts.T + scores, texts.square().sum(1) + 2 * along + square
+            scores /= square.clamp(min=1e-300).sqrt()
+            yield scores if texts is not None else scores.masked_fill(~self.ridge.statistics.present, -torch.inf)
 
 
 def discriminants(statistics: Statistics) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,30 @@ def accuracy(series: Sequence[Series], judgement: Judgement) -> list[dict[str, A
     return rows
 
 
+def levels(series: Sequence[Series]) -> list[dict[str, Any]]:
+    """Rows of the table of levels above the classes: by series, number of crops and level, the highest first.
+
+    Cells are the level, its number of groups, and accuracies over the seeds: overall and as a mean over groups.
+    """
+    rows = []
+    for place, one in enumerate(series):
+        for tte in (False, True):
+            tests = [read.table(test.metrics.get("levels")) for test in one.tests(tte).values()]
+            for name in dict.fromkeys(name for test in tests for name in test):
+                own = [read.table(test.get(name)) for test in tests]
+                spreads = [Spread.of([read.number(o.get(key)) for o in own]) for key in ("overall", "mean_group")]
+                groups = read.number(own[0].get("groups"))
+                cells = [name, "–" if groups is None else f"{groups:,.0f}", *map(_over_seeds, spreads)]
+                rows.append(entry(series, place) | {"crops": "five" if tte else "one", "cells": cells})
+    return rows
+
+
+def _over_seeds(spread: Spread | None) -> str:
+    if spread is None:
+        return "–"
+    return f"{spread.mean:.1f}" + ("" if spread.sd is None else f" ± {spread.sd:.1f}")
+
+
 def _cell(spread: Spread | None, answers: Answers | None, key: str) -> dict[str, Any]:
     interval = answers.interval(key) if answers and spread else None
     return {

@@ -200,6 +200,7 @@ def _values(draft: Draft, distances: Sequence[Distances], progress: Progress) ->
         "measures": [key.replace("_", " ") for key in MEASURES],
         "findings": [one for one in found if one not in heavy] + [one for one in heavy if one.sign == "bad"],
         "heavy": heavy,
+        "levels": content.levels(series),
         "others": content.others(series),
         "groups": rows,
         "imbalance": sentence,

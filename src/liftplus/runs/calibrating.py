@@ -10,7 +10,8 @@ from torch import Tensor
 
 from liftplus.calibration import sets, temperature
 from liftplus.calibration.calibrated import ALARMS, LEVEL, Frequencies, Pictures, by_halves, fit
-from liftplus.data.dataset import DataSet
+from liftplus.data.contents import Contents
+from liftplus.data.dataset import DataSet, Split
 from liftplus.data.loader import seeded
 from liftplus.data.splits import held_out
 from liftplus.errors import UserError
@@ -19,9 +20,10 @@ from liftplus.evaluation.inference import SplitReader
 from liftplus.evaluation.outputs import outputs
 from liftplus.machine.determinism import deterministic
 from liftplus.machine.runtime import command_line, describe
-from liftplus.runs.calibration_file import Saved, crops_of, digests
+from liftplus.runs.calibration_file import Saved, crops_of
 from liftplus.runs.matching import aligned, as_in_run, seen
 from liftplus.runs.opening import Session
+from liftplus.runs.recognising import own_data, trained_on
 from liftplus.runs.testing import expect
 from liftplus.training.assembly import first_of_each
 from liftplus.training.checkpoint import Trained
@@ -63,14 +65,11 @@ def calibrate(
     if session.runtime.job.size > 1:
         raise UserError("A run is calibrated by one process. Start it without torchrun.")
     dataset, split, notes = _pictures(session, trained, wanted, dataset)
-    part = dataset.splits[split]
-    places = None if wanted.share is None else held_out(part.labels, wanted.share, session.config.seed).tolist()
-    part = part if places is None else part.taken(places)
-    if len(part) < LEAST:
-        raise UserError(
-            f"There {agreeing(len(part), 'is', 'are')} {counted(len(part), 'picture')} to calibrate on, and at least "
-            f"{LEAST} are needed. Give more labelled pictures, or a greater share of them."
-        )
+    own, unread = _own(session, trained, wanted, own)
+    part, said = _chosen(session, dataset, split, wanted.share, own)
+    notes += said
+    if wanted.other_data and (note := seen(part.keys, trained.folder)):
+        notes.append(f"{note} Pictures that the run was trained on make the promises too good.")
     expect(session, trained.model, trained.class_names, trained.train_counts)
     logits, features = _run(session, trained, replace(dataset, splits={split: part}), split, "Calibration pictures")
     pictures = Pictures(logits, features, torch.tensor(part.labels))
@@ -79,7 +78,7 @@ def calibrate(
     frequencies = Frequencies(
         counts, priors.stood_for(config, names, counts, prior), priors.in_use(names, counts, prior)
     )
-    training, said = _training(session, trained, wanted, own)
+    training, unread = (None, unread) if own is None else _training(session, trained, own)
     model = trained.model  # a trained text side gives other rows than those of the head
     rows = None if model.reads_text or (found := model.head.rows()) is None else found.detach().float().cpu()
     saved = fit(pictures, frequencies, training, rows, config.seed)
@@ -97,14 +96,14 @@ def calibrate(
         "command": command_line(),
         "versions": describe(session.runtime),
     }
-    notes += [*said, *_shortages(saved.known, names, measured.alarms)]
+    notes += [*unread, *_shortages(saved.known, names, measured.alarms)]
     if saved.temperature in (temperature.COLDEST, temperature.HOTTEST):
         what = "no class is likelier than another" if saved.temperature > 1 else "the best class has all of it"
         notes.append(
             f"The temperature is at its limit, {saved.temperature:g}: {what} in every picture. The model is hardly "
             "ever, or always, right on these pictures, so look at them and at their labels."
         )
-    return Saved(saved, about, digests(part.keys)), notes
+    return Saved(saved, about, Contents.of(dataset.store, part.keys)), notes
 
 
 def _shortages(known: sets.Known, names: Sequence[str], alarms: float | None) -> list[str]:
@@ -143,8 +142,6 @@ def _pictures(
         )
     dataset = aligned(dataset, split, trained)
     notes = list(dataset.notes)
-    if other and (note := seen(dataset, split, folder)):
-        notes.append(f"{note} Pictures that the run was trained on make the promises too good.")
     if not other and split == "test" and wanted.share is None:
         notes.append(
             "All pictures of the test split are used, so eval can measure no promise on that split. Give --share 0.5 "
@@ -163,15 +160,49 @@ def _run(session: Session, trained: Trained, dataset: DataSet, split: str, label
         return outputs(trained.model, reader, config.evaluation, session.runtime, session.cache)
 
 
-def _training(
-    session: Session, trained: Trained, wanted: Wanted, own: DataSet | None
-) -> tuple[tuple[Tensor, Tensor] | None, list[str]]:
+def _own(session: Session, trained: Trained, wanted: Wanted, own: DataSet | None) -> tuple[DataSet | None, list[str]]:
+    """The run's own data, or a note if they cannot be read."""
+    try:
+        return own or own_data(session, trained, other_data=wanted.other_data), []
+    except UserError as error:
+        checked = "whether these pictures are among them was not checked, and " if wanted.other_data else ""
+        return None, [
+            f"The run's training pictures cannot be read, so {checked}unknown pictures are told by logits alone: "
+            f"{error}"
+        ]
+
+
+def _chosen(
+    session: Session, dataset: DataSet, split: str, share: float | None, own: DataSet | None
+) -> tuple[Split, list[str]]:
+    """The pictures to calibrate on, and a note on those that the run was trained on.
+
+    Raises:
+        UserError: there are too few.
+    """
+    part = dataset.splits[split]
+    known = torch.zeros(len(part)).bool() if own is None else trained_on(session, dataset.store, part, own)
+    left_out = int(known.sum())
+    part = part.taken((~known).nonzero()[:, 0].tolist()) if left_out else part
+    part = part if share is None else part.taken(held_out(part.labels, share, session.config.seed).tolist())
+    if len(part) < LEAST:
+        beside = f" beside {left_out:,} that the run was trained on" if left_out else ""
+        raise UserError(
+            f"There {agreeing(len(part), 'is', 'are')} {counted(len(part), 'picture')} to calibrate on{beside}, and at "
+            f"least {LEAST} are needed. Give more labelled pictures, or a greater share of them."
+        )
+    if not left_out:
+        return part, []
+    return part, [
+        f"{counted(left_out, 'picture was', 'pictures were')} left out, as the run was trained on "
+        f"{agreeing(left_out, 'it', 'them')}: {agreeing(left_out, 'its file is', 'their files are')} equal to "
+        f"{agreeing(left_out, 'a training picture', 'training pictures')}."
+    ]
+
+
+def _training(session: Session, trained: Trained, own: DataSet) -> tuple[tuple[Tensor, Tensor] | None, list[str]]:
     """Features and labels of the run's training pictures, some of each class; or a note if they cannot be read."""
     try:
-        if own is None:
-            data = trained.config.data if wanted.other_data else session.config.data
-            reading = replace(session, config=session.config.model_copy(update={"data": data}))
-            own = as_in_run(reading.data(), trained.folder, "train")
         dataset = aligned(own, "train", trained)
         split = dataset.splits["train"]
         shots = max(1, min(SHOTS, MOST // len(trained.class_names)))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from liftplus.calibration.calibrated import Calibration
 from liftplus.calibration.sets import Known
 from liftplus.calibration.unknown import Reference
-from liftplus.config import EvaluationConfig
+from liftplus.config import EvaluationConfig, from_dict
+from liftplus.config import saved as saved_config
+from liftplus.data.contents import Contents
+from liftplus.data.dataset import Store, listing
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
 from liftplus.machine import disk
@@ -24,7 +26,6 @@ from liftplus.training import checkpoint
 from liftplus.training.checkpoint import Trained
 
 FILE = "calibration.safetensors"
-_DIGEST = 8  # bytes that tell a picture's key from others
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,25 @@ class Saved:
     Attributes:
         calibration: the calibration itself.
         about: data, split and number of its pictures; crops, prior and weights of the model; what was `measured`.
-        used: digests of the keys of its pictures, uint8 [N, 8].
+        used: what its pictures are recognised by.
     """
 
     calibration: Calibration
     about: dict[str, Any]
-    used: Tensor
+    used: Contents
 
-    def has(self, keys: Sequence[str]) -> Tensor:
-        """Which of these pictures it was calibrated on, by the name of their key, bool."""
-        own = set(map(bytes, self.used.numpy()))
-        return torch.tensor([_digest(key) in own for key in keys], dtype=torch.bool)
+    def has(self, store: Store, keys: Sequence[str]) -> Tensor:
+        """Which of these pictures it was calibrated on, by the content of their files, bool [N]."""
+        return torch.from_numpy(self.used.hold(store, keys))
 
     def moved(self, weights: str) -> Saved:
         """A copy for the same model in a file whose weights have this digest."""
         return replace(self, about=self.about | {"weights": weights})
 
-    def _pictures(self, trained: Trained) -> str:
-        """The options that name its pictures, as the command takes them."""
+    def pictures(self, source: str) -> str:
+        """The options that name its pictures, as the command takes them for a run on this data source."""
         data, split, share = (self.about[key] for key in ("data", "split", "share"))
-        own = data == trained.config.data.source
+        own = data == source
         words = ("" if own else f" --data {data}") + (
             "" if split == ("val" if own else "test") else f" --split {split}"
         )
@@ -62,15 +62,14 @@ class Saved:
     def misfit(self, session: Session, trained: Trained) -> str | None:
         """Why it does not hold for a model and its settings, and what to do, in one sentence; None if it does."""
         run, evaluation = trained.folder, session.config.evaluation
-        again = f"Run `liftplus calibrate {run}{self._pictures(trained)}"
+        again = f"Run `liftplus calibrate {run}{self.pictures(trained.config.data.source)}"
         if self.about["weights"] != trained.digest:
             return f"The calibration of {str(run)!r} was made for other weights. {again}` again."
         if self.about["crops"] != crops_of(evaluation):
-            five = str(evaluation.tte).lower()
-            sizes = "".join(f" {key}={value}" for key, value in crops_of(evaluation).items() if key != "tte")
             return (
                 f"The calibration of {str(run)!r} is for other crops of a picture "
-                f"({_shown(self.about['crops'])}). {again} tte={five}{sizes}`, or predict with those crops."
+                f"({', '.join(_words(self.about['crops']))}). {again} {' '.join(_words(crops_of(evaluation)))}`, or "
+                "predict with those crops."
             )
         prior = priors.stood_for(session.config, trained.class_names, trained.train_counts, evaluation.prior)
         same = torch.allclose(prior, self.calibration.known.log_prior.double(), rtol=0, atol=1e-6)
@@ -88,25 +87,42 @@ def crops_of(evaluation: EvaluationConfig) -> dict[str, Any]:
     return {"tte": evaluation.tte, margin: getattr(evaluation, margin)}
 
 
-def _shown(crops: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={str(value).lower()}" for key, value in crops.items())
+def _words(crops: dict[str, Any]) -> list[str]:
+    return [f"{key}={str(value).lower()}" for key, value in crops.items()]
 
 
-def digests(keys: Sequence[str]) -> Tensor:
-    """Digests of pictures' keys, uint8 [N, 8]."""
-    joined = b"".join(map(_digest, keys))
-    return torch.from_numpy(np.frombuffer(joined, np.uint8).copy()).view(-1, _DIGEST)
+def left_behind(runs: Sequence[Path], out: Path) -> list[str]:
+    """A note that the calibrations of runs do not go to one of other weights that is made of them; none without any.
 
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:_DIGEST]
+    Args:
+        runs: folders, or model files in them.
+        out: the folder of the other run.
+    """
+    kept = {run: folder for run in runs if ((folder := run.parent if run.is_file() else run) / FILE).is_file()}
+    if not kept:
+        return []
+    run, folder = next(iter(kept.items()))
+    options: list[str] = []
+    with suppress(UserError):  # a damaged one says nothing of itself
+        if (saved := read(folder)) is not None:
+            config = checkpoint.read_about(run)["config"]
+            before = from_dict(saved_config(config)).evaluation
+            options = [saved.pictures(config["data"]["source"]).strip()]
+            options += _words(saved.about["crops"]) if saved.about["crops"] != crops_of(before) else []
+            options += [f"prior={saved.about['prior']}"] if saved.about["prior"] != before.prior else []
+    again = " ".join(["liftplus calibrate", str(out), *filter(None, options)])
+    return [
+        f"{str(out)!r} has other weights than {listing(list(map(str, kept)))}, so the calibration from there does not "
+        f"hold and was not copied. Run `{again}` for sets of classes, unknown pictures and calibrated probabilities."
+    ]
 
 
 def write(folder: Path, saved: Saved) -> Path:
     """Write a calibration into a run's folder; an earlier one is replaced."""
     found = saved.calibration
     tensors = {
-        "used": saved.used,
+        "used.sizes": torch.from_numpy(saved.used.sizes),
+        "used.digests": torch.from_numpy(saved.used.digests),
         "known.own": found.known.own,
         "known.labels": found.known.labels,
         "known.log_prior": found.known.log_prior,
@@ -155,11 +171,12 @@ def read(folder: Path) -> Saved | None:
             tensors["scored"],
             about["judged"],
         )
-        return Saved(calibration, {key: about[key] for key in _ABOUT}, tensors["used"])
+        used = Contents(tensors["used.sizes"].numpy(), tensors["used.digests"].numpy())
+        return Saved(calibration, {key: about[key] for key in _ABOUT}, used)
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{str(path)!r} is damaged or was not written by liftplus. Delete it, or run `liftplus calibrate {folder}` "
-            "again."
+            f"{str(path)!r} is damaged, or this version of liftplus did not write it. Delete it, or run `liftplus "
+            f"calibrate {folder}` again."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from liftplus.backbones import catalogue
 from liftplus.backbones.base import Backbone
 from liftplus.backbones.text import centred
 from liftplus.config import RunConfig, from_dict, saved
+from liftplus.data import hierarchy
+from liftplus.data.dataset import listing
 from liftplus.errors import UserError, unknown
 from liftplus.machine.disk import new_folder, read_json, write_bytes, write_json
 from liftplus.model import heads
@@ -22,19 +25,29 @@ from liftplus.runs import calibration_file
 from liftplus.runs.changes import CONFIG
 from liftplus.runs.matching import keep_splits
 from liftplus.training.checkpoint import FILE, FORMAT, checksum, read_model, write_tensors
+from liftplus.words import agreeing, counted
 
 
-def add(run: Path, names: Sequence[str], out: Path, weights: str | None = None) -> None:
-    """Copy a run and add classes whose rows come from the text tower.
+def add(
+    run: Path,
+    names: Sequence[str],
+    out: Path,
+    weights: str | None = None,
+    parents: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Copy a run and add classes whose rows come from the text tower. Returns notes for the user.
 
     Args:
         weights: a local file of the backbone's weights, if liftplus cannot find them itself.
+        parents: the group of a new class at a level above, by its name.
 
     Raises:
-        UserError: a name is bad or taken, or the run cannot take rows from text.
+        UserError: a name is bad or taken, a parent is unknown, or the run cannot take rows from text.
     """
     about = refuse_names(run, names)
-    append(run, names, text_rows_of(about, names, weights), [0] * len(names), out, {"added": list(names)})
+    levels = levels_with(about, names, parents or {})
+    rows = text_rows_of(about, names, weights)
+    return append(run, names, rows, [0] * len(names), out, {"added": list(names)}, levels)
 
 
 def refuse_names(run: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -52,6 +65,33 @@ def refuse_names(run: Path, names: Sequence[str]) -> dict[str, Any]:
     return about
 
 
+def levels_with(
+    about: Mapping[str, Any], names: Sequence[str], parents: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """The levels of a run with the groups of new classes; a class without a parent is in none of them.
+
+    Args:
+        parents: the group of a new class at a level above, by its name.
+
+    Raises:
+        UserError: a parent is given for another class, the run has no such group, or it has no levels.
+    """
+    levels = {level: dict(groups) for level, groups in about.get("levels", {}).items()}
+    known, _ = hierarchy.settled(levels, dict(zip(about["class_ids"], about["class_names"], strict=True)))
+    if parents and not known:
+        raise UserError(
+            "The classes of the run have no levels above them, so a class has no parent. Leave --parent out."
+        )
+    for name, parent in parents.items():
+        if name not in names:
+            raise UserError(f"--parent is given for {name!r}, which is not added. Added are {listing(names)}.")
+        if not parent.strip() or not parent.isprintable():
+            raise UserError(f"The parent {parent!r} of {name!r} is empty or has unprintable characters. Give a group.")
+        for level, group in hierarchy.under(known, parent.strip()).items():
+            levels[level][name] = group
+    return levels
+
+
 def text_rows_of(about: dict[str, Any], names: Sequence[str], weights: str | None) -> Tensor:
     """Unit rows [C + n, D] of the run's C classes and of these n names, from the original text tower."""
     config = from_dict(saved(about["config"]))
@@ -59,16 +99,24 @@ def text_rows_of(about: dict[str, Any], names: Sequence[str], weights: str | Non
 
 
 def append(
-    run: Path, names: Sequence[str], rows: Tensor, counts: Sequence[int], out: Path, edit: dict[str, Any]
-) -> None:
-    """Copy a run and append classes.
+    run: Path,
+    names: Sequence[str],
+    rows: Tensor,
+    counts: Sequence[int],
+    out: Path,
+    edit: dict[str, Any],
+    levels: Mapping[str, Mapping[str, str]],
+) -> list[str]:
+    """Copy a run and append classes. Returns notes for the user.
 
     Args:
         rows: rows [n, D] of the n new classes, or [C + n, D] of all classes with the new ones last.
         counts: number of pictures behind each new row, length n.
         edit: what was done, for the run's record.
+        levels: as `levels_with` gives them.
     """
     about, state = read_model(run)
+    placed = _placed(names, levels, about.get("levels", {}))
     old, config = list(about["class_names"]), from_dict(saved(about["config"]))
     state["head.weight"] = torch.cat([state["head.weight"], rows[len(rows) - len(names) :].to(state["head.weight"])])
     if about.get("class_prompts") is not None:
@@ -80,14 +128,34 @@ def append(
         "former_names": [*about.get("former_names", old), *names],
         # A tuner that chose its width by the number of classes must keep that width.
         "sized_for": about.get("sized_for", len(old)),
+        "levels": levels,
     }
-    _write(run, out, about, state, edit)
+    return [*_write(run, out, about, state, edit), *placed]
+
+
+def _placed(
+    names: Sequence[str], levels: Mapping[str, Mapping[str, str]], before: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Notes on new groups, and on new classes without a group."""
+    notes: list[str] = []
+    for level, groups in levels.items():
+        known = set(before[level].values())
+        if new := list(dict.fromkeys(groups[name] for name in names if name in groups and groups[name] not in known)):
+            notes.append(f"{listing(new)} {agreeing(len(new), 'is a new group', 'are new groups')} at level {level}.")
+        if alone := [name for name in names if name not in groups]:
+            given = shlex.quote(f"{alone[0]}=GROUP")
+            notes.append(
+                f"{counted(len(alone), 'added class', 'added classes')} {agreeing(len(alone), 'has', 'have')} no "
+                f"{level} and {agreeing(len(alone), 'stands for itself', 'stand for themselves')} at that level: "
+                f"{listing(alone)}. --parent {given} gives one."
+            )
+    return notes
 
 
 def rename(
     run: Path, names: Mapping[str, str], out: Path, *, new_rows: bool = False, weights: str | None = None
-) -> None:
-    """Copy a run and rename classes.
+) -> list[str]:
+    """Copy a run and rename classes. Returns notes for the user.
 
     Args:
         names: maps each old name to its new one.
@@ -111,7 +179,8 @@ def rename(
     new = [names.get(name, name) for name in old]
     _refuse_twice(new, set(names.values()))
     about |= {"class_names": new, "former_names": about.get("former_names", old)}
-    about["levels"] = {level: _renamed(groups, names) for level, groups in about.get("levels", {}).items()}
+    own = dict(zip(about["class_ids"], old, strict=True))
+    about["levels"] = {level: _renamed(groups, names, own) for level, groups in about.get("levels", {}).items()}
     loss = about["config"]["loss"]
     if given := loss.get("class_weights"):  # which go by names too
         loss["class_weights"] = {names.get(name, name): weight for name, weight in given.items()}
@@ -123,13 +192,21 @@ def rename(
             prompts = class_prompts(_init(config), new)
             for k in chosen:
                 about["class_prompts"][k] = prompts[k]
-    _write(run, out, about, state, {"renamed": dict(names), "new_rows": new_rows})
+    return _write(run, out, about, state, {"renamed": dict(names), "new_rows": new_rows})
 
 
-def _renamed(groups: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    """The groups of one level, where a class that stands for itself has its new name."""
+def _renamed(groups: Mapping[str, str], names: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+    """The groups of one level without renamed classes that stand for themselves: they then do so by their new names.
+
+    Args:
+        before: each class's name before, by its id.
+    """
     members = Counter(groups.values())
-    return {key: names[group] if group in names and members[group] == 1 else group for key, group in groups.items()}
+    return {
+        key: group
+        for key, group in groups.items()
+        if members[group] > 1 or before[key] not in names or group not in (before[key], f"{before[key]} (class {key})")
+    }
 
 
 def _refuse_bad_name(name: str) -> None:
@@ -181,7 +258,7 @@ def _rows(backbone: Backbone, config: RunConfig, names: Sequence[str]) -> Tensor
     return joint if config.head.name == "joint" else text_rows(backbone, joint)
 
 
-def _write(run: Path, out: Path, about: dict[str, Any], state: dict[str, Tensor], edit: dict[str, Any]) -> None:
+def _write(run: Path, out: Path, about: dict[str, Any], state: dict[str, Tensor], edit: dict[str, Any]) -> list[str]:
     """Write the new run folder: the model and where it came from. Results of the old run are not copied."""
     new_folder(out)
     about |= {"format": FORMAT, "edits": [*about.get("edits", []), edit]}
@@ -192,6 +269,7 @@ def _write(run: Path, out: Path, about: dict[str, Any], state: dict[str, Tensor]
     source = run if run.is_dir() else run.parent
     keep_splits(source, out)
     kept = source / calibration_file.FILE
-    same = kept.is_file() and checksum(state) == checksum(read_model(run)[1])
-    if same:  # the same weights keep their promises under other names
-        write_bytes(out / calibration_file.FILE, kept.read_bytes())
+    if kept.is_file() and checksum(state) == checksum(read_model(run)[1]):
+        write_bytes(out / calibration_file.FILE, kept.read_bytes())  # it holds under other names too
+        return []
+    return calibration_file.left_behind([run], out)

@@ -101,26 +101,32 @@ class LevelAsked:
     sure: float | None = None
 
     @classmethod
-    def of(cls, trained: Trained, name: str, sure: float | None) -> LevelAsked:
+    def of(cls, trained: Trained, name: str | None, sure: float | None) -> LevelAsked | None:
         """The level that the user names, or all with "auto"; without `sure`, auto asks for 0.9 and others for nothing.
 
+        Without a name it is None.
+
         Raises:
-            UserError: the run has no such level, or `sure` is no probability.
+            UserError: the run has no such level, or `sure` is no probability or is given without a level.
         """
+        if name is None:
+            if sure is not None:
+                raise UserError(f"A least probability (sure), {sure:g}, needs a level. Give level auto too.")
+            return None
         own = levels.above(trained.levels, trained.class_ids)
         if not own:
             raise UserError(
                 f"The classes of {str(trained.folder)!r} have no levels above them. Train on data with a column of "
-                "parents, or with the taxonomy of an annotation file, or leave --level out."
+                "parents, or with the taxonomy of an annotation file, or ask for no level."
             )
         if sure is not None and not 0 < sure <= 1:
-            raise UserError(f"--sure is {sure:g}. Give a probability above 0 and at most 1, such as 0.9.")
+            raise UserError(f"The least probability (sure) is {sure:g}. Give one above 0 and at most 1, such as 0.9.")
         every = (*own, levels.classes(trained.class_names))
         if name == "auto":
             return cls(every, SURE if sure is None else sure)
         chosen = tuple(one for one in every if one.name == name)
         if not chosen:
-            raise UserError(f"--level is {name!r}. Give {', '.join(one.name for one in every)} or auto.")
+            raise UserError(f"The level is {name!r}. Give {', '.join(one.name for one in every)} or auto.")
         return cls(chosen, sure)
 
     def answers(self, top: TopK) -> Iterator[tuple[str, tuple[str, float] | None]]:

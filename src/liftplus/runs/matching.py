@@ -33,8 +33,8 @@ def keep_splits(run: Path, out: Path) -> None:
         disk.write_json(out / SPLITS, disk.read_json(run / SPLITS))
 
 
-def seen(dataset: DataSet, split: str, folder: Path) -> str | None:
-    """A warning if pictures of other data have the names of pictures that the run was trained on.
+def seen(keys: Sequence[str], folder: Path) -> str | None:
+    """A warning if pictures of other data, by their keys, have the names of pictures that the run was trained on.
 
     Only runs whose splits liftplus drew record their pictures. The data of other runs have a test split of their own,
     so a test on a copy of them is sound.
@@ -43,7 +43,7 @@ def seen(dataset: DataSet, split: str, folder: Path) -> str | None:
         return None
     kept = disk.read_json(folder / SPLITS, "splits")["splits"]
     trained = set(kept.get("train", ())) if isinstance(kept, dict) else set()
-    same = sum(key in trained for key in dataset.splits[split].keys)
+    same = sum(key in trained for key in keys)
     if not same:
         return None
     return (

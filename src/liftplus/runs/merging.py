@@ -29,7 +29,7 @@ from liftplus.evaluation.metrics import Metrics
 from liftplus.machine import disk
 from liftplus.machine.determinism import deterministic
 from liftplus.machine.runtime import command_line
-from liftplus.runs import matching, testing
+from liftplus.runs import calibration_file, matching, testing
 from liftplus.runs.changes import CONFIG, FREE
 from liftplus.runs.opening import Session
 from liftplus.training import assembly, checkpoint
@@ -100,7 +100,7 @@ def merge(
             _add(sums, start_of(part, session), share * start)
     state = {name: value.to(parts[0].shapes[name][0]) for name, value in sums.items()}
     _write(parts, out, state, {"merged": [str(part.path) for part in parts], "shares": counted, "start": start})
-    return _notes(parts)
+    return [*_notes(parts), *calibration_file.left_behind([part.path for part in parts], out)]
 
 
 def _add(sums: dict[str, Tensor], state: Mapping[str, Tensor], share: float) -> None:
@@ -249,17 +249,23 @@ def _write(parts: Sequence[Part], out: Path, state: dict[str, Tensor], edit: dic
 
 
 def _notes(parts: Sequence[Part]) -> list[str]:
-    """A note on the settings in which the runs differ."""
+    """Notes on what the runs differ in: settings, and groups of the classes."""
     first, *others = [flat(from_dict(saved(part.about["config"]))) for part in parts]
     differing = [
         key
         for key in first
         if key not in (*FREE, "automatic") and any(other.get(key) != first[key] for other in others)
     ]
-    if not differing:
-        return []
-    listed = ", ".join(differing[:TOLD]) + (f" and {len(differing) - TOLD} more" if len(differing) > TOLD else "")
-    return [f"The runs differ in {listed}. The merged run is loaded and tested with the settings of {parts[0].path}."]
+    notes: list[str] = []
+    if differing:
+        listed = ", ".join(differing[:TOLD]) + (f" and {len(differing) - TOLD} more" if len(differing) > TOLD else "")
+        notes.append(
+            f"The runs differ in {listed}. The merged run is loaded and tested with the settings of {parts[0].path}."
+        )
+    levels = [part.about.get("levels", {}) for part in parts]
+    if any(other != levels[0] for other in levels):
+        notes.append(f"The runs have other groups of classes above the classes. Those of {parts[0].path} are kept.")
+    return notes
 
 
 def tested(session: Session, part: Part, out: Path) -> Metrics:

@@ -148,8 +148,11 @@ def add(
     text: bool | None = None,
     weights: str | None = None,
     harm: float = 100 * added_row.HARM,
-) -> list[Added]:
+    parents: Mapping[str, str] | None = None,
+) -> tuple[list[Added], list[str]]:
     """Copy a run and add classes from pictures; a class without pictures gets its row from its name.
+
+    Returns what was added, and notes for the user.
 
     Args:
         pictures: by class name; None for a class without pictures.
@@ -157,13 +160,15 @@ def add(
         text: whether rows also use the class names; None: if the backbone has a text tower.
         weights: a local file of the backbone's weights.
         harm: accepted loss of the older classes' mean accuracy for each new class, in points. It decides among rows.
+        parents: as for `edit_classes.add`.
 
     Raises:
-        UserError: the head or backbone cannot take such rows, or a name is bad or taken.
+        UserError: the head or backbone cannot take such rows, a name is bad or taken, or a parent is unknown.
     """
     about, state = read_model(run)
     _refuse(trained, pictures, text)
     edit_classes.refuse_names(run, list(pictures))
+    levels = edit_classes.levels_with(about, list(pictures), parents or {})
     reads = reads_text(trained) if text is None else text
     found = [_features_of(session, trained, name, given) for name, given in pictures.items()]
     texts = edit_classes.text_rows_of(about, list(pictures), weights) if reads else None
@@ -177,9 +182,9 @@ def add(
         rows, have = torch.cat([rows, row]), have.and_class(x)
     counts = [len(x) for x in found]
     edit = {"added": list(pictures), "pictures": counts, "measured": [asdict(one) for one in added]}
-    edit_classes.append(run, list(pictures), rows.float(), counts, out, edit)
+    notes = edit_classes.append(run, list(pictures), rows.float(), counts, out, edit, levels)
     have.write(out, belongs | {"class_ids": [*about["class_ids"], *pictures]})
-    return added
+    return added, notes
 
 
 def _features_of(session: Session, trained: Trained, name: str, given: Inputs | None) -> Tensor:

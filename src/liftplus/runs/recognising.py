@@ -1,0 +1,43 @@
+"""Which pictures a run was trained on, by what is in their files. They can neither calibrate it nor test a promise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from liftplus.data import contents
+from liftplus.data.dataset import DataSet, Split, Store
+from liftplus.runs.matching import as_in_run
+from liftplus.runs.opening import Session
+from liftplus.training.checkpoint import Trained
+
+
+def own_data(session: Session, trained: Trained, *, other_data: bool, to_decode: bool = True) -> DataSet:
+    """The run's own data, with the splits that they had in the run.
+
+    Args:
+        other_data: whether the session's data differ from the run's.
+        to_decode: whether the pictures will be decoded; else none is left out for being damaged, which takes no time.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    data = trained.config.data if other_data else session.config.data
+    data = data if to_decode else data.model_copy(update={"unreadable": "stop"})
+    reading = replace(session, config=session.config.model_copy(update={"data": data}))
+    return as_in_run(reading.data(), trained.folder, "train")
+
+
+def trained_on(session: Session, store: Store, part: Split, own: DataSet) -> Tensor:
+    """Which of these pictures have the content of one of the run's training pictures, bool [N].
+
+    Args:
+        own: the run's own data.
+    """
+    if "train" not in own.splits:
+        return torch.zeros(len(part), dtype=torch.bool)
+    train = own.splits["train"].keys
+    found = session.runtime.job.from_leader(lambda: contents.shared(store, part.keys, own.store, train))
+    return torch.from_numpy(found)
