@@ -363,3 +363,25 @@ def test_packaged_weights_know_imagenet() -> None:
             best = known.index_to_label_name(int(model(picture[None]).argmax()))
             right += Path(file).name.startswith(best)
     assert right >= 80
+
+
+@pytest.mark.parametrize("name", ["levit_128s.fb_dist_in1k", "tiny_vit_5m_224.dist_in22k", "efficientvit_m0.r224_in1k"])
+def test_trained_attention_biases_take_effect(name: str) -> None:
+    """timm keeps the first pass's biases in evaluation mode: later ones had no effect, and a second step failed."""
+    torch.manual_seed(0)
+    backbone: Any = catalogue.load(BackboneConfig(name=f"timm/{name}"), weights=False)
+    backbone.requires_grad_(True)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    biases = [value for key, value in backbone.named_parameters() if key.endswith("attention_biases")]
+    for _ in range(2):
+        backbone(images(224)).square().sum().backward()
+        assert biases and all(bias.grad is not None and bias.grad.any() for bias in biases)
+        with torch.no_grad():
+            for bias in biases:
+                bias += torch.randn_like(bias)
+    fresh = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    fresh.load_state_dict(backbone.image.state_dict())
+    torch.testing.assert_close(backbone(images(224)), fresh(images(224)))
+    assert not [m for m in backbone.modules() if m.training and isinstance(m, nn.Dropout | nn.BatchNorm2d)]

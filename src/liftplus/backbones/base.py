@@ -152,7 +152,13 @@ class Backbone(Tower):
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in evaluation mode: dropout and batch statistics of frozen layers must not move."""
-        return super().train(False)
+        super().train(False)
+        for module in self.modules():
+            if hasattr(module, "attention_bias_cache"):
+                # In evaluation mode LeViT, TinyViT and EfficientFormer (timm 1.0.31) keep the biases of the first pass
+                # with its graph. A second backward pass fails, and trained biases have no effect. No dropout is theirs.
+                module.training = True
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         return self.image(images)
