@@ -54,8 +54,8 @@ OPENING = """# What was found on the papers' claims
 from runs of liftplus; none is copied from a paper. Accuracies are in percent on the test split, mean ± standard
 deviation over seeds. ± of a difference is its 95 % interval over seeds and test images together ([how](sweeps.md)).
 
-Lines that name `mini_clip_v1` were measured with the bundled model's first weights, before those of 2026-11-30. They are
-weaker ([card](../src/liftplus/weights/mini_clip.md)), so these verdicts are those of a weak backbone.
+Lines that name `mini_clip_v1` were measured with the bundled model's first weights, before those of 2026-11-30. They
+are weaker ([card](../src/liftplus/weights/mini_clip.md)), so these verdicts are those of a weak backbone.
 
 The verdict on a contrast (two experiments) depends on what the claim says:
 
