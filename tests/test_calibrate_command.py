@@ -322,6 +322,20 @@ def test_training_pictures_that_are_gone_are_told(place: Path, command: Command,
     assert "Promises may be measured on pictures that the run was trained on" in " ".join(ended.err.split())
 
 
+def test_data_that_changed_after_training_are_told(command: Command, tmp_path: Path) -> None:
+    """Training pictures that are in the test split by now would make every promise too good."""
+    write_folder(tmp_path / "photos", {"train": (20, 15, 12), "test": (20, 15, 12), "new": (20, 15, 12)})
+    (tmp_path / "photos" / "new").rename(tmp_path / "new")
+    settings = [f"{key}={value}".lower() for key, value in QUICK.items()]
+    assert command("train", "--data", tmp_path / "photos", "--out", "run", *settings).code == 0
+    (tmp_path / "photos/train/red_square/1.png").rename(tmp_path / "photos/test/red_square/moved.png")
+    ended = command("calibrate", "run", "--split", "test")
+    assert ended.code == 2 and "its data have changed since" in " ".join(ended.err.split()), ended.err
+    ended = command("calibrate", "run", "--data", "new")
+    assert ended.code == 0, ended.err
+    assert "whether these pictures are among them was not checked" in " ".join(ended.err.split())
+
+
 def test_pictures_in_memory_are_recognised(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(60)]

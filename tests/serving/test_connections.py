@@ -47,7 +47,7 @@ def test_connections_that_are_too_many_are_told_so() -> None:
             until(lambda: made.client.get("/health").status == 200)
 
 
-@pytest.mark.parametrize("sent", [b"POST /pre", b"\r\n", b"POST /predict HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("sent", [b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: x\r\n"])
 def test_a_head_that_does_not_arrive_ends_the_connection(sent: bytes) -> None:
     with here(MadeUp(), Limits(seconds=0.5)) as made:
         with opened(made) as first:
@@ -60,6 +60,15 @@ def test_a_head_that_does_not_arrive_ends_the_connection(sent: bytes) -> None:
             second.sendall(sent)
             assert b"HTTP/1.1 408 " in whole(second)
         assert made.service.metrics.requests == {408: 2}
+
+
+def test_the_rest_of_a_body_after_an_early_answer_is_no_new_request() -> None:
+    with here(MadeUp(), Limits(seconds=0.3)) as made, opened(made) as found:
+        found.sendall(b"POST /classes HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nhalf")
+        assert found.recv(2000).startswith(b"HTTP/1.1 405 ")
+        found.sendall(b"half")
+        assert b"408" not in whole(found)
+        assert made.service.metrics.requests == {}
 
 
 def test_bytes_that_come_one_by_one_do_not_keep_a_connection() -> None:

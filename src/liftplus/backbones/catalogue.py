@@ -110,6 +110,22 @@ def identity(config: BackboneConfig) -> str | None:
     return _identity(config, 0 if path is None else path.stat().st_mtime_ns)
 
 
+def refuse_other_weights(backbone: Backbone, identity: str, run: str, give: str) -> None:
+    """Refuse a backbone whose weights are not those that a run was trained on.
+
+    Args:
+        identity: of the run's weights.
+        run: how the message begins, such as "The run in 'runs/a'".
+        give: how the user gives the path of the right file.
+    """
+    if backbone.identity != identity:
+        raise UserError(
+            f"{run} was trained on other weights of {backbone.name!r} (SHA-256 {identity[:12]}…, here "
+            f"{backbone.identity[:12]}…). Put the original file in place, or give its path: {give}."
+            f"{mini_clip.place_of(identity)}"
+        )
+
+
 @cache
 def _identity(config: BackboneConfig, _changed: int) -> str:
     return load(config).identity

@@ -30,6 +30,7 @@ def demo(
 
     if parallel.job().size > 1:
         raise UserError("The demo runs in one process. Start it without torchrun.")
+    console.err.print(f"Note: {preset.FEW}", highlight=False)
     preset.clear(out)
     plan = preset.plan(seeds)
     made = compare.carry_out(plan, out, note=lambda rows: preset.write(out, rows))

@@ -224,6 +224,11 @@ def measure(
 
     def bare() -> Backbone:
         backbone = catalogue.load(first.backbone)
+        run = series[0].runs[0]
+        if recorded := run.about.get("backbone_identity"):
+            catalogue.refuse_other_weights(
+                backbone, recorded, f"The run in {str(run.folder)!r}", "backbone.weights=PATH"
+            )
         place.place(backbone)
         return backbone
 

@@ -161,14 +161,15 @@ def _run(session: Session, trained: Trained, dataset: DataSet, split: str, label
 
 
 def _own(session: Session, trained: Trained, wanted: Wanted, own: DataSet | None) -> tuple[DataSet | None, list[str]]:
-    """The run's own data, or a note if they cannot be read."""
+    """The run's own data, or a note if others calibrate it and its own cannot be read or have changed."""
     try:
         return own or own_data(session, trained, other_data=wanted.other_data), []
     except UserError as error:
-        checked = "whether these pictures are among them was not checked, and " if wanted.other_data else ""
+        if not wanted.other_data:  # these very data were read, so they have changed since training
+            raise
         return None, [
-            f"The run's training pictures cannot be read, so {checked}unknown pictures are told by logits alone: "
-            f"{error}"
+            "The run's training pictures cannot be read, so whether these pictures are among them was not checked, and "
+            f"unknown pictures are told by logits alone: {error}"
         ]
 
 

@@ -88,7 +88,14 @@ def levels_with(
         if not parent.strip() or not parent.isprintable():
             raise UserError(f"The parent {parent!r} of {name!r} is empty or has unprintable characters. Give a group.")
         for level, group in hierarchy.under(known, parent.strip()).items():
-            levels[level][name] = group
+            own = levels[level]
+            own[name] = group
+            for other, its in known[level].items():  # a class that stood for itself has company now
+                if its == group:
+                    own.setdefault(other, group)
+            for other in names:
+                if other not in parents and hierarchy.form(other) == hierarchy.form(group):
+                    own[other] = group
     return levels
 
 
@@ -233,10 +240,7 @@ def _backbone(config: RunConfig, about: dict[str, Any], weights: str | None) -> 
         )
     settings = config.backbone if weights is None else config.backbone.model_copy(update={"weights": weights})
     backbone = catalogue.load(settings)
-    if backbone.identity != about["backbone_identity"]:
-        raise UserError(
-            f"The run was trained on other weights of {config.backbone.name!r}. Give the original file: --weights PATH."
-        )
+    catalogue.refuse_other_weights(backbone, about["backbone_identity"], "The run", "--weights PATH")
     if backbone.text is None:
         raise UserError(
             f"Backbone {config.backbone.name!r} has no text tower, so it cannot make a row from a name. Give pictures "

@@ -111,7 +111,10 @@ class LevelAsked:
         """
         if name is None:
             if sure is not None:
-                raise UserError(f"A least probability (sure), {sure:g}, needs a level. Give level auto too.")
+                raise UserError(
+                    f"--sure (in Python sure=) is {sure!r}, but no level was asked for. Give --level auto "
+                    "(level='auto') too, or leave it out."
+                )
             return None
         own = levels.above(trained.levels, trained.class_ids)
         if not own:
@@ -119,8 +122,8 @@ class LevelAsked:
                 f"The classes of {str(trained.folder)!r} have no levels above them. Train on data with a column of "
                 "parents, or with the taxonomy of an annotation file, or ask for no level."
             )
-        if sure is not None and not 0 < sure <= 1:
-            raise UserError(f"The least probability (sure) is {sure:g}. Give one above 0 and at most 1, such as 0.9.")
+        if sure is not None and not (isinstance(sure, int | float) and 0 < sure <= 1):
+            raise UserError(f"The least probability (sure) is {sure!r}. Give one above 0 and at most 1, such as 0.9.")
         every = (*own, levels.classes(trained.class_names))
         if name == "auto":
             return cls(every, SURE if sure is None else sure)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftplus.backbones import catalogue
 from liftplus.config import RunConfig, flat, from_dict, saved
 from liftplus.errors import UserError
 from liftplus.evaluation.metrics import Metrics
@@ -218,6 +219,9 @@ def start_of(part: Part, session: Session) -> dict[str, Tensor]:
         )
     with deterministic(own.config.deterministic):
         model = assembly.build(own.config, dataset, session.runtime, session.progress, session.cache)
+    catalogue.refuse_other_weights(
+        model.backbone, part.about["backbone_identity"], f"The run in {name!r}", "liftplus merge RUNS weights=PATH"
+    )
     return model.learned_state()
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from liftplus.backbones import catalogue
+from liftplus.backbones import catalogue, mini_clip
 from liftplus.config import EvaluationConfig, RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, UserError
@@ -39,7 +39,7 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
             differing.append(f"the {split} split has other images")
     weights = about.get("backbone_identity")
     if weights is not None and catalogue.identity(config.backbone) not in (weights, None):
-        differing.append(f"{config.backbone.name} had other weights")
+        differing.append(f"{config.backbone.name} had other weights.{mini_clip.place_of(weights)}".rstrip("."))
     if differing:
         raise UserError(
             f"{str(folder)!r} holds a run with other settings: {'; '.join(differing[:4])}. Give the same settings, or "

@@ -68,8 +68,14 @@ class Batcher:
             self._check()
         return self
 
-    def __exit__(self, kind: object, *_error: object) -> None:
-        """End the threads, after everything given has been answered; raises what ended a predictor's before."""
+    def __exit__(self, kind: object, error: object, _traceback: object) -> None:
+        """End the threads, after everything given has been answered; raises what ended a predictor's before.
+
+        If the user asked twice to end, nothing more is answered.
+        """
+        if isinstance(error, KeyboardInterrupt):
+            self.readers.shutdown(wait=False, cancel_futures=True)
+            return
         self.readers.shutdown()
         self._ready.put(None)
         for model in self._models:

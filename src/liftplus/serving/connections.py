@@ -39,13 +39,17 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._heard = True
         super().data_received(data)
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self._timer is None and not self.transport.is_closing():
             self._await_head()
 
+    def on_message_begin(self) -> None:
+        self._heard = True
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
+        self._heard = False
         self._head_is_there()
         super().on_headers_complete()
 

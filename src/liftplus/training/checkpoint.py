@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from liftplus.backbones import catalogue, mini_clip
+from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
 from liftplus.backbones.text import ClassTexts
 from liftplus.config import RunConfig, from_dict, saved
@@ -220,13 +220,9 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
         )
     config = from_dict(saved(about["config"]))
     backbone = catalogue.load(backbone_config or config.backbone)
-    if backbone.identity != about["backbone_identity"]:
-        raise UserError(
-            f"The run in {str(path.parent)!r} was trained on other weights of {config.backbone.name!r} "
-            f"(SHA-256 {about['backbone_identity'][:12]}…, here {backbone.identity[:12]}…). "
-            "Put the original file in place, or give its path: liftplus eval RUN weights=PATH."
-            f"{mini_clip.place_of(about['backbone_identity'])}"
-        )
+    catalogue.refuse_other_weights(
+        backbone, about["backbone_identity"], f"The run in {str(path.parent)!r}", "liftplus eval RUN weights=PATH"
+    )
     with own_stream(0):  # what is drawn here is replaced by what was learned
         head = config.head.build(backbone, len(about["class_names"]))
         model = Classifier.assemble(
