@@ -38,8 +38,9 @@ def pixels(counts: tuple[int, ...], size: tuple[int, int] = (64, 64)) -> tuple[P
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos/, kept_aside/ and, by `fit`, runs/photos/."""
     folder = tmp_path_factory.mktemp("api")
-    write_folder(folder / "kept_aside", {"train": (10, 8, 6)})
-    write_folder(folder / "photos", {"train": (15, 10, 5), "test": (2, 2, 2)})
+    write_folder(folder / "photos", {"train": (15, 10, 5), "test": (2, 2, 2), "aside": (10, 8, 6)})
+    (folder / "kept_aside").mkdir()
+    (folder / "photos" / "aside").rename(folder / "kept_aside" / "train")
     return folder
 
 

@@ -229,7 +229,7 @@ def test_a_short_key_is_its_full_key(short: str, full: str, method: str) -> None
 
 
 def test_presets_reach_short_keys() -> None:
-    assert config.resolve(overrides=["source=openmoji_lt"]).train.lr == 0.15
+    assert config.resolve(overrides=["source=openmoji_lt"]).train.lr == 0.4
     run = config.resolve(overrides=["name=efficientnet_lite0"])
     assert (list(run.tuner), run.head_init.name) == (["conv_adapter"], "class_mean")
     for given in ("source", "name", "method"):

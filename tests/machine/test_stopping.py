@@ -9,7 +9,7 @@ from liftplus.machine import parallel, stopping
 def test_the_first_is_noted_and_a_later_one_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "monotonic", lambda: now)
     now = 10.0
-    before = signal.getsignal(signal.SIGINT)
+    begun = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with stopping.StopRequest() as asked:
         assert not asked()
         signal.raise_signal(signal.SIGINT)
@@ -19,7 +19,7 @@ def test_the_first_is_noted_and_a_later_one_ends_the_process(monkeypatch: pytest
         now += stopping.AT_ONCE
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.signal(signal.SIGINT, begun) == signal.default_int_handler
 
 
 def test_a_job_of_several_processes_is_asked_as_often_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:

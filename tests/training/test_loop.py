@@ -202,7 +202,7 @@ def test_short_run_losses_are_pinned(photos: Path) -> None:
     # They are of Pillow's pixels; the fast path rounds otherwise.
     for decode, within in (("exact", 1e-3), ("fast", 5e-3)):
         for method, pinned in PINNED.items():
-            given = ["workers=0", "lr=0.02", f"data.decode={decode}", "backbone.interpolation=bicubic"]
+            given = ["workers=0", "lr=0.02", f"data.decode={decode}", "interpolation=bicubic", "name=mini_clip_v1"]
             _, fitted = trained(photos, *given, method=method)
             assert fitted.losses == pytest.approx(pinned, rel=within), (method, decode)
 
