@@ -82,3 +82,17 @@ def test_both_threads_end_and_one_that_fails_does_not_stop_the_other() -> None:
     with pytest.raises(RuntimeError, match="the device is gone"), Batcher(models, 2, 10**6) as batcher:  # type: ignore[arg-type]
         asyncio.run(ask(batcher))
     assert not any(thread.is_alive() for thread in batcher._models)
+
+
+def test_a_user_who_asks_twice_to_end_does_not_wait() -> None:
+    let, seen = threading.Event(), list[int]()
+    asked = pytest.raises(KeyboardInterrupt)
+    with asked, Batcher([Noting(let=let, seen=seen)], 1, 10**6) as batcher:  # type: ignore[list-item]
+
+        async def ask() -> None:
+            batcher.predict("a", SOUND)
+            until(lambda: bool(seen))
+            raise KeyboardInterrupt
+
+        asyncio.run(ask())
+    let.set()  # only now can the prediction under way end

@@ -110,6 +110,11 @@ def identity(config: BackboneConfig) -> str | None:
     return _identity(config, 0 if path is None else path.stat().st_mtime_ns)
 
 
+@cache
+def _identity(config: BackboneConfig, _changed: int) -> str:
+    return load(config).identity
+
+
 def refuse_other_weights(backbone: Backbone, identity: str, run: str, give: str) -> None:
     """Refuse a backbone whose weights are not those that a run was trained on.
 
@@ -124,11 +129,6 @@ def refuse_other_weights(backbone: Backbone, identity: str, run: str, give: str)
             f"{backbone.identity[:12]}…). Put the original file in place, or give its path: {give}."
             f"{mini_clip.place_of(identity)}"
         )
-
-
-@cache
-def _identity(config: BackboneConfig, _changed: int) -> str:
-    return load(config).identity
 
 
 def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:

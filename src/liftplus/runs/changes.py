@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def trained_only(folder: Path) -> bool:
     """Whether a run finished training but not its test, because a test picture could not be read."""
     done, under_way = (folder / checkpoint.FILE).is_file(), (folder / checkpoint.STATE).is_file()
     return done and not under_way and not (folder / "metrics.json").is_file()
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """A fingerprint of each split's pictures, as the run recorded it; empty if it has no readable record."""
+    with suppress(UserError):
+        found: dict[str, str] = disk.read_json(folder / CONFIG, "data")["data"].get("fingerprints", {})
+        return found
+    return {}
 
 
 def begun_with(folder: Path | None) -> RunConfig | None:

@@ -30,7 +30,7 @@ from liftplus.evaluation.metrics import Metrics
 from liftplus.machine import disk
 from liftplus.machine.determinism import deterministic
 from liftplus.machine.runtime import command_line
-from liftplus.runs import calibration_file, matching, testing
+from liftplus.runs import calibration_file, changes, matching, testing
 from liftplus.runs.changes import CONFIG, FREE
 from liftplus.runs.opening import Session
 from liftplus.training import assembly, checkpoint
@@ -67,10 +67,7 @@ class Part:
 
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint of each split's pictures; empty if the folder has no readable record."""
-        with suppress(UserError):
-            found: dict[str, str] = disk.read_json(self.folder / CONFIG, "data")["data"].get("fingerprints", {})
-            return found
-        return {}
+        return changes.fingerprints(self.folder)
 
 
 def merge(

@@ -10,8 +10,7 @@ from torch import Tensor
 from liftplus.data import contents
 from liftplus.data.dataset import DataSet, Split, Store
 from liftplus.errors import UserError
-from liftplus.machine import disk
-from liftplus.runs.changes import CONFIG
+from liftplus.runs import changes
 from liftplus.runs.matching import as_in_run
 from liftplus.runs.opening import Session
 from liftplus.training.checkpoint import Trained
@@ -31,7 +30,7 @@ def own_data(session: Session, trained: Trained, *, other_data: bool, to_decode:
     data = data if to_decode else data.model_copy(update={"unreadable": "stop"})
     reading = replace(session, config=session.config.model_copy(update={"data": data}))
     own = as_in_run(reading.data(), trained.folder, "train")
-    noted = _noted(trained)
+    noted = changes.fingerprints(trained.folder).get("train")
     if noted is None or "train" not in own.splits or own.fingerprint("train") == noted:
         return own
     if not to_decode:  # the run may have left damaged pictures out
@@ -40,14 +39,6 @@ def own_data(session: Session, trained: Trained, *, other_data: bool, to_decode:
         f"The training pictures of {str(trained.folder)!r} are not those that it was trained on: its data have changed "
         "since. Put them back as they were, or give other labelled pictures with --data."
     )
-
-
-def _noted(trained: Trained) -> str | None:
-    """The fingerprint of the pictures that the run was trained on, where its folder has it."""
-    if not (trained.folder / CONFIG).is_file():
-        return None
-    found: dict[str, str] = disk.read_json(trained.folder / CONFIG, "data")["data"].get("fingerprints", {})
-    return found.get("train")
 
 
 def trained_on(session: Session, store: Store, part: Split, own: DataSet) -> Tensor:
