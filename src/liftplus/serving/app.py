@@ -174,12 +174,18 @@ class Service:
     async def _guesses(self, sent: Sequence[Sent], body: _Body) -> list[Guess]:
         """The answers for image files, in their order; what nobody waits for any more is not predicted."""
         futures = [self.batcher.predict(name, data) for name, data in sent]
+
+        def drop(*_: object) -> None:
+            for future in futures:
+                future.cancel()
+
         left = asyncio.create_task(body.left())
-        left.add_done_callback(lambda _: [future.cancel() for future in futures])
+        left.add_done_callback(drop)
         try:
             await asyncio.wait(futures)
         finally:
             left.cancel()
+            drop()  # at once: the model goes on while the callback waits for its turn
         if any(future.cancelled() for future in futures):
             raise ClientDisconnect
         failures = [error for future in futures if (error := future.exception()) is not None]
