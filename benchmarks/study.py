@@ -79,12 +79,13 @@ def accuracies(session: Session, model: Classifier, dataset: DataSet, split: str
     return {group: getattr(metrics, group) for group in GROUPS}
 
 
-def spread(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation; a dash where no value is there."""
+def spread(values: Sequence[float | None], places: int = 1) -> str:
+    """Mean and standard deviation with so many decimal places; a dash where no value is there."""
     given = [value for value in values if value is not None]
     if not given:
         return "–"
-    return f"{statistics.mean(given):.1f}" + (f" ± {statistics.stdev(given):.1f}" if len(given) > 1 else "")
+    deviation = f" ± {statistics.stdev(given):.{places}f}" if len(given) > 1 else ""
+    return f"{statistics.mean(given):.{places}f}{deviation}"
 
 
 def with_block(page: str, kind: str, name: str, text: str) -> str:

@@ -2,30 +2,36 @@
 # Learning rates of the small group's methods, with a seed that no test run uses, on the validation split. From the
 # project's root; every sweep goes on where it stopped, and a second process started beside it shares the work:
 #     OMP_NUM_THREADS=1 sh scripts/evidence_search.sh [FOLDER OF ARCHIVES]
-#     python scripts/evidence.py search runs/search/* --out benchmarks/results/evidence/search.json
-# The best rates go into src/liftplus/reproduce/catalogue/small.toml and studies.toml by hand.
+#     python scripts/evidence.py search runs/search/* --out benchmarks/results/evidence/search_64px.json
+# The best rates go into src/liftplus/reproduce/catalogue/small.toml and studies.toml by hand. The demo's methods (lift+,
+# full, full+ and the linear probes) have theirs from benchmarks/demo_study.py: benchmarks/results/demo_search.json.
 set -e
-sweep="liftplus sweep --data openmoji_lt --backbone mini_clip_v1"
-all="image_size=48 seed=1000 tte=false"
-$sweep --out runs/search/lift+ $all lr=0.05,0.15,0.4
-$sweep --out runs/search/full_sai_mda --method full $all head_init=semantic augment=mda lr=0.03,0.1
-$sweep --out runs/search/full --method full $all lr=0.03,0.1,0.3
+sweep="liftplus sweep --data openmoji_lt --backbone mini_clip"
+all="seed=1000 tte=false"
 $sweep --out runs/search/adaptformer $all head_init=random augment=lift lr=0.05,0.15,0.4
-$sweep --out runs/search/linear_probe --method linear_probe $all lr=1.0,3.0
-$sweep --out runs/search/sai $all augment=lift lr=0.05,0.15
-$sweep --out runs/search/cross_entropy $all loss=cross_entropy lr=0.05,0.15
-# Again at the size of small.toml and studies.toml, for the two that most comparisons rest on.
-at32="image_size=32 seed=1000 tte=false"
-$sweep --out runs/search/lift+_32px $at32 lr=0.05,0.15,0.3
-$sweep --out runs/search/full_sai_mda_32px --method full $at32 head_init=semantic augment=mda lr=0.03,0.1,0.2
+$sweep --out runs/search/sai $all augment=lift lr=0.05,0.15,0.4
+$sweep --out runs/search/cross_entropy $all loss=cross_entropy lr=0.15,0.4,1.0
+$sweep --out runs/search/width_2 $all tuner.adaptformer.width=2 lr=0.15,0.4,1.0
+$sweep --out runs/search/width_32 $all tuner.adaptformer.width=32 lr=0.15,0.4,1.0
+# The best of three was at an end.
+$sweep --out runs/search/adaptformer_edge $all head_init=random augment=lift lr=1.0,2.0
+$sweep --out runs/search/width_2_edge $all tuner.adaptformer.width=2 lr=0.02,0.05
+$sweep --out runs/search/width_32_edge $all tuner.adaptformer.width=32 lr=0.02,0.05
+# Shorter and longer tails, and the share of the weights.
+ir4="imbalance_ratio=4 epochs=2 seed=1000 tte=false"
+ir200="imbalance_ratio=200 seed=1000 tte=false"
+$sweep --out runs/search/ir4_light $ir4 lr=0.15,0.4,1.0
+$sweep --out runs/search/ir4_full+ --method full+ $ir4 lr=0.01,0.03,0.1
+$sweep --out runs/search/ir200_light $ir200 lr=0.15,0.4,1.0
+$sweep --out runs/search/ir200_full+ --method full+ $ir200 lr=0.01,0.03,0.1
+for share in 0.0001 0.0086 0.1; do
+    $sweep --out runs/search/ir4_share_$share $ir4 tuner=aft tuner.aft.ratio=$share lr=0.15,0.4,1.0
+    $sweep --out runs/search/ir200_share_$share $ir200 tuner=aft tuner.aft.ratio=$share lr=0.15,0.4,1.0
+done
 # The control of studies.toml.
-none="image_size=32 imbalance_ratio=200 pretrained=false seed=1000 tte=false"
+none="$ir200 pretrained=false"
 $sweep --out runs/search/control_full --method full $none lr=0.03,0.1,0.3
 $sweep --out runs/search/control_light $none head_init=random augment=lift lr=0.05,0.15,0.4
-# The share of the weights: LIFT+'s rate is the best for the rule's share and for a tenth.
-aft="image_size=32 imbalance_ratio=200 seed=1000 tte=false tuner=aft"
-$sweep --out runs/search/share_rule $aft lr=0.05,0.15,0.4
-$sweep --out runs/search/share_0.1 $aft tuner.aft.ratio=0.1 lr=0.05,0.15,0.4
 # Photographs, from archives in the folder $1 if one is given; a tenth of the training images is set aside.
 [ -n "$1" ] || exit 0
 photos="liftplus sweep --data $1/tinyimagenet200_lt100.zip --backbone mini_clip_v1"

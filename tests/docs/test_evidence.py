@@ -240,3 +240,46 @@ def test_a_search_reaches_the_page(evidence: Any, tmp_path: Path) -> None:
     assert "| full | lr=0.03 | 60.0 | 60.0 | – | 60.0 | 60.0 | 7 |" in text
     assert "| full | **lr=0.1** | 70.0 | 70.0 | – | 70.0 | 70.0 | 7 |" in text
     assert "liftplus sweep --data photos lr=0.03,0.1\n" in text
+
+
+def test_distances_are_compared_with_the_first_run(
+    evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from liftplus.report.features import Distances
+
+    script = evidence.evidence_distances
+    counts = [200, 50, 10, 5, 3]
+    shape = {"between": 1.0, "shown": (), "likeness": ()}
+    bare = Distances("bare backbone", (0.5,) * 5, (0.5,) * 5, **shape)
+    tuned = {  # full fine-tuning adds to the gap of rare classes and loses accuracy there
+        "light": (Distances("light", (0.3,) * 5, (0.3, 0.3, 0.3, 0.3, 0.3), **shape), (90, 90, 90, 90, 90)),
+        "full": (Distances("full", (0.1,) * 5, (0.1, 0.2, 0.3, 0.4, 0.6), **shape), (95, 90, 80, 70, 50)),
+    }
+    data = SimpleNamespace(counts=lambda: counts, splits={"train": range(268)})
+    monkeypatch.setattr(script.sources, "load", lambda _: data)
+    monkeypatch.setattr(script.config, "from_dict", lambda _: SimpleNamespace(data=None))
+    monkeypatch.setattr(script, "grouped", lambda runs: runs)
+    monkeypatch.setattr(script.features, "measure", lambda runs, *_: ([bare, tuned[runs[0].folder.name][0]], []))
+
+    def read(folder: Path) -> Any:
+        classes = [SimpleNamespace(accuracy=float(value)) for value in tuned[folder.name][1]]
+        test = SimpleNamespace(tte=False, margins=(24, None), classes=classes)
+        return SimpleNamespace(folder=folder, config={}, tested=test, others=())
+
+    monkeypatch.setattr(script.read, "run", read)
+    first, light, full = script.measured([(name, 0, tmp_path / name) for name in tuned], tmp_path)
+    assert first["model"] == "bare backbone" and first["few"] == {"train": 0.5, "test": 0.5, "gap": 0.0}
+    assert full["few"] == {
+        "train": 0.1,
+        "test": pytest.approx(1.3 / 3, abs=1e-4),
+        "gap": pytest.approx(1 / 3, abs=1e-4),
+    }
+    assert full["rank_with_count"] == -1.0 and full["rank_with_accuracy"] == -1.0
+    assert light["rank_with_count"] is None and light["rank_with_accuracy"] is None
+
+    record = {"kind": "distances", "command": "c", "machine": {"cpu": "x", "cores": 2, "vectors": "v"}}
+    record |= {"versions": {key: ["1"] for key in VERSIONS}, "dates": ["2026-01-01"], "rows": [first, light, full]}
+    text = evidence.page({"distances": record})
+    assert "| `full` | 0.000 | 0.100 | 0.333 | -1.00 | -1.00 |" in text
