@@ -445,6 +445,18 @@ def test_the_styles_of_series_are_pairwise_different() -> None:
     assert [chart.HATCHES[one["pattern"]] for one in swatches] == [one.hatch for one in lines[:40]]
 
 
+def test_the_axes_keep_their_height_above_many_names() -> None:
+    heights = []
+    for count in (4, 40):
+        figure, (axes,) = chart.canvas()
+        for place in range(count):
+            axes.plot([1, 2], **chart.LineStyle.of(place).line, label=f"a run with quite a long name, number {place}")
+        chart.legend(figure, axes)
+        figure.draw_without_rendering()
+        heights.append(axes.get_position().height * figure.get_size_inches()[1])
+    assert heights[1] > 0.9 * heights[0] > 1
+
+
 # Machado, Oliveira & Fernandes 2009: what full protanopia and deuteranopia see, of linear RGB.
 SIGHT = {
     "usual": np.eye(3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ VARIABLES = (
     | {colour: f"--s{place}" for place, colour in enumerate(SERIES)}
     | {colour: f"--{name}" for name, colour in GROUPS.items()}
 )
+_LEGEND_LINE, _LEGEND_LINES = 0.2, 3  # height of a line in inches; the lines that a figure has room for
 _STYLE: Any = {
     "font.size": 9.5,
     "font.family": "sans-serif",
@@ -130,10 +132,12 @@ def dots(axes: Axes, points: NDArray[np.float64], style: LineStyle) -> None:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """The series' names below the axes, if there are any."""
+    """The series' names below the axes, if there are any. Many names make the figure higher."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         columns = max(1, min(len(labels), 4, int(60 // (max(map(len, labels)) + 7))))
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + _LEGEND_LINE * max(0, math.ceil(len(labels) / columns) - _LEGEND_LINES))
         with matplotlib.rc_context(_STYLE):
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
