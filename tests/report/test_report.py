@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import itertools
 import json
 import os
 import re
@@ -432,6 +433,55 @@ def test_drawings_take_the_pages_colours(tmp_path: Path) -> None:
     svg = chart.save(chart.Chart("x", "A <title>", "words & more", ("a",), [(1.0,)], figure), tmp_path)
     assert "var(--s0)" in svg and chart.SERIES[0] not in svg and chart.INK not in svg
     assert "&lt;b&gt;&amp;" in svg and "A &lt;title&gt;" in svg and "DejaVu" not in svg
+
+
+def test_the_styles_of_series_are_pairwise_different() -> None:
+    lines = [chart.LineStyle.of(place) for place in range(400)]
+    assert len({(one.colour, one.marker, str(one.dash)) for one in lines}) == 400
+    assert len({(one.colour, one.hatch) for one in lines[:40]}) == 40
+    assert len({one.colour for one in lines[:10]}) == len({one.marker for one in lines[:10]}) == 10
+    swatches = [chart.swatch(place) for place in range(40)]
+    assert [chart.SERIES[one["colour"]] for one in swatches] == [one.colour for one in lines[:40]]
+    assert [chart.HATCHES[one["pattern"]] for one in swatches] == [one.hatch for one in lines[:40]]
+
+
+def test_the_axes_keep_their_height_above_many_names() -> None:
+    heights = []
+    for count in (4, 40):
+        figure, (axes,) = chart.canvas()
+        for place in range(count):
+            axes.plot([1, 2], **chart.LineStyle.of(place).line, label=f"a run with quite a long name, number {place}")
+        chart.legend(figure, axes)
+        figure.draw_without_rendering()
+        heights.append(axes.get_position().height * figure.get_size_inches()[1])
+    assert heights[1] > 0.9 * heights[0] > 1
+
+
+# Machado, Oliveira & Fernandes 2009: what full protanopia and deuteranopia see, of linear RGB.
+SIGHT = {
+    "usual": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+
+
+def _lab(colour: str, sight: Any) -> Any:
+    """CIELAB of a colour as it is seen."""
+    rgb = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    linear = np.clip(np.array(sight) @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4), 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    x, y, z = np.cbrt(xyz / [0.9505, 1, 1.089])
+    return np.array([116 * y, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_the_colours_of_series_differ_also_to_the_colour_blind(sight: str) -> None:
+    css = (Path(chart.__file__).parent / "page.css").read_text(encoding="utf-8")
+    palettes = [re.findall(r"--s\d+: (#[0-9a-f]{6});", line) for line in css.splitlines() if "--s0:" in line]
+    assert palettes[0] == list(chart.SERIES) and palettes[1] == palettes[2] and len(palettes[1]) == 10
+    for palette in palettes[:2]:
+        seen = [_lab(colour, SIGHT[sight]) for colour in palette]
+        assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 10  # 2 is just visible
 
 
 def test_help_and_default_folder(command: Any, tmp_path: Path) -> None:

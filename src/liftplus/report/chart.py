@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -21,15 +22,19 @@ from numpy.typing import NDArray
 from liftplus.machine import disk
 
 INK, MUTED, GRID = "#1c2126", "#5f6973", "#dfe3e7"
-# Okabe & Ito's colours, some darkened to be visible on white. Each series also has its own marker and dash.
-SERIES = ("#0072b2", "#d55e00", "#00835f", "#b5487f", "#b27a00", "#3a8fc4", "#6b4fa0", "#6e6e6e")
-MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", (0, (1, 1.2)))
+# The first are Okabe & Ito's, darkened to be visible on white. All differ in lightness or hue to the colour-blind too.
+SERIES = (
+    *("#0072b2", "#d55e00", "#00835f", "#b5487f", "#882200"),
+    *("#112299", "#6699bb", "#333333", "#5566ee", "#661166"),
+)
+MARKERS, DASHES, HATCHES = "osD^vPX*<>", ("-", "--", "-.", (0, (1, 1.2))), ("", "///", "...", "xxx")
 GROUPS = {"many": "#33475b", "medium": "#7d93a7", "few": "#d0901a"}
 VARIABLES = (
     {INK: "--ink", MUTED: "--muted", GRID: "--grid"}
     | {colour: f"--s{place}" for place, colour in enumerate(SERIES)}
     | {colour: f"--{name}" for name, colour in GROUPS.items()}
 )
+_LEGEND_LINE, _LEGEND_LINES = 0.2, 3  # height of a line in inches; the lines that a figure has room for
 _STYLE: Any = {
     "font.size": 9.5,
     "font.family": "sans-serif",
@@ -59,22 +64,29 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class LineStyle:
-    """Colour, marker and dash of one series."""
+    """Colour, marker, dash and hatch of one series. 400 series have different lines, and 40 have different bars."""
 
     colour: str
     marker: str
     dash: Any
+    hatch: str
 
     @classmethod
     def of(cls, place: int) -> LineStyle:
         """The style of the series at this index in the report."""
-        turn = place // len(SERIES)
-        return cls(SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], DASHES[turn % len(DASHES)])
+        turn, colour = divmod(place, len(SERIES))
+        later, dash = divmod(turn, len(DASHES))
+        return cls(SERIES[colour], MARKERS[(colour + later) % len(MARKERS)], DASHES[dash], HATCHES[dash])
 
     @property
     def line(self) -> dict[str, Any]:
         """Matplotlib's arguments for a line."""
         return {"color": self.colour, "marker": self.marker, "linestyle": self.dash}
+
+    @property
+    def bar(self) -> dict[str, Any]:
+        """Matplotlib's arguments for a bar."""
+        return {"color": self.colour, "hatch": self.hatch, "edgecolor": GRID, "linewidth": 0}
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,12 @@ class Chart:
     figure: Figure
 
 
+def swatch(place: int) -> dict[str, int]:
+    """The numbers of a series' colour and pattern in page.css."""
+    turn, colour = divmod(place, len(SERIES))
+    return {"colour": colour, "pattern": turn % len(HATCHES)}
+
+
 def canvas(columns: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure in the common style, with panels side by side."""
     with matplotlib.rc_context(_STYLE):
@@ -114,10 +132,12 @@ def dots(axes: Axes, points: NDArray[np.float64], style: LineStyle) -> None:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """The series' names below the axes, if there are any."""
+    """The series' names below the axes, if there are any. Many names make the figure higher."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         columns = max(1, min(len(labels), 4, int(60 // (max(map(len, labels)) + 7))))
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + _LEGEND_LINE * max(0, math.ceil(len(labels) / columns) - _LEGEND_LINES))
         with matplotlib.rc_context(_STYLE):
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 

@@ -15,7 +15,7 @@ from liftplus.errors import UserError
 from liftplus.evaluation.differences import Answers, caveat, named
 from liftplus.evaluation.metrics import group_of
 from liftplus.report import read
-from liftplus.report.chart import SERIES
+from liftplus.report.chart import swatch
 from liftplus.report.judgement import Judgement
 from liftplus.report.read import Run
 from liftplus.report.series import MEASURES, Series, Spread, flat
@@ -38,8 +38,8 @@ DIFFERENCES = 40  # sentences on the page; the CSV has all differences
 
 
 def entry(series: Sequence[Series], place: int) -> dict[str, Any]:
-    """Label and colour of a series."""
-    return {"label": series[place].label, "colour": place % len(SERIES)}
+    """Label, colour and pattern of a series."""
+    return {"label": series[place].label} | swatch(place)
 
 
 def accuracy(series: Sequence[Series], judgement: Judgement) -> list[dict[str, Any]]:
@@ -189,9 +189,7 @@ def class_table(series: Sequence[Series]) -> tuple[list[dict[str, Any]], list[li
     ]
     found = [(place, values) for place, one in enumerate(series) if (values := one.per_class())]
     for place, _ in found:
-        columns.append(
-            {"key": f"s{place}", "title": series[place].label, "kind": "percent", "colour": place % len(SERIES)}
-        )
+        columns.append({"key": f"s{place}", "title": series[place].label, "kind": "percent"} | swatch(place))
     focus = best(series)
     columns.append({"key": "taken", "title": f"Often taken for ({focus.label})", "kind": "text"})
     taken: dict[int, str] = {}

@@ -95,7 +95,7 @@ def _separation(found: Sequence[Distances], styles: Sequence[LineStyle]) -> Char
     for place, (one, style) in enumerate(zip(found, styles, strict=True)):
         for offset, value, solid in ((-0.2, one.between, 1.0), (0.2, one.within, 0.4)):
             if value is not None:
-                axes.barh(place + offset, value, 0.36, color=style.colour, alpha=solid, linewidth=0)
+                axes.barh(place + offset, value, 0.36, alpha=solid, **style.bar)
                 word = "between" if solid == 1.0 else "within"
                 axes.annotate(f" {word} {value:.2f}", (value, place + offset), va="center", fontsize=8.5, color=MUTED)
     axes.set_yticks(range(len(found)), [_broken(one.label) for one in found])

@@ -87,12 +87,12 @@ def _bar(spread: Spread | None, interval: tuple[float, float] | None) -> _Bar | 
 
 
 def _bars(axes: Axes, keys: Sequence[str], series: Sequence[tuple[str, LineStyle, Sequence[_Bar | None]]]) -> None:
-    """Draw groups of bars, one colour per series. A missing value leaves a gap."""
+    """Draw groups of bars, one style per series. A missing value leaves a gap."""
     width = 0.8 / len(series)
     for place, (label, style, bars) in enumerate(series):
         at = [k + width * (place - (len(series) - 1) / 2) for k in range(len(keys))]
         held = [(x, bar) for x, bar in zip(at, bars, strict=True) if bar is not None]
-        axes.bar([x for x, _ in held], [bar.mean for _, bar in held], 0.88 * width, color=style.colour, label=label)
+        axes.bar([x for x, _ in held], [bar.mean for _, bar in held], 0.88 * width, label=label, **style.bar)
         wide = [(x, bar) for x, bar in held if bar.high > bar.low]
         if wide:
             reach = [[bar.mean - bar.low for _, bar in wide], [bar.high - bar.mean for _, bar in wide]]

@@ -159,7 +159,7 @@ def _features(draft: Draft, per_class: int, progress: Progress) -> list[Distance
     draft.problems += problems
     places = {one.label: place for place, one in enumerate(draft.series)}
     still = [place for place, one in enumerate(draft.series) if not one.config.get("tuner")]
-    styles = [LineStyle.of(still[0] if still else 7), *(LineStyle.of(places[d.label]) for d in found[1:])]
+    styles = [LineStyle.of(still[0] if still else len(places)), *(LineStyle.of(places[d.label]) for d in found[1:])]
     draft.add(*feature_figures.charts(found, draft.counts, styles))
     return found
 
