@@ -520,8 +520,8 @@ the gap with the number of training pictures. `added gap with accuracy` is that 
 accuracy, both minus those of the first run. The explanation asks for clearly negative numbers in both.
 
 **It does not hold here.** Full tuning widens the gap by about 0.01, but on frequent classes as much as on rare ones,
-and classes whose gap grew more did not lose more. Light tuning leaves the gap as it was. So full tuning loses its points
-on few-shot classes for a reason that these distances do not show, and there is no other measured explanation."""
+and classes whose gap grew more did not lose more. Light tuning leaves the gap as it was. So full tuning loses its
+points on few-shot classes for a reason that these distances do not show. There is no other measured explanation."""
 
 STARTS = """## Where the classifier starts without text
 
