@@ -2,7 +2,7 @@
 
 Two pictures of a class have a cosine distance in the features. The gap of a class is the mean over pairs of test
 pictures minus the mean over pairs of training pictures. The LIFT papers say that heavy tuning widens the gap of rare
-classes (arXiv 2309.10019, section 3). All pictures of both splits count, each as one centre crop without margin.
+classes (arXiv 2309.10019). All pictures of both splits count, each as one centre crop without margin.
 """
 
 from __future__ import annotations

@@ -65,10 +65,6 @@ class Part:
     def folder(self) -> Path:
         return self.path.parent if self.path.is_file() else self.path
 
-    def fingerprints(self) -> dict[str, str]:
-        """A fingerprint of each split's pictures; empty if the folder has no readable record."""
-        return changes.fingerprints(self.folder)
-
 
 def merge(
     parts: Sequence[Part], out: Path, session: Session, shares: Sequence[float] = (), start: float = 0.0
@@ -139,7 +135,7 @@ def refuse_different(one: Part, other: Part) -> None:
                 f"{start} {what} differ, {_shown(mine, theirs)}. Give runs with the same backbone, tuner, head and "
                 "classes."
             )
-    first, second = one.fingerprints(), other.fingerprints()
+    first, second = changes.fingerprints(one.folder), changes.fingerprints(other.folder)
     for split in ("test", "val"):
         if first and second and first.get(split) != second.get(split):
             raise UserError(
@@ -196,7 +192,7 @@ def start_of(part: Part, session: Session) -> dict[str, Tensor]:
             f"{name!r} was changed or merged after training, so its start cannot be rebuilt. Give the runs that it was "
             "made from, with --start."
         )
-    if (noted := part.fingerprints().get("train")) is None:
+    if (noted := changes.fingerprints(part.folder).get("train")) is None:
         raise UserError(
             f"{name!r} has no record of its training pictures ({CONFIG} is missing or damaged), so its start cannot "
             "be rebuilt. Give the folder that training wrote."
