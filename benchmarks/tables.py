@@ -346,7 +346,33 @@ def serving_soak_table(record: dict[str, Any]) -> str:
     return f"{caption(record)}{table(['', 'mini_clip, one crop'], rows)}"
 
 
+def browser_page_table(record: dict[str, Any]) -> str:
+    """Of browser_page.py: size, times, answers."""
+
+    def seconds(values: dict[str, float]) -> str:
+        return "{median:.1f} ({min:.1f}–{max:.1f})".format(**values)
+
+    rows = [
+        [
+            row["name"],
+            f"{row['bytes']['all'] / 1e6:.1f}",
+            f"{row['bytes']['model'] / 1e6:.1f}",
+            *(seconds(row["first_answer"][clock]) for clock in ("wall", "cpu")),
+            *(f"{1000 * row['each'][clock]:,.0f}" for clock in ("wall", "cpu")),
+            f"{row['same_class']:.0%} of {row['pictures']}",
+            f"{row['largest']:.1g}",
+        ]
+        for row in record["rows"]
+    ]
+    header = ["run", "folder, MB", "of it the model", "first answer, s", "its CPU s", "further ones, ms each", "CPU ms"]
+    header += ["same class", "largest difference"]
+    versions = record["versions"]
+    told = f"Chromium {versions['chromium']}, onnxruntime-web {versions['onnxruntime-web']}."
+    return f"{caption(record)}{told}\n\n{table(header, rows)}"
+
+
 KINDS = {
+    "browser-page": browser_page_table,
     "serving-rates": serving_rates_table,
     "serving-soak": serving_soak_table,
     "onnx-pictures": onnx_pictures_table,

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from liftplus.publishing import hub
+import web_runtime
+from liftplus.publishing import hub, onnxruntime_web
 
 from ..conftest import Command
 
@@ -38,6 +39,8 @@ def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch
     image.save(tmp_path / "picture.jpg", quality=95)
     image.save(tmp_path / "pictures" / "0.png")
     (tmp_path / "counts.json").write_text('{"fox": 120, "blue sky": 3, "green hill": 5}')
+    web_runtime.made_up(monkeypatch, tmp_path)  # tests/publishing/test_browser.py runs the real one
+    monkeypatch.setattr(onnxruntime_web, "_archive", lambda _tell: tmp_path / onnxruntime_web.ARCHIVE)
     hubs: dict[str, Path] = {}
 
     def push(run: Path, repo_id: str, **_options: Any) -> tuple[str, list[str]]:
@@ -68,6 +71,8 @@ def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch
     ended = command("predict", "runs/photos", "picture.jpg", "--out", "one.json", "--top-k", "1")
     assert ended.code == 0, ended.err
     (best,) = json.loads((tmp_path / "one.json").read_text())[0]["top"]
+    for folder in ("photos-page", "offline-page"):
+        assert (tmp_path / folder / "index.html").is_file()
     assert len(seen) == 2  # of the graph that takes crops, and of the one that takes pictures
     for told in seen:  # of the run's own five crops, which predict takes as well
         name, _, chance = told.strip().rpartition(" ")

@@ -64,7 +64,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "classes add": ("liftplus classes add runs/photos 'rare moth' --out runs/more",),
     "classes rename": ("liftplus classes rename runs/photos 'moth=emperor moth' --out runs/renamed",),
-    "export": ("liftplus export runs/photos --out photos.onnx", "liftplus export runs/photos --out photos.pt2"),
+    "export": (
+        "liftplus export runs/photos --out photos.onnx",
+        "liftplus export runs/photos --out photos.pt2",
+        "liftplus export runs/photos --page --out photos-page",
+    ),
     "push": ("liftplus push runs/photos me/photos",),
     "pull": ("liftplus pull me/photos --out runs/pulled",),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +28,8 @@ CHECKED = 100
 def export(
     run: Run,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="FILE.onnx or FILE.pt2; with --to or --format peft a new folder.")
+        Path,
+        typer.Option("--out", "-o", help="FILE.onnx or FILE.pt2; with --to, --page or --format peft a new folder."),
     ],
     form: Annotated[str | None, typer.Option("--format", "-f", help="onnx, pt2 or peft; default: by --out.")] = None,
     to: Annotated[
@@ -42,6 +43,11 @@ def export(
     with_preprocessing: Annotated[
         bool, typer.Option("--with-preprocessing", help="ONNX from decoded pictures of any size to class names.")
     ] = False,
+    page: Annotated[bool, typer.Option("--page", help="A folder with a page that answers in the browser.")] = False,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(help="With --page: folder or .tgz of npm's onnxruntime-web; default: fetched by npm, once."),
+    ] = None,
     check: Annotated[
         list[str] | None, typer.Option(help="Pictures to compare on; default: the run's test split. Repeatable.")
     ] = None,
@@ -50,12 +56,23 @@ def export(
         list[str] | None, typer.Option("--set", "-s", help="key=value, e.g. weights=PATH; repeatable.")
     ] = None,
 ) -> None:
-    """Export the model as ONNX or torch.export's .pt2, or for timm, open_clip or transformers; or its LoRA for peft."""
+    """Export the model as ONNX or torch.export's .pt2, for timm, open_clip or transformers, or as a page that answers.
+
+    Its LoRA can also be exported alone, for peft.
+    """
     from liftplus import console
     from liftplus.publishing import export as exporting
     from liftplus.publishing import preprocessing
     from liftplus.training import checkpoint
 
+    if runtime is not None and not page:
+        raise UserError(
+            f"--runtime is for the page alone, and --page was not given. Add --page, or leave {runtime} out."
+        )
+    if page:
+        _refuse_beside_page(out, to, form)
+        _export_page(run, out, runtime, _settings(run, change, prior, five_crops), check, as_json)
+        return
     if to is not None:
         if with_preprocessing:
             raise UserError(f"--with-preprocessing writes ONNX alone, and --to is {to}. Give one of the two.")
@@ -172,6 +189,45 @@ def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: lis
         console.out.print(note)
 
 
+def _refuse_beside_page(out: Path, to: str | None, form: str | None) -> None:
+    """Refuse another export, a folder that exists, and a name that no folder should have, before any work."""
+    from liftplus.machine import disk
+    from liftplus.publishing import export as exporting
+
+    for option, given in (("--to", to), ("--format", form)):
+        if given is not None:
+            raise UserError(f"--page and {option} {given} are two exports. Give one of the two.")
+    if out.suffix in exporting.SUFFIXES.values():
+        raise UserError(f"--page writes a folder, and --out is {str(out)!r}. Give a folder, or leave --page out.")
+    disk.refuse_existing(out)
+
+
+def _export_page(
+    run: Path, out: Path, runtime: Path | None, settings: RunConfig, check: list[str] | None, as_json: bool
+) -> None:
+    from liftplus import console
+    from liftplus.publishing import export as exporting
+    from liftplus.publishing import onnxruntime_web, preprocessing, to_page
+    from liftplus.training import checkpoint
+
+    exporting.required("onnx")
+    found = onnxruntime_web.found(runtime, lambda said: console.err.print(said, highlight=False))
+    session = options.session(settings)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    temperature = _temperature(session, trained)
+    store, split, source = _pictures(session, check)
+    sample = preprocessing.Sample(store, exporting.spread(split, CHECKED), settings.data.decode)
+    parity, likeness = to_page.export(trained, out, sample, session.progress, settings.evaluation, found, temperature)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    if as_json:
+        print(json.dumps({"folder": str(out), "bytes": size} | _figures(source, parity, likeness)))
+        return
+    console.out.print(
+        f"{out} has {size / 1e6:.1f} MB. Open {out / to_page.PAGE} in a browser, or put the folder on any server of "
+        f"files. {_compared(source, likeness)}"
+    )
+
+
 def _format(out: Path, form: str | None) -> Format:
     """The format, by the file's suffix. Raises UserError before any work if the file cannot be written."""
     from liftplus.machine import disk
@@ -211,12 +267,20 @@ def _tell_preprocessing(out: Path, source: str, parity: Parity, likeness: Likene
     from liftplus.publishing.export import beside
 
     if as_json:
-        told = {"file": str(out), "compared_on": source} | vars(likeness) | {"logits": vars(parity)}
-        print(json.dumps(told))
+        print(json.dumps({"file": str(out)} | _figures(source, parity, likeness)))
         return
     console.out.print(
-        f"{out} and {beside(out).name}: the graph takes decoded pictures of any size. On "
-        f"{counted(likeness.images, 'picture')} of {source} and {likeness.made} made from them in odd sizes, "
+        f"{out} and {beside(out).name}: the graph takes decoded pictures of any size. {_compared(source, likeness)}"
+    )
+
+
+def _figures(source: str, parity: Parity, likeness: Likeness) -> dict[str, Any]:
+    return {"compared_on": source} | vars(likeness) | {"logits": vars(parity)}
+
+
+def _compared(source: str, likeness: Likeness) -> str:
+    return (
+        f"On {counted(likeness.images, 'picture')} of {source} and {likeness.made} made from them in odd sizes, "
         f"probabilities differ from predict's in fp32 by at most {likeness.probability:.1e}, and "
         f"{likeness.same_class:.1%} have the same best class. Resized values differ from Pillow's by at most "
         f"{likeness.levels} of 255 ({likeness.changed:.2%} of them differ)."

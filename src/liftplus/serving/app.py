@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from liftplus.errors import UserError
+from liftplus.publishing.page import page
 from liftplus.runs.guesses import Guess, told
 from liftplus.serving import answers, reading
 from liftplus.serving.batching import Batcher
@@ -91,7 +92,7 @@ class Service:
         self.metrics = Metrics()
         self.stopping = False
         self._bytes = 0
-        self._page = files("liftplus.serving").joinpath("page.html").read_bytes()
+        self._page = page(files("liftplus.serving").joinpath("answering.html").read_text(encoding="utf-8"))
 
     def app(self) -> ASGIApp:
         """The application."""
