@@ -124,7 +124,7 @@ def test_it_answers_as_predict(
         largest = max(largest, *differences)
     with capsys.disabled():
         print(f"largest difference from {place}: {largest:.1e}")
-    assert largest < 2e-3
+    assert largest < 1e-3
     assert all(url.startswith((begin, "blob:", "data:")) for url in loaded(driver))
     assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 

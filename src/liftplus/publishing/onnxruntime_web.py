@@ -25,7 +25,7 @@ HASHES = {
     SCRIPT: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     BINARY: "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-"""SHA-256 of the files that are used. Versions before 1.24 cannot begin on a page that is opened from disk."""
+"""SHA-256 of the files that are used. Those of 1.23 cannot begin on a page that is opened from disk."""
 LICENCES = ("LICENSE", "ThirdPartyNotices.txt")
 """Files of the Python package; the npm package, which is made of the same sources, has none."""
 
