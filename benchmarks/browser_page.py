@@ -52,7 +52,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = harness.parser(__doc__)
     parser.add_argument("--shared", type=Path, required=True, help="where the zipped photographs are")
     parser.add_argument("--pictures", type=int, default=100)
-    parser.set_defaults(repeats=3)
+    parser.set_defaults(repeats=3, warm_up=0)
     return parser.parse_args(argv)
 
 
