@@ -1,9 +1,9 @@
 """recipe=auto: settings for data of any size, chosen from the number of training pictures.
 
 The papers' presets were made for 100,000 pictures in batches of 128. Fewer pictures give too few updates, so the batch
-shrinks with the square root of their number, the rate with the cube root of the batch, and very few pictures are trained
-on for more epochs. What a rate does to a backbone is measured (`safeguard`). docs/recipe.md says how the rule came about
-and on which data it was checked.
+shrinks with the square root of their number, the rate with the cube root of the batch, and few pictures are passed over
+more often. What a rate does to a backbone is measured (`safeguard`). docs/recipe.md says how the rule came about and on
+which data it was checked.
 """
 
 from __future__ import annotations
