@@ -90,7 +90,7 @@ CLOSING = """## Why some claims fail at 64 pixels
 * **Full tuning hurts rare classes** the more, the fewer images they have. On the rarest third it loses 0.7 ± 1.5,
   6.8 ± 2.3 and 13.2 ± 2.7 points where the smallest class has 50, 2 and 1 of the largest's 200 images. With 50 nothing
   can be measured, so "however many images they have" does not hold. Both methods have one rate for the first and the
-  last ratio, the best in the mean over both. At the last, 0.06 in place of 0.03 was better for full tuning by 0.9 points
+  last ratio, the best in the mean over both. At the last, 0.06 was better than 0.03 for full tuning by 0.9 points
   in the search (2.5 on few-shot classes, one seed). That would not close a gap of 13.
 * **Five crops whose patch grids coincide** still gain 0.9 points over one, and the interval reaches beyond the margin.
   There is no measured explanation. Grids that differ gain three times as much.
