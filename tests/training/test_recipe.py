@@ -246,7 +246,7 @@ def test_thirty_pictures_train_to_more_than_their_start(
     tmp_path: Path, command: Command, counts: tuple[int, ...]
 ) -> None:
     data = write_folder(tmp_path / "few", {"train": counts, "test": tuple(10 for _ in counts)})
-    ended = command("train", "--data", data, "--out", "run", "tte=false", "workers=0", "--json")
+    ended = command("train", "--data", data, "--out", "run", "epochs=10", "tte=false", "workers=0", "--json")
     assert ended.code == 0
     found = json.loads(ended.out)
     start = json.loads(Path("run/config.json").read_text())["start"]["held_out"]
