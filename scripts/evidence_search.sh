@@ -21,9 +21,12 @@ $sweep --out runs/search/width_32_edge $all tuner.adaptformer.width=32 lr=0.02,0
 ir4="imbalance_ratio=4 epochs=2 seed=1000 tte=false"
 ir200="imbalance_ratio=200 seed=1000 tte=false"
 $sweep --out runs/search/ir4_light $ir4 lr=0.15,0.4,1.0
-$sweep --out runs/search/ir4_full+ --method full+ $ir4 lr=0.01,0.03,0.1
+$sweep --out runs/search/ir4_full+ --method full+ $ir4 lr=0.03,0.1
 $sweep --out runs/search/ir200_light $ir200 lr=0.15,0.4,1.0
-$sweep --out runs/search/ir200_full+ --method full+ $ir200 lr=0.01,0.03,0.1
+$sweep --out runs/search/ir200_full+ --method full+ $ir200 lr=0.01,0.03
+# One more rate at both ratios, so that each has the same four.
+$sweep --out runs/search/ir4_full+_edge --method full+ $ir4 lr=0.01,0.06
+$sweep --out runs/search/ir200_full+_edge --method full+ $ir200 lr=0.06,0.1
 for share in 0.0001 0.0086 0.1; do
     $sweep --out runs/search/ir4_share_$share $ir4 tuner=aft tuner.aft.ratio=$share lr=0.15,0.4,1.0
     $sweep --out runs/search/ir200_share_$share $ir200 tuner=aft tuner.aft.ratio=$share lr=0.15,0.4,1.0

@@ -122,8 +122,10 @@ def test_a_loaded_model_is_tested_on_its_own_data(tmp_path: Path, command: Comma
     assert fitted.evaluate() == again.evaluate() == again.evaluate(flat) == fitted.evaluate(str(flat))
     assert fitted.evaluate().images == 5
     in_memory = liftplus.fit(pixels((2, 2, 1)), **QUICK)
-    with pytest.raises(UserError, match="images in memory"):
-        liftplus.load(in_memory.save("memory")).evaluate()
+    loaded = liftplus.load(in_memory.save("memory"))
+    for own in (loaded.evaluate, loaded.calibrate):
+        with pytest.raises(UserError, match=r"images in memory.*Give a path, or images and labels"):
+            own()
 
 
 def test_data_sets_and_images_give_the_model_that_the_folder_gives(place: Path, model: Model) -> None:

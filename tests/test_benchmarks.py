@@ -325,7 +325,7 @@ def test_builds_take_turns(tmp_path: Path) -> None:
 def test_the_page_on_settings_has_the_tables_of_its_study(script: Callable[[str], Any]) -> None:
     page = (ROOT / "docs" / "recipe.md").read_text()
     assert script("recipe_study").filled(page, BENCHMARKS / "results" / "recipe.jsonl") == page
-    assert page.count("| 17 clothes, ViT-S/14 |") == 2
+    assert page.count("| 17 clothes, ViT-S/14 |") == 3
 
 
 def test_the_page_on_speed_has_the_table_of_patches_left_out(script: Callable[[str], Any]) -> None:

@@ -141,8 +141,7 @@ class Model:
     def _to_test(self, data: Data | None, split: str, session: Session) -> DataSet:
         source = self.config.data.source
         if data is None or (isinstance(data, str | os.PathLike) and matching.same_data(os.fspath(data), source)):
-            if self.dataset is None and not source:
-                raise UserError("The model was fitted on images in memory. Give evaluate a path, or images and labels.")
+            self._refuse_lost_data()
             return self.dataset or matching.as_in_run(session.data(), self.trained.folder, split)
         if isinstance(data, str | os.PathLike):
             old = self.config.data
@@ -156,6 +155,14 @@ class Model:
         known = {label: names.get(matching.id_of(label, names), str(label)) for label in dict.fromkeys(labels)}
         made = from_images(images, labels, class_names=known)
         return replace(made, splits={"test": made.splits["train"]})
+
+    def _refuse_lost_data(self) -> None:
+        """Refuse a loaded model's own data where they were images in memory: its folder does not have them."""
+        if self.dataset is None and not self.config.data.source:
+            raise UserError(
+                "The model was fitted on images in memory, which its folder does not have. Give a path, or images and "
+                "labels."
+            )
 
     def calibrate(
         self, data: Data | None = None, *, split: str | None = None, share: float | None = None
@@ -185,6 +192,8 @@ class Model:
         (6, True)
         """
         own = data is None or (isinstance(data, str | os.PathLike) and self._trained_on(data))
+        if own:
+            self._refuse_lost_data()
         wanted = calibrating.Wanted(split, share, other_data=not own)
         dataset = self.dataset if own else self._to_test(data, split or "test", self.session)
         self.calibration, notes = calibrating.calibrate(self.session, self.trained, wanted, dataset, self.dataset)

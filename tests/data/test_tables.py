@@ -291,6 +291,25 @@ def test_names_and_splits_of_hugging_face(tmp_path: Path, png: Callable[..., byt
         loaded(tmp_path)
 
 
+def test_splits_whose_classes_were_numbered_apart_are_matched_by_name(
+    tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    """Hugging Face's class_encode_column numbers each split alone (datasets 5.2.0, findings/)."""
+    train, test = tmp_path / "train.parquet", tmp_path / "test.parquet"
+    hugging_face(train, png, [0, 1, 2, 2], ["ant", "bee", "cat"])
+    hugging_face(test, png, [1, 0, 1], ["ant", "cat"])
+    dataset = loaded(tmp_path)
+    assert dataset.class_ids == dataset.class_names == ("ant", "bee", "cat")
+    assert (dataset.counts(), dataset.counts("test")) == ((1, 1, 2), (1, 0, 2))
+    assert [dataset.class_names[k] for k in dataset.splits["test"].labels] == ["cat", "ant", "cat"]
+    assert "The tables number their classes differently, so classes are matched by their names." in dataset.notes
+    hugging_face(test, png, [1, 0], ["ant", "bee"])
+    assert loaded(tmp_path).class_ids == ("0", "1", "2"), "the numbers agree"
+    hugging_face(test, png, [1, 0], ["cat", "cat"])
+    with pytest.raises(UserError, match="One table calls class '0' 'ant', another 'cat'; keep one name"):
+        loaded(tmp_path)
+
+
 def test_other_columns_of_parquet(tmp_path: Path, png: Callable[..., bytes]) -> None:
     path = tmp_path / "a.parquet"
     assert totals(loaded(hugging_face(path, png, [0, 1], ["a", "b"], label="fine_label"))) == {"a": 1, "b": 1}

@@ -52,6 +52,8 @@ def test_what_a_difference_says(
     judged = verdicts.decide("n", claim(kind), [found(points, half, p, seeds)])
     assert judged.tests[0].verdict == judged.verdict == verdict
     assert judged.tests[0].margin == (None if kind == "better" else 1.0)
+    within = "" if kind == "better" else " with a margin of 1 point"
+    assert judged.tests[0].sentence().endswith(f"{verdict[:1].upper()}{verdict[1:]}{within}.")
 
 
 def test_an_adjustment_makes_nothing_easier() -> None:

@@ -48,6 +48,21 @@ def test_the_batch_grows_with_the_square_root_of_the_pictures(pictures: int, bat
     assert recipe.batch_size(pictures) == batch
 
 
+@pytest.mark.parametrize(
+    ("published", "pictures", "epochs"),
+    [(5, 0, 30), (5, 530, 30), (5, 1_125, 15), (5, 2_749, 6), (5, 3_201, 5), (10, 2_749, 10), (40, 20, 40), (0, 20, 0)],
+)
+def test_few_pictures_are_trained_on_until_16000_were_seen(published: int, pictures: int, epochs: int) -> None:
+    assert recipe.epochs(published, pictures) == epochs
+
+
+def test_epochs_that_are_given_stay(photos: Path) -> None:
+    dataset = sources.load(config.resolve(data=str(photos)).data)
+    assert recipe.settled(auto(str(photos)), dataset).train.epochs == recipe.MOST_EPOCHS
+    assert recipe.settled(auto(str(photos), "epochs=5"), dataset).train.epochs == 5
+    assert recipe.settled(auto(str(photos), method="closed_form"), dataset).train.epochs == 0
+
+
 def test_at_the_size_of_imagenet_lt_every_published_value_stands(photos: Path) -> None:
     dataset = sources.load(config.resolve(data=str(photos)).data)
     settings = auto(str(photos))
@@ -72,6 +87,7 @@ def test_what_is_given_is_never_touched(photos: Path) -> None:
         "train.batch_size=7",
         "train.schedule=epoch",
         "scale_rates=false",
+        "epochs=4",
         "go_back=false",
         "tuner.adaptformer.min_width=2",
         "head_init=class_mean",
@@ -230,7 +246,7 @@ def test_thirty_pictures_train_to_more_than_their_start(
     tmp_path: Path, command: Command, counts: tuple[int, ...]
 ) -> None:
     data = write_folder(tmp_path / "few", {"train": counts, "test": tuple(10 for _ in counts)})
-    ended = command("train", "--data", data, "--out", "run", "tte=false", "workers=0", "--json")
+    ended = command("train", "--data", data, "--out", "run", "epochs=10", "tte=false", "workers=0", "--json")
     assert ended.code == 0
     found = json.loads(ended.out)
     start = json.loads(Path("run/config.json").read_text())["start"]["held_out"]

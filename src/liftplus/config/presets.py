@@ -59,9 +59,7 @@ def resolve(
     known = {*flat(run), *PARTS} if run.train.epochs else set()
     if _settings(method).get("head_init") != "semantic" or run.head.name == "joint":
         known.discard("head_init")
-    if run.train.minutes is None:
-        known.discard("train.epochs")
-    elif recipe != "auto" or "train.epochs" not in run.automatic:
+    if run.train.minutes is not None and (recipe != "auto" or "train.epochs" not in run.automatic):
         raise UserError("train.minutes chooses the epochs: leave epochs out, and give recipe=auto.")
     return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key in known)})
 

@@ -160,6 +160,28 @@ class _Part:
     names: dict[str, str] | None
     notes: tuple[str, ...] = ()
 
+    def by_name(self, path: Path) -> _Part:
+        """The same with names in place of the numbers that the table declares."""
+        names, place = self.names or {}, manifest.find_columns(self.cells.header, path)["label"]
+        rows = [
+            (line, [*row[:place], names.get(row[place], row[place]), *row[place + 1 :]])
+            for line, row in self.cells.rows
+        ]
+        return replace(self, cells=Cells(self.cells.header, rows), names=None)
+
+
+def _numbered_apart(parts: Sequence[_Part]) -> bool:
+    """Whether one number means different classes in different tables, and each table names all of its own apart.
+
+    Hugging Face's `class_encode_column` numbers the classes of each split alone: a class that the test split lacks
+    moves the numbers of all classes after it.
+    """
+    declared = [part.names for part in parts if part.names]
+    if len(declared) < len(parts) or any(len({*names.values()}) < len(names) for names in declared):
+        return False
+    first: dict[str, str] = {}
+    return any(first.setdefault(number, name) != name for names in declared for number, name in names.items())
+
 
 def read(files: Files, found: bool = False) -> tuple[Table, ParquetStore | None]:
     """The table of all files, and the store of the pictures where they are in the tables.
@@ -169,7 +191,7 @@ def read(files: Files, found: bool = False) -> tuple[Table, ParquetStore | None]
         found: whether liftplus found the files itself; a note then lists them.
     """
     root = os.path.commonpath([path.parent for paths in files.values() for path in paths])
-    tables: list[Table] = []
+    parts: list[tuple[str, Path, str, _Part]] = []
     embedded: list[tuple[str, Path, str]] = []
     notes: tuple[str, ...] = ()
     used: dict[str, list[str]] = {}
@@ -181,10 +203,14 @@ def read(files: Files, found: bool = False) -> tuple[Table, ParquetStore | None]
                 notes += (f"{path.name} has no labels and was left out.",)
                 continue
             used.setdefault(split, []).append(start)
-            tables.append(manifest.table(part.cells, path, split, part.names))
+            parts.append((split, path, start, part))
             notes += tuple(note for note in part.notes if note not in notes)
             if part.pictures is not None:
                 embedded.append((start, path, part.pictures))
+    if _numbered_apart([part for *_, part in parts]):
+        parts = [(split, path, start, part.by_name(path)) for split, path, start, part in parts]
+        notes += ("The tables number their classes differently, so classes are matched by their names.",)
+    tables = [manifest.table(part.cells, path, split, part.names) for split, path, _, part in parts]
     if embedded and len(embedded) < len(tables):
         raise UserError(f"{root}: some tables hold pictures and some hold paths; give tables of one kind.")
     joined = combined(tables)

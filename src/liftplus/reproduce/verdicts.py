@@ -94,9 +94,10 @@ class Contrasted:
         """The result in words."""
         if self.difference is None:
             return f"{self.better} against {self.worse}, {self.metric}: {self.verdict}. {self.why}".rstrip()
-        points = f"{self.margin:g} {agreeing(self.margin or 0, 'point')}"
-        margin = "" if self.margin is None else f" with a margin of {points}"
-        return f"{self.difference.sentence()} {self.verdict[:1].upper()}{self.verdict[1:]}{margin}."
+        verdict = f"{self.verdict[:1].upper()}{self.verdict[1:]}"
+        if self.margin is not None:
+            verdict += f" with a margin of {self.margin:g} {agreeing(self.margin, 'point')}"
+        return f"{self.difference.sentence()} {verdict}."
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """recipe=auto: settings for data of any size, chosen from the number of training pictures.
 
 The papers' presets were made for 100,000 pictures in batches of 128. Fewer pictures give too few updates, so the batch
-shrinks with the square root of their number, and the rate with the cube root of the batch. What a rate does to a
-backbone is measured (`safeguard`). docs/recipe.md says how the rule came about and on which data it was checked.
+shrinks with the square root of their number, the rate with the cube root of the batch, and few pictures are passed over
+more often. What a rate does to a backbone is measured (`safeguard`). docs/recipe.md says how the rule came about and on
+which data it was checked.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LARGE = 100_000
 """From this many training pictures on, the published batch and rate are used."""
 BATCHES = (16, 128)
 MOST_EPOCHS = 30
+SEEN = 16_000
+"""Pictures that training passes over at least, each counted in every epoch, as far as `MOST_EPOCHS` allows."""
 ESTIMATED = 100
 """From this many optimiser steps on, a run's length is predicted by timing a few steps."""
 WIDTH = 8
@@ -46,6 +49,7 @@ def settled(config: RunConfig, dataset: DataSet) -> RunConfig:
     published = resolve(data=config.data.source, backbone=config.backbone.name, method=config.method).train.lr
     chosen: dict[str, Any] = {
         "train.batch_size": batch,
+        "train.epochs": epochs(config.train.epochs, count),
         "train.lr": published * factor(batch),
         "train.schedule": "step" if small else "epoch",
         "train.scale_rates": True,
@@ -131,6 +135,11 @@ def batch_size(pictures: int) -> int:
     least, most = BATCHES
     wanted = most * math.sqrt(max(pictures, 1) / LARGE)
     return min(most, max(least, 2 ** round(math.log2(wanted))))
+
+
+def epochs(published: int, pictures: int) -> int:
+    """The published number, or as many as `SEEN` pictures take, but at most 30; 0 stays 0."""
+    return published and max(published, min(MOST_EPOCHS, math.ceil(SEEN / max(pictures, 1))))
 
 
 def factor(batch: int) -> float:
