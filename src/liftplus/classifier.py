@@ -43,7 +43,7 @@ class LiftPlusClassifier(ClassifierMixin, BaseEstimator):
     Args:
         backbone: a name from `liftplus info`.
         method: lift+, lift, linear_probe, linear_probe+, full, full+, closed_form or zeroshot.
-        epochs: number of epochs. For this and the next two, None leaves the choice to the method.
+        epochs: number of epochs. For this and the next two, None leaves the choice to the recipe.
         lr: initial learning rate.
         batch_size: images per optimiser step.
         class_names: a name for each label, for the text encoder. By default, labels that are text are the names.

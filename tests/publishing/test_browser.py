@@ -49,7 +49,7 @@ def folder(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     liftplus.fit(photos, epochs=0, **EXACT).save(root / "run")
     with pytest.MonkeyPatch.context() as patch, suppress(SystemExit):
         patch.setenv("LIFTPLUS_CACHE", str(root / "cache"))
-        given = ("--out", root / "page", "--page", "--five-crops", "--prior", root / "counts.json", "--quiet")
+        given = ("--out", root / "page", "--page", "--five-crops", "--prior", root / "counts.json")
         patch.setattr(sys, "argv", ["liftplus", "export", *map(str, (root / "run", *given))])
         cli.main()
     return root
