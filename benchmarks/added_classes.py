@@ -4,9 +4,9 @@
     python benchmarks/added_classes.py write
 
 Ten classes are left out in turn, with three seeds, of two of the sets of start_study.py. One run is trained without the
-class, which is then added with `classes add`; the other is trained with five pictures of it. Both are measured on the
-whole test split with one crop: the new class, and the mean over the old ones. One line a class and seed is appended;
-lines that are there are left out. `write` puts the table into docs/export.md.
+class, which is then added with `classes add`; the other is trained with five pictures of it. Both train for five epochs
+and are measured on the whole test split with one crop: the new class, and the mean over the old ones. One line a class
+and seed is appended; lines that are there are left out. `write` puts the table into docs/export.md.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def one(pair: Pair, dataset: DataSet, new: int, seed: int) -> dict[str, Any]:
     """Both ways for one class and seed."""
     without, whole, few = parts(dataset, new, seed)
     last = whole.num_classes - 1
-    named: dict[str, Any] = {"seed": seed, "workers": 0, "tte": False, "image_size": pair.image_size}
+    named: dict[str, Any] = {"seed": seed, "epochs": 5, "workers": 0, "tte": False, "image_size": pair.image_size}
     with tempfile.TemporaryDirectory() as folder:
         joint = liftplus.fit(whole, pair.backbone, METHOD, **named)
         line = {"trained": accuracies(joint.trained, whole, joint.session.runtime, last)}

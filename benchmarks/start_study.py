@@ -8,7 +8,7 @@
 `search` trains each start with a third, the whole and three times the rate of recipe=auto, with a seed of its own, and
 measures a fifth of the training pictures that is kept aside. `test` takes the best of these rates, or that of
 recipe=auto where they were not all tried. It trains with three seeds and measures the test split before and after,
-once, with one crop. Everything else is as recipe=auto chooses.
+once, with one crop. Training has five epochs; everything else is as recipe=auto chooses.
 The last one puts the table into docs/evidence.md. `name_bridge.py` says where the sentence encoder comes from.
 
 The first two append one line a run and leave out those whose line is there; several may run side by side (--part 0/2,
@@ -75,7 +75,7 @@ def best_rate(pair: str, start: str, found: list[dict[str, Any]]) -> float:
 
 def one(pair: Pair, data: str, stage: str, start: str, rate: float, seed: int, vit: Path) -> dict[str, Any]:
     """One run: measured, trained and measured again."""
-    settings = [f"seed={seed}", "recipe=auto", f"head_init={start}"]
+    settings = [f"seed={seed}", "recipe=auto", "epochs=5", f"head_init={start}"]
     settings += ["head=linear"] if start == "lda" else []
     settings += ["val_share=0.2"] if stage == "search" else []
     session, dataset = prepared(pair, data, settings, vit)
