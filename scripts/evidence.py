@@ -534,8 +534,9 @@ STARTS = """## Where the classifier starts without text
 Without a text tower the papers start the classifier from class means. This study compares other starts, on small
 subsets of three data sets, with three backbones, three seeds, five epochs and one crop; all other settings are by
 `recipe=auto`. The rate was searched for each start (a third, the whole and three times the recipe's) on a fifth of
-the training pictures, with another seed. That part has 52 to 74 pictures, so the search is noisy. `benchmarks/start_study.py` made
-the rows (`benchmarks/results/starts.jsonl`) on a CPU with bf16 units. "Alone" is the start before training.
+the training pictures, with another seed. That part has 52 to 74 pictures, so the search is noisy.
+`benchmarks/start_study.py` made the rows (`benchmarks/results/starts.jsonl`) on a CPU with bf16 units. "Alone" is the
+start before training.
 
 * **Ridge regression is far better than class means on the ViT**, by 19 to 21 points before training and by 2 to 8
   after it. On EfficientNet-Lite0 and mini_clip_v1 it is 1 to 3 points better before training. After it, it is level
