@@ -12,10 +12,10 @@
 
 `test` trains both recipes with three seeds and measures the test split once, with one crop. `search` trains the
 settings of `GRID` (and of `NAMES_ALONE`) with a seed of its own, and measures a fifth of the training pictures that is
-kept aside. `best` tests each pair's best setting of that search as `test` does. `epochs` tests more epochs of recipe=auto
-on few pictures; `longer` shows them beside the five of `test`. `left-out` chooses the factor of the published rate at
-batch 16 on all pairs but one, by the search, and says what it loses on that one. `write` puts all tables into
-docs/recipe.md.
+kept aside. `best` tests each pair's best setting of that search as `test` does. `epochs` tests more epochs of
+recipe=auto on few pictures; `longer` shows them beside the five of `test`. `left-out` chooses the factor of the
+published rate at batch 16 on all pairs but one, by the search, and says what it loses on that one. `write` puts all
+tables into docs/recipe.md.
 
 The first four append one line a run to benchmarks/results/recipe.jsonl and leave out runs whose line is there, so that
 they go on where they were stopped; several may run side by side (--part 0/2, 1/2). The pairs are subsets of the data in

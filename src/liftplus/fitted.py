@@ -139,9 +139,7 @@ class Model:
         return testing.measure(session, self.network, dataset, split, counts, temperature=temperature)[1]
 
     def _to_test(self, data: Data | None, split: str, session: Session) -> DataSet:
-        source = self.config.data.source
-        if data is None or (isinstance(data, str | os.PathLike) and matching.same_data(os.fspath(data), source)):
-            self._refuse_lost_data()
+        if self._is_own(data) or data is None:
             return self.dataset or matching.as_in_run(session.data(), self.trained.folder, split)
         if isinstance(data, str | os.PathLike):
             old = self.config.data
@@ -156,13 +154,19 @@ class Model:
         made = from_images(images, labels, class_names=known)
         return replace(made, splits={"test": made.splits["train"]})
 
-    def _refuse_lost_data(self) -> None:
-        """Refuse a loaded model's own data where they were images in memory: its folder does not have them."""
-        if self.dataset is None and not self.config.data.source:
+    def _is_own(self, data: Data | None) -> bool:
+        """Whether these are the data that the model was fitted on; None stands for them.
+
+        Raises:
+            UserError: they are, and were images in memory, which the folder of a loaded model does not have.
+        """
+        own = data is None or (isinstance(data, str | os.PathLike) and self._trained_on(data))
+        if own and self.dataset is None and not self.config.data.source:
             raise UserError(
                 "The model was fitted on images in memory, which its folder does not have. Give a path, or images and "
                 "labels."
             )
+        return own
 
     def calibrate(
         self, data: Data | None = None, *, split: str | None = None, share: float | None = None
@@ -191,9 +195,7 @@ class Model:
         >>> len(found.sets), {name for members in found.sets for name in members} <= set(calibrated.class_names)
         (6, True)
         """
-        own = data is None or (isinstance(data, str | os.PathLike) and self._trained_on(data))
-        if own:
-            self._refuse_lost_data()
+        own = self._is_own(data)
         wanted = calibrating.Wanted(split, share, other_data=not own)
         dataset = self.dataset if own else self._to_test(data, split or "test", self.session)
         self.calibration, notes = calibrating.calibrate(self.session, self.trained, wanted, dataset, self.dataset)

@@ -151,15 +151,12 @@ def _one_crop(five_crops: bool | None, change: list[str] | None, to: str) -> boo
 
 def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: list[str] | None, as_json: bool) -> None:
     from liftplus import console
-    from liftplus.machine import disk
     from liftplus.publishing import export as exporting
     from liftplus.publishing import moving
     from liftplus.training import checkpoint
 
     library = moving.required(to)
-    if out.suffix in exporting.SUFFIXES.values():
-        raise UserError(f"--to {to} writes a folder, and --out is {str(out)!r}. Give a folder, or leave --to out.")
-    disk.refuse_existing(out)
+    _check_folder(out, "--to", to)
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
     moved = trained.config.model_copy(update={"backbone": settings.backbone})  # weights may lie elsewhere by now
@@ -191,14 +188,25 @@ def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: lis
 
 def _refuse_beside_page(out: Path, to: str | None, form: str | None) -> None:
     """Refuse another export, a folder that exists, and a name that no folder should have, before any work."""
-    from liftplus.machine import disk
-    from liftplus.publishing import export as exporting
-
     for option, given in (("--to", to), ("--format", form)):
         if given is not None:
             raise UserError(f"--page and {option} {given} are two exports. Give one of the two.")
+    _check_folder(out, "--page")
+
+
+def _check_folder(out: Path, option: str, value: str = "") -> None:
+    """Refuse a folder that exists, and a name that no folder should have.
+
+    Args:
+        option: the one that asks for a folder.
+        value: what was given to it.
+    """
+    from liftplus.machine import disk
+    from liftplus.publishing import export as exporting
+
     if out.suffix in exporting.SUFFIXES.values():
-        raise UserError(f"--page writes a folder, and --out is {str(out)!r}. Give a folder, or leave --page out.")
+        given = f"{option} {value}".rstrip()
+        raise UserError(f"{given} writes a folder, and --out is {str(out)!r}. Give a folder, or leave {option} out.")
     disk.refuse_existing(out)
 
 

@@ -191,7 +191,7 @@ def read(files: Files, found: bool = False) -> tuple[Table, ParquetStore | None]
         found: whether liftplus found the files itself; a note then lists them.
     """
     root = os.path.commonpath([path.parent for paths in files.values() for path in paths])
-    parts: list[tuple[str, Path, str, _Part]] = []
+    parts: list[tuple[str, Path, _Part]] = []
     embedded: list[tuple[str, Path, str]] = []
     notes: tuple[str, ...] = ()
     used: dict[str, list[str]] = {}
@@ -203,14 +203,14 @@ def read(files: Files, found: bool = False) -> tuple[Table, ParquetStore | None]
                 notes += (f"{path.name} has no labels and was left out.",)
                 continue
             used.setdefault(split, []).append(start)
-            parts.append((split, path, start, part))
+            parts.append((split, path, part))
             notes += tuple(note for note in part.notes if note not in notes)
             if part.pictures is not None:
                 embedded.append((start, path, part.pictures))
     if _numbered_apart([part for *_, part in parts]):
-        parts = [(split, path, start, part.by_name(path)) for split, path, start, part in parts]
+        parts = [(split, path, part.by_name(path)) for split, path, part in parts]
         notes += ("The tables number their classes differently, so classes are matched by their names.",)
-    tables = [manifest.table(part.cells, path, split, part.names) for split, path, _, part in parts]
+    tables = [manifest.table(part.cells, path, split, part.names) for split, path, part in parts]
     if embedded and len(embedded) < len(tables):
         raise UserError(f"{root}: some tables hold pictures and some hold paths; give tables of one kind.")
     joined = combined(tables)
