@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -40,16 +41,18 @@ answer(new File([bytes], name)).then(done);
 
 @pytest.fixture(scope="module")
 def folder(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three classes, not trained, and its page beside it; and pictures of all kinds."""
+    """A run of three classes, calibrated but not trained, and its page beside it; and pictures of all kinds."""
     pytest.importorskip("onnxruntime")
     root = tmp_path_factory.mktemp("exported")
     web_runtime.real(root / "cache")
-    photos = write_folder(root / "photos", {"train": (3, 2, 2), "test": (2, 1, 1)})
+    photos = write_folder(root / "photos", {"train": (3, 2, 2), "val": (9, 8, 6), "test": (2, 1, 1)})
     (root / "counts.json").write_text('{"red square": 5, "green hill": 3, "blue sky": 1}')
-    liftplus.fit(photos, epochs=0, **EXACT).save(root / "run")
+    model = liftplus.fit(photos, epochs=0, tte=True, prior=root / "counts.json", **EXACT)
+    model.calibrate()
+    model.save(root / "run")
     with pytest.MonkeyPatch.context() as patch, suppress(SystemExit):
         patch.setenv("LIFTPLUS_CACHE", str(root / "cache"))
-        given = ("--out", root / "page", "--page", "--five-crops", "--prior", root / "counts.json")
+        given = ("--out", root / "page", "--page", "--five-crops", "--sets", 0.6, "--sets-by", "all", "--unknown", 0.1)
         patch.setattr(sys, "argv", ["liftplus", "export", *map(str, (root / "run", *given))])
         cli.main()
     return root
@@ -70,6 +73,7 @@ def pictures(folder: Path) -> list[Path]:
     drawn(4, (700, 90)).convert("L").save(made / "grey.jpg")
     drawn(5, (301, 407)).save(made / "profile.jpg", icc_profile=swapped_profile())
     drawn(6, (40, 33)).save(made / "small.webp", quality=80)
+    shutil.copy(folder / "photos" / "test" / "red_square" / "0.png", made / "known.png")
     return sorted(made.iterdir())
 
 
@@ -115,10 +119,14 @@ def test_it_answers_as_predict(
     loaded(driver)
     begin = (folder / "page").as_uri() + "/" if place == "disk" else address
     driver.get(f"{begin}index.html")
-    found = liftplus.load(folder / "run", **EXACT, prior=folder / "counts.json").predict(pictures, tte=True)
+    found = liftplus.load(folder / "run", **EXACT).predict(pictures, sets=0.6, sets_by="all", unknown=0.1)
+    assert found.sets is not None and found.unknown is not None and len(set(found.unknown.tolist())) == 2
     largest = 0.0
-    for file, names, chances in zip(pictures, found.names, found.probabilities, strict=True):
-        top = asked(driver, file)["top"]
+    rows = zip(pictures, found.names, found.probabilities, found.sets, found.unknown, strict=True)
+    for file, names, chances, members, unknown in rows:
+        told = asked(driver, file)
+        top = told["top"]
+        assert told["set"] == list(members) and told["unknown"] == unknown, file.name
         assert [entry["class"] for entry in top] == list(names), file.name
         differences = [abs(entry["probability"] - chance) for entry, chance in zip(top, chances, strict=True)]
         largest = max(largest, *differences)
@@ -140,6 +148,7 @@ def test_pictures_are_chosen_and_shown(folder: Path, pictures: list[Path], drive
     texts = shown(driver, 4)
     assert [text.splitlines()[0] for text in texts] == [file.name for file in files]
     assert "red square" in texts[0] and "%" in texts[0] and "red square" in texts[3]
+    assert "Set: " in texts[0] and any("It is probably of no known class." in text for text in texts)
     assert "cut.jpg cannot be read as an image by this browser." in texts[1] and "cannot be read" in texts[2]
     assert driver.execute_script("return window.evil") is None
     assert driver.find_element("id", "state").text == "4 pictures answered."

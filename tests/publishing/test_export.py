@@ -222,7 +222,7 @@ def test_the_written_recipe_gives_the_logits_of_testing(
     """The page's own lines cut pictures by what the file says; the graph's module then gives what testing computes."""
     run = trained(backbone_of("timm_vit"), "lora")
     monkeypatch.chdir(tmp_path)
-    about = export.description(run, evaluation, [])
+    about = export.description(run, evaluation, [], export.Deployed(run.model, five_crops=evaluation.tte))
     noisy = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -280,7 +280,7 @@ def test_the_command_exports_what_predict_answers(
 
     def write(deployed: export.Deployed, _example: Any, file: Path, *_: Any) -> Any:
         file.write_bytes(b"a graph takes seconds to write")
-        return lambda batch: deployed(batch)[0]
+        return deployed
 
     monkeypatch.setattr(export, "_write", write)
     settings = {"epochs": 0, "precision": "fp32", "cache": False, "workers": 0, "prior": "uniform"}

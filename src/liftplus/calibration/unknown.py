@@ -109,7 +109,7 @@ class Views:
     Attributes:
         logits: [N, C].
         margin: mean distance to the decision boundaries [N]; None without training features.
-        mean: cosine to the nearest class mean [N]; None without training features.
+        mean: cosine to the nearest class mean [N]; None without class means.
         nearest: cosine to the nearest training feature [N]; None without training features.
         relative: squared distance from the mean of all less that from the nearest class mean, both whitened [N]; None
             without training features.
@@ -124,14 +124,24 @@ class Views:
     @classmethod
     def of(cls, logits: Tensor, features: Tensor, reference: Reference | None) -> Views:
         """From logits [N, C] and features [N, D]; `reference` is None if there are no training features."""
+        parts = zip(logits.split(_PIECE), features.split(_PIECE), strict=True)
+        found = [vars(cls.at_once(z, h, reference)) for z, h in parts]
+
+        def joined(name: str) -> Tensor | None:
+            return None if found[0][name] is None else torch.cat([part[name] for part in found])
+
+        return cls(logits.float(), *(joined(name) for name in ("margin", "mean", "nearest", "relative")))
+
+    @classmethod
+    def at_once(cls, logits: Tensor, features: Tensor, reference: Reference | None) -> Views:
+        """`of` for a batch, in operations that a graph can hold."""
         logits = logits.float()
         if reference is None:
             return cls(logits)
         features = features.float()
         unit, means = F.normalize(features, dim=-1), F.normalize(reference.means, dim=-1)
         away = features - reference.centre
-        margin = torch.cat([_boundaries(z, reference.rows) for z in logits.split(_PIECE)])
-        margin = margin / away.norm(dim=-1).clamp(min=1e-12)
+        margin = _boundaries(logits, reference.rows) / away.norm(dim=-1).clamp(min=1e-12)
         relative = _relative(away, reference) if len(reference.whitened) else None
         return cls(logits, margin, _nearest(unit, means), _nearest(unit, reference.bank), relative)
 
@@ -144,20 +154,17 @@ class Views:
         return Views(self.logits[pictures], own(self.margin), own(self.mean), own(self.nearest), own(self.relative))
 
 
-def _nearest(unit: Tensor, others: Tensor) -> Tensor:
-    """The greatest cosine of each unit row [N, D] with one of the others [M, D]; -1 without others."""
-    found = torch.full((len(unit),), -1.0)
-    for rows, own in zip(unit.split(_PIECE), found.split(_PIECE), strict=True):
-        for first in range(0, len(others), _PIECE):
-            own.copy_(torch.maximum(own, (rows @ others[first : first + _PIECE].float().T).amax(1)))
-    return found
+def _nearest(unit: Tensor, others: Tensor) -> Tensor | None:
+    """The greatest cosine of each unit row [N, D] with one of the others [M, D]; None without others."""
+    if not len(others):
+        return None
+    return torch.stack([(unit @ part.float().T).amax(1) for part in others.split(_PIECE)]).amax(0)
 
 
 def _relative(away: Tensor, reference: Reference) -> Tensor:
     """`Views.relative` from features less the centre [N, D]."""
     within, every = (away @ one.T for one in reference.whiten)
-    nearest = [torch.cdist(rows, reference.whitened).square().amin(-1) for rows in within.split(_PIECE)]
-    return every.square().sum(-1) - torch.cat(nearest)
+    return every.square().sum(-1) - _squared_distances(within, reference.whitened).amin(-1)
 
 
 def _boundaries(logits: Tensor, rows: Tensor) -> Tensor:
@@ -165,9 +172,16 @@ def _boundaries(logits: Tensor, rows: Tensor) -> Tensor:
     top, best = logits.max(-1)
     gaps = top[:, None] - logits
     if len(rows):
-        apart = torch.cdist(rows[best], rows, compute_mode="donot_use_mm_for_euclid_dist")
-        gaps = gaps / apart.clamp(min=1e-8)
+        gaps = gaps / _squared_distances(rows[best], rows).sqrt().clamp(min=1e-8)
     return gaps.sum(-1) / max(1, logits.shape[1] - 1)
+
+
+def _squared_distances(some: Tensor, others: Tensor) -> Tensor:
+    """Between rows [N, D] and [M, D], fp32 [N, M]."""
+    # In fp32 these differences would lose distances between rows that are close; ONNX has no other quick way.
+    some, others = some.double(), others.double()
+    apart = some.square().sum(-1)[:, None] + others.square().sum(-1) - 2 * some @ others.T
+    return apart.clamp(min=0).float()
 
 
 def _entropy(views: Views) -> Tensor:

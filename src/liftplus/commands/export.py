@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import AsJson, FiveCrops, Run
+from liftplus.commands.options import Alarms, AsJson, ClassShare, Coverage, FiveCrops, Run, SetsBy
 from liftplus.errors import UserError
 from liftplus.words import counted
 
 if TYPE_CHECKING:
+    from liftplus.calibration.promised import Promised
     from liftplus.config import RunConfig
     from liftplus.data.dataset import Split, Store
     from liftplus.publishing.export import Format, Parity
     from liftplus.publishing.preprocessing import Likeness
+    from liftplus.runs.guesses import Promises
     from liftplus.runs.opening import Session
     from liftplus.training.checkpoint import Trained
 
@@ -48,6 +50,10 @@ def export(
         Path | None,
         typer.Option(help="With --page: folder or .tgz of npm's onnxruntime-web; default: fetched by npm, once."),
     ] = None,
+    coverage: Coverage = None,
+    sets_by: SetsBy = "group",
+    class_share: ClassShare = 0.5,
+    alarms: Alarms = None,
     check: Annotated[
         list[str] | None, typer.Option(help="Pictures to compare on; default: the run's test split. Repeatable.")
     ] = None,
@@ -69,9 +75,15 @@ def export(
         raise UserError(
             f"--runtime is for the page alone, and --page was not given. Add --page, or leave {runtime} out."
         )
+    promises = options.promises(coverage, sets_by, class_share, alarms)
+    if promises.any and (to is not None or form == "peft"):
+        where = f"--to {to}" if to is not None else "--format peft"
+        raise UserError(
+            f"{where} cannot hold sets or unknown pictures. Leave --sets and --unknown out, or export ONNX."
+        )
     if page:
         _refuse_beside_page(out, to, form)
-        _export_page(run, out, runtime, _settings(run, change, prior, five_crops), check, as_json)
+        _export_page(run, out, runtime, _settings(run, change, prior, five_crops), check, promises, as_json)
         return
     if to is not None:
         if with_preprocessing:
@@ -96,23 +108,23 @@ def export(
     settings = _settings(run, change, prior, five_crops)
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    temperature = _temperature(session, trained)
+    promised = _promised(session, trained, promises)
     store, split, source = _pictures(session, check)
     if with_preprocessing:
         sample = preprocessing.Sample(store, exporting.spread(split, CHECKED), settings.data.decode)
-        found = preprocessing.export(trained, out, sample, session.progress, settings.evaluation, temperature)
-        _tell_preprocessing(out, source, *found, as_json=as_json)
+        found = preprocessing.export(trained, out, sample, session.progress, settings.evaluation, promised)
+        _tell_preprocessing(out, source, *found, promised, as_json=as_json)
         return
     images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
-    parity = exporting.export(trained, out, chosen, images, session.progress, settings.evaluation, temperature)
+    parity = exporting.export(trained, out, chosen, images, session.progress, settings.evaluation, promised)
     count = 5 if settings.evaluation.tte else 1
     if as_json:
         print(json.dumps({"file": str(out), "compared_on": source, "crops": count} | vars(parity)))
         return
     console.out.print(
         f"{out} and {exporting.beside(out).name}: logits differ from PyTorch's by at most {parity.difference:.1e} "
-        f"(their deviation is {parity.deviation:.1f}) on {counted(parity.images, 'picture')} of {source}. The graph "
-        "takes "
+        f"(their deviation is {parity.deviation:.1f}) on {counted(parity.images, 'picture')} of {source}. "
+        f"{_told(parity, promised)}The graph takes "
         + ("five crops of each picture, as predict --five-crops." if count > 1 else "one crop, as predict --one-crop.")
     )
 
@@ -139,6 +151,21 @@ def _temperature(session: Session, trained: Trained) -> float:
     if note is not None:
         console.err.print(f"Note: {note}", highlight=False)
     return 1.0 if saved is None else saved.calibration.temperature
+
+
+def _promised(session: Session, trained: Trained, promises: Promises) -> Promised:
+    """What the graph tells beside logits, by the run's calibration; notes on it are printed."""
+    from liftplus.calibration.promised import Promised
+
+    asked = options.asked(session, trained, promises, None, None)
+    return Promised(asked.calibration, promises.sets, promises.by, promises.class_share, promises.alarms)
+
+
+def _told(parity: Parity, promised: Promised) -> str:
+    """How sets and unknown pictures of the graph compare with PyTorch's; empty if they were not asked for."""
+    what = {"sets": "set", "unknown": "answer to unknown"}
+    asked = " and ".join(what[name] for name in promised.asked)
+    return f"{parity.promises:.1%} of the pictures have the same {asked}. " if asked else ""
 
 
 def _one_crop(five_crops: bool | None, change: list[str] | None, to: str) -> bool:
@@ -211,7 +238,13 @@ def _check_folder(out: Path, option: str, value: str = "") -> None:
 
 
 def _export_page(
-    run: Path, out: Path, runtime: Path | None, settings: RunConfig, check: list[str] | None, as_json: bool
+    run: Path,
+    out: Path,
+    runtime: Path | None,
+    settings: RunConfig,
+    check: list[str] | None,
+    promises: Promises,
+    as_json: bool,
 ) -> None:
     from liftplus import console
     from liftplus.publishing import export as exporting
@@ -222,17 +255,17 @@ def _export_page(
     found = onnxruntime_web.found(runtime, lambda said: console.err.print(said, highlight=False))
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    temperature = _temperature(session, trained)
+    promised = _promised(session, trained, promises)
     store, split, source = _pictures(session, check)
     sample = preprocessing.Sample(store, exporting.spread(split, CHECKED), settings.data.decode)
-    parity, likeness = to_page.export(trained, out, sample, session.progress, settings.evaluation, found, temperature)
+    parity, likeness = to_page.export(trained, out, sample, session.progress, settings.evaluation, found, promised)
     size = sum(file.stat().st_size for file in out.iterdir())
     if as_json:
         print(json.dumps({"folder": str(out), "bytes": size} | _figures(source, parity, likeness)))
         return
     console.out.print(
         f"{out} has {size / 1e6:.1f} MB. Open {out / to_page.PAGE} in a browser, or put the folder on any server of "
-        f"files. {_compared(source, likeness)}"
+        f"files. {_compared(source, likeness)} {_told(parity, promised)}".rstrip()
     )
 
 
@@ -270,7 +303,9 @@ def _pictures(session: Session, check: list[str] | None) -> tuple[Store, Split, 
     return dataset.store, dataset.splits[name], dataset.name
 
 
-def _tell_preprocessing(out: Path, source: str, parity: Parity, likeness: Likeness, *, as_json: bool) -> None:
+def _tell_preprocessing(
+    out: Path, source: str, parity: Parity, likeness: Likeness, promised: Promised, *, as_json: bool
+) -> None:
     from liftplus import console
     from liftplus.publishing.export import beside
 
@@ -278,7 +313,8 @@ def _tell_preprocessing(out: Path, source: str, parity: Parity, likeness: Likene
         print(json.dumps({"file": str(out)} | _figures(source, parity, likeness)))
         return
     console.out.print(
-        f"{out} and {beside(out).name}: the graph takes decoded pictures of any size. {_compared(source, likeness)}"
+        f"{out} and {beside(out).name}: the graph takes decoded pictures of any size. {_compared(source, likeness)} "
+        f"{_told(parity, promised)}".rstrip()
     )
 
 

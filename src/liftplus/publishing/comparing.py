@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,15 +29,29 @@ def largest(found: Tensor, expected: Tensor) -> float:
     return difference if math.isfinite(difference) else math.inf
 
 
+def alike(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Share of pictures whose yes and no are the same in all outputs [n, ...] of that kind, 0 to 1."""
+    pairs = zip(found, expected, strict=True)
+    same = [(one == other).reshape(len(other), -1).all(1) for one, other in pairs if other.dtype == torch.bool]
+    return float(torch.stack(same).all(0).float().mean()) if same else 1.0
+
+
 def answers(model: Callable[[Tensor], Tensor], pictures: Tensor, progress: Progress, label: str) -> Tensor:
     """What a model gives for all pictures [n, ...], `BATCH` of them at a time."""
+    return every_answer(lambda batch: (model(batch),), pictures, progress, label)[0]
+
+
+def every_answer(
+    model: Callable[[Tensor], tuple[Tensor, ...]], pictures: Tensor, progress: Progress, label: str
+) -> list[Tensor]:
+    """`answers` for a model of several outputs."""
     batches = pictures.split(BATCH)
     parts = []
     with progress.task(label, len(batches)) as advance:
         for batch in batches:
             parts.append(model(batch))
             advance()
-    return torch.cat(parts)
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 @contextmanager

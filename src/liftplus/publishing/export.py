@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from liftplus.backbones.normalise import Normalise
+from liftplus.calibration.promised import Promised
 from liftplus.config import EvaluationConfig
 from liftplus.data.dataset import Split, Store
 from liftplus.data.images import UnreadableImage
@@ -32,32 +33,41 @@ from liftplus.evaluation.inference import crops
 from liftplus.machine.disk import folder_of, write_json
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier
-from liftplus.publishing.comparing import TOLERANCE, answers, largest, within
+from liftplus.publishing.comparing import TOLERANCE, alike, every_answer, largest, within
 from liftplus.training.checkpoint import Trained
 
+Run = Callable[[Tensor], tuple[Tensor, ...]]
 Format = Literal["onnx", "pt2"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2"}
-INPUT, OUTPUTS = "images", ("logits", "probabilities")
+INPUT = "images"
 
 
 class Deployed(nn.Module):
-    """The exported module: pictures, or five crops of each, -> logits and probabilities [B, C].
+    """The exported module: pictures, or five crops of each, -> logits [B, C], and what is `Promised` of them.
 
     Pictures are fp32 [B, 3, R, R] or [B, 5, 3, R, R], RGB from 0 to 255. The model's logits include the prior already
-    (`Classifier.shift`). Probabilities are those of the logits divided by `temperature`.
+    (`Classifier.shift`).
     """
 
-    def __init__(self, model: Classifier, *, five_crops: bool, temperature: float = 1.0) -> None:
+    def __init__(self, model: Classifier, *, five_crops: bool, promised: Promised | None = None) -> None:
         super().__init__()
-        self.model, self.five_crops, self.temperature = model, five_crops, temperature
+        self.model, self.five_crops, self.promised = model, five_crops, promised or Promised()
         self.normalise = Normalise(model.backbone.facts)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        flat = images.flatten(0, 1) if self.five_crops else images
-        logits = self.model(self.normalise(flat))
+    @property
+    def outputs(self) -> dict[str, list[str]]:
+        """Names and shapes of what it gives, in its order."""
+        return {"logits": ["batch", "classes"]} | self.promised.outputs
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        given = self.normalise(images.flatten(0, 1) if self.five_crops else images)
+        # A model gives the same logits for features as for their pictures.
+        features = self.model.backbone(given) if self.promised.needs_features else given
+        logits = self.model(features)
         if self.five_crops:
             logits = logits.unflatten(0, (-1, 5)).mean(1)
-        return logits, (logits / self.temperature).softmax(-1)
+            features = features.unflatten(0, (-1, 5)).mean(1)
+        return logits, *self.promised(logits, features)
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,8 @@ class Parity:
         deviation: standard deviation of PyTorch's logits.
         merging: the largest absolute difference of a logit, in PyTorch, before and after folding the tuners in.
         agree: share of pictures with the same best class, 0 to 1.
+        promises: share of pictures that have the same set and are unknown in both or in neither, 0 to 1; 1 if
+            neither was asked for.
     """
 
     images: int
@@ -77,6 +89,7 @@ class Parity:
     deviation: float
     merging: float
     agree: float
+    promises: float
 
     @property
     def holds(self) -> bool:
@@ -126,7 +139,7 @@ def export(
     images: Tensor,
     progress: Progress,
     evaluation: EvaluationConfig,
-    temperature: float = 1.0,
+    promised: Promised | None = None,
 ) -> Parity:
     """Write the graph, compare it with PyTorch, and write FILE.json with class names and input format beside it.
 
@@ -134,30 +147,31 @@ def export(
         trained: on the CPU in fp32; its tuners are folded in place.
         images: inputs for the comparison, see `views`.
         evaluation: sets the crops and the prior.
-        temperature: what logits are divided by for the probabilities.
+        promised: what the graph tells beside logits; None for probabilities without a temperature.
 
     Raises:
         UserError: the format cannot represent the model, or the comparison fails; nothing is kept then.
     """
     model = trained.model
     model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
-    deployed = Deployed(model, five_crops=evaluation.tte, temperature=temperature).eval()
-    expected = answers(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch")
+    deployed = Deployed(model, five_crops=evaluation.tte, promised=promised).eval()
+    expected, *told = every_answer(deployed, images, progress, "Running PyTorch")
     kept = model.merge()
-    merged = answers(lambda batch: deployed(batch)[0], images, progress, "Running PyTorch, tuners folded in")
-    about = description(trained, evaluation, kept) | {"temperature": temperature}
+    merged, *_ = every_answer(deployed, images, progress, "Running PyTorch, tuners folded in")
+    about = description(trained, evaluation, kept, deployed)
     folder_of(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
         graph = _write(deployed, images[:2].expand(2, *images.shape[1:]).clone(), file, form, about)
         with _told(form):
-            found = answers(graph, images, progress, f"Running {form}")
+            found, *kept_promises = every_answer(graph, images, progress, f"Running {form}")
         parity = Parity(
             images=len(images),
             difference=largest(found, expected),
             deviation=float(expected.std(unbiased=False)),
             merging=largest(merged, expected),
             agree=float((found.argmax(1) == expected.argmax(1)).float().mean()),
+            promises=alike(kept_promises, told),
         )
         if not parity.holds:
             raise UserError(
@@ -171,11 +185,12 @@ def export(
     return parity
 
 
-def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str]) -> dict[str, Any]:
+def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str], deployed: Deployed) -> dict[str, Any]:
     """What a program needs to know to use the graph, for FILE.json.
 
     Args:
         kept: names of tuners that were not folded in.
+        deployed: the exported module.
     """
     facts = trained.model.backbone.facts
     cut = crops(evaluation, facts)
@@ -201,10 +216,12 @@ def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str])
         },
         "normalised_inside": {"mean": list(facts.mean), "std": list(facts.std)},
         "outputs": {
-            "logits": ["batch", len(trained.class_names)],
-            "probabilities": ["batch", len(trained.class_names)],
+            name: [len(trained.class_names) if side == "classes" else side for side in shape]
+            for name, shape in deployed.outputs.items()
         },
         "prior": evaluation.prior,
+        "temperature": deployed.promised.temperature,
+        "promises": deployed.promised.asked,
         "backbone": trained.config.backbone.name,
         "backbone_identity": trained.model.backbone.identity,
         "method": trained.config.method,
@@ -217,35 +234,30 @@ def beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.json")
 
 
-def _write(
-    deployed: Deployed, example: Tensor, file: Path, form: Format, about: dict[str, Any]
-) -> Callable[[Tensor], Tensor]:
+def _write(deployed: Deployed, example: Tensor, file: Path, form: Format, about: dict[str, Any]) -> Run:
     """Write the graph, and return a function that runs the written file."""
     with _silence(), _told(form):
         shapes = ({0: torch.export.Dim("batch", min=1)},)
         program = torch.export.export(deployed, (example,), dynamic_shapes=shapes, strict=False)
         if form == "pt2":
             torch.export.save(program, file, extra_files={"liftplus.json": json.dumps(about)})
-            loaded = torch.export.load(file).module()
-            return lambda batch: loaded(batch)[0]
+            return torch.export.load(file).module()
         return _write_onnx(program, example, file, about)
 
 
-def _write_onnx(
-    program: torch.export.ExportedProgram, example: Tensor, file: Path, about: dict[str, Any]
-) -> Callable[[Tensor], Tensor]:
+def _write_onnx(program: torch.export.ExportedProgram, example: Tensor, file: Path, about: dict[str, Any]) -> Run:
     import onnx
     import onnxruntime
 
     written = torch.onnx.export(
-        program, (example,), dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False
+        program, (example,), dynamo=True, input_names=[INPUT], output_names=list(about["outputs"]), verbose=False
     )
     assert written is not None
     written.model.metadata_props["liftplus"] = json.dumps(about, ensure_ascii=False)
     written.save(file)
     onnx.checker.check_model(str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda batch: torch.from_numpy(session.run([OUTPUTS[0]], {INPUT: batch.numpy()})[0])
+    return lambda batch: tuple(map(torch.from_numpy, session.run(None, {INPUT: batch.numpy()})))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from liftplus.calibration.promised import Promised
 from liftplus.config import EvaluationConfig
 from liftplus.data.dataset import Store
 from liftplus.data.images import UnreadableImage
@@ -111,7 +112,7 @@ def export(
     sample: Sample,
     progress: Progress,
     evaluation: EvaluationConfig,
-    temperature: float = 1.0,
+    promised: Promised | None = None,
 ) -> tuple[Parity, Likeness]:
     """Write the graph and FILE.json with class names and recipe; what fails a comparison is not kept.
 
@@ -119,7 +120,7 @@ def export(
         trained: on the CPU in fp32; its model is merged in place.
         sample: what to compare on.
         evaluation: how pictures are cut, and the prior.
-        temperature: what logits are divided by for the probabilities.
+        promised: what the graph tells beside logits; None for probabilities without a temperature.
 
     Raises:
         UserError: no picture can be read, the graph cannot be written, or it does not compute what PyTorch does.
@@ -128,7 +129,7 @@ def export(
     cut = crops(evaluation, model.backbone.facts)
     begin = front(cut)
     model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
-    deployed = Deployed(model, five_crops=evaluation.tte, temperature=temperature).eval()
+    deployed = Deployed(model, five_crops=evaluation.tte, promised=promised).eval()
     views, expected, gaps = _by_predict(sample, cut, deployed, _session(begin), progress)
     if int(gaps[:, 0].max()) > LEVELS:
         raise UserError(
@@ -139,7 +140,7 @@ def export(
     folder_of(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
-        parity = exporting.export(trained, file, "onnx", views, progress, evaluation, temperature)
+        parity = exporting.export(trained, file, "onnx", views, progress, evaluation, promised)
         about = _about(json.loads(exporting.beside(file).read_text(encoding="utf-8")))
         join(begin, file, trained.class_names, about)
         logits, found = _answers(sample, file, progress)
@@ -168,7 +169,6 @@ def _about(plain: dict[str, Any]) -> dict[str, Any]:
     given = plain["input"]
     inside = {key: given[key] for key in ("crops", "crop", "resize", "interpolation")}
     recipe = given["recipe"].partition("lay it on white, ")[2]
-    count = plain["outputs"]["logits"][1]
     return plain | {
         "input": {
             "name": INPUT,
@@ -179,12 +179,7 @@ def _about(plain: dict[str, Any]) -> dict[str, Any]:
             "answers": given["answers"],
         },
         "cut_inside": inside | {"recipe": recipe},
-        "outputs": {
-            "logits": ["batch", count],
-            "probabilities": ["batch", count],
-            "class_index": ["batch"],
-            "class_name": ["batch"],
-        },
+        "outputs": plain["outputs"] | {"class_index": ["batch"], "class_name": ["batch"]},
     }
 
 

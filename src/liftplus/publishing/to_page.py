@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from liftplus.calibration.promised import Promised
 from liftplus.config import EvaluationConfig
 from liftplus.errors import UserError
 from liftplus.machine.disk import folder_of, refuse_existing
@@ -48,7 +49,7 @@ def export(
     progress: Progress,
     evaluation: EvaluationConfig,
     runtime: Runtime,
-    temperature: float = 1.0,
+    promised: Promised | None = None,
 ) -> tuple[Parity, Likeness]:
     """Write the folder; what fails a comparison is not kept.
 
@@ -58,7 +59,7 @@ def export(
         sample: what to compare on.
         evaluation: how pictures are cut, the prior, and how many classes are shown.
         runtime: what runs the graph in the browser.
-        temperature: what logits are divided by for the probabilities.
+        promised: what the page tells beside the best classes; None for probabilities without a temperature.
 
     Raises:
         UserError: as `preprocessing.export`, or the graph is too large for a browser.
@@ -69,7 +70,7 @@ def export(
     folder_of(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as above:
         graph = Path(above) / "model.onnx"
-        compared = preprocessing.export(trained, graph, sample, progress, evaluation, temperature)
+        compared = preprocessing.export(trained, graph, sample, progress, evaluation, promised)
         about = {
             "run": (trained.folder or out).absolute().name,
             "classes": list(trained.class_names),
