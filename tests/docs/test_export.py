@@ -30,7 +30,8 @@ def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch
     pytest.importorskip("onnxruntime")
     (photos / "train" / "red_square").rename(photos / "train" / "fox")
     (photos / "test" / "red_square").rename(photos / "test" / "fox")
-    write_folder(photos, {"val": (9, 8, 6)})
+    others = write_folder(tmp_path / "others", {"before": (9, 8, 6), "val": (9, 8, 6)})
+    (others / "val").rename(photos / "val")  # its pictures are none of the training split's
     (photos / "val" / "red_square").rename(photos / "val" / "fox")
     ended = command("train", "--data", photos, "--out", "runs/photos", "tuner=adaptformer", *QUICK)
     assert ended.code == 0, ended.err
