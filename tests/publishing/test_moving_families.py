@@ -18,6 +18,7 @@ from torch import Tensor
 
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
+from liftplus.backbones.normalise import Normalise
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import crops
@@ -154,6 +155,24 @@ def test_transformers_pictures_are_ours_but_for_a_pixel(
     ours = cut(picture)[0].float()
     assert (found[:, top:, left:] - ours[:, : 64 - top, : 64 - left]).abs().max() < 1.01
     assert (left + top == 0) == bool((found - ours).abs().max() < 1.01)
+
+
+@torch.no_grad()
+def test_the_pipeline_of_transformers_answers_for_a_file(tmp_path: Path) -> None:
+    """Names and probabilities, from a picture file and the folder alone."""
+    trunk = catalogue.load(BackboneConfig(name="mini_clip"))
+    run = trained(trunk, Linear())
+    cut = crops(ONE_CROP, trunk.facts)
+    noise = torch.rand(3, 12, 9, generator=torch.Generator().manual_seed(4))
+    smooth = F.interpolate(noise[None], (133, 91), mode="bilinear")[0]
+    picture = Image.fromarray((255 * smooth).byte().permute(1, 2, 0).contiguous().numpy())
+    picture.save(tmp_path / "picture.png")
+    chances = run.model(Normalise(trunk.facts)(cut(picture).float()))[0].softmax(-1)
+    move(run, tmp_path / "out", "transformers")
+    answering = transformers.pipeline("image-classification", model=str(tmp_path / "out"), device="cpu")
+    found = {row["label"]: row["score"] for row in answering(str(tmp_path / "picture.png"), top_k=len(NAMES))}
+    assert found == pytest.approx(dict(zip(NAMES, chances.tolist(), strict=True)), abs=0.01)
+    assert max(found, key=lambda name: found[name]) == NAMES[int(chances.argmax())]
 
 
 def rows(folder: Path, model: Any, images: Tensor) -> Tensor:
