@@ -30,7 +30,7 @@ from ..serving.test_browser import shown
 
 __all__ = ["driver"]
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 EXACT: dict[str, Any] = {"workers": 0, "precision": "fp32", "device": "cpu", "cache": False, "decode": "exact"}
 ASK = """
 const [data, name, done] = arguments;

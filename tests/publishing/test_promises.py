@@ -50,7 +50,7 @@ def calibration_of(run: Trained, name: str) -> Calibration:
     ("name", "form", "five"),
     [
         (unknown.USUAL, "onnx", True),
-        (unknown.USUAL, "pt2", False),
+        pytest.param(unknown.USUAL, "pt2", False, marks=pytest.mark.slow),
         pytest.param("relative", "onnx", False, marks=pytest.mark.slow),
         pytest.param("energy", "onnx", True, marks=pytest.mark.slow),
         pytest.param("mean", "onnx", False, marks=pytest.mark.slow),

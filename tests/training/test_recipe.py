@@ -241,7 +241,7 @@ def test_signs_of_a_poor_fit() -> None:
     assert "Accuracy on training pictures fell" in said((2.0, 1.0, 0.98), 80.0, 40.0)[0]
 
 
-@pytest.mark.parametrize("counts", [(10, 10, 10), (15, 15)])
+@pytest.mark.parametrize("counts", [(10, 10, 10), pytest.param((15, 15), marks=pytest.mark.slow)])
 def test_thirty_pictures_train_to_more_than_their_start(
     tmp_path: Path, command: Command, counts: tuple[int, ...]
 ) -> None:

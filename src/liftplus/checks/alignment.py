@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, pad
+from torch.nn.functional import interpolate, pad
 
 FURTHEST = 0.35
 """How far the middle may move, and how much the scale may differ from 1; the picture reaches from -1 to 1."""
@@ -69,6 +69,12 @@ def laid(first: Tensor, second: Tensor, place: Tensor, steps: int) -> Tensor:
     return place
 
 
+def likeness(first: Tensor, second: Tensor, place: Tensor) -> Tensor:
+    """`Match.likeness` [P] of pictures fp32 [P, channels, n, n] at that place."""
+    moved, within = _moved(first, place[:, None])
+    return _correlation(moved, second, within)
+
+
 def measured(first: Tensor, second: Tensor, place: Tensor) -> Match:
     """What pictures fp32 [P, channels, n, n] share at that place."""
     moved, within = _moved(first, place[:, None])
@@ -108,7 +114,16 @@ def _slopes(moved: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _detail(pictures: Tensor) -> Tensor:
-    return pictures - avg_pool2d(pad(pictures, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    """What remains without the mean of 5 x 5 pixels; the edge goes on beyond the picture."""
+    # As a product of matrices, since pooling of such small pictures takes PyTorch five times as long.
+    mean = _mean_of_five(pictures.shape[-1])
+    return pictures - mean @ pictures @ mean.T
+
+
+def _mean_of_five(side: int) -> Tensor:
+    """A matrix [side, side] that takes the mean of a pixel and two on each side of it."""
+    near = (torch.arange(side)[:, None] + torch.arange(-2, 3)).clamp(0, side - 1)
+    return torch.zeros(side, side).scatter_add_(1, near, torch.full(near.shape, 0.2))
 
 
 def _correlation(one: Tensor, other: Tensor, within: Tensor) -> Tensor:

@@ -28,6 +28,12 @@ HASH_LEAST = 0.85
 """Cosine of hashes under which two pictures are not laid over each other."""
 FEATURES_LEAST = 0.5
 """Cosine of features under which they are not."""
+EARLY_LEAST = 0.5
+"""Likeness at 16 pixels under which they are given up after half of the steps that lay one over the other.
+
+Of 4,500 photographs and copies cropped by up to 13 % of each side, either way round, none that passes in the end is
+under 0.66 then; seven of eight random pairs are under 0.5.
+"""
 COARSE_LEAST = (0.85, 0.7)
 """Likeness and detail at 16 pixels under which they are not looked at more closely."""
 LIKENESS_LEAST, DETAIL_LEAST = 0.9, 0.87
@@ -35,7 +41,9 @@ LIKENESS_LEAST, DETAIL_LEAST = 0.9, 0.87
 _FREQUENCIES = 8  # of the cosine transform, down and across
 _CROP = 43  # pixels of the small copy's middle that stand for a picture cropped by 10 %
 _AT_ONCE, _QUERIES = 256, 2048  # pairs that are laid over each other, and pictures that are searched for, at once
+_COARSE_AT_ONCE = 1024  # pairs of 16 pixels
 _COARSE, _MIDDLE = 16, 32
+_HALF = 2  # of the steps at 16 pixels
 
 
 class Double(NamedTuple):
@@ -160,8 +168,8 @@ class _Coarse:
 def _coarse(pixels: Tensor, hashes: Hashes, pairs: NDArray[np.int64]) -> _Coarse:
     gray = torch.cat([alignment.gray(part, _COARSE) for part in pixels.split(_QUERIES)])
     kept: list[_Coarse] = [_Coarse(torch.empty(0, 2, dtype=torch.long), torch.empty(0).bool(), torch.empty(0, 4))]
-    for start in range(0, len(pairs), _AT_ONCE):
-        part = pairs[start : start + _AT_ONCE]
+    for start in range(0, len(pairs), _COARSE_AT_ONCE):
+        part = pairs[start : start + _COARSE_AT_ONCE]
         kept += [_laid(gray, part[either], mirrored) for mirrored, either in _ways(hashes, part)]
     return _Coarse(*(torch.cat(column) for column in zip(*((k.pairs, k.mirrored, k.place) for k in kept), strict=True)))
 
@@ -177,7 +185,10 @@ def _laid(gray: Tensor, pairs: NDArray[np.int64], mirrored: bool) -> _Coarse:
     numbers = torch.from_numpy(pairs)
     first, second = gray[numbers[:, 0]], gray[numbers[:, 1]]
     first = first.flip(-1) if mirrored else first
-    place = alignment.laid(first, second, alignment.still(len(numbers)), 4)
+    place = alignment.laid(first, second, alignment.still(len(numbers)), _HALF)
+    alike = alignment.likeness(first[:, None], second[:, None], place) >= EARLY_LEAST
+    numbers, first, second = numbers[alike], first[alike], second[alike]
+    place = alignment.laid(first, second, place[alike], _HALF)
     match = alignment.measured(first[:, None], second[:, None], place)
     good = (match.likeness >= COARSE_LEAST[0]) & (match.detail >= COARSE_LEAST[1])
     return _Coarse(numbers[good], torch.full((int(good.sum()),), mirrored), place[good])
