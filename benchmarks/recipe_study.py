@@ -55,6 +55,7 @@ class Pair:
         source: the archive in --shared; None for the drawn emoji.
         classes, most, least: classes, and training pictures of the first and the last; None: all as they are.
         tests: most test pictures a class.
+        spare: most pictures a class for validation, of those that are not used for training.
     """
 
     source: str | None
@@ -64,6 +65,7 @@ class Pair:
     most: int = 0
     least: int = 0
     tests: int = 60
+    spare: int = 0
 
 
 PAIRS = {
@@ -121,16 +123,16 @@ def cut(pair: Pair, shared: Path, folder: Path) -> str:
     archive = shared / f"{pair.source}.zip"
     if pair.classes is None and not pair.tests:
         return str(archive)
-    path = folder / f"{pair.source}-{pair.classes}-{pair.most}-{pair.least}-{pair.tests}.zip"
+    path = folder / f"{pair.source}-{pair.classes}-{pair.most}-{pair.least}-{pair.tests}-{pair.spare}.zip"
     if not path.is_file():
         with zipfile.ZipFile(archive) as whole, zipfile.ZipFile(path, "w") as out:
-            for name in sorted(_chosen(pair, whole)):
-                out.writestr(name.replace("val/", "test/", 1), whole.read(name))
+            for name, split in sorted(_chosen(pair, whole)):
+                out.writestr(f"{split}/{name.split('/', 1)[1]}", whole.read(name))
     return str(path)
 
 
-def _chosen(pair: Pair, whole: zipfile.ZipFile) -> Iterator[str]:
-    """Names of the pictures to keep: the largest classes, their numbers falling evenly on a logarithmic scale."""
+def _chosen(pair: Pair, whole: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
+    """Pictures to keep, and their split: the largest classes, their numbers falling evenly on a logarithmic scale."""
     files: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in whole.namelist():
         parts = name.split("/")
@@ -144,9 +146,13 @@ def _chosen(pair: Pair, whole: zipfile.ZipFile) -> Iterator[str]:
         wanted = len(have)
         if pair.classes is not None:
             wanted = round(pair.most * (pair.least / pair.most) ** (rank / (pair.classes - 1)))
-        yield from rng.sample(have, min(wanted, len(have)))
+        used = rng.sample(have, min(wanted, len(have)))
         tests = sorted(held_out[name])
-        yield from rng.sample(tests, min(pair.tests, len(tests)))
+        kept = {"train": used, "test": rng.sample(tests, min(pair.tests, len(tests)))}
+        left = sorted(set(have) - set(used))
+        kept["val"] = random.Random(name).sample(left, min(pair.spare, len(left)))
+        for split, files_of in kept.items():
+            yield from ((file, split) for file in files_of)
 
 
 def grid(pair: str) -> dict[str, list[str]]:

@@ -3,19 +3,21 @@
     python scripts/vit_s14.py --output vits14.safetensors
     python benchmarks/tuning_map.py search --shared ../shared/data --vit vits14.safetensors
     python benchmarks/tuning_map.py test --shared ../shared/data --vit vits14.safetensors
-    python benchmarks/tuning_map.py start --shared ../shared/data
-    python benchmarks/tuning_map.py table
+    python benchmarks/tuning_map.py start --shared ../shared/data --vit vits14.safetensors
+    python benchmarks/tuning_map.py write
 
 Both methods have the same start, crops, loss and epochs, as recipe=auto chooses them; what is tuned differs, and the
-rate. `search` tries rates for each backbone and method on the three sets of the middle imbalance, with a seed of its
-own, and measures a fifth of the training pictures that is kept aside. One such part has 80 to 90 pictures, too few to
-choose by; so the rate with the best mean over the three sets is used on all nine. Where it is at an end of what was
-tried, the search goes on there. `test` trains with that rate and three seeds, and measures the test split once, with
-one crop. The sets of an imbalance differ in their largest and smallest class, and have about the same number of
-pictures. `start` measures the closed form on the data of experiments that docs/evidence.md has of the same contrast.
+rate. `search` tries rates for each backbone and method on one set, with a seed of its own. It measures pictures that
+neither training nor test uses. Where the best rate is at an end of what was tried, the search goes on there. `test`
+trains with that rate and measures the test split once, with one crop. The sets of an imbalance differ in their largest
+and smallest class, and have about the same number of pictures. `start` measures the closed form
+before training, also on the data of experiments that docs/evidence.md has of the same contrast.
+
+`write` puts all pairs into the package, for `data inspect` and the report, and their table into docs/choosing.md;
+`table` only prints it.
 
 The first three append one line a run to benchmarks/results/tuning_map.jsonl and leave out those whose line is there;
-processes that run side by side take a backbone each (--only ViT, --only Lite0).
+processes that run side by side take a backbone each (--only ViT, --only Lite0) or a part each (--part 0/2, 1/2).
 """
 
 from __future__ import annotations
@@ -24,35 +26,42 @@ import argparse
 import itertools
 import json
 import shlex
-import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from liftplus import config
+from liftplus.data.dataset import DataSet
+from liftplus.evaluation import tuning_map
+from liftplus.evaluation.tuning_map import Pair
 from liftplus.machine import runtime
 from liftplus.runs.opening import Session
 from liftplus.training import loop
-from recipe_study import Pair, cut
-from start_study import SHOWN, SIZES
-from study import accuracies, fill, prepared, read, spread
+from recipe_study import Pair as Cut
+from recipe_study import cut
+from start_study import SHOWN as STUDIED
+from study import accuracies, fill, prepared, read, spread, with_block
 
 ROWS = Path("benchmarks/results/tuning_map.jsonl")
 SEEDS, SEARCH_SEED = (0, 1, 2), 1000
 EVIDENCE = ROWS.parent / "evidence"
+PACKED, PAGE = Path("src/liftplus/evaluation/tuning_map.json"), Path("docs/choosing.md")
 METHODS = {"lift+": 3.0, "full+": 4.0}
 """Methods, and the ratio of two rates next to each other in the search."""
-TRIED = {"lift+": (-1, 0, 1), "full+": (0, 1, 2, 3)}
+TRIED = {"lift+": (-1, 0, 1), "full+": (0, 1)}
 """Powers of that ratio which are tried first, times the rate of recipe=auto."""
 FARTHEST = 2
 """Most powers by which the search goes on beyond these."""
 
-CUTS = {10: (60, 6), 50: (100, 2), 200: (200, 1)}
+SIZES = {"dinov2_s14": 42, "efficientnet_lite0": 64, "mini_clip": 64}
+SHOWN = STUDIED | {"mini_clip": "mini_clip"}
+CUTS = {10: (60, 6), 200: (200, 1), 50: (100, 2)}
 """Training pictures of the largest and the smallest class by imbalance, for 17 or 20 classes; twice that for ten."""
-MIDDLE = 50
+SEARCHED_ON, SPARE = "17 clothes, 50", 20
+"""The set that rates are searched on, and most pictures of a class that the search measures."""
 DATA = {
     "17 clothes": ("clothing17_160", 17, 40),
     "10 animals and vehicles": ("cifar10_lt100", 10, 100),
@@ -60,14 +69,14 @@ DATA = {
 }
 
 
-def pairs() -> dict[str, Pair]:
+def pairs() -> dict[str, Cut]:
     """Every set of pictures with every backbone, by name; the cheap backbones first."""
     out = {}
     for backbone, size in reversed(SIZES.items()):
         for imbalance, (most, least) in CUTS.items():
             for data, (source, classes, tests) in DATA.items():
                 twice = 2 if classes == 10 else 1
-                pair = Pair(source, backbone, size, classes, twice * most, twice * least, tests)
+                pair = Cut(source, backbone, size, classes, twice * most, twice * least, tests)
                 out[f"{data}, {imbalance}, {SHOWN[backbone]}"] = pair
     return out
 
@@ -101,26 +110,15 @@ TRAINING = ("lr=", "epochs=", "seed=", "tte=", "tuner=")
 """Settings of their commands that the closed form does not take."""
 
 PAIRS = pairs()
-SEARCHED = {
-    backbone: [name for name, pair in PAIRS.items() if pair.backbone == backbone and f", {MIDDLE}, " in name]
-    for backbone in SIZES
-}
-"""The sets on which a backbone's rates are searched."""
 
 
 def searched(rows: list[dict[str, Any]], backbone: str, method: str) -> dict[int, float]:
-    """Accuracy (mean over classes, kept aside) by power of the rate: the mean over the sets, where all are measured.
-
-    A run that failed has 0.
-    """
-    found: dict[int, dict[str, float]] = {}
-    for row in rows:
-        if (row["stage"], row["method"]) == ("search", method) and row["pair"] in SEARCHED[backbone]:
-            found.setdefault(row["power"], {})[row["pair"]] = row["after"]["mean_class"] if "after" in row else 0.0
+    """Accuracy (mean over classes, validation) by power of the rate; 0 for a run that failed."""
+    pair = f"{SEARCHED_ON}, {SHOWN[backbone]}"
     return {
-        power: statistics.mean(values.values())
-        for power, values in found.items()
-        if len(values) == len(SEARCHED[backbone])
+        row["power"]: row["after"]["mean_class"] if "after" in row else 0.0
+        for row in rows
+        if (row["stage"], row["method"], row["pair"]) == ("search", method, pair)
     }
 
 
@@ -142,25 +140,23 @@ def next_power(method: str, found: dict[int, float]) -> int | None:
     return None
 
 
-def planned(stage: str, rows: Path, only: str) -> Iterator[dict[str, Any]]:
+def planned(stage: str, rows: Path, only: str, seeds: int) -> Iterator[dict[str, Any]]:
     """The runs of a stage, as the rows so far ask for them."""
-    backbones = [backbone for backbone in SEARCHED if only in SHOWN[backbone]]
     if stage == "search":
-        for backbone, method in itertools.product(backbones, METHODS):
-            while (power := next_power(method, searched(read(rows), backbone, method))) is not None:
-                for pair in SEARCHED[backbone]:
-                    yield {"stage": stage, "pair": pair, "method": method, "seed": SEARCH_SEED, "power": power}
+        for backbone, method in itertools.product(SIZES, METHODS):
+            pair = f"{SEARCHED_ON}, {SHOWN[backbone]}"
+            while only in pair and (power := next_power(method, searched(read(rows), backbone, method))) is not None:
+                yield {"stage": stage, "pair": pair, "method": method, "seed": SEARCH_SEED, "power": power}
         return
-    for seed, (pair, about), method in itertools.product(SEEDS, PAIRS.items(), METHODS):
+    for seed, (pair, about), method in itertools.product(SEEDS[:seeds], PAIRS.items(), METHODS):
         found = searched(read(rows), about.backbone, method)
-        if about.backbone in backbones and found and next_power(method, found) is None:
+        if only in pair and found and next_power(method, found) is None:
             yield {"stage": stage, "pair": pair, "method": method, "seed": seed, "power": best_power(found)}
 
 
-def one(pair: Pair, data: str, key: dict[str, Any], vit: Path) -> dict[str, Any]:
+def one(pair: Cut, data: str, key: dict[str, Any], vit: Path) -> dict[str, Any]:
     """One run: measured, trained and measured again."""
     settings = [f"method={key['method']}", f"seed={key['seed']}", "recipe=auto"]
-    settings += ["val_share=0.2"] if key["stage"] == "search" else []
     session, dataset = prepared(pair, data, settings, vit)
     split = "val" if key["stage"] == "search" else "test"
     session, model = session.start(dataset)
@@ -183,55 +179,46 @@ def run(stage: str, given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def line(key: dict[str, Any]) -> dict[str, Any]:
-            pair = PAIRS[key["pair"]]
+            pair = replace(PAIRS[key["pair"]], spare=SPARE if stage == "search" else 0)
             return one(pair, cut(pair, given.shared, Path(folder)), key, given.vit)
 
-        fill(given.rows, planned(stage, given.rows, given.only), line)
+        part = int(given.part.split("/")[0]), int(given.part.split("/")[1])
+        fill(given.rows, planned(stage, given.rows, given.only, given.seeds), line, part)
 
 
-@dataclass(frozen=True)
-class Point:
-    """Light and heavy tuning of one backbone on one set.
-
-    Attributes:
-        counts: training pictures by class.
-        start: accuracy before training (closed form where there is one), mean over classes of the test split, percent.
-        light, heavy: the same after training, by seed.
-    """
-
-    name: str
-    counts: tuple[int, ...]
-    start: float
-    light: tuple[float, ...]
-    heavy: tuple[float, ...]
-
-    @property
-    def gains(self) -> list[float]:
-        """Light minus heavy by seed, in points."""
-        return [one - other for one, other in zip(self.light, self.heavy, strict=True)]
-
-
-def measured(rows: list[dict[str, Any]]) -> Iterator[Point]:
-    """Pairs of this study whose tests have been made with both methods."""
-    for pair in PAIRS:
+def measured(rows: list[dict[str, Any]]) -> Iterator[Pair]:
+    """Every pair that has a start and tests with both methods, of this study and of docs/evidence.md."""
+    starts = {row["pair"]: row for row in rows if row["stage"] == "start"}
+    for name in PAIRS:
         by_seed = [
-            {row["seed"]: row for row in rows if (row["stage"], row["pair"], row["method"]) == ("test", pair, method)}
+            {row["seed"]: row for row in rows if (row["stage"], row["pair"], row["method"]) == ("test", name, method)}
             for method in METHODS
         ]
-        if both := sorted(by_seed[0].keys() & by_seed[1].keys()):
-            light, heavy = (tuple(found[seed]["after"]["mean_class"] for seed in both) for found in by_seed)
-            first = by_seed[0][both[0]]
-            yield Point(pair, tuple(first["counts"]), first["before"]["mean_class"], light, heavy)
-
-
-def others(rows: list[dict[str, Any]]) -> Iterator[Point]:
-    """The same contrast in the experiments behind docs/evidence.md, with what `start` measured of their data."""
-    starts = {row["pair"]: row for row in rows if row["stage"] == "start"}
+        if name in starts and (both := sorted(by_seed[0].keys() & by_seed[1].keys())):
+            results = [[found[seed]["after"] for seed in both] for found in by_seed]
+            yield compared(name, starts[name], *results)
     for name, (light, heavy) in experiments().items():
         if name in starts:
-            values = [[row["mean_class"] for row in one["seeds"]] for one in (light, heavy)]
-            found = starts[name]
-            yield Point(name, tuple(found["counts"]), found["before"]["mean_class"], *map(tuple, values))
+            yield compared(name, starts[name], light["seeds"], heavy["seeds"])
+
+
+def compared(name: str, about: dict[str, Any], light: list[dict[str, Any]], heavy: list[dict[str, Any]]) -> Pair:
+    """A pair from accuracies by seed; `about` has counts and the accuracy before training."""
+    mean = [tuple(round(one["mean_class"], 2) for one in results) for results in (light, heavy)]
+    few = [[one["few"] for one in results] for results in (light, heavy)]
+    gains = () if None in few[0] else tuple(round(one - other, 2) for one, other in zip(*few, strict=True))
+    counts = about["counts"]
+    return Pair(
+        name=name,
+        pictures=sum(counts),
+        classes=len(counts),
+        most=max(counts),
+        least=min(counts),
+        start=round(about["before"]["overall"], 2),
+        light=mean[0],
+        heavy=mean[1],
+        few=gains,
+    )
 
 
 def experiments() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -246,46 +233,82 @@ def experiments() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def start(given: argparse.Namespace) -> None:
-    """The closed form on the data of every experiment whose line is not there yet."""
+    """The closed form on the data of every pair whose line is not there yet."""
+    with tempfile.TemporaryDirectory() as folder:
 
-    def line(key: dict[str, Any]) -> dict[str, Any]:
-        words = shlex.split(experiments()[key["pair"]][0]["command"])[2:]
-        options = dict(itertools.pairwise(words))
-        data = options["--data"].replace("data/", f"{given.shared}/")
-        closed = [word for word in words if "=" in word and not word.startswith(TRAINING)]
-        chosen = config.resolve(
-            data=data, backbone=options["--backbone"], method="closed_form", overrides=[*closed, "tte=false"]
-        )
-        session = Session(chosen, runtime.choose(chosen.device, chosen.precision))
-        dataset = session.data()
-        session, model = session.start(dataset)
-        before = accuracies(session, model, dataset, "test")
-        return {"counts": sorted(dataset.counts(), reverse=True), "before": before}
+        def line(key: dict[str, Any]) -> dict[str, Any]:
+            about = PAIRS.get(key["pair"])
+            if about is None:
+                session, dataset = of_experiment(experiments()[key["pair"]][0]["command"], given.shared)
+            else:
+                data = cut(about, given.shared, Path(folder))
+                session, dataset = prepared(about, data, ["method=closed_form"], given.vit)
+            session, model = session.start(dataset)
+            before = accuracies(session, model, dataset, "test")
+            return {"counts": sorted(dataset.counts(), reverse=True), "before": before}
 
-    fill(given.rows, ({"stage": "start", "pair": name, "method": "closed_form"} for name in experiments()), line)
+        names = [name for name in (*PAIRS, *experiments()) if given.only in name]
+        fill(given.rows, ({"stage": "start", "pair": name, "method": "closed_form"} for name in names), line)
 
 
-def table(points: Iterable[Point]) -> Iterator[str]:
-    """Mean over classes on the test split in percent; mean and standard deviation over seeds that both methods have."""
-    yield "| pair | pictures | most, least | seeds | start | light | heavy | light minus heavy |"
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
-    for point in points:
-        sizes = f"{sum(point.counts):,} | {max(point.counts)}, {min(point.counts)}"
-        cells = [f"{point.start:.1f}", *map(spread, (point.light, point.heavy, point.gains))]
-        yield f"| {point.name} | {sizes} | {len(point.light)} | {' | '.join(cells)} |"
+def of_experiment(command: str, shared: Path) -> tuple[Session, DataSet]:
+    """What the closed form on the data of a command of docs/evidence.md begins with."""
+    words = shlex.split(command)[2:]
+    options = dict(itertools.pairwise(words))
+    closed = [word for word in words if "=" in word and not word.startswith(TRAINING)]
+    chosen = config.resolve(
+        data=options["--data"].replace("data/", f"{shared}/"),
+        backbone=options["--backbone"],
+        method="closed_form",
+        overrides=[*closed, "tte=false"],
+    )
+    session = Session(chosen, runtime.choose(chosen.device, chosen.precision))
+    return session, session.data()
+
+
+def table(found: Sequence[Pair]) -> Iterator[str]:
+    """The pairs by their start, and how the rule fares on them."""
+    columns = "pictures | most, least | seeds | start | light | full | light minus full | few"
+    yield f"| data, imbalance, backbone | {columns} |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for pair in sorted(found, key=lambda pair: pair.start):
+        sizes = f"{pair.pictures:,} | {pair.most:,}, {pair.least}"
+        cells = [f"{pair.start:.1f}", *map(spread, (pair.light, pair.heavy, pair.gains, pair.few))]
+        yield f"| {pair.name} | {sizes} | {len(pair.light)} | {' | '.join(cells)} |"
+    right, light = sum(tuning_map.left_out(found)), sum(pair.light_wins for pair in found)
+    yield ""
+    yield (
+        f"Rule: light tuning from a start of {tuning_map.limit(found):.1f} % on. With each pair left out in turn, it "
+        f"is right on {right} of {len(found)} ({right / len(found):.0%}). Always light would be right on {light} "
+        f"({light / len(found):.0%}), always full on {len(found) - light}."
+    )
+
+
+def packed(rows: Path) -> str:
+    """The pairs as the package has them."""
+    return "[\n" + ",\n".join(json.dumps(vars(pair)) for pair in measured(read(rows))) + "\n]\n"
+
+
+def filled(page: str, rows: Path) -> str:
+    """docs/choosing.md with the table anew."""
+    return with_block(page, "tuning map", "pairs", "\n".join(table(list(measured(read(rows))))))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("search", "test", "start", "table"))
+    parser.add_argument("stage", choices=("search", "test", "start", "table", "write"))
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--only", default="", help="part of the name of a backbone")
+    parser.add_argument("--only", default="", help="part of the name of a pair")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds to test")
+    parser.add_argument("--part", default="0/1", help="k/n: every n-th run of a stage from the k-th on")
     given = parser.parse_args()
-    if given.stage == "table":
-        rows = read(given.rows)
-        print("\n".join(table([*measured(rows), *others(rows)])))
+    if given.stage in ("table", "write"):
+        print("\n".join(table(list(measured(read(given.rows))))))
+        if given.stage == "write":
+            PACKED.write_text(packed(given.rows), encoding="utf-8")
+            PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), given.rows), encoding="utf-8")
     elif given.stage == "start":
         start(given)
     else:

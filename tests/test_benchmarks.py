@@ -386,3 +386,10 @@ def test_every_rival_is_made_and_tabled(
     assert found.keys() == small.keys() and len(list(rivals.table(rivals.read(rows)))) == 2 + len(small)
     assert found["full+, mean of 3 seeds"]["epochs"] == 3 and found["lift+, GLA"]["test_passes"] == 2
     assert found["full+"]["epochs"] == 1 and found["LT-Soups"]["epochs"] > 3
+
+
+def test_the_page_on_choosing_and_the_package_have_the_measured_pairs(script: Callable[[str], Any]) -> None:
+    rows, page = BENCHMARKS / "results" / "tuning_map.jsonl", (ROOT / "docs" / "choosing.md").read_text()
+    assert script("tuning_map").filled(page, rows) == page
+    kept = ROOT / "src" / "liftplus" / "evaluation" / "tuning_map.json"
+    assert script("tuning_map").packed(rows) == kept.read_text()

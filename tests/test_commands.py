@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,9 @@ from PIL import Image
 
 from liftplus import config, describe
 from liftplus.data import sources
+from liftplus.data.config import DataConfig
+from liftplus.errors import UserError
+from liftplus.runs import opening
 
 from .conftest import Command, picture, write_folder
 
@@ -387,6 +392,33 @@ def test_inspect_is_a_table_for_people(photos: Path, command: Command) -> None:
     assert below == [["red square", "12", "2"], ["green hill", "5", "2"], ["blue sky", "2", "2"]]
     assert "widths: 80 to 91, median 82" in lines
     assert "classes by group: many (over 100 training images) 0, medium 0, few (under 20) 3" in lines
+
+
+def test_inspect_says_how_good_a_backbone_is_before_training(photos: Path, command: Command) -> None:
+    given = ("data", "inspect", "--data", photos, "--backbone", "mini_clip", "workers=0")
+    ended = command(*given)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.out.split())
+    found = re.search(r"before training: ([\d.]+) % of 6 test pictures are right with mini_clip\. On \d+ of \d+", said)
+    assert found is not None, said
+    assert "class train test" in said  # what it shows without a backbone
+    told = json.loads(command(*given, "--json").out)
+    start = told["start"]
+    assert (start["split"], start["pictures"], start["backbone"]) == ("test", 6, "mini_clip")
+    assert f"{start['accuracy']:.1f}" == found[1] and 0 < start["light_from"] < 100
+    assert told["counts"]["train"] == [12, 5, 2] or sorted(told["counts"]["train"]) == [2, 5, 12]
+    closed = command("train", "--data", photos, "--method", "closed_form", "--out", "run", "--json", "workers=0")
+    assert json.loads(closed.out)["overall"] == pytest.approx(start["accuracy"])
+
+
+def test_inspect_refuses_settings_that_do_not_act_on_the_start(photos: Path, command: Command) -> None:
+    ended = command("data", "inspect", "--data", photos, "--backbone", "mini_clip", "val_share=0.3", "workers=0")
+    assert ended.code == 0 and "val picture" in ended.out, ended.err
+    ended = command("data", "inspect", "--data", photos, "--backbone", "mini_clip", "lr=1")
+    assert ended.code == 2 and "train.lr does not act on" in ended.err
+    bare = sources.load(DataConfig(source=str(photos)))
+    with pytest.raises(UserError, match=r"neither val nor test pictures.*val_share=0\.2"):
+        opening.refuse_unmeasured(replace(bare, splits={"train": bare.splits["train"]}))
 
 
 def test_inspect_and_train_tell_the_same(photos: Path, command: Command, tmp_path: Path) -> None:

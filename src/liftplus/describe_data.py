@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING, Any
 
 from liftplus import console
 from liftplus.data import inspection, sources
@@ -12,13 +13,31 @@ from liftplus.data.kept_facts import KeptFacts
 from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER
 from liftplus.words import agreeing, counted
 
+if TYPE_CHECKING:
+    from liftplus.runs.opening import Session
+
 ROWS, FAULTS = 40, 5  # the largest numbers of classes and faults that are shown
 
 
-def data(source: str, files: bool, overrides: list[str], as_json: bool, whole: int | None = None) -> None:
-    """Print counts, groups, doubtful classes and files of a data set; see `inspection.inspect`."""
-    config, cache = _config(source, overrides)
+def data(
+    source: str,
+    files: bool,
+    overrides: list[str],
+    as_json: bool,
+    whole: int | None = None,
+    session: Session | None = None,
+) -> None:
+    """Print counts, groups, doubtful classes and files of a data set; see `inspection.inspect`.
+
+    Args:
+        session: of a run on these data, to say what light and full tuning are likely to give; None not to.
+    """
+    config, cache = _config(source, overrides) if session is None else (session.config.data, session.config.cache)
     dataset = sources.load(config, kept=KeptFacts.of(cache))
+    if session is not None:
+        from liftplus.runs import opening  # here, as PyTorch is imported with it
+
+        opening.refuse_unmeasured(dataset)
     kept = KeptFacts.of(cache)
     found = inspect_with_bar(dataset, files, whole, kept)
     if kept.found:
@@ -28,10 +47,35 @@ def data(source: str, files: bool, overrides: list[str], as_json: bool, whole: i
         )
     for note in kept.notes:
         console.err.print(f"Note: {note}")
+    if not as_json:
+        _show_data(found)
+    start = None if session is None else _start(session, dataset)
     if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
-        return
-    _show_data(found)
+        about = {} if start is None else {"start": start}
+        print(json.dumps(found.to_dict() | about, ensure_ascii=False, indent=2))
+    elif start is not None:
+        console.out.print(
+            f"before training: {start['accuracy']:.1f} % of {counted(start['pictures'], start['split'] + ' picture')} "
+            f"are right with {start['backbone']}. {start['advice']}",
+            highlight=False,
+        )
+
+
+def _start(session: Session, dataset: DataSet) -> dict[str, Any]:
+    """How good the classifier of a run is before training, and what measured pairs say of such data."""
+    from liftplus.evaluation import tuning_map
+    from liftplus.runs import opening
+
+    found = opening.before_training(session, dataset)
+    assert found.held_out is not None
+    return {
+        "backbone": session.config.backbone.name,
+        "split": found.split,
+        "pictures": found.pictures,
+        "accuracy": found.held_out,
+        "light_from": tuning_map.limit(tuning_map.pairs()),
+        "advice": tuning_map.advice(found.held_out, found.pictures),
+    }
 
 
 def _config(source: str, overrides: list[str]) -> tuple[DataConfig, bool]:

@@ -523,3 +523,22 @@ def test_real_runs_with_features_and_pictures(photos: Path, command: Any, tmp_pa
     ended = command("report", "runs/bare", "runs/full", "--features")
     assert ended.code == 0 and "Features could not be computed" in ended.err
     assert "No pictures are shown" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_lone_run_is_compared_with_the_measured_pairs(tmp_path: Path) -> None:
+    """By its start, where that is from all training pictures; not beside other trained runs, which show it better."""
+    start = {"split": "val", "held_out": 31.25, "pictures": 160, "training": 50.0}
+
+    def weights(*made: Made) -> list[str]:
+        runs = [one.write(tmp_path / f"{len(list(tmp_path.iterdir()))}") for one in made]
+        parts = series.grouped([read.run(folder) for folder in runs])
+        return [found.text for found in _signs(parts) if found.title == "Light or full tuning"]
+
+    mixed = Made(NAMES, overrides=("head_init=mix",), about={"start": start})
+    (text,) = weights(mixed)
+    assert text.startswith("Before training, 31.2 % of 160 val pictures were right. On ") and "full tuning" in text
+    assert weights(Made(NAMES, overrides=("head_init=semantic",), about={"start": start})) == []
+    assert weights(Made(NAMES, overrides=("head_init=mix",))) == []
+    assert weights(Made(NAMES, overrides=("head_init=mix",), about={"start": start | {"held_out": None}})) == []
+    assert weights(Made(NAMES, overrides=("head_init=mix",), about={"start": "damaged"})) == []
+    assert weights(mixed, Made(NAMES, method="full")) == []

@@ -13,6 +13,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "liftplus data inspect --data photos.zip",
         "liftplus data inspect --data photos --no-files --json",
         "liftplus data inspect --data photos --read 3000",
+        "liftplus data inspect --data photos.zip --backbone mini_clip",
     ),
     "data check": (
         "liftplus data check --data photos.zip",

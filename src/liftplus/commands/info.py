@@ -11,6 +11,12 @@ from liftplus.commands import completion
 from liftplus.commands.options import AsJson, Data, DataOverrides, Method, Overrides, refuse_idle
 from liftplus.errors import UserError
 
+STARTING = (
+    *("backbone.", "evaluation.", "head.", "head_init.", "train.workers", "device", "precision", "compile", "cache"),
+    "seed",
+)
+"""Settings that act on how good a classifier is before training."""
+
 
 def info(
     backbone: Annotated[
@@ -86,6 +92,15 @@ def inspect(
             show_default="whole",
         ),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            "-b",
+            autocompletion=completion.backbones,
+            help="Also measure this backbone before training, and say whether light or full tuning is likely to win.",
+        ),
+    ] = None,
     overrides: DataOverrides = None,
 ) -> None:
     """Show counts, imbalance ratio, groups, duplicate or empty classes, and unreadable files.
@@ -94,8 +109,17 @@ def inspect(
     """
     from liftplus import describe_data
 
-    refuse_idle("data inspect", overrides, "cache")
-    describe_data.data(data, files, overrides or [], as_json, _whole(files, read))
+    whole = _whole(files, read)
+    if backbone is None:
+        refuse_idle("data inspect", overrides, "cache")
+        describe_data.data(data, files, overrides or [], as_json, whole)
+        return
+    refuse_idle("data inspect --backbone", overrides, *STARTING)
+    from liftplus.commands import options
+    from liftplus.config import resolve
+
+    session = options.session(resolve(data=data, backbone=backbone, method="closed_form", overrides=overrides or ()))
+    describe_data.data(data, files, overrides or [], as_json, whole, session)
 
 
 def _whole(files: bool, read: str | None) -> int | None:

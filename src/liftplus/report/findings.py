@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from liftplus.evaluation import tuning_map
 from liftplus.evaluation.differences import named
 from liftplus.report.features import Distances
 from liftplus.report.judgement import Judgement
-from liftplus.report.read import table
+from liftplus.report.read import number, table
 from liftplus.report.series import Series, Spread, calibrations
 from liftplus.words import counted
 
@@ -39,7 +40,7 @@ def everything(
 ) -> list[Finding]:
     """All findings, in the order of the page."""
     found = [*_best(series, judgement), *_tail(series, judgement), *_convergence(series)]
-    found += [*_tte(series, judgement), *_sureness(series, judgement)]
+    found += [*_tte(series, judgement), *_sureness(series, judgement), *_weight(series)]
     return found + heaviness(distances, counts)
 
 
@@ -223,6 +224,22 @@ def _sureness(series: Sequence[Series], judgement: Judgement) -> list[Finding]:
     return [
         Finding("plain", "Probabilities", f"Expected calibration error in points: {'; '.join(parts)}.", "calibration")
     ]
+
+
+def _weight(series: Sequence[Series]) -> list[Finding]:
+    """Whether light or full tuning is likely to win, where the report has one trained series alone to tell it by."""
+    trained = [one for one in series if _trained(one)]
+    if len(trained) != 1 or _part(trained[0], "head_init") not in tuning_map.STARTS:
+        return []
+    start = table(trained[0].runs[0].about.get("start"))
+    held_out, images = number(start.get("held_out")), start.get("pictures")
+    if held_out is None or not 0 <= held_out <= 100 or not isinstance(images, int) or images < 1:
+        return []
+    text = (
+        f"Before training, {held_out:.1f} % of {counted(images, str(start.get('split')) + ' picture')} were right. "
+        f"{tuning_map.advice(held_out, images)}"
+    )
+    return [Finding("plain", "Light or full tuning", text, "accuracy")]
 
 
 def heaviness(distances: Sequence[Distances], counts: Sequence[int]) -> list[Finding]:

@@ -24,8 +24,9 @@ from liftplus.machine.runtime import Runtime
 from liftplus.machine.stopping import StopRequest
 from liftplus.model.classifier import Classifier
 from liftplus.runs.changes import FREE, begun_with
-from liftplus.training import recipe
+from liftplus.training import recipe, signs
 from liftplus.training.assembly import build
+from liftplus.training.signs import Snapshot
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,26 @@ def begin(session: Session, dataset: DataSet, folder: Path | None = None) -> tup
     session, model = session.start(dataset, folder)
     chosen = recipe.sentences(session.config, dataset, session.seconds)
     return session, model, [*chosen, *notes(session.config, dataset, model)]
+
+
+def refuse_unmeasured(dataset: DataSet) -> None:
+    """Check that there are pictures to measure the start of training on.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not any(len(dataset.splits.get(name, ())) for name in signs.HELD_OUT):
+        raise UserError(
+            f"{dataset.name!r} has neither val nor test pictures, on which the start of training could be measured. "
+            "Give val_share=0.2 to keep a fifth of the training pictures aside, or leave --backbone out."
+        )
+
+
+def before_training(session: Session, dataset: DataSet) -> Snapshot:
+    """How good the classifier of a run would be before its first step."""
+    session, model = session.start(dataset)
+    with deterministic(session.config.deterministic):
+        return signs.snapshot(model, session.config, dataset, session.runtime)
 
 
 def refuse_different(session: Session, dataset: DataSet, model: Classifier | None = None) -> None:

@@ -21,6 +21,8 @@ from liftplus.tuners.bottleneck import Bottleneck
 from liftplus.words import agreeing, counted
 
 PICTURES = 512
+HELD_OUT = ("val", "test")
+"""Splits to measure on, the preferred first."""
 FALLING = 0.1
 """Share of the loss that the last epoch may take off before it counts as still falling."""
 
@@ -45,7 +47,7 @@ class Snapshot:
 def snapshot(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> Snapshot:
     """The model's accuracies now; the same pictures at every snapshot of a run."""
     training = runtime.job.from_leader(lambda: 100 * Probe(model, config, dataset, runtime).accuracy())
-    split = next((name for name in ("val", "test") if len(dataset.splits.get(name, ()))), None)
+    split = next((name for name in HELD_OUT if len(dataset.splits.get(name, ()))), None)
     if split is None:
         return Snapshot(None, None, 0, training)
     whole = dataset.splits[split]
