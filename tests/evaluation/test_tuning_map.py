@@ -38,10 +38,13 @@ def test_advice_counts_the_pairs_on_its_side(monkeypatch: pytest.MonkeyPatch) ->
     known = (pair(10, -3), pair(20, 0.5), pair(30, -1), pair(40, -2), pair(60, 1), pair(80, 4))
     monkeypatch.setattr(tuning_map, "pairs", lambda: known)
     low, high, near = (tuning_map.advice(*given) for given in ((10.0, 500), (90.0, 500), (48.0, 500)))
-    assert low.startswith("On 3 of 4 measured pairs") and "full tuning (method full+) was better than light" in low
-    assert "under 50 %" in low and "by -0.5 to +3.0 points" in low and "+1.5 in the middle" in low
-    assert high.startswith("On 2 of 2 measured pairs") and "light tuning (method lift+) was better than full" in high
-    assert "with 50 % or more before training" in high and "by +1.0 to +4.0 points" in high
+    assert low.startswith(
+        "Of 4 measured pairs of data and small backbone that start under 50 %, full tuning (method full+"
+    )
+    assert "(method full+) was better than light tuning (lift+) on 3, with" in low
+    assert "is -0.5 to +3.0 points" in low and "+1.5 in the middle" in low
+    assert high.startswith("Of 2 measured pairs") and "start at 50 % or more, light tuning (method lift+) was" in high
+    assert "better than full tuning (full+) on 2, with" in high and "is +1.0 to +4.0 points" in high
     assert "within noise of 50 %" in near and "noise" not in low + high
     assert "noise" in tuning_map.advice(40.0, 30) and "noise" not in tuning_map.advice(40.0, 3000)
 

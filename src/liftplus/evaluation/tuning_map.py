@@ -102,13 +102,14 @@ def advice(start: float, pictures: int) -> str:
     gains = sorted(pair.gain if light else -pair.gain for pair in known if (pair.start >= border) == light)
     won = sum(gain > 0 for gain in gains)
     one, other = ("light", "full") if light else ("full", "light")
-    what = f"{border:.0f} % or more" if light else f"under {border:.0f} %"
+    side = f"at {border:.0f} % or more" if light else f"under {border:.0f} %"
     said = (
-        f"On {won} of {len(gains)} measured pairs of data and small backbone with {what} before training, {one} tuning "
-        f"(method {METHODS[one]}) was better than {other} tuning with the same start and crops, by {gains[0]:+.1f} to "
-        f"{gains[-1]:+.1f} points in the mean over classes, {statistics.median(gains):+.1f} in the middle."
+        f"Of {len(gains)} measured pairs of data and small backbone that start {side}, {one} tuning (method "
+        f"{METHODS[one]}) was better than {other} tuning ({METHODS[other]}) on {won}, with the same start and crops. "
+        f"The difference is {gains[0]:+.1f} to {gains[-1]:+.1f} points in the mean over classes, "
+        f"{statistics.median(gains):+.1f} in the middle."
     )
     noise = 200 * math.sqrt(start / 100 * (1 - start / 100) / pictures)
     if abs(start - border) <= noise:
-        said += f" Your start is within noise of {border:.0f} %, so either may win."
+        said += f" This start is within noise of {border:.0f} %, so either may win."
     return said + (" Compare the classes with few pictures too." if not light else "")
