@@ -1,11 +1,11 @@
 #!/bin/sh
 # hiclass 5.0.8 with scikit-learn 1.9.1 on Python 3.11, Linux.
 #
-# hiclass classifies along a hierarchy, such as order and species, and scores with hierarchical precision, recall and F1.
-# Its classifiers take whole numbers as labels, counted from 0 at each level, and tell the levels apart: order 1 is not
-# species 1. One would guess that its scores do too. But they put each row into one set of bare labels and count what
-# two sets share. A predicted order 1 then is right where the species is 1. An answer that is wrong at both levels can
-# score 1, and a random one scores almost twice what it should. A row such as (2, 2) counts as one label. With names
+# hiclass classifies along a hierarchy, such as order and species, and scores with hierarchical precision, recall and
+# F1. Its classifiers take whole numbers as labels, counted from 0 at each level, and tell the levels apart: order 1 is
+# not species 1. One would guess that its scores do too. But they put each row into one set of bare labels and count
+# what two sets share. A predicted order 1 then is right where the species is 1. An answer that is wrong at both levels
+# can score 1, and a random one scores almost twice what it should. A row such as (2, 2) counts as one label. With names
 # that are the same at two levels ("other") it is as with numbers. And predict gives numbers back as text, so that
 # precision and recall of a perfect classifier are 0 as long as its answers are not turned into numbers again. Neither
 # is said: no warning in all of this.

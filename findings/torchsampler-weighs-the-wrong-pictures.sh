@@ -3,11 +3,11 @@
 #
 # ImbalancedDatasetSampler draws each class equally often. `indices` restricts it to the pictures of a training split,
 # and `labels` are theirs, in the same order. Such indices come shuffled from scikit-learn's train_test_split or from
-# torch's random_split. One would guess that their order does not matter, as it does not with SubsetRandomSampler. But the
-# sampler sorts its table of labels by index, and then takes weight number i for indices[i], which is still shuffled. So
-# each picture gets the weight of another one. Nothing is said, every index drawn is of the split, and the length is right.
-# The draw is as imbalanced as without a sampler, while a rare class's large weight repeats a few pictures of any
-# class. With sorted indices the same call is balanced, and so a test with range(...) passes.
+# torch's random_split. One would guess that their order does not matter, as it does not with SubsetRandomSampler. But
+# the sampler sorts its table of labels by index, and then takes weight number i for indices[i], which is still
+# shuffled. So each picture gets the weight of another one. Nothing is said, every index drawn is of the split, and the
+# length is right. The draw is as imbalanced as without a sampler, while a rare class's large weight repeats a few
+# pictures of any class. With sorted indices the same call is balanced, and so a test with range(...) passes.
 #
 # Output seen (share of each class in 20,000 draws; 400 to 5 pictures of it in the split):
 #   split:            0.810 0.158 0.022 0.010
