@@ -106,8 +106,8 @@ def read_folder(model: Classifier, folder: Path) -> int:
     Raises:
         UserError: the adapter is not plain LoRA, is damaged, or does not fit the classifier's LoRA.
     """
+    _refuse_strange(read_json(folder / CONFIG), folder)  # first, as other kinds of adapter lack these keys
     config = read_json(folder / CONFIG, "r", "lora_alpha", "target_modules")
-    _refuse_strange(config, folder)
     pairs = _pairs(folder / WEIGHTS)
     places = {place.path: place for place in hooked(model)}
     strange = sorted(pairs.keys() - places.keys())
@@ -128,6 +128,13 @@ def read_folder(model: Classifier, folder: Path) -> int:
     return len(pairs)
 
 
+def _oft(config: dict[str, Any]) -> str:
+    """A warning for the one adapter of peft that merges into another model than was trained (peft 0.21.2)."""
+    if config.get("peft_type") != "OFT":
+        return ""
+    return " Then compare its answers: on convolutions larger than 1 x 1, merged OFT is not what was trained."
+
+
 def _refuse_strange(config: dict[str, Any], folder: Path) -> None:
     """Refuse an adapter that does not simply add B A alpha / r to the published base weights."""
     strange = [f"{key}={config[key]!r:.60}" for key in STRANGE if config.get(key)]
@@ -138,7 +145,7 @@ def _refuse_strange(config: dict[str, Any], folder: Path) -> None:
     if strange:
         raise UserError(
             f"{str(folder / CONFIG)!r} is not a plain LoRA ({', '.join(strange)}), and nothing else can be imported. "
-            "Merge it into the backbone with peft's merge_and_unload instead."
+            f"Merge it into the backbone with peft's merge_and_unload instead.{_oft(config)}"
         )
     start = str(config.get("init_lora_weights", True)).lower()
     if start.startswith(MOVES_BASE):
