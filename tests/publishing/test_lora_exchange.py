@@ -225,7 +225,7 @@ def test_a_pattern_that_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "merges_exactly"), [("OFTConfig", False), ("LoHaConfig", True)])
 def test_another_kind_of_adapter_is_told_how_to_merge(kind: str, merges_exactly: bool, tmp_path: Path) -> None:
-    model = peft.get_peft_model(backbone_of("timm_vit").image, getattr(peft, kind)(r=4, target_modules=["qkv"]))
+    model = peft.get_peft_model(backbone_of("timm_vit").image, getattr(peft, kind)(target_modules=["qkv"]))
     model.save_pretrained(tmp_path / "theirs")
     with pytest.raises(UserError, match=f"peft_type={kind[:-6].upper()}.*merge_and_unload instead") as told:
         lora_exchange.read_folder(trained("timm_vit").model, tmp_path / "theirs")
