@@ -53,6 +53,8 @@ METHODS = {"lift+": 3.0, "full+": 4.0}
 """Methods, and the ratio of two rates next to each other in the search."""
 TRIED = {"lift+": (-1, 0, 1), "full+": (0, 1)}
 """Powers of that ratio which are tried first, times the rate of recipe=auto."""
+CLEAR = 1.0
+"""Points in the mean over classes from which on a difference counts as clear."""
 FARTHEST = 2
 """Most powers by which the search goes on beyond these."""
 
@@ -275,13 +277,18 @@ def table(found: Sequence[Pair]) -> Iterator[str]:
         sizes = f"{pair.pictures:,} | {pair.most:,}, {pair.least}"
         cells = [f"{pair.start:.1f}", *map(spread, (pair.light, pair.heavy, pair.gains, pair.few))]
         yield f"| {pair.name} | {sizes} | {len(pair.light)} | {' | '.join(cells)} |"
-    right, light = sum(tuning_map.left_out(found)), sum(pair.light_wins for pair in found)
+    right, wins = tuning_map.left_out(found), [pair.light_wins for pair in found]
+    clear = [abs(pair.gain) >= CLEAR for pair in found]
     yield ""
-    yield (
-        f"Rule: light tuning from a start of {tuning_map.limit(found):.1f} % on. With each pair left out in turn, it "
-        f"is right on {right} of {len(found)} ({right / len(found):.0%}). Always light would be right on {light} "
-        f"({light / len(found):.0%}), always full on {len(found) - light}."
-    )
+    yield "| right on pairs left out | of all | of those that differ by a point or more |"
+    yield "|---|---:|---:|"
+    for name, hits in (
+        ("the rule", right),
+        ("always light", wins),
+        ("always full", [not one for one in wins]),
+    ):
+        some = [hit for hit, one in zip(hits, clear, strict=True) if one]
+        yield f"| {name} | {sum(hits)} of {len(hits)} ({sum(hits) / len(hits):.0%}) | {sum(some)} of {len(some)} |"
 
 
 def packed(rows: Path) -> str:

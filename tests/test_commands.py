@@ -400,14 +400,14 @@ def test_inspect_says_how_good_a_backbone_is_before_training(photos: Path, comma
     assert ended.code == 0, ended.err
     said = " ".join(ended.out.split())
     found = re.search(
-        r"before training: ([\d.]+) % of 6 test pictures are right with mini_clip\. Of \d+ measured", said
+        r"before training: ([\d.]+) % of 6 test pictures are right with mini_clip\. (Full|Light) tuning", said
     )
     assert found is not None, said
     assert "class train test" in said  # what it shows without a backbone
     told = json.loads(command(*given, "--json").out)
     start = told["start"]
     assert (start["split"], start["pictures"], start["backbone"]) == ("test", 6, "mini_clip")
-    assert f"{start['accuracy']:.1f}" == found[1] and 0 < start["light_from"] < 100
+    assert f"{start['accuracy']:.1f}" == found[1] and 0 < start["light_wins"] < 1 and "imbalance of 6." in said
     assert told["counts"]["train"] == [12, 5, 2] or sorted(told["counts"]["train"]) == [2, 5, 12]
     closed = command("train", "--data", photos, "--method", "closed_form", "--out", "run", "--json", "workers=0")
     assert json.loads(closed.out)["overall"] == pytest.approx(start["accuracy"])

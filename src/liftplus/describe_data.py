@@ -68,13 +68,15 @@ def _start(session: Session, dataset: DataSet) -> dict[str, Any]:
 
     found = opening.before_training(session, dataset)
     assert found.held_out is not None
+    counts = [count for count in dataset.counts() if count]
+    imbalance = max(counts) / min(counts)
     return {
         "backbone": session.config.backbone.name,
         "split": found.split,
         "pictures": found.pictures,
         "accuracy": found.held_out,
-        "light_from": tuning_map.limit(tuning_map.pairs()),
-        "advice": tuning_map.advice(found.held_out, found.pictures),
+        "light_wins": tuning_map.chance(found.held_out, imbalance, tuning_map.pairs()),
+        "advice": tuning_map.advice(found.held_out, found.pictures, imbalance),
     }
 
 

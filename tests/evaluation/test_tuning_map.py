@@ -10,23 +10,32 @@ from liftplus.evaluation import tuning_map
 from liftplus.evaluation.tuning_map import Pair
 
 
-def pair(start: float, gain: float, seeds: int = 1) -> Pair:
-    return Pair("made up", 100, 5, 50, 2, start, (50.0 + gain,) * seeds, (50.0,) * seeds, (gain,) * seeds)
+def pair(start: float, gain: float, imbalance: int = 10) -> Pair:
+    return Pair("made up", 100, 5, 2 * imbalance, 2, start, (50.0 + gain,), (50.0,), (gain,))
 
 
-def test_the_limit_lies_between_the_pairs_that_it_parts() -> None:
-    known = [pair(20, -3), pair(30, -1), pair(60, 1), pair(80, 4)]
-    assert tuning_map.limit(known) == 45
-    assert tuning_map.left_out(known) == [True, True, True, True]
-    assert [one.light_wins for one in known] == [False, False, True, True]
-    assert tuning_map.limit([*known, pair(90, -1)]) == 45  # one pair on the wrong side changes nothing
-    assert tuning_map.left_out([*known, pair(90, -1)])[-1] is False
+PARTED = [pair(10, -3), pair(20, -2), pair(30, -1), pair(60, 1), pair(70, 2), pair(80, 4)]
 
 
-def test_where_one_side_always_wins_the_limit_lies_beyond() -> None:
-    assert tuning_map.limit([pair(20, 1), pair(60, 2)]) == 0
-    assert tuning_map.limit([pair(20, -1), pair(60, -2)]) == 101
-    assert tuning_map.left_out([pair(20, -1), pair(60, -2)]) == [True, True]
+def test_the_better_the_start_the_likelier_light_tuning_wins() -> None:
+    chances = [tuning_map.chance(start, 10, PARTED) for start in (0, 20, 40, 60, 80, 100)]
+    assert chances == sorted(chances) and chances[1] < 0.2 and chances[4] > 0.8
+    assert tuning_map.left_out(PARTED) == [True] * 6
+    assert tuning_map.left_out([*PARTED, pair(90, -1)])[-1] is False
+
+
+def test_the_imbalance_counts_where_the_start_is_the_same() -> None:
+    known = [pair(50, -2, 2), pair(50, -1, 5), pair(50, 1, 50), pair(50, 3, 200), pair(52, 2, 100), pair(48, -2, 3)]
+    assert tuning_map.chance(50, 2, known) < 0.3 < 0.7 < tuning_map.chance(50, 200, known)
+
+
+def test_pairs_with_little_at_stake_count_little() -> None:
+    clear = tuning_map.chance(45, 10, [*PARTED, pair(46, 5)])
+    assert clear > tuning_map.chance(45, 10, [*PARTED, pair(46, 0.01)])
+
+
+def test_where_one_side_always_wins_it_is_sure() -> None:
+    assert tuning_map.chance(50, 10, PARTED[3:]) == 1 and tuning_map.chance(50, 10, PARTED[:3]) == 0
 
 
 def test_gains_are_means_over_seeds() -> None:
@@ -34,19 +43,22 @@ def test_gains_are_means_over_seeds() -> None:
     assert two.gains == [-1.0, 2.0] and two.gain == 0.5 and two.light_wins
 
 
-def test_advice_counts_the_pairs_on_its_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = (pair(10, -3), pair(20, 0.5), pair(30, -1), pair(40, -2), pair(60, 1), pair(80, 4))
-    monkeypatch.setattr(tuning_map, "pairs", lambda: known)
-    low, high, near = (tuning_map.advice(*given) for given in ((10.0, 500), (90.0, 500), (48.0, 500)))
+def test_advice_says_chance_and_uncertainty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning_map, "pairs", lambda: tuple(PARTED))
+    low, high, near = (tuning_map.advice(start, 500, 10.0) for start in (15.0, 75.0, 45.0))
     assert low.startswith(
-        "Of 4 measured pairs of data and small backbone that start under 50 %, full tuning (method full+"
+        "Full tuning (method full+) is likely to beat light tuning (method lift+) with the same start"
     )
-    assert "(method full+) was better than light tuning (lift+) on 3, with" in low
-    assert "is -0.5 to +3.0 points" in low and "+1.5 in the middle" in low
-    assert high.startswith("Of 2 measured pairs") and "start at 50 % or more, light tuning (method lift+) was" in high
-    assert "better than full tuning (full+) on 2, with" in high and "is +1.0 to +4.0 points" in high
-    assert "within noise of 50 %" in near and "noise" not in low + high
-    assert "noise" in tuning_map.advice(40.0, 30) and "noise" not in tuning_map.advice(40.0, 3000)
+    assert high.startswith(
+        "Light tuning (method lift+) is likely to beat full tuning (method full+) with the same start"
+    )
+    for text, start in ((low, 15.0), (high, 75.0)):
+        likely = tuning_map.chance(start, 10, PARTED)
+        assert f"a chance of {100 * max(likely, 1 - likely):.0f} % for this start and an imbalance of 10. This" in text
+        assert "from 6 measured pairs" in text and "left out, the rule is right on 100 %." in text
+    assert "few pictures" in low and "few pictures" not in high
+    assert "Within the noise of the start either may win." in near and "noise" not in low + high
+    assert "noise" in tuning_map.advice(35.0, 20, 10.0) and "noise" not in tuning_map.advice(35.0, 5000, 10.0)
 
 
 def test_the_measured_pairs_support_the_rule() -> None:

@@ -536,7 +536,10 @@ def test_a_lone_run_is_compared_with_the_measured_pairs(tmp_path: Path) -> None:
 
     mixed = Made(NAMES, overrides=("head_init=mix",), about={"start": start})
     (text,) = weights(mixed)
-    assert text.startswith("Before training, 31.2 % of 160 val pictures were right. Of ") and "full tuning" in text
+    assert (
+        text.startswith("Before training, 31.2 % of 160 val pictures were right. Full tuning")
+        and "an imbalance of 500" in text
+    )
     assert weights(Made(NAMES, overrides=("head_init=semantic",), about={"start": start})) == []
     assert weights(Made(NAMES, overrides=("head_init=mix",))) == []
     assert weights(Made(NAMES, overrides=("head_init=mix",), about={"start": start | {"held_out": None}})) == []

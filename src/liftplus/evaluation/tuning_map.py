@@ -2,12 +2,12 @@
 
 On each pair LIFT+ was compared with full fine-tuning from the same start, with the same crops and loss, each with a
 rate that was searched. The pairs are in `tuning_map.json`, which `benchmarks/tuning_map.py write` makes from its runs
-and from the experiments of docs/evidence.md. What separates them best is how good the classifier is before training.
+and from the experiments of docs/evidence.md. What separates them is how good the classifier is before training, and the
+imbalance: a logistic regression on both, in which a pair counts by the points that are at stake.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
@@ -19,7 +19,9 @@ from importlib.resources import files
 FILE = "tuning_map.json"
 STARTS = ("mix", "auto", "ridge")
 """Starts of the classifier from all training pictures, whose accuracy the rule is about."""
-METHODS = {"light": "lift+", "full": "full+"}
+LIGHT, FULL = "light tuning (method lift+)", "full tuning (method full+)"
+WEAK = 10.0
+"""The inverse strength of the regression's L2 penalty; a hundred gives the same answers."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Pair:
     Attributes:
         name: data, imbalance and backbone.
         pictures, classes: of the training split.
-        most, least: training pictures of the largest and the smallest class.
+        most, least: training pictures of the largest and the smallest class; the imbalance is their ratio.
         start: accuracy of the closed form on the test split, one crop, in percent.
         light, heavy: mean accuracy over classes after training, one crop, in percent, by seed.
         few: light minus heavy on classes with fewer than 20 training pictures, in points, by seed; empty without such.
@@ -68,48 +70,56 @@ def pairs() -> tuple[Pair, ...]:
     return tuple(Pair(**row | {key: tuple(row[key]) for key in ("light", "heavy", "few")}) for row in json.loads(text))
 
 
-def limit(known: Sequence[Pair]) -> float:
-    """The start, in percent, from which on light tuning is taken to win.
+def chance(start: float, imbalance: float, known: Sequence[Pair]) -> float:
+    """How likely light tuning is to be better, 0 to 1, by the known pairs.
 
-    It lies in the middle between two pairs, where the rule loses fewest points on all pairs together; of equally good
-    places, the median. 0 or 101 where one side always wins.
+    Args:
+        start: accuracy before training, in percent.
+        imbalance: training pictures of the largest class over those of the smallest.
     """
-    starts = sorted({pair.start for pair in known})
-    places = [0.0, *map(statistics.mean, itertools.pairwise(starts)), 101.0]
-    lost = [sum(abs(pair.gain) for pair in known if (pair.start >= place) != pair.light_wins) for place in places]
-    return statistics.median_low([place for place, points in zip(places, lost, strict=True) if points == min(lost)])
+    from sklearn.linear_model import LogisticRegression
+
+    if len({pair.light_wins for pair in known}) == 1:
+        return float(known[0].light_wins)
+    rows = [_row(pair.start, pair.most / pair.least) for pair in known]
+    stakes = [abs(pair.gain) / statistics.mean(abs(other.gain) for other in known) for pair in known]
+    model = LogisticRegression(C=WEAK).fit(rows, [pair.light_wins for pair in known], stakes)
+    return float(model.predict_proba([_row(start, imbalance)])[0, 1])
+
+
+def _row(start: float, imbalance: float) -> tuple[float, float]:
+    return start / 20, math.log10(imbalance)  # numbers that scatter about as much as each other
 
 
 def left_out(known: Sequence[Pair]) -> list[bool]:
-    """Whether the rule is right on each pair, with a limit from all the others."""
+    """Whether the rule is right on each pair, from all the others."""
     found = []
     for number, pair in enumerate(known):
         others = [*known[:number], *known[number + 1 :]]
-        found.append((pair.start >= limit(others)) == pair.light_wins)
+        found.append((chance(pair.start, pair.most / pair.least, others) >= 0.5) == pair.light_wins)
     return found
 
 
-def advice(start: float, pictures: int) -> str:
-    """What the measured pairs say of data on which a classifier starts with this accuracy, in a few sentences.
+def advice(start: float, pictures: int, imbalance: float) -> str:
+    """What the measured pairs say of data, in a few sentences.
 
     Args:
-        start: in percent, before training.
+        start: accuracy before training, in percent.
         pictures: how many it was measured on.
+        imbalance: as for `chance`.
     """
     known = pairs()
-    border = limit(known)
-    light = start >= border
-    gains = sorted(pair.gain if light else -pair.gain for pair in known if (pair.start >= border) == light)
-    won = sum(gain > 0 for gain in gains)
-    one, other = ("light", "full") if light else ("full", "light")
-    side = f"at {border:.0f} % or more" if light else f"under {border:.0f} %"
-    said = (
-        f"Of {len(gains)} measured pairs of data and small backbone that start {side}, {one} tuning (method "
-        f"{METHODS[one]}) was better than {other} tuning ({METHODS[other]}) on {won}, with the same start and crops. "
-        f"The difference is {gains[0]:+.1f} to {gains[-1]:+.1f} points in the mean over classes, "
-        f"{statistics.median(gains):+.1f} in the middle."
-    )
     noise = 200 * math.sqrt(start / 100 * (1 - start / 100) / pictures)
-    if abs(start - border) <= noise:
-        said += f" This start is within noise of {border:.0f} %, so either may win."
-    return said + (" Compare the classes with few pictures too." if not light else "")
+    low, likely, high = (
+        chance(min(100.0, max(0.0, start + change)), imbalance, known) for change in (-noise, 0.0, noise)
+    )
+    one, other = (LIGHT, FULL) if likely >= 0.5 else (FULL, LIGHT)
+    right = left_out(known)
+    either = " Within the noise of the start either may win." if low < 0.5 <= high else ""
+    few = "" if likely >= 0.5 else " Compare the classes with few pictures too."
+    return (
+        f"{one.capitalize()} is likely to beat {other} with the same start and crops, with a chance of "
+        f"{100 * max(likely, 1 - likely):.0f} % for this start and an imbalance of {imbalance:.3g}.{either} "
+        f"This follows from {len(known)} measured pairs of data and small backbone; of pairs that are left out, the "
+        f"rule is right on {100 * sum(right) / len(right):.0f} %.{few}"
+    )

@@ -235,9 +235,12 @@ def _weight(series: Sequence[Series]) -> list[Finding]:
     held_out, images = number(start.get("held_out")), start.get("pictures")
     if held_out is None or not 0 <= held_out <= 100 or not isinstance(images, int) or images < 1:
         return []
+    counts = [count for count in trained[0].runs[0].train_counts if count]
+    if not counts:
+        return []
     text = (
         f"Before training, {held_out:.1f} % of {counted(images, str(start.get('split')) + ' picture')} were right. "
-        f"{tuning_map.advice(held_out, images)}"
+        f"{tuning_map.advice(held_out, images, max(counts) / min(counts))}"
     )
     return [Finding("plain", "Light or full tuning", text, "accuracy")]
 
