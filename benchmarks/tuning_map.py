@@ -216,7 +216,7 @@ def compared(name: str, about: dict[str, Any], light: list[dict[str, Any]], heav
         classes=len(counts),
         most=max(counts),
         least=min(counts),
-        start=round(about["before"]["overall"], 2),
+        start=round(about["before"]["mean_class"], 2),
         light=mean[0],
         heavy=mean[1],
         few=gains,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from liftplus.data.stores import FolderStore
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import crops
 from liftplus.fitted import probabilities
-from liftplus.runs import calibration_file, inputs
+from liftplus.runs import calibrating, calibration_file, inputs
 
 from .conftest import Command, write_folder
 
@@ -359,3 +360,25 @@ def test_outputs_that_are_not_finite_are_refused_alike(place: Path, cache: bool)
     for asked in ({}, {"unknown": 0.2}):
         with pytest.raises(UserError, match=r"not finite for 18 of 18 pictures\. Its weights diverged in training"):
             model.predict(place / "photos" / "test" / "red_square", **asked)
+
+
+def test_classes_of_one_picture_are_halved_together(place: Path) -> None:
+    half = calibrating._half(list(range(40)), 0)
+    assert len(half) == 20 and len(set(half.tolist())) == 20
+    both = calibrating._half([0] * 10 + [1] * 10, 0)
+    assert len(both) == 10 and int((both < 10).sum()) == 5
+    assert (
+        calibrating._half(list(range(40)), 0).tolist()
+        == half.tolist()
+        != calibrating._half(list(range(40)), 1).tolist()
+    )
+
+
+def test_the_command_of_a_misfit_names_crops_and_prior(place: Path, command: Command, tmp_path: Path) -> None:
+    shutil.copytree(place / "run", tmp_path / "run")
+    for given in (("--five-crops",), ("--prior", "uniform"), ("--five-crops", "--prior", "uniform")):
+        ended = command("predict", "run", place / "photos" / "test", "--sets", 0.8, *given)
+        again = re.search(r"`(liftplus calibrate [^`]*)`", ended.err)
+        assert ended.code == 2 and again is not None, ended.err
+        assert command(*again[1].split()[1:]).code == 0
+        assert command("predict", "run", place / "photos" / "test", "--sets", 0.8, *given).code == 0

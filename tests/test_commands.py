@@ -400,14 +400,14 @@ def test_inspect_says_how_good_a_backbone_is_before_training(photos: Path, comma
     assert ended.code == 0, ended.err
     said = " ".join(ended.out.split())
     found = re.search(
-        r"before training: ([\d.]+) % of 6 test pictures are right with mini_clip\. (Full|Light) tuning", said
+        r"before training: mini_clip has ([\d.]+) % in the mean over classes on 6 test pictures\. (Full|Light)", said
     )
     assert found is not None, said
     assert "class train test" in said  # what it shows without a backbone
     told = json.loads(command(*given, "--json").out)
     start = told["start"]
     assert (start["split"], start["pictures"], start["backbone"]) == ("test", 6, "mini_clip")
-    assert f"{start['accuracy']:.1f}" == found[1] and 0 < start["light_wins"] < 1 and "imbalance of 6." in said
+    assert f"{start['mean_class']:.1f}" == found[1] and 0 < start["light_wins"] < 1 and "imbalance of 6." in said
     assert told["counts"]["train"] == [12, 5, 2] or sorted(told["counts"]["train"]) == [2, 5, 12]
     closed = command("train", "--data", photos, "--method", "closed_form", "--out", "run", "--json", "workers=0")
     assert json.loads(closed.out)["overall"] == pytest.approx(start["accuracy"])
@@ -421,6 +421,16 @@ def test_inspect_refuses_settings_that_do_not_act_on_the_start(photos: Path, com
     bare = sources.load(DataConfig(source=str(photos)))
     with pytest.raises(UserError, match=r"neither val nor test pictures.*val_share=0\.2"):
         opening.refuse_unmeasured(replace(bare, splits={"train": bare.splits["train"]}))
+
+
+def test_inspect_loses_nothing_where_the_start_cannot_be_measured(photos: Path, command: Command) -> None:
+    (photos / "train" / "blue sky" / "broken.png").write_bytes(b"no picture")
+    given = ("data", "inspect", "--data", photos, "--backbone", "mini_clip", "workers=0")
+    ended = command(*given, "--json")
+    told = json.loads(ended.out)
+    assert ended.code == 2 and told["start"] is None and len(told["unreadable"]) == 1
+    assert "broken.png" in ended.err and "unreadable=skip" in ended.err
+    assert command(*given, "unreadable=skip").code == 0
 
 
 def test_inspect_and_train_tell_the_same(photos: Path, command: Command, tmp_path: Path) -> None:

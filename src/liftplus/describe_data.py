@@ -9,7 +9,9 @@ from liftplus import console
 from liftplus.data import inspection, sources
 from liftplus.data.config import DataConfig, of_words
 from liftplus.data.dataset import DataSet, listing
+from liftplus.data.images import UnreadableImage
 from liftplus.data.kept_facts import KeptFacts
+from liftplus.errors import UserError
 from liftplus.evaluation.metrics import FEW_UNDER, MANY_OVER
 from liftplus.words import agreeing, counted
 
@@ -49,14 +51,19 @@ def data(
         console.err.print(f"Note: {note}")
     if not as_json:
         _show_data(found)
-    start = None if session is None else _start(session, dataset)
+    try:
+        start = None if session is None else _start(session, dataset)
+    except (UserError, OSError):
+        if as_json:  # what was found is not lost
+            print(json.dumps(found.to_dict() | {"start": None}, ensure_ascii=False, indent=2))
+        raise
     if as_json:
         about = {} if start is None else {"start": start}
         print(json.dumps(found.to_dict() | about, ensure_ascii=False, indent=2))
     elif start is not None:
         console.out.print(
-            f"before training: {start['accuracy']:.1f} % of {counted(start['pictures'], start['split'] + ' picture')} "
-            f"are right with {start['backbone']}. {start['advice']}",
+            f"before training: {start['backbone']} has {start['mean_class']:.1f} % in the mean over classes on "
+            f"{counted(start['pictures'], start['split'] + ' picture')}. {start['advice']}",
             highlight=False,
         )
 
@@ -66,8 +73,11 @@ def _start(session: Session, dataset: DataSet) -> dict[str, Any]:
     from liftplus.evaluation import tuning_map
     from liftplus.runs import opening
 
-    found = opening.before_training(session, dataset)
-    assert found.held_out is not None
+    try:
+        found = opening.before_training(session, dataset)
+    except UnreadableImage as error:
+        raise UserError(f"{error} Give unreadable=skip to leave out such files.") from error
+    assert found.mean_class is not None
     counts = [count for count in dataset.counts() if count]
     imbalance = max(counts) / min(counts)
     return {
@@ -75,8 +85,9 @@ def _start(session: Session, dataset: DataSet) -> dict[str, Any]:
         "split": found.split,
         "pictures": found.pictures,
         "accuracy": found.held_out,
-        "light_wins": tuning_map.chance(found.held_out, imbalance, tuning_map.pairs()),
-        "advice": tuning_map.advice(found.held_out, found.pictures, imbalance),
+        "mean_class": found.mean_class,
+        "light_wins": tuning_map.chance(found.mean_class, imbalance, tuning_map.pairs()),
+        "advice": tuning_map.advice(found.mean_class, found.pictures, imbalance),
     }
 
 

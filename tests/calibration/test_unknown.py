@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from liftplus.calibration import calibrated, unknown
 from liftplus.calibration.calibrated import Frequencies, Pictures
 from liftplus.calibration.unknown import Reference, Views
 from liftplus.errors import UserError
+from liftplus.evaluation.priors import RULED_OUT
 
 CLASSES, WIDTH = 6, 12
 COUNTS = (60, 40, 30, 20, 12, 8)
@@ -133,3 +135,14 @@ def test_too_few_classes_to_hide_some() -> None:
     x, y = made(0)
     own = y < 3
     assert unknown.compare(x[own], y[own], x[own], y[own], 3) == {}
+
+
+def test_classes_that_a_prior_rules_out_do_not_count() -> None:
+    (x, y), (q, _) = made(0), made(1)
+    head = torch.nn.Linear(WIDTH, CLASSES).requires_grad_(False)
+    ruled = head(q)
+    ruled[:, [1, 4]] += RULED_OUT
+    left = [0, 2, 3, 5]
+    whole = Views.of(ruled, q, Reference.of(x, y, head.weight))
+    alone = Views.of(head(q)[:, left], q, dataclasses.replace(Reference.of(x, y, CLASSES), rows=head.weight[left]))
+    assert torch.allclose(unknown.SINGLE["margin"](whole), unknown.SINGLE["margin"](alone), atol=1e-5)

@@ -78,8 +78,9 @@ def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch
     assert {"in_set", "unknown_score", "unknown"} <= outputs.keys()
     for folder in ("photos-page", "offline-page"):
         assert (tmp_path / folder / "index.html").is_file()
-    assert len(seen) == 2  # of the graph that takes crops, and of the one that takes pictures
-    for told in seen:  # of the run's own five crops, which predict takes as well
+    crops, pictures, promises = seen  # of graphs that take crops or pictures, and of one with promises
+    assert promises.startswith("[") and promises.split()[-1] in ("True", "False")
+    for told in (crops, pictures):  # of the run's own five crops, which predict takes as well
         name, _, chance = told.strip().rpartition(" ")
         # The same pixels, or nearly; fp32 arithmetic differs in its order.
         assert name == best["class"] and float(chance) == pytest.approx(best["probability"], abs=1e-3)

@@ -17,6 +17,7 @@ from liftplus.calibration.calibrated import Calibration, Frequencies, Pictures
 from liftplus.calibration.promised import Promised
 from liftplus.calibration.unknown import Reference
 from liftplus.config import EvaluationConfig
+from liftplus.evaluation.priors import RULED_OUT
 from liftplus.machine.progress import Silent
 from liftplus.publishing import export
 from liftplus.training.checkpoint import Trained
@@ -70,7 +71,7 @@ def test_the_graph_keeps_the_promises(name: str, form: Any, five: bool, tmp_path
     assert list(about["outputs"]) == ["logits", "probabilities", "in_set", "unknown_score", "unknown"]
     assert about["promises"]["sets"] == {"coverage": 0.8, "by": "all"}
     assert about["promises"]["unknown"]["false_alarms"] == 0.2 and about["promises"]["unknown"]["score"] == name
-    assert about["temperature"] == found.temperature and parity.holds and parity.promises > 0.9
+    assert about["temperature"] == found.temperature and parity.holds and parity.same_promises > 0.9
     if form == "onnx":
         session = onnxruntime.InferenceSession(file)
         given = dict(
@@ -95,6 +96,14 @@ def test_differing_promises_are_told() -> None:
     assert export.alike([yes], [torch.tensor([[True, True], [True, True]])]) == 0.5
 
 
+def test_the_deviation_is_of_classes_that_can_be_answered() -> None:
+    logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    ruled = logits.clone()
+    ruled[:, 2] += RULED_OUT
+    expected = float(logits[:, [0, 1, 3, 4, 5]].std(unbiased=False))
+    assert export.deviation(ruled) == pytest.approx(expected) and export.deviation(logits) < 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -102,6 +111,7 @@ def test_differing_promises_are_told() -> None:
         (("--format", "peft", "--out", "p", "--unknown", "0.1"), "--format peft cannot hold sets"),
         (("--out", "m.onnx", "--sets", "2"), "a coverage between 0 and 1"),
         (("--out", "m.onnx", "--unknown", "0"), "between 0 and 1"),
+        (("--out", "m.onnx", "--sets-by", "class"), "--sets was not given"),
     ],
 )
 def test_refusals_come_before_any_work(words: tuple[str, ...], said: str, command: Command) -> None:
@@ -126,7 +136,7 @@ def test_the_file_answers_as_predict(command: Command, tmp_path: Path) -> None:
     model.save("run")
     ended = command("export", "run", "--out", "m.onnx", "--with-preprocessing", *asked, "--json")
     assert ended.code == 0, ended.err
-    assert json.loads(ended.out)["logits"]["promises"] > 0.9
+    assert json.loads(ended.out)["same_promises"] > 0.9
     pictures = [noisy(*size, k) for k, size in enumerate([(70, 91), (40, 130), (64, 64)])]
     for k, pixels in enumerate(pictures):
         Image.fromarray(pixels).save(tmp_path / f"{k}.png")

@@ -527,7 +527,7 @@ def test_real_runs_with_features_and_pictures(photos: Path, command: Any, tmp_pa
 
 def test_a_lone_run_is_compared_with_the_measured_pairs(tmp_path: Path) -> None:
     """By its start, where that is from all training pictures; not beside other trained runs, which show it better."""
-    start = {"split": "val", "held_out": 31.25, "pictures": 160, "training": 50.0}
+    start = {"split": "val", "held_out": 60.0, "pictures": 160, "training": 50.0, "mean_class": 31.25}
 
     def weights(*made: Made) -> list[str]:
         runs = [one.write(tmp_path / f"{len(list(tmp_path.iterdir()))}") for one in made]
@@ -537,11 +537,11 @@ def test_a_lone_run_is_compared_with_the_measured_pairs(tmp_path: Path) -> None:
     mixed = Made(NAMES, overrides=("head_init=mix",), about={"start": start})
     (text,) = weights(mixed)
     assert (
-        text.startswith("Before training, 31.2 % of 160 val pictures were right. Full tuning")
+        text.startswith("Before training it had 31.2 % in the mean over classes on 160 val pictures. Full tuning")
         and "an imbalance of 500" in text
     )
     assert weights(Made(NAMES, overrides=("head_init=semantic",), about={"start": start})) == []
     assert weights(Made(NAMES, overrides=("head_init=mix",))) == []
-    assert weights(Made(NAMES, overrides=("head_init=mix",), about={"start": start | {"held_out": None}})) == []
+    assert weights(Made(NAMES, overrides=("head_init=mix",), about={"start": start | {"mean_class": None}})) == []
     assert weights(Made(NAMES, overrides=("head_init=mix",), about={"start": "damaged"})) == []
     assert weights(mixed, Made(NAMES, method="full")) == []

@@ -119,7 +119,7 @@ def shortages(known: Known, level: float, by: By, names: Sequence[str]) -> list[
                 notes.append(
                     f"The classes with {name} training pictures have {counted(pictures, 'calibration picture')}, and a "
                     f"promise of {level:g} needs {least}. All {int(own.sum())} of them are in every set. Calibrate on "
-                    "more pictures, or give --sets-by all."
+                    f"more pictures{', or give --sets-by all' if int(known.counts[used].sum()) >= least else ''}."
                 )
     if by == "class" and (few := _named(used & (known.counts < least), names)):
         count, listed = few

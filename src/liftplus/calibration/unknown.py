@@ -31,6 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liftplus.evaluation.priors import RULED_OUT
+
 FOLDS = 5
 """Parts in which classes are hidden. Each class with calibration pictures is hidden once."""
 USUAL = "margin+nearest"
@@ -171,9 +173,10 @@ def _boundaries(logits: Tensor, rows: Tensor) -> Tensor:
     """Mean distance [N] from the best class's decision boundaries with the others, from logits [N, C]."""
     top, best = logits.max(-1)
     gaps = top[:, None] - logits
+    allowed = gaps < -RULED_OUT / 2  # a prior can rule classes out, whose logits say nothing
     if len(rows):
         gaps = gaps / _squared_distances(rows[best], rows).sqrt().clamp(min=1e-8)
-    return gaps.sum(-1) / max(1, logits.shape[1] - 1)
+    return torch.where(allowed, gaps, 0.0).sum(-1) / (allowed.sum(-1) - 1).clamp(min=1)
 
 
 def _squared_distances(some: Tensor, others: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def export(
     console.out.print(
         f"{out} and {exporting.beside(out).name}: logits differ from PyTorch's by at most {parity.difference:.1e} "
         f"(their deviation is {parity.deviation:.1f}) on {counted(parity.images, 'picture')} of {source}. "
-        f"{_told(parity, promised)}The graph takes "
+        f"{_told(parity.same_promises, promised)}The graph takes "
         + ("five crops of each picture, as predict --five-crops." if count > 1 else "one crop, as predict --one-crop.")
     )
 
@@ -161,11 +161,11 @@ def _promised(session: Session, trained: Trained, promises: Promises) -> Promise
     return Promised(asked.calibration, promises.sets, promises.by, promises.class_share, promises.alarms)
 
 
-def _told(parity: Parity, promised: Promised) -> str:
+def _told(same: float, promised: Promised) -> str:
     """How sets and unknown pictures of the graph compare with PyTorch's; empty if they were not asked for."""
     what = {"sets": "set", "unknown": "answer to unknown"}
     asked = " and ".join(what[name] for name in promised.asked)
-    return f"{parity.promises:.1%} of the pictures have the same {asked}. " if asked else ""
+    return f"{same:.1%} of the pictures have the same {asked}. " if asked else ""
 
 
 def _one_crop(five_crops: bool | None, change: list[str] | None, to: str) -> bool:
@@ -265,7 +265,7 @@ def _export_page(
         return
     console.out.print(
         f"{out} has {size / 1e6:.1f} MB. Open {out / to_page.PAGE} in a browser, or put the folder on any server of "
-        f"files. {_compared(source, likeness)} {_told(parity, promised)}".rstrip()
+        f"files. {_compared(source, likeness)} {_told(likeness.same_promises, promised)}".rstrip()
     )
 
 
@@ -314,7 +314,7 @@ def _tell_preprocessing(
         return
     console.out.print(
         f"{out} and {beside(out).name}: the graph takes decoded pictures of any size. {_compared(source, likeness)} "
-        f"{_told(parity, promised)}".rstrip()
+        f"{_told(likeness.same_promises, promised)}".rstrip()
     )
 
 

@@ -11,10 +11,7 @@ from liftplus.commands import completion
 from liftplus.commands.options import AsJson, Data, DataOverrides, Method, Overrides, refuse_idle
 from liftplus.errors import UserError
 
-STARTING = (
-    *("backbone.", "evaluation.", "head.", "head_init.", "train.workers", "device", "precision", "compile", "cache"),
-    "seed",
-)
+STARTING = ("backbone.", "evaluation.batch_size", "train.workers", "device", "precision", "compile", "cache", "seed")
 """Settings that act on how good a classifier is before training."""
 
 

@@ -126,7 +126,7 @@ def refuse_idle(command: str, overrides: list[str] | None, *acting: str) -> None
     sections = tuple(key for key in acting if key.endswith("."))
     for key, word in others.items():
         full, _ = locate(RunConfig(), key)
-        if not full.startswith(("data.", *sections)) and full not in acting:
+        if not f"{full}.".startswith(("data.", *sections)) and full not in acting:
             known = ", ".join(f"{key}*" if key.endswith(".") else key for key in ("data.", *acting))
             raise UserError(f"{full} does not act on `liftplus {command}`, which reads {known}. Leave {word} out.")
 
@@ -181,6 +181,8 @@ def promises(coverage: float | None, sets_by: str, class_share: float, alarms: f
     """What --sets and --unknown ask. Raises UserError for values that are not allowed."""
     from liftplus.runs.guesses import Promises
 
+    if coverage is None and (sets_by != "group" or class_share != 0.5):
+        raise UserError("--sets-by and --class-share are about sets of classes, and --sets was not given. Add it.")
     return Promises(coverage, cast("By", sets_by), class_share, alarms)
 
 

@@ -32,7 +32,7 @@ class Pair:
         name: data, imbalance and backbone.
         pictures, classes: of the training split.
         most, least: training pictures of the largest and the smallest class; the imbalance is their ratio.
-        start: accuracy of the closed form on the test split, one crop, in percent.
+        start: mean accuracy over classes of the closed form on the test split, one crop, in percent.
         light, heavy: mean accuracy over classes after training, one crop, in percent, by seed.
         few: light minus heavy on classes with fewer than 20 training pictures, in points, by seed; empty without such.
     """
@@ -74,7 +74,7 @@ def chance(start: float, imbalance: float, known: Sequence[Pair]) -> float:
     """How likely light tuning is to be better, 0 to 1, by the known pairs.
 
     Args:
-        start: accuracy before training, in percent.
+        start: mean accuracy over classes before training, in percent.
         imbalance: training pictures of the largest class over those of the smallest.
     """
     from sklearn.linear_model import LogisticRegression
@@ -104,15 +104,15 @@ def advice(start: float, pictures: int, imbalance: float) -> str:
     """What the measured pairs say of data, in a few sentences.
 
     Args:
-        start: accuracy before training, in percent.
+        start: mean accuracy over classes before training, in percent.
         pictures: how many it was measured on.
         imbalance: as for `chance`.
     """
+    from scipy.stats import binomtest
+
     known = pairs()
-    noise = 200 * math.sqrt(start / 100 * (1 - start / 100) / pictures)
-    low, likely, high = (
-        chance(min(100.0, max(0.0, start + change)), imbalance, known) for change in (-noise, 0.0, noise)
-    )
+    noise = binomtest(round(start / 100 * pictures), pictures).proportion_ci(method="wilson")
+    low, likely, high = (chance(at, imbalance, known) for at in (100 * noise.low, start, 100 * noise.high))
     one, other = (LIGHT, FULL) if likely >= 0.5 else (FULL, LIGHT)
     right = left_out(known)
     either = " Within the noise of the start either may win." if low < 0.5 <= high else ""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from liftplus.errors import UserError
+from liftplus.evaluation.priors import RULED_OUT
 from liftplus.machine.progress import Progress
 
 TOLERANCE = 1e-4
@@ -21,6 +22,11 @@ OTHERWISE = "Export to .onnx or .pt2, which hold any model"
 def within(difference: float, deviation: float) -> bool:
     """Whether a difference of logits is within `TOLERANCE`, given their standard deviation; no number is not."""
     return difference <= TOLERANCE * max(1.0, deviation)
+
+
+def deviation(logits: Tensor) -> float:
+    """The standard deviation of logits [N, C], without those of classes that the prior rules out."""
+    return float(logits[logits > RULED_OUT / 2].std(unbiased=False))
 
 
 def largest(found: Tensor, expected: Tensor) -> float:

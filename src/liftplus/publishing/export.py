@@ -33,7 +33,7 @@ from liftplus.evaluation.inference import crops
 from liftplus.machine.disk import folder_of, write_json
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier
-from liftplus.publishing.comparing import TOLERANCE, alike, every_answer, largest, within
+from liftplus.publishing.comparing import TOLERANCE, alike, deviation, every_answer, largest, within
 from liftplus.training.checkpoint import Trained
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
@@ -80,7 +80,7 @@ class Parity:
         deviation: standard deviation of PyTorch's logits.
         merging: the largest absolute difference of a logit, in PyTorch, before and after folding the tuners in.
         agree: share of pictures with the same best class, 0 to 1.
-        promises: share of pictures that have the same set and are unknown in both or in neither, 0 to 1; 1 if
+        same_promises: share of pictures that have the same set and are unknown in both or in neither, 0 to 1; 1 if
             neither was asked for.
     """
 
@@ -89,7 +89,7 @@ class Parity:
     deviation: float
     merging: float
     agree: float
-    promises: float
+    same_promises: float
 
     @property
     def holds(self) -> bool:
@@ -168,10 +168,10 @@ def export(
         parity = Parity(
             images=len(images),
             difference=largest(found, expected),
-            deviation=float(expected.std(unbiased=False)),
+            deviation=deviation(expected),
             merging=largest(merged, expected),
             agree=float((found.argmax(1) == expected.argmax(1)).float().mean()),
-            promises=alike(kept_promises, told),
+            same_promises=alike(kept_promises, told),
         )
         if not parity.holds:
             raise UserError(

@@ -32,7 +32,7 @@ from liftplus.evaluation.inference import crops
 from liftplus.machine.disk import folder_of, write_json
 from liftplus.machine.progress import Progress
 from liftplus.publishing import export as exporting
-from liftplus.publishing.comparing import largest, within
+from liftplus.publishing.comparing import alike, deviation, largest, within
 from liftplus.publishing.export import Deployed, Parity
 from liftplus.publishing.picture_graph import INPUT, front, join
 from liftplus.training.checkpoint import Trained
@@ -61,6 +61,8 @@ class Likeness:
         same_class: share of all these pictures with the same best class.
         levels: largest difference of a resized value from Pillow's, of 255.
         changed: share of resized values that differ from those.
+        same_promises: share of all these pictures that have the same set and are unknown in both or in neither; 1 if
+            neither was asked for.
     """
 
     images: int
@@ -69,6 +71,7 @@ class Likeness:
     same_class: float
     levels: int
     changed: float
+    same_promises: float
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def export(
         parity = exporting.export(trained, file, "onnx", views, progress, evaluation, promised)
         about = _about(json.loads(exporting.beside(file).read_text(encoding="utf-8")))
         join(begin, file, trained.class_names, about)
-        logits, found = _answers(sample, file, progress)
+        logits, *found = _answers(sample, file, progress)[: len(expected) + 1]
         made = slice(len(views) - len(SHAPES), None)
         _refuse_difference(logits[made], deployed(views[made])[0])
         likeness = _likeness(found, expected, gaps)
@@ -153,14 +156,17 @@ def export(
     return parity, likeness
 
 
-def _likeness(found: Tensor, expected: Tensor, gaps: Tensor) -> Likeness:
+def _likeness(found: list[Tensor], expected: list[Tensor], gaps: Tensor) -> Likeness:
+    """From probabilities and all that follows them."""
+    chances, wanted = found[0], expected[0]
     return Likeness(
-        images=len(found) - len(SHAPES),
+        images=len(chances) - len(SHAPES),
         made=len(SHAPES),
-        probability=float((found - expected).abs().max()),
-        same_class=float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        probability=float((chances - wanted).abs().max()),
+        same_class=float((chances.argmax(1) == wanted.argmax(1)).float().mean()),
         levels=int(gaps[:, 0].max()),
         changed=float(gaps[:, 1].mean()),
+        same_promises=alike(found, expected),
     )
 
 
@@ -197,12 +203,12 @@ def _session(model: onnx.ModelProto | Path) -> Run:
 
 def _by_predict(
     sample: Sample, cut: CentreCrop | FiveCrops, deployed: Deployed, begin: Run, progress: Progress
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each picture the graph's views, `predict`'s probabilities, and how the views differ from Pillow's.
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """For each picture the graph's views, `predict`'s probabilities and promises, and how views differ from Pillow's.
 
     The last is [N, 2]: the largest difference, and the share of values that differ.
     """
-    views, chances, gaps = [], [], []
+    views, told, gaps = [], [], []
     keeping = deployed.model.class_features_kept()
     with keeping, progress.task("Running PyTorch as predict does", len(sample.keys)) as advance:
         for pixels, picture, made in sample:
@@ -211,32 +217,31 @@ def _by_predict(
             gap = (view - (exact if cut.count > 1 else exact[0])).abs()
             gaps.append(torch.stack([gap.max(), (gap > 0).float().mean()]))
             own = cut(picture).float()
-            chances.append(deployed(own[None] if cut.count > 1 else own)[1])
+            told.append(deployed(own[None] if cut.count > 1 else own)[1:])
             views.append(view)
             if not made:
                 advance()
     if not views:
         raise UserError("None of the pictures to compare on can be read. Give others with --check.")
-    return torch.stack(views), torch.cat(chances), torch.stack(gaps)
+    return torch.stack(views), [torch.cat(part) for part in zip(*told, strict=True)], torch.stack(gaps)
 
 
-def _answers(sample: Sample, file: Path, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Logits and probabilities [N, C] that the file gives for each picture."""
+def _answers(sample: Sample, file: Path, progress: Progress) -> list[Tensor]:
+    """What the file gives for all pictures, but for the last output, the names: each [N, ...]."""
     whole = _session(file)
     found = []
     with progress.task("Running onnx from pictures", len(sample.keys)) as advance:
         for pixels, _, made in sample:
-            found.append([torch.from_numpy(output) for output in whole(pixels)[:2]])
+            found.append([torch.from_numpy(output) for output in whole(pixels)[:-1]])
             if not made:
                 advance()
-    logits, chances = zip(*found, strict=True)
-    return torch.cat(logits), torch.cat(chances)
+    return [torch.cat(part) for part in zip(*found, strict=True)]
 
 
 def _refuse_difference(found: Tensor, expected: Tensor) -> None:
     """Refuse a graph whose parts do not act together as they do alone."""
     difference = largest(found, expected)
-    if not within(difference, float(expected.std(unbiased=False))):
+    if not within(difference, deviation(expected)):
         raise UserError(
             f"Logits of the exported file differ from PyTorch's on the same crops by up to {difference:.1e}, so it was "
             "not kept. Export without --with-preprocessing, and report it."

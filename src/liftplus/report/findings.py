@@ -232,15 +232,16 @@ def _weight(series: Sequence[Series]) -> list[Finding]:
     if len(trained) != 1 or _part(trained[0], "head_init") not in tuning_map.STARTS:
         return []
     start = table(trained[0].runs[0].about.get("start"))
-    held_out, images = number(start.get("held_out")), start.get("pictures")
-    if held_out is None or not 0 <= held_out <= 100 or not isinstance(images, int) or images < 1:
+    accuracy, images = number(start.get("mean_class")), start.get("pictures")
+    if accuracy is None or not 0 <= accuracy <= 100 or not isinstance(images, int) or images < 1:
         return []
     counts = [count for count in trained[0].runs[0].train_counts if count]
     if not counts:
         return []
     text = (
-        f"Before training, {held_out:.1f} % of {counted(images, str(start.get('split')) + ' picture')} were right. "
-        f"{tuning_map.advice(held_out, images, max(counts) / min(counts))}"
+        f"Before training it had {accuracy:.1f} % in the mean over classes on "
+        f"{counted(images, str(start.get('split')) + ' picture')}. "
+        f"{tuning_map.advice(accuracy, images, max(counts) / min(counts))}"
     )
     return [Finding("plain", "Light or full tuning", text, "accuracy")]
 

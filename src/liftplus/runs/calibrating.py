@@ -82,7 +82,7 @@ def calibrate(
     model = trained.model  # a trained text side gives other rows than those of the head
     rows = None if model.reads_text or (found := model.head.rows()) is None else found.detach().float().cpu()
     saved = fit(pictures, frequencies, training, rows, config.seed)
-    half = torch.from_numpy(held_out(part.labels, 0.5, config.seed)).long()
+    half = _half(part.labels, config.seed)
     measured = by_halves(saved, pictures, frequencies, half)
     about = {
         "data": dataset.name,
@@ -104,6 +104,14 @@ def calibrate(
             "ever, or always, right on these pictures, so look at them and at their labels."
         )
     return Saved(saved, about, Contents.of(dataset.store, part.keys)), notes
+
+
+def _half(labels: Sequence[int], seed: int) -> Tensor:
+    """Places of half of the pictures: half of each class, or of all where most classes have one picture."""
+    half = torch.from_numpy(held_out(labels, 0.5, seed)).long()
+    if min(len(half), len(labels) - len(half)) * 4 >= len(labels):
+        return half
+    return torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[: len(labels) // 2]
 
 
 def _shortages(known: sets.Known, names: Sequence[str], alarms: float | None) -> list[str]:

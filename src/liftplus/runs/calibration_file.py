@@ -62,21 +62,24 @@ class Saved:
     def misfit(self, session: Session, trained: Trained) -> str | None:
         """Why it does not hold for a model and its settings, and what to do, in one sentence; None if it does."""
         run, evaluation = trained.folder, session.config.evaluation
-        again = f"Run `liftplus calibrate {run}{self.pictures(trained.config.data.source)}"
+        own = trained.config.evaluation
+        words = _words(crops_of(evaluation)) if crops_of(evaluation) != crops_of(own) else []
+        words += [f"prior={evaluation.prior}"] if evaluation.prior != own.prior else []
+        pictures = self.pictures(trained.config.data.source)
+        again = f"Run `{' '.join([f'liftplus calibrate {run}{pictures}', *words])}` again"
         if self.about["weights"] != trained.digest:
-            return f"The calibration of {str(run)!r} was made for other weights. {again}` again."
+            return f"The calibration of {str(run)!r} was made for other weights. {again}."
         if self.about["crops"] != crops_of(evaluation):
             return (
                 f"The calibration of {str(run)!r} is for other crops of a picture "
-                f"({', '.join(_words(self.about['crops']))}). {again} {' '.join(_words(crops_of(evaluation)))}`, or "
-                "predict with those crops."
+                f"({', '.join(_words(self.about['crops']))}). {again}, or use those crops here."
             )
         prior = priors.stood_for(session.config, trained.class_names, trained.train_counts, evaluation.prior)
         same = torch.allclose(prior, self.calibration.known.log_prior.double(), rtol=0, atol=1e-6)
         if self.about["prior"] != evaluation.prior or not same:
             return (
                 f"The calibration of {str(run)!r} is for prior={self.about['prior']}, and here the prior is "
-                f"{evaluation.prior}. {again} prior={evaluation.prior}`, or predict with that prior."
+                f"{evaluation.prior}. {again}, or use that prior here."
             )
         return None
 
@@ -88,7 +91,7 @@ def crops_of(evaluation: EvaluationConfig) -> dict[str, Any]:
 
 
 def _words(crops: dict[str, Any]) -> list[str]:
-    return [f"{key}={str(value).lower()}" for key, value in crops.items()]
+    return [f"{key}={str(value).lower()}" for key, value in crops.items() if value is not None]
 
 
 def left_behind(runs: Sequence[Path], out: Path) -> list[str]:

@@ -36,12 +36,14 @@ class Snapshot:
         held_out: accuracy on up to 512 pictures of it, in percent.
         pictures: number of these pictures.
         training: accuracy on a few training pictures, in percent.
+        mean_class: the mean over classes of the accuracy on the held-out pictures, in percent.
     """
 
     split: str | None
     held_out: float | None
     pictures: int
     training: float
+    mean_class: float | None = None
 
 
 def snapshot(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> Snapshot:
@@ -55,7 +57,8 @@ def snapshot(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Ru
     part = whole.taken(chosen)
     plain = config.evaluation.model_copy(update={"tte": False})
     found = predict(model, SplitReader(dataset.store, part, config.train.workers), plain, model.backbone.facts, runtime)
-    return Snapshot(split, score(found, part, tuple(dataset.counts())).overall, len(part), training)
+    metrics = score(found, part, tuple(dataset.counts()))
+    return Snapshot(split, metrics.overall, len(part), training, metrics.mean_class)
 
 
 def below_start(before: Snapshot, after: Snapshot) -> str | None:
