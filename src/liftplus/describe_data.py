@@ -52,7 +52,7 @@ def data(
     if not as_json:
         _show_data(found)
     try:
-        start = None if session is None else _start(session, dataset)
+        start = None if session is None else _start(session, dataset, found.imbalance_ratio or 1.0)
     except (UserError, OSError):
         if as_json:  # what was found is not lost
             print(json.dumps(found.to_dict() | {"start": None}, ensure_ascii=False, indent=2))
@@ -68,7 +68,7 @@ def data(
         )
 
 
-def _start(session: Session, dataset: DataSet) -> dict[str, Any]:
+def _start(session: Session, dataset: DataSet, imbalance: float) -> dict[str, Any]:
     """How good the classifier of a run is before training, and what measured pairs say of such data."""
     from liftplus.evaluation import tuning_map
     from liftplus.runs import opening
@@ -78,8 +78,6 @@ def _start(session: Session, dataset: DataSet) -> dict[str, Any]:
     except UnreadableImage as error:
         raise UserError(f"{error} Give unreadable=skip to leave out such files.") from error
     assert found.mean_class is not None
-    counts = [count for count in dataset.counts() if count]
-    imbalance = max(counts) / min(counts)
     return {
         "backbone": session.config.backbone.name,
         "split": found.split,

@@ -142,21 +142,18 @@ def _settings(run: Path, change: list[str] | None, prior: str | None, five_crops
     return settings
 
 
-def _temperature(session: Session, trained: Trained) -> float:
-    """That of the run's calibration if it holds for these crops and this prior, else 1; a note is printed."""
-    from liftplus import console
-    from liftplus.runs import calibration_file
+def _promised(session: Session, trained: Trained, promises: Promises | None = None) -> Promised:
+    """What is told beside logits, by the run's calibration if it holds for these crops and this prior.
 
-    saved, note = calibration_file.fitting(session, trained)
-    if note is not None:
-        console.err.print(f"Note: {note}", highlight=False)
-    return 1.0 if saved is None else saved.calibration.temperature
+    Notes on it are printed.
 
-
-def _promised(session: Session, trained: Trained, promises: Promises) -> Promised:
-    """What the graph tells beside logits, by the run's calibration; notes on it are printed."""
+    Args:
+        promises: None for the temperature alone.
+    """
     from liftplus.calibration.promised import Promised
+    from liftplus.runs.guesses import Promises
 
+    promises = promises or Promises()
     asked = options.asked(session, trained, promises, None, None)
     return Promised(asked.calibration, promises.sets, promises.by, promises.class_share, promises.alarms)
 
@@ -192,7 +189,7 @@ def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: lis
     images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
     written, difference = moving.move(trained, out, library, images, session.progress, settings.evaluation)
     notes = [*written.notes, *difference.notes(library)]
-    if (warmth := _temperature(session, trained)) != 1:
+    if (warmth := _promised(session, trained).temperature) != 1:
         notes.append(f"{library} gives plain logits. For calibrated probabilities divide them by {warmth:.6g} first.")
     load = written.how.format(folder=json.dumps(str(out), ensure_ascii=False)[1:-1])  # Python text, also with quotes
     if as_json:

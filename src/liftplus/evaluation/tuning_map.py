@@ -77,14 +77,20 @@ def chance(start: float, imbalance: float, known: Sequence[Pair]) -> float:
         start: mean accuracy over classes before training, in percent.
         imbalance: training pictures of the largest class over those of the smallest.
     """
+    return chances([start], imbalance, known)[0]
+
+
+def chances(starts: Sequence[float], imbalance: float, known: Sequence[Pair]) -> list[float]:
+    """`chance` of each start, from one fit."""
     from sklearn.linear_model import LogisticRegression
 
     if len({pair.light_wins for pair in known}) == 1:
-        return float(known[0].light_wins)
+        return [float(known[0].light_wins)] * len(starts)
     rows = [_row(pair.start, pair.most / pair.least) for pair in known]
     stakes = [abs(pair.gain) / statistics.mean(abs(other.gain) for other in known) for pair in known]
     model = LogisticRegression(C=WEAK).fit(rows, [pair.light_wins for pair in known], stakes)
-    return float(model.predict_proba([_row(start, imbalance)])[0, 1])
+    found: list[float] = model.predict_proba([_row(start, imbalance) for start in starts])[:, 1].tolist()
+    return found
 
 
 def _row(start: float, imbalance: float) -> tuple[float, float]:
@@ -112,7 +118,7 @@ def advice(start: float, pictures: int, imbalance: float) -> str:
 
     known = pairs()
     noise = binomtest(round(start / 100 * pictures), pictures).proportion_ci(method="wilson")
-    low, likely, high = (chance(at, imbalance, known) for at in (100 * noise.low, start, 100 * noise.high))
+    low, likely, high = chances([100 * noise.low, start, 100 * noise.high], imbalance, known)
     one, other = (LIGHT, FULL) if likely >= 0.5 else (FULL, LIGHT)
     right = left_out(known)
     either = " Within the noise of the start either may win." if low < 0.5 <= high else ""
