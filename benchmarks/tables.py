@@ -306,6 +306,7 @@ def serving_rates_table(record: dict[str, Any]) -> str:
         [
             row["name"],
             f"{row['photographs']:,}",
+            row["photographs_per_request"],
             *(cell(row["pictures_per_second"][who]) for who in ("predict", "serve")),
             cell(row["serve_over_predict"], 2),
             f"{row['milliseconds']['median']:,.0f} / {row['milliseconds']['99 %']:,.0f}",
@@ -315,18 +316,18 @@ def serving_rates_table(record: dict[str, Any]) -> str:
     spent = [
         [
             row["name"],
+            row["photographs_per_request"],
             *(cell(row["cpu_milliseconds_per_picture"][who], 2) for who in ("predict", "server", "clients")),
             *(cell(row["other_processes_share_of_cores"][who], 2) for who in ("predict", "serve")),
         ]
         for row in record["rows"]
-        if "cpu_milliseconds_per_picture" in row  # older records have none
     ]
-    header = ["run", "photographs", "predict: pictures/s", "serve: pictures/s", "ratio, turn by turn"]
+    header = ["run", "photographs", "in a request", "predict: pictures/s", "serve: pictures/s", "ratio, turn by turn"]
     header.append("wait, ms: median / 99 %")
-    costs = ["run", *(f"{who}: CPU ms a picture" for who in ("predict", "the server", "its clients"))]
+    costs = ["run", "in a request", *(f"{who}: CPU ms a picture" for who in ("predict", "the server", "its clients"))]
     costs += [f"other processes, share of the cores during {who}" for who in ("predict", "serve")]
-    told = f"{record['clients']} clients, one photograph a request."
-    return f"{caption(record)}{told}\n\n{table(header, rows)}" + (f"\n{table(costs, spent)}" if spent else "")
+    told = f"{record['clients']} clients, each with a connection that stays open."
+    return f"{caption(record)}{told}\n\n{table(header, rows)}\n{table(costs, spent)}"
 
 
 def serving_soak_table(record: dict[str, Any]) -> str:

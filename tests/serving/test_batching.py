@@ -22,9 +22,14 @@ SOUND = jpeg(drawn(1))
 
 @dataclass
 class Noting(MadeUp):
-    """Notes in how many threads PyTorch computes for each batch."""
+    """Notes in how many threads PyTorch computes for each batch; `read` lets pictures be read."""
 
     seen: list[int] = field(default_factory=list)
+    read: threading.Event = field(default_factory=threading.Event)
+
+    def view(self, data: bytes, name: str, most: int | None = None) -> torch.Tensor:
+        assert name != "late" or self.read.wait(20)
+        return super().view(data, name, most)
 
     def predict(self, names: Sequence[str], views: Sequence[torch.Tensor]) -> list[Guess]:
         self.seen.append(torch.get_num_threads())
@@ -60,6 +65,43 @@ def test_two_batches_at_a_time_share_the_cores() -> None:
     assert torch.get_num_threads() == 4
 
 
+def test_a_second_batch_waits_for_half_of_the_pictures_that_are_open() -> None:
+    let, seen = threading.Event(), list[int]()
+    models = [Noting(batch_size=64, let=let, seen=seen) for _ in range(2)]
+
+    async def ask(batcher: Batcher) -> None:
+        first = batcher.predict("a", SOUND)
+        until(lambda: len(seen) == 1)
+        others = [batcher.predict("late", SOUND) for _ in range(9)]
+        models[0].read.set()
+        until(lambda: len(seen) == 2)
+        let.set()
+        await asyncio.gather(first, *others)
+
+    with Batcher(models, 2, 10**6) as batcher:  # type: ignore[arg-type]
+        asyncio.run(ask(batcher))
+    sizes = [size for model in models for size in model.batches]
+    assert sum(sizes) == 10 and any(5 <= size <= 9 for size in sizes)
+    assert len(sizes) <= 1 + 1 + 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_batch_that_leaves_others_open_computes_on_half_of_the_cores_if_two_can() -> None:
+    for count, threads in ((1, 4), (2, 2)):
+        let, seen = threading.Event(), list[int]()
+        models = [Noting(batch_size=1, let=let, seen=seen) for _ in range(count)]
+
+        async def ask(batcher: Batcher, let: threading.Event = let, models: list[Noting] = models) -> None:
+            answers = [batcher.predict("late", SOUND) for _ in range(4)]
+            let.set()
+            models[0].read.set()
+            await asyncio.gather(*answers)
+
+        with Batcher(models, 2, 10**6) as batcher:  # type: ignore[arg-type]
+            asyncio.run(ask(batcher))
+        assert seen[:2] == [threads] * 2
+
+
 def test_both_threads_end_and_one_that_fails_does_not_stop_the_other() -> None:
     lost = RuntimeError("the device is gone")
     models = [MadeUp(), MadeUp()]
@@ -67,14 +109,14 @@ def test_both_threads_end_and_one_that_fails_does_not_stop_the_other() -> None:
         model.let.set()
 
     async def ask(batcher: Batcher) -> None:
-        own, broken = batcher._with_others, iter([lost])
+        own, broken = batcher._predicted, iter([lost])
 
-        def once(first: object) -> object:
+        def once(*given: object) -> object:
             for error in broken:
                 raise error
-            return own(first)  # type: ignore[arg-type]
+            return own(*given)  # type: ignore[arg-type]
 
-        batcher._with_others = once  # type: ignore[method-assign, assignment]
+        batcher._predicted = once  # type: ignore[method-assign, assignment]
         with pytest.raises(RuntimeError, match="the device is gone"):
             await batcher.predict("a", SOUND)
         assert batcher.failure is lost

@@ -321,12 +321,12 @@ def test_a_model_that_cannot_go_on_fails_every_request_and_the_start_fails_with_
     model.let.set()
     lost = RuntimeError("the device is gone")
 
-    def broken(first: object) -> None:
+    def broken(*_given: object) -> None:
         raise lost
 
     def ask() -> None:
         with here(model) as made:
-            made.service.batcher._with_others = broken  # type: ignore[method-assign, assignment]
+            made.service.batcher._predicted = broken  # type: ignore[method-assign, assignment]
             assert together(3, lambda _: made.client.picture(SOUND).status) == [500] * 3
             assert made.service.batcher.failure is lost
 
