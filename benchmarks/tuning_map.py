@@ -1,4 +1,4 @@
-"""Light against heavy tuning over imbalance and feature strength, on CPU: LIFT+ minus full+, all else equal.
+"""Light against heavy tuning over imbalance and feature strength, on CPU: LIFT+, full+ and a tenth of the weights.
 
     python scripts/vit_s14.py --output vits14.safetensors
     python benchmarks/tuning_map.py search --shared ../shared/data --vit vits14.safetensors
@@ -6,7 +6,7 @@
     python benchmarks/tuning_map.py start --shared ../shared/data --vit vits14.safetensors
     python benchmarks/tuning_map.py write
 
-Both methods have the same start, crops, loss and epochs, as recipe=auto chooses them; what is tuned differs, and the
+All methods have the same start, crops, loss and epochs, as recipe=auto chooses them; what is tuned differs, and the
 rate. `search` tries rates for each backbone and method on one set, with a seed of its own. It measures pictures that
 neither training nor test uses. Where the best rate is at an end of what was tried, the search goes on there. `test`
 trains with that rate and measures the test split once, with one crop. The sets of an imbalance differ in their largest
@@ -29,7 +29,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,30 @@ ROWS = Path("benchmarks/results/tuning_map.jsonl")
 SEEDS, SEARCH_SEED = (0, 1, 2), 1000
 EVIDENCE = ROWS.parent / "evidence"
 PACKED, PAGE = Path("src/liftplus/evaluation/tuning_map.json"), Path("docs/choosing.md")
-METHODS = {"lift+": 3.0, "full+": 4.0}
-"""Methods, and the ratio of two rates next to each other in the search."""
-TRIED = {"lift+": (-1, 0, 1), "full+": (0, 1)}
-"""Powers of that ratio which are tried first, times the rate of recipe=auto."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is tuned, and its rates.
+
+    Attributes:
+        settings: as key=value.
+        ratio: of two rates next to each other in the search.
+        tried: powers of that ratio which are tried first, times the rate of recipe=auto.
+    """
+
+    settings: tuple[str, ...]
+    ratio: float
+    tried: tuple[int, ...]
+
+
+BOTH = ("lift+", "full+")
+METHODS = {
+    "lift+": Method(("method=lift+",), 3.0, (-1, 0, 1)),
+    "full+": Method(("method=full+",), 4.0, (0, 1)),
+    "tenth": Method(("method=lift+", "tuner=aft", "tuner.aft.ratio=0.1"), 3.0, (-1, 0, 1)),
+}
+"""Light, full, and what is between them: a random tenth of the weights (arbitrary fine-tuning)."""
 CLEAR = 1.0
 """Points in the mean over classes from which on a difference counts as clear."""
 FARTHEST = 2
@@ -131,26 +151,26 @@ def best_power(found: dict[int, float]) -> int:
 
 def next_power(method: str, found: dict[int, float]) -> int | None:
     """The rate to try next; None where the best one has neighbours on both sides, or the search has gone far enough."""
-    left = [power for power in TRIED[method] if power not in found]
+    left = [power for power in METHODS[method].tried if power not in found]
     if left:
         return left[0]
     best = best_power(found)
-    low, high = min(TRIED[method]) - FARTHEST, max(TRIED[method]) + FARTHEST
+    low, high = min(METHODS[method].tried) - FARTHEST, max(METHODS[method].tried) + FARTHEST
     for power in (best - 1, best + 1):
         if power not in found and low <= power <= high:
             return power
     return None
 
 
-def planned(stage: str, rows: Path, only: str, seeds: int) -> Iterator[dict[str, Any]]:
+def planned(stage: str, rows: Path, only: str, seeds: int, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The runs of a stage, as the rows so far ask for them."""
     if stage == "search":
-        for backbone, method in itertools.product(SIZES, METHODS):
+        for backbone, method in itertools.product(SIZES, methods):
             pair = f"{SEARCHED_ON}, {SHOWN[backbone]}"
             while only in pair and (power := next_power(method, searched(read(rows), backbone, method))) is not None:
                 yield {"stage": stage, "pair": pair, "method": method, "seed": SEARCH_SEED, "power": power}
         return
-    for seed, (pair, about), method in itertools.product(SEEDS[:seeds], PAIRS.items(), METHODS):
+    for seed, (pair, about), method in itertools.product(SEEDS[:seeds], PAIRS.items(), methods):
         found = searched(read(rows), about.backbone, method)
         if only in pair and found and next_power(method, found) is None:
             yield {"stage": stage, "pair": pair, "method": method, "seed": seed, "power": best_power(found)}
@@ -158,12 +178,12 @@ def planned(stage: str, rows: Path, only: str, seeds: int) -> Iterator[dict[str,
 
 def one(pair: Cut, data: str, key: dict[str, Any], vit: Path) -> dict[str, Any]:
     """One run: measured, trained and measured again."""
-    settings = [f"method={key['method']}", f"seed={key['seed']}", "recipe=auto"]
+    settings = [*METHODS[key["method"]].settings, f"seed={key['seed']}", "recipe=auto"]
     session, dataset = prepared(pair, data, settings, vit)
     split = "val" if key["stage"] == "search" else "test"
     session, model = session.start(dataset)
     before = accuracies(session, model, dataset, split)
-    lr = session.config.train.lr * METHODS[key["method"]] ** key["power"]
+    lr = session.config.train.lr * METHODS[key["method"]].ratio ** key["power"]
     train = session.config.train.model_copy(update={"lr": lr})
     chosen = session.config.model_copy(update={"train": train})
     line = {"lr": lr, "counts": sorted(dataset.counts(), reverse=True), "before": before}
@@ -185,7 +205,7 @@ def run(stage: str, given: argparse.Namespace) -> None:
             return one(pair, cut(pair, given.shared, Path(folder)), key, given.vit)
 
         part = int(given.part.split("/")[0]), int(given.part.split("/")[1])
-        fill(given.rows, planned(stage, given.rows, given.only, given.seeds), line, part)
+        fill(given.rows, planned(stage, given.rows, given.only, given.seeds, given.methods.split(",")), line, part)
 
 
 def measured(rows: list[dict[str, Any]]) -> Iterator[Pair]:
@@ -194,7 +214,7 @@ def measured(rows: list[dict[str, Any]]) -> Iterator[Pair]:
     for name in PAIRS:
         by_seed = [
             {row["seed"]: row for row in rows if (row["stage"], row["pair"], row["method"]) == ("test", name, method)}
-            for method in METHODS
+            for method in BOTH
         ]
         if name in starts and (both := sorted(by_seed[0].keys() & by_seed[1].keys())):
             results = [[found[seed]["after"] for seed in both] for found in by_seed]
@@ -308,6 +328,7 @@ def main() -> None:
     parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--only", default="", help="part of the name of a pair")
+    parser.add_argument("--methods", default=",".join(METHODS), help="which of them, with commas")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds to test")
     parser.add_argument("--part", default="0/1", help="k/n: every n-th run of a stage from the k-th on")
     given = parser.parse_args()

@@ -126,6 +126,31 @@ def test_a_failed_method_ends_no_comparison(photos: Path, command: Command, tmp_
     ], "where all fail, no table is written over an earlier one"
 
 
+def test_every_trained_method_is_also_tested_with_zero_shot_logits(
+    photos: Path, command: Command, tmp_path: Path
+) -> None:
+    given = ("compare", "--data", photos, "--out", "c", "--seeds", 1, "--json", *QUICK)
+    ended = command(*given, "--methods", "zeroshot,lift+", "--gla")
+    assert ended.code == 0, ended.err
+    rows = {(row["method"], row["tte"]): row for row in json.loads(ended.out)["rows"]}
+    assert [*rows] == [
+        *(("zeroshot", False), ("lift+", False), ("lift+", True)),
+        *(("lift+ + GLA", False), ("lift+ + GLA", True)),
+    ]
+    run = tmp_path / "c" / "lift+-seed0"
+    shown = command("eval", run, "--gla", "--out", "with", "evaluation.tte=false")
+    assert shown.code == 0, shown.err
+    made, by_hand = Path(rows["lift+ + GLA", False]["folder"]), tmp_path / "with"
+    for name in ("predictions.csv", "pretraining_prior.csv"):
+        assert (made / name).read_bytes() == (by_hand / name).read_bytes()
+    assert (made / "predictions.csv").read_bytes() != Path(
+        rows["lift+", False]["folder"], "predictions.csv"
+    ).read_bytes()
+    refused(
+        command(*given, "--methods", "lift+", "--backbone", "efficientnet_lite0", "--gla"), "no text tower", "--gla out"
+    )
+
+
 def test_a_method_with_fewer_seeds_is_told() -> None:
     row = compare.Row("a", False, 0, 50.0, 50.0, None, None, 50.0, 1.0, 5, None, "x")
     columns, cells = compare.table([row, replace(row, seed=1), replace(row, method="b")])

@@ -32,13 +32,16 @@ def compare(
     features: Annotated[
         int, typer.Option(min=0, help="Pictures per class for the report's feature figures; 0 for none.")
     ] = 0,
+    gla: Annotated[
+        bool, typer.Option("--gla", help="Test each method also with debiased zero-shot logits added, as eval --gla.")
+    ] = False,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Train and test methods with the same seeds, and say which differences are more than noise."""
     from liftplus.studies import compare as script
 
-    plan = script.Comparison(data, backbone, tuple(script.entries(methods)), seeds, tuple(overrides or ()))
+    plan = script.Comparison(data, backbone, tuple(script.entries(methods)), seeds, tuple(overrides or ()), gla)
     made = carry_out(plan, out)
     page = report(plan, made, out, features)
     if as_json:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from liftplus.backbones import catalogue
+from liftplus.backbones.base import BackboneConfig
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
 from liftplus.evaluation import gla
@@ -17,7 +19,6 @@ from liftplus.model.classifier import Classifier
 from liftplus.model.head_init import Semantic
 from liftplus.model.heads import Joint
 from liftplus.runs.matching import aligned, as_in_run
-from liftplus.runs.new_classes import reads_text
 from liftplus.runs.opening import Session
 from liftplus.training import assembly
 from liftplus.training.checkpoint import Trained
@@ -47,6 +48,15 @@ class Debiased:
         disk.write_csv(folder / FILE, ("class", "id", "name", "prior"), ((k, *row) for k, row in enumerate(rows)))
 
 
+def refuse_without_text(backbone: BackboneConfig) -> None:
+    """Raise UserError if a backbone reads no text."""
+    if not catalogue.traits(backbone.name, backbone.weights).reads_text:
+        raise UserError(
+            f"--gla adds zero-shot logits, but backbone {backbone.name!r} has no text tower. Use CLIP or another dual "
+            "encoder, or leave --gla out."
+        )
+
+
 def zeroshot(session: Session, trained: Trained, *, other_data: bool) -> Debiased:
     """The zero-shot classifier for a run's classes, with its prior estimated on the run's training pictures.
 
@@ -57,11 +67,7 @@ def zeroshot(session: Session, trained: Trained, *, other_data: bool) -> Debiase
         UserError: the backbone reads no text, or the training pictures cannot be read.
     """
     config = session.config
-    if not reads_text(trained):
-        raise UserError(
-            f"--gla adds zero-shot logits, but backbone {config.backbone.name!r} has no text tower. Use a run with "
-            "CLIP or another dual encoder, or leave --gla out."
-        )
+    refuse_without_text(trained.config.backbone)
     data = trained.config.data if other_data else config.data
     init = config.head_init if isinstance(config.head_init, Semantic) else Semantic()
     changes = {"data": data, "tuner": {}, "head": Joint(), "head_init": init}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from liftplus.config import EvaluationConfig, RunConfig, from_dict, saved
 from liftplus.data.dataset import DataSet
 from liftplus.errors import InUseError, UserError
 from liftplus.machine import disk
-from liftplus.runs import changes, execution, testing
+from liftplus.runs import changes, debiasing, execution, testing
 from liftplus.runs.opening import Session
 from liftplus.training import checkpoint
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"  # a test writes the predictions last
-TESTS = "tests"
+TESTS, GLA = "tests", "gla"
 
 
 def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
@@ -96,24 +95,28 @@ def test_folder(folder: Path, evaluation: EvaluationConfig) -> Path:
     return folder / TESTS / re.sub(r"[^\w.=+-]+", "_", "+".join(other)) if other else folder
 
 
-def tested(session: Session, dataset: DataSet, folder: Path) -> Path:
-    """Test a finished run with the session's `evaluation.*`, if not done yet; returns the folder of the test."""
+def tested(session: Session, dataset: DataSet, folder: Path, *, gla: bool = False) -> Path:  # noqa: PT028
+    """Test a finished run with the session's `evaluation.*`, if not done yet; returns the folder of the test.
+
+    Args:
+        gla: whether to add debiased zero-shot logits.
+    """
     inside = test_folder(folder, session.config.evaluation)
+    if gla:
+        inside = folder / TESTS / (GLA if inside == folder else f"{inside.name}+{GLA}")
     if (inside / PREDICTIONS).is_file():
         return inside
     inside.mkdir(parents=True, exist_ok=True)
     with disk.locked(inside):
         if not (inside / PREDICTIONS).is_file():
             trained = checkpoint.load_model(folder, session.runtime, session.config.backbone)
-            testing.test(session, trained.model, dataset, "test", dataset.counts(), inside, {})
+            beside = debiasing.zeroshot(session, trained, other_data=False) if gla else None
+            about = {} if beside is None else {"gla": {"pictures": beside.pictures}}
+            model = None if beside is None else beside.model
+            testing.test(session, trained.model, dataset, "test", dataset.counts(), inside, about, model)
+            if beside is not None:
+                beside.write(inside, trained)
     return inside
-
-
-def one_crop(session: Session, dataset: DataSet, folder: Path) -> Path:
-    """Test a finished run with one crop in place of five, if not done yet; returns the folder of the test."""
-    evaluation = session.config.evaluation.model_copy(update={"tte": False})
-    config = session.config.model_copy(update={"evaluation": evaluation})
-    return tested(replace(session, config=config), dataset, folder)
 
 
 def metrics(folder: Path) -> dict[str, Any]:

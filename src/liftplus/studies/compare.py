@@ -16,7 +16,7 @@ from liftplus.errors import DivergedError, UserError
 from liftplus.evaluation.differences import Contender, caveat, counted, named, read_tests
 from liftplus.evaluation.noise import KEYS, Difference
 from liftplus.machine import disk
-from liftplus.runs import reuse
+from liftplus.runs import debiasing, reuse
 from liftplus.runs.opening import Session
 from liftplus.studies.space import split
 from liftplus.training import recipe
@@ -68,13 +68,17 @@ def entries(text: str) -> list[Entry]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare: methods, data, backbone, settings for all methods, and the seeds 0 to `seeds` - 1."""
+    """What to compare: methods, data, backbone, settings for all methods, and the seeds 0 to `seeds` - 1.
+
+    With `gla` every method is also tested with debiased zero-shot logits (`evaluation.gla`), but for the zero-shot one.
+    """
 
     data: str
     backbone: str
     entries: tuple[Entry, ...]
     seeds: int = 3
     overrides: tuple[str, ...] = ()
+    gla: bool = False
 
     def config(self, entry: Entry, seed: int) -> RunConfig:
         """The settings of one run. A method that trains nothing keeps `epochs=0` even if `overrides` set epochs."""
@@ -90,13 +94,16 @@ class Comparison:
         """Check that the runs can be compared.
 
         Raises:
-            UserError: a seed or method is among the settings, or the methods differ in their data settings.
+            UserError: a seed or method is among the settings, the methods differ in their data settings, or GLA is
+                asked for and a backbone reads no text.
         """
         for given in (*self.overrides, *(o for entry in self.entries for o in entry.overrides)):
             if given.partition("=")[0].strip() in ("seed", "method"):
                 raise UserError(f"{given!r} cannot be set here. Use --seeds and --methods instead.")
         made = {entry.label: self.config(entry, 0) for entry in self.entries}
         first = next(iter(made.values()))
+        for config in made.values() if self.gla else ():
+            debiasing.refuse_without_text(config.backbone)
         for label, config in made.items():
             if config.data != first.data:
                 raise UserError(
@@ -189,7 +196,11 @@ def run(
     for number, ((seed, entry), made) in enumerate(zip(jobs, have, strict=True), 1):
         say(f"{entry.label} with seed {seed} ({number} of {len(jobs)}){': found finished' if made else ' …'}")
         try:
-            rows += _rows(entry, seed, session(plan.config(entry, seed)), dataset, out / entry.folder(seed))
+            opened, folder = session(plan.config(entry, seed)), out / entry.folder(seed)
+            own = _rows(entry.label, seed, opened, dataset, folder)
+            rows += own
+            if plan.gla and entry.method != "zeroshot":
+                rows += [_with_gla(row, opened, dataset, folder) for row in own]
         except UserError as error:
             failures.append(Failure(entry.label, seed, _reason(error, entry)))
             say(f"{failures[-1].sentence()}{' The other runs continue.' if number < len(jobs) else ''}")
@@ -208,14 +219,14 @@ def _reason(error: UserError, entry: Entry) -> str:
     return str(error)
 
 
-def _rows(entry: Entry, seed: int, session: Session, dataset: DataSet, folder: Path) -> list[Row]:
+def _rows(label: str, seed: int, session: Session, dataset: DataSet, folder: Path) -> list[Row]:
     """The rows of one run: with one crop, and also with five if the method uses them. Makes the run if needed."""
     found = reuse.run(session, dataset, folder)
     five = session.config.evaluation.tte
-    single = reuse.one_crop(session, dataset, folder) if five else folder
+    single = reuse.tested(_with_crops(session, five=False), dataset, folder) if five else folder
     one = reuse.metrics(single) if five else found
     row = Row(
-        method=entry.label,
+        method=label,
         tte=False,
         seed=seed,
         **{key: one[key] for key in KEYS},
@@ -227,6 +238,18 @@ def _rows(entry: Entry, seed: int, session: Session, dataset: DataSet, folder: P
     if not five:
         return [row]
     return [row, replace(row, tte=True, folder=str(folder), **{key: found[key] for key in KEYS})]
+
+
+def _with_gla(row: Row, session: Session, dataset: DataSet, run: Path) -> Row:
+    """The row of a run's test with debiased zero-shot logits. Makes the test if needed."""
+    folder = reuse.tested(_with_crops(session, five=row.tte), dataset, run, gla=True)
+    found = reuse.metrics(folder)
+    return replace(row, method=f"{row.method} + GLA", folder=str(folder), **{key: found[key] for key in KEYS})
+
+
+def _with_crops(session: Session, *, five: bool) -> Session:
+    evaluation = session.config.evaluation.model_copy(update={"tte": five})
+    return replace(session, config=session.config.model_copy(update={"evaluation": evaluation}))
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
