@@ -26,14 +26,18 @@ import argparse
 import itertools
 import json
 import shlex
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from liftplus import config
+from liftplus.backbones import catalogue
+from liftplus.backbones.base import BackboneConfig
 from liftplus.data.dataset import DataSet
 from liftplus.evaluation import tuning_map
 from liftplus.evaluation.tuning_map import Pair
@@ -236,11 +240,25 @@ def compared(name: str, about: dict[str, Any], light: list[dict[str, Any]], heav
         classes=len(counts),
         most=max(counts),
         least=min(counts),
+        weights=weights(name),
         start=round(about["before"]["mean_class"], 2),
         light=mean[0],
         heavy=mean[1],
         few=gains,
     )
+
+
+@cache
+def weights_of(backbone: str) -> int:
+    """Of a backbone's image tower."""
+    config = BackboneConfig(name=backbone, image_size=SIZES.get(backbone))
+    return sum(p.numel() for p in catalogue.without_weights(config).image.parameters())
+
+
+def weights(name: str) -> int:
+    """Of the image tower of a pair's backbone."""
+    shown = {shown: backbone for backbone, shown in SHOWN.items()}
+    return weights_of(next(shown[one] for one in sorted(shown, key=len, reverse=True) if one in name))
 
 
 def experiments() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -297,18 +315,36 @@ def table(found: Sequence[Pair]) -> Iterator[str]:
         sizes = f"{pair.pictures:,} | {pair.most:,}, {pair.least}"
         cells = [f"{pair.start:.1f}", *map(spread, (pair.light, pair.heavy, pair.gains, pair.few))]
         yield f"| {pair.name} | {sizes} | {len(pair.light)} | {' | '.join(cells)} |"
-    right, wins = tuning_map.left_out(found), [pair.light_wins for pair in found]
+    wins = [pair.light_wins for pair in found]
     clear = [abs(pair.gain) >= CLEAR for pair in found]
     yield ""
     yield "| right on pairs left out | of all | of those that differ by a point or more |"
     yield "|---|---:|---:|"
     for name, hits in (
-        ("the rule", right),
+        ("the regression", tuning_map.hits(found)),
+        ("the regression, from pairs of other backbones alone", without_backbone(found)),
         ("always light", wins),
         ("always full", [not one for one in wins]),
     ):
         some = [hit for hit, one in zip(hits, clear, strict=True) if one]
         yield f"| {name} | {sum(hits)} of {len(hits)} ({sum(hits) / len(hits):.0%}) | {sum(some)} of {len(some)} |"
+    errors = [gain - pair.gain for gain, pair in zip(tuning_map.left_out(found), found, strict=True)]
+    missed, scatter = (
+        statistics.mean(one * one for one in errors) ** 0.5,
+        statistics.pstdev(pair.gain for pair in found),
+    )
+    yield ""
+    yield f"The differences scatter by {scatter:.1f} points. The regression misses those of pairs left out by"
+    yield f"{missed:.1f} (root mean square)."
+
+
+def without_backbone(found: Sequence[Pair]) -> list[bool]:
+    """Whether the better method of each pair is told from the pairs whose backbone has another size."""
+    return [
+        (tuning_map.expected(pair.known_before, [one for one in found if one.weights != pair.weights]).gain > 0)
+        == pair.light_wins
+        for pair in found
+    ]
 
 
 def packed(rows: Path) -> str:

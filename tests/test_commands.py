@@ -407,7 +407,8 @@ def test_inspect_says_how_good_a_backbone_is_before_training(photos: Path, comma
     told = json.loads(command(*given, "--json").out)
     start = told["start"]
     assert (start["split"], start["pictures"], start["backbone"]) == ("test", 6, "mini_clip")
-    assert f"{start['mean_class']:.1f}" == found[1] and 0 < start["light_wins"] < 1 and "imbalance of 6." in said
+    assert f"{start['mean_class']:.1f}" == found[1] and 0 < start["light_minus_full"]["chance"] < 1
+    assert f"{start['light_minus_full']['gain']:+.1f} points" in said and start["weights"] == 2_719_296
     assert told["counts"]["train"] == [12, 5, 2] or sorted(told["counts"]["train"]) == [2, 5, 12]
     closed = command("train", "--data", photos, "--method", "closed_form", "--out", "run", "--json", "workers=0")
     assert json.loads(closed.out)["overall"] == pytest.approx(start["accuracy"])

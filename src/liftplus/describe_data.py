@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from liftplus import console
@@ -77,15 +78,17 @@ def _start(session: Session, dataset: DataSet, imbalance: float) -> dict[str, An
         found = opening.before_training(session, dataset)
     except UnreadableImage as error:
         raise UserError(f"{error} Give unreadable=skip to leave out such files.") from error
-    assert found.mean_class is not None
+    assert found.mean_class is not None and found.weights is not None
+    before = tuning_map.Before(found.mean_class, imbalance, found.weights)
     return {
         "backbone": session.config.backbone.name,
         "split": found.split,
         "pictures": found.pictures,
         "accuracy": found.held_out,
         "mean_class": found.mean_class,
-        "light_wins": tuning_map.chance(found.mean_class, imbalance, tuning_map.pairs()),
-        "advice": tuning_map.advice(found.mean_class, found.pictures, imbalance),
+        "weights": found.weights,
+        "light_minus_full": asdict(tuning_map.expected(before, tuning_map.pairs())),
+        "advice": tuning_map.advice(before, found.pictures),
     }
 
 

@@ -2,50 +2,75 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
+from scipy.stats import linregress, t
 
 from liftplus.evaluation import tuning_map
-from liftplus.evaluation.tuning_map import Pair
+from liftplus.evaluation.tuning_map import Before, Pair
 
 
-def pair(start: float, gain: float, imbalance: int = 10) -> Pair:
-    return Pair("made up", 100, 5, 2 * imbalance, 2, start, (50.0 + gain,), (50.0,), (gain,))
+def pair(start: float, gain: float, imbalance: int = 10, weights: int = 10**7) -> Pair:
+    return Pair("made up", 100, 5, 2 * imbalance, 2, weights, start, (50.0 + gain,), (50.0,), (gain,))
 
 
-PARTED = [pair(10, -3), pair(20, -2), pair(30, -1), pair(60, 1), pair(70, 2), pair(80, 4)]
+def of(start: float, imbalance: float = 10.0, weights: int = 10**7) -> Before:
+    return Before(start, imbalance, weights)
+
+
+PARTED = [pair(10, -3), pair(20, -2), pair(30, -1), pair(60, 1), pair(70, 2), pair(80, 3), pair(90, 4.5)]
 
 
 def test_the_better_the_start_the_likelier_light_tuning_wins() -> None:
-    chances = [tuning_map.chance(start, 10, PARTED) for start in (0, 20, 40, 60, 80, 100)]
-    assert chances == sorted(chances) and chances[1] < 0.2 and chances[4] > 0.8
-    assert tuning_map.left_out(PARTED) == [True] * 6
-    assert tuning_map.left_out([*PARTED, pair(90, -1)])[-1] is False
+    found = [tuning_map.expected(of(start), PARTED) for start in (0, 20, 40, 60, 80, 100)]
+    assert [one.gain for one in found] == sorted(one.gain for one in found)
+    assert [one.chance for one in found] == sorted(one.chance for one in found)
+    assert found[1].chance < 0.1 and found[4].chance > 0.9
+    assert tuning_map.hits(PARTED) == [True] * 7
+    assert tuning_map.hits([*PARTED, pair(95, -1)])[-1] is False
 
 
-def test_the_imbalance_counts_where_the_start_is_the_same() -> None:
-    known = [pair(50, -2, 2), pair(50, -1, 5), pair(50, 1, 50), pair(50, 3, 200), pair(52, 2, 100), pair(48, -2, 3)]
-    assert tuning_map.chance(50, 2, known) < 0.3 < 0.7 < tuning_map.chance(50, 200, known)
+def test_it_is_least_squares_with_the_interval_of_a_new_pair() -> None:
+    """Against statsmodels' formulas by hand, for one predictor that varies."""
+    starts, gains = [10.0, 30.0, 40.0, 60.0, 80.0, 85.0], [-2.0, -2.5, 0.0, 1.5, 1.0, 4.0]
+    made = [pair(start, gain) for start, gain in zip(starts, gains, strict=True)]
+    line = linregress(starts, gains)
+    new, free = 50.0, 2  # six pairs less four coefficients
+    errors = [gain - line.intercept - line.slope * start for start, gain in zip(starts, gains, strict=True)]
+    middle = sum(starts) / 6
+    lever = 1 / 6 + (new - middle) ** 2 / sum((start - middle) ** 2 for start in starts)
+    scale = math.sqrt(sum(error**2 for error in errors) / free * (1 + lever))
+    found = tuning_map.expected(of(new), made)
+    assert found.gain == pytest.approx(line.intercept + line.slope * new)
+    assert found.low == pytest.approx(found.gain - t.ppf(0.9, free) * scale)
+    assert found.high == pytest.approx(found.gain + t.ppf(0.9, free) * scale)
+    assert found.chance == pytest.approx(t.cdf(found.gain / scale, free))
 
 
-def test_pairs_with_little_at_stake_count_little() -> None:
-    clear = tuning_map.chance(45, 10, [*PARTED, pair(46, 5)])
-    assert clear > tuning_map.chance(45, 10, [*PARTED, pair(46, 0.01)])
-
-
-def test_where_one_side_always_wins_it_is_sure() -> None:
-    assert tuning_map.chance(50, 10, PARTED[3:]) == 1 and tuning_map.chance(50, 10, PARTED[:3]) == 0
+def test_imbalance_and_size_count_where_the_start_is_the_same() -> None:
+    imbalances = [
+        pair(50, gain, imbalance) for gain, imbalance in ((-2, 2), (-1, 5), (1, 50), (3, 200), (2, 100), (-2, 3))
+    ]
+    assert tuning_map.expected(of(50, 2), imbalances).chance < 0.3 < 0.7
+    assert tuning_map.expected(of(50, 200), imbalances).chance > 0.7
+    sizes = [pair(50, gain, 10, weights) for gain, weights in ((-2, 10**6), (-1, 2 * 10**6), (1, 10**7), (3, 10**8))]
+    sizes += [pair(51, 2, 10, 5 * 10**7), pair(49, 0, 10, 4 * 10**6)]
+    assert (
+        tuning_map.expected(of(50, 10, 10**6), sizes).gain < -1 < 1 < tuning_map.expected(of(50, 10, 10**8), sizes).gain
+    )
 
 
 def test_gains_are_means_over_seeds() -> None:
-    two = Pair("two seeds", 100, 5, 50, 2, 30.0, (50.0, 52.0), (51.0, 50.0), ())
+    two = Pair("two seeds", 100, 5, 50, 2, 10**7, 30.0, (50.0, 52.0), (51.0, 50.0), ())
     assert two.gains == [-1.0, 2.0] and two.gain == 0.5 and two.light_wins
+    assert two.known_before == Before(30.0, 25.0, 10**7)
 
 
 def test_advice_says_chance_and_uncertainty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning_map, "pairs", lambda: tuple(PARTED))
-    low, high, near = (tuning_map.advice(start, 500, 10.0) for start in (15.0, 75.0, 45.0))
+    low, high, near = (tuning_map.advice(of(start), 500) for start in (15.0, 75.0, 47.0))
     assert low.startswith(
         "Full tuning (method full+) is likely to beat light tuning (method lift+) with the same start"
     )
@@ -53,20 +78,30 @@ def test_advice_says_chance_and_uncertainty(monkeypatch: pytest.MonkeyPatch) -> 
         "Light tuning (method lift+) is likely to beat full tuning (method full+) with the same start"
     )
     for text, start in ((low, 15.0), (high, 75.0)):
-        likely = tuning_map.chance(start, 10, PARTED)
-        assert f"a chance of {100 * max(likely, 1 - likely):.0f} % for this start and an imbalance of 10. This" in text
-        assert "from 6 measured pairs" in text and "left out, the rule is right on 100 %." in text
+        likely = tuning_map.expected(of(start), PARTED)
+        assert f"a chance of {100 * max(likely.chance, 1 - likely.chance):.0f} %. Light minus full" in text
+        assert f"expected at {likely.gain:+.1f} points" in text
+        assert f"with 80 % probability between {likely.low:+.1f} and {likely.high:+.1f}." in text
+        assert "from 7 measured pairs" in text and "left out, 100 % of such answers are right." in text
     assert "few pictures" in low and "few pictures" not in high
     assert "Within the noise of the start either may win." in near and "noise" not in low + high
-    assert "noise" in tuning_map.advice(35.0, 20, 10.0) and "noise" not in tuning_map.advice(35.0, 5000, 10.0)
+    assert "noise" in tuning_map.advice(of(35.0), 20) and "noise" not in tuning_map.advice(of(35.0), 5000)
+
+
+def test_advice_says_where_it_goes_beyond_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning_map, "pairs", lambda: tuple(PARTED))
+    assert "extrapolation" not in tuning_map.advice(of(50.0), 500)
+    far = tuning_map.advice(of(95.0, 300, 86_000_000), 500)
+    said = "No pair has a start of 95.0 % or an imbalance of 300 or a backbone of 86,000,000 weights, so this is an"
+    assert said in far
 
 
 def test_the_measured_pairs_support_the_rule() -> None:
     """With each left out in turn it is right on more than either method always is; four of five where it matters."""
     known = tuning_map.pairs()
-    found, light = tuning_map.left_out(known), [one.light_wins for one in known]
+    found, light = tuning_map.hits(known), [one.light_wins for one in known]
     assert len(known) >= 20 and sum(found) >= 0.75 * len(known)
-    assert sum(found) > 1.4 * max(sum(light), len(known) - sum(light))
+    assert sum(found) > 1.3 * max(sum(light), len(known) - sum(light))
     clear = [right for right, one in zip(found, known, strict=True) if abs(one.gain) >= 1]
     assert sum(clear) >= 0.8 * len(clear)
     for one in known:

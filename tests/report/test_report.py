@@ -528,6 +528,7 @@ def test_real_runs_with_features_and_pictures(photos: Path, command: Any, tmp_pa
 def test_a_lone_run_is_compared_with_the_measured_pairs(tmp_path: Path) -> None:
     """By its start, where that is from all training pictures; not beside other trained runs, which show it better."""
     start = {"split": "val", "held_out": 60.0, "pictures": 160, "training": 50.0, "mean_class": 31.25}
+    start |= {"weights": 2_719_296}
 
     def weights(*made: Made) -> list[str]:
         runs = [one.write(tmp_path / f"{len(list(tmp_path.iterdir()))}") for one in made]
@@ -543,5 +544,6 @@ def test_a_lone_run_is_compared_with_the_measured_pairs(tmp_path: Path) -> None:
     assert weights(Made(NAMES, overrides=("head_init=semantic",), about={"start": start})) == []
     assert weights(Made(NAMES, overrides=("head_init=mix",))) == []
     assert weights(Made(NAMES, overrides=("head_init=mix",), about={"start": start | {"mean_class": None}})) == []
+    assert weights(Made(NAMES, overrides=("head_init=mix",), about={"start": start | {"weights": None}})) == []
     assert weights(Made(NAMES, overrides=("head_init=mix",), about={"start": "damaged"})) == []
     assert weights(mixed, Made(NAMES, method="full")) == []

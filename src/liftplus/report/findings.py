@@ -232,8 +232,10 @@ def _weight(series: Sequence[Series]) -> list[Finding]:
     if len(trained) != 1 or _part(trained[0], "head_init") not in tuning_map.STARTS:
         return []
     start = table(trained[0].runs[0].about.get("start"))
-    accuracy, images = number(start.get("mean_class")), start.get("pictures")
-    if accuracy is None or not 0 <= accuracy <= 100 or not isinstance(images, int) or images < 1:
+    accuracy, images, weights = number(start.get("mean_class")), start.get("pictures"), start.get("weights")
+    if accuracy is None or not 0 <= accuracy <= 100:
+        return []
+    if not isinstance(images, int) or images < 1 or not isinstance(weights, int) or weights < 1:
         return []
     counts = [count for count in trained[0].runs[0].train_counts if count]
     if not counts:
@@ -241,7 +243,7 @@ def _weight(series: Sequence[Series]) -> list[Finding]:
     text = (
         f"Before training it had {accuracy:.1f} % in the mean over classes on "
         f"{counted(images, str(start.get('split')) + ' picture')}. "
-        f"{tuning_map.advice(accuracy, images, max(counts) / min(counts))}"
+        f"{tuning_map.advice(tuning_map.Before(accuracy, max(counts) / min(counts), weights), images)}"
     )
     return [Finding("plain", "Light or full tuning", text, "accuracy")]
 

@@ -37,6 +37,7 @@ class Snapshot:
         pictures: number of these pictures.
         training: accuracy on a few training pictures, in percent.
         mean_class: the mean over classes of the accuracy on the held-out pictures, in percent.
+        weights: of the backbone's image tower.
     """
 
     split: str | None
@@ -44,6 +45,7 @@ class Snapshot:
     pictures: int
     training: float
     mean_class: float | None = None
+    weights: int | None = None
 
 
 def snapshot(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Runtime) -> Snapshot:
@@ -58,7 +60,8 @@ def snapshot(model: Classifier, config: RunConfig, dataset: DataSet, runtime: Ru
     plain = config.evaluation.model_copy(update={"tte": False})
     found = predict(model, SplitReader(dataset.store, part, config.train.workers), plain, model.backbone.facts, runtime)
     metrics = score(found, part, tuple(dataset.counts()))
-    return Snapshot(split, metrics.overall, len(part), training, metrics.mean_class)
+    weights = sum(p.numel() for p in model.backbone.image.parameters())
+    return Snapshot(split, metrics.overall, len(part), training, metrics.mean_class, weights)
 
 
 def below_start(before: Snapshot, after: Snapshot) -> str | None:
