@@ -265,6 +265,29 @@ def test_no_network_says_what_to_fetch(photos: Path, command: Command, monkeypat
     )
 
 
+@pytest.mark.parametrize("what", ["inspect", "check"])
+def test_a_backbone_that_cannot_be_had_is_told_before_the_data_are_read(
+    what: str, photos: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name, a file that is given, and one that would have to be fetched."""
+    monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(photos / "weights"))
+
+    def offline(*_args: object, **_kwargs: object) -> str:
+        raise ConnectionError("no route")
+
+    def read(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("the data are read")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    monkeypatch.setattr(sources, "load", read)
+    given = ("data", what, "--data", photos, "--backbone")
+    refused(command(*given, "clip_vit_b61"), "Did you mean 'clip_vit_b16'")
+    refused(command(*given, "clip_vit_b16"), "open_clip_model.safetensors", "weights/clip_vit_b16.safetensors")
+    refused(command(*given, "mini_clip", "weights=gone.safetensors"), "gone.safetensors", "does not exist")
+    with pytest.raises(AssertionError, match="the data are read"):
+        command(*given, "mini_clip")
+
+
 def test_a_control_without_pretraining(photos: Path, command: Command) -> None:
     given = ("--method", "linear_probe", "pretrained=false", "--json")
     ended = command("train", "--data", photos, "--out", "run", *given, *QUICK)

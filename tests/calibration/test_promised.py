@@ -1,4 +1,4 @@
-"""The module for graphs: the same sets and the same unknown pictures as the calibration itself."""
+"""The module for graphs: the same sets and unknown pictures as the calibration itself, and answers at levels."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from liftplus.calibration import calibrated, unknown
+from liftplus.calibration import calibrated, promised, unknown
 from liftplus.calibration.calibrated import Calibration, Frequencies, Pictures
 from liftplus.calibration.promised import Promised
 from liftplus.calibration.sets import RULES, By
 from liftplus.calibration.unknown import Reference, Views
+from liftplus.evaluation import levels
 
 from .test_unknown import CLASSES, COUNTS, logits_of, made
 
@@ -69,6 +70,32 @@ def test_unknown_pictures_are_the_calibrations(name: str) -> None:
     assert module.needs_features == (name not in unknown.OF_LOGITS)
     assert torch.allclose(score, expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(flagged, expected > found.threshold(0.1)) and 0 < flagged.float().mean() < 1
+
+
+def test_answers_are_at_the_deepest_sure_level(whole: Calibration) -> None:
+    groups = {"kingdom": dict.fromkeys("abc", "all"), "genus": {"a": "x", "b": "x", "c": "y"}}
+    every = (*levels.above(groups, "abc"), levels.classes("abc"))
+    chances = torch.tensor([[0.95, 0.03, 0.02], [0.5, 0.45, 0.05], [0.4, 0.25, 0.35]])
+    told = Promised(levels=every, sure=0.9)
+    assert list(told.outputs) == ["probabilities", "level", "group", "group_probability"] and not told.asked
+    _, level, group, chance = told(chances.log(), chances)
+    assert level.tolist() == [2, 1, 0] and group.tolist() == [0, 0, 0]
+    torch.testing.assert_close(chance, torch.tensor([0.95, 0.95, 1.0]))
+    _, level, group, chance = Promised(levels=every[1:], sure=0.9)(chances.log(), chances)
+    assert level.tolist() == [1, 0, -1] and group.tolist() == [0, 0, -1] and chance.isnan().tolist() == [0, 0, 1]
+    _, level, group, _ = Promised(levels=every[1:2])(chances.log(), chances)
+    assert level.tolist() == [0, 0, 0] and group.tolist() == [0, 0, 0]
+    # The sums are of the calibrated probabilities.
+    _, _, _, chance = Promised(whole, levels=every[2:])(chances.log(), chances)
+    torch.testing.assert_close(chance, (chances.log() / whole.temperature).softmax(-1).amax(1))
+
+
+@pytest.mark.parametrize("sure", [0.1, 0.3, 0.7, 0.9, 1 / 3, 1.0])
+def test_the_least_probability_is_that_of_predict_to_the_bit(sure: float) -> None:
+    """`predict` compares in double precision."""
+    near = torch.tensor(sure)
+    for one in (near, near.nextafter(torch.tensor(0.0)), near.nextafter(torch.tensor(2.0))):
+        assert bool(one >= promised._least(sure)) == (float(one) >= sure)
 
 
 def test_many_pictures_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 import web_runtime
 from liftplus.publishing import hub, onnxruntime_web
 
-from ..conftest import Command, write_folder
+from ..conftest import Command, table_with_parents, write_folder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCKS, MOVING = (
@@ -34,6 +34,9 @@ def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch
     (others / "val").rename(photos / "val")  # its pictures are none of the training split's
     (photos / "val" / "red_square").rename(photos / "val" / "fox")
     ended = command("train", "--data", photos, "--out", "runs/photos", "tuner=adaptformer", *QUICK)
+    assert ended.code == 0, ended.err
+    table = table_with_parents(write_folder(tmp_path / "animals", {"train": (2, 2, 2), "test": (1, 1, 1)}))
+    ended = command("zeroshot", "--data", table, "--out", "runs/animals", "device=cpu", "precision=fp32", "workers=0")
     assert ended.code == 0, ended.err
     from PIL import Image
 
@@ -78,7 +81,9 @@ def test_every_block(photos: Path, command: Command, tmp_path: Path, monkeypatch
     assert {"in_set", "unknown_score", "unknown"} <= outputs.keys()
     for folder in ("photos-page", "offline-page"):
         assert (tmp_path / folder / "index.html").is_file()
-    crops, pictures, promises = seen  # of graphs that take crops or pictures, and of one with promises
+    # Of graphs that take crops or pictures, and of those with promises or levels.
+    crops, pictures, promises, answered = seen
+    assert "no level is sure" in answered or "parent" in answered or "leaf" in answered
     assert promises.startswith("[") and promises.split()[-1] in ("True", "False")
     for told in (crops, pictures):  # of the run's own five crops, which predict takes as well
         name, _, chance = told.strip().rpartition(" ")

@@ -24,7 +24,7 @@ import web_runtime
 from checked_pictures import drawn
 from liftplus import cli
 
-from ..conftest import write_folder
+from ..conftest import table_with_parents, write_folder
 from ..report.conftest import driver
 from ..serving.test_browser import shown
 
@@ -32,6 +32,7 @@ __all__ = ["driver"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 EXACT: dict[str, Any] = {"workers": 0, "precision": "fp32", "device": "cpu", "cache": False, "decode": "exact"}
+SURE = 0.7
 ASK = """
 const [data, name, done] = arguments;
 const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -47,12 +48,13 @@ def folder(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     web_runtime.real(root / "cache")
     photos = write_folder(root / "photos", {"train": (3, 2, 2), "val": (9, 8, 6), "test": (2, 1, 1)})
     (root / "counts.json").write_text('{"red square": 5, "green hill": 3, "blue sky": 1}')
-    model = liftplus.fit(photos, epochs=0, tte=True, prior=root / "counts.json", **EXACT)
+    model = liftplus.fit(table_with_parents(photos), epochs=0, tte=True, prior=root / "counts.json", **EXACT)
     model.calibrate()
     model.save(root / "run")
     with pytest.MonkeyPatch.context() as patch, suppress(SystemExit):
         patch.setenv("LIFTPLUS_CACHE", str(root / "cache"))
-        given = ("--out", root / "page", "--page", "--five-crops", "--sets", 0.6, "--sets-by", "all", "--unknown", 0.1)
+        promised = ("--sets", 0.6, "--sets-by", "all", "--unknown", 0.1)
+        given = ("--out", root / "page", "--page", "--five-crops", *promised, "--level", "auto", "--sure", SURE)
         patch.setattr(sys, "argv", ["liftplus", "export", *map(str, (root / "run", *given))])
         cli.main()
     return root
@@ -119,15 +121,23 @@ def test_it_answers_as_predict(
     loaded(driver)
     begin = (folder / "page").as_uri() + "/" if place == "disk" else address
     driver.get(f"{begin}index.html")
-    found = liftplus.load(folder / "run", **EXACT).predict(pictures, sets=0.6, sets_by="all", unknown=0.1)
+    model = liftplus.load(folder / "run", **EXACT)
+    found = model.predict(pictures, sets=0.6, sets_by="all", unknown=0.1, level="auto", sure=SURE)
+    assert found.levels is not None and found.groups is not None and found.group_probabilities is not None
+    assert len(set(found.levels)) > 1
     assert found.sets is not None and found.unknown is not None and len(set(found.unknown.tolist())) == 2
     largest = 0.0
-    rows = zip(pictures, found.names, found.probabilities, found.sets, found.unknown, strict=True)
-    for file, names, chances, members, unknown in rows:
+    answers = zip(found.levels, found.groups, found.group_probabilities, strict=True)
+    rows = zip(pictures, found.names, found.probabilities, found.sets, found.unknown, answers, strict=True)
+    for file, names, chances, members, unknown, (level, group, sum_) in rows:
         told = asked(driver, file)
         top = told["top"]
         assert told["set"] == list(members) and told["unknown"] == unknown, file.name
         assert [entry["class"] for entry in top] == list(names), file.name
+        assert told["level"] == level and (told["group"] is None) == (group == ""), file.name
+        if told["group"]:
+            assert told["group"]["name"] == group, file.name
+            largest = max(largest, abs(told["group"]["probability"] - sum_))
         differences = [abs(entry["probability"] - chance) for entry, chance in zip(top, chances, strict=True)]
         largest = max(largest, *differences)
     with capsys.disabled():

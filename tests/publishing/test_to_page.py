@@ -14,10 +14,12 @@ from PIL import Image
 
 import liftplus
 import web_runtime
+from liftplus.calibration.promised import Promised
 from liftplus.config import EvaluationConfig
 from liftplus.data.stores import FolderStore
 from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
+from liftplus.evaluation import levels
 from liftplus.machine.progress import Silent
 from liftplus.publishing import preprocessing, to_page
 from liftplus.publishing.onnxruntime_web import Runtime
@@ -102,12 +104,24 @@ def test_export_writes_what_was_compared(small: Any, tmp_path: Path, monkeypatch
     assert run(tmp_path / "again.onnx", noisy(20, 30)[None])[3].tolist()[0] in small.class_names
     (given_about,) = re.findall(r"^const about = (.*);$", (out / "index.html").read_text(), re.MULTILINE)
     assert json.loads(given_about)["top_k"] == 2 and json.loads(given_about)["classes"] == list(small.class_names)
+    assert json.loads(given_about)["levels"] == []
     with pytest.raises(UserError, match="already exists"):
         to_page.export(small, out, *given)
     monkeypatch.setattr(to_page, "LARGEST_GRAPH", 10)
     with pytest.raises(UserError, match="at most 10"):
         to_page.export(small, tmp_path / "other" / "page", *given)
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_the_page_has_the_names_of_groups(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(noisy(40, 61)).save(tmp_path / "a.png")
+    sample = preprocessing.Sample(FolderStore(""), [str(tmp_path / "a.png")], "exact")
+    above = levels.above({"parent": dict(zip(small.class_ids, ("<b>", "y", "y"), strict=True))}, small.class_ids)
+    given = (sample, Silent(), EvaluationConfig(tte=False), RUNTIME, Promised(levels=above, sure=0.7))
+    to_page.export(small, tmp_path / "page", *given)
+    (found,) = re.findall(r"^const about = (.*);$", (tmp_path / "page" / "index.html").read_text(), re.MULTILINE)
+    assert json.loads(found)["levels"] == [{"name": "parent", "groups": ["<b>", "y"]}]
+    assert json.loads(found)["sure"] == 0.7
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def check(
     The folder holds check.html, with the pictures side by side, and findings.csv, with all that was found.
     """
     from liftplus import config
+    from liftplus.backbones import catalogue
     from liftplus.checks import cleaning, page
     from liftplus.checks.check import check as look
     from liftplus.machine import parallel
@@ -45,6 +46,7 @@ def check(
     page.refuse_foreign(out)
     if clean is not None:
         cleaning.refuse_overlap(clean, out)
+    catalogue.locate(session.config.backbone)  # missing weights are told before every file is read
     dataset = session.data()
     cleaning.refuse_inside(dataset, out)
     if clean is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liftplus.commands import options
-from liftplus.commands.options import Alarms, AsJson, ClassShare, Coverage, FiveCrops, Run, SetsBy
+from liftplus.commands.options import Alarms, AsJson, AtLevel, ClassShare, Coverage, FiveCrops, Run, SetsBy, Sure
 from liftplus.errors import UserError
 from liftplus.words import counted
 
@@ -54,6 +54,8 @@ def export(
     sets_by: SetsBy = "group",
     class_share: ClassShare = 0.5,
     alarms: Alarms = None,
+    level: AtLevel = None,
+    sure: Sure = None,
     check: Annotated[
         list[str] | None, typer.Option(help="Pictures to compare on; default: the run's test split. Repeatable.")
     ] = None,
@@ -76,14 +78,18 @@ def export(
             f"--runtime is for the page alone, and --page was not given. Add --page, or leave {runtime} out."
         )
     promises = options.promises(coverage, sets_by, class_share, alarms)
-    if promises.any and (to is not None or form == "peft"):
+    if to is not None or form == "peft":
         where = f"--to {to}" if to is not None else "--format peft"
-        raise UserError(
-            f"{where} cannot hold sets or unknown pictures. Leave --sets and --unknown out, or export ONNX."
-        )
+        if promises.any:
+            raise UserError(
+                f"{where} cannot hold sets or unknown pictures. Leave --sets and --unknown out, or export ONNX."
+            )
+        if level is not None or sure is not None:
+            raise UserError(f"{where} cannot answer at levels. Leave --level and --sure out, or export ONNX.")
     if page:
         _refuse_beside_page(out, to, form)
-        _export_page(run, out, runtime, _settings(run, change, prior, five_crops), check, promises, as_json)
+        settings = _settings(run, change, prior, five_crops)
+        _export_page(run, out, runtime, settings, check, promises, (level, sure), as_json)
         return
     if to is not None:
         if with_preprocessing:
@@ -108,7 +114,7 @@ def export(
     settings = _settings(run, change, prior, five_crops)
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    promised = _promised(session, trained, promises)
+    promised = _promised(session, trained, promises, level, sure)
     store, split, source = _pictures(session, check)
     if with_preprocessing:
         sample = preprocessing.Sample(store, exporting.spread(split, CHECKED), settings.data.decode)
@@ -142,26 +148,34 @@ def _settings(run: Path, change: list[str] | None, prior: str | None, five_crops
     return settings
 
 
-def _promised(session: Session, trained: Trained, promises: Promises | None = None) -> Promised:
+def _promised(
+    session: Session,
+    trained: Trained,
+    promises: Promises | None = None,
+    level: str | None = None,
+    sure: float | None = None,
+) -> Promised:
     """What is told beside logits, by the run's calibration if it holds for these crops and this prior.
 
     Notes on it are printed.
 
     Args:
         promises: None for the temperature alone.
+        level, sure: as for `predict`.
     """
     from liftplus.calibration.promised import Promised
     from liftplus.runs.guesses import Promises
 
     promises = promises or Promises()
-    asked = options.asked(session, trained, promises, None, None)
-    return Promised(asked.calibration, promises.sets, promises.by, promises.class_share, promises.alarms)
+    asked = options.asked(session, trained, promises, level, sure)
+    levels, least = ((), None) if asked.level is None else (asked.level.levels, asked.level.sure)
+    return Promised(asked.calibration, promises.sets, promises.by, promises.class_share, promises.alarms, levels, least)
 
 
 def _told(same: float, promised: Promised) -> str:
-    """How sets and unknown pictures of the graph compare with PyTorch's; empty if they were not asked for."""
-    what = {"sets": "set", "unknown": "answer to unknown"}
-    asked = " and ".join(what[name] for name in promised.asked)
+    """How sets, unknown pictures and groups of the graph compare with PyTorch's; empty if none were asked for."""
+    what = {"in_set": "set", "unknown": "answer to unknown", "group": "group"}
+    asked = " and ".join(said for name, said in what.items() if name in promised.outputs)
     return f"{same:.1%} of the pictures have the same {asked}. " if asked else ""
 
 
@@ -241,6 +255,7 @@ def _export_page(
     settings: RunConfig,
     check: list[str] | None,
     promises: Promises,
+    at: tuple[str | None, float | None],
     as_json: bool,
 ) -> None:
     from liftplus import console
@@ -252,7 +267,7 @@ def _export_page(
     found = onnxruntime_web.found(runtime, lambda said: console.err.print(said, highlight=False))
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    promised = _promised(session, trained, promises)
+    promised = _promised(session, trained, promises, *at)
     store, split, source = _pictures(session, check)
     sample = preprocessing.Sample(store, exporting.spread(split, CHECKED), settings.data.decode)
     parity, likeness = to_page.export(trained, out, sample, session.progress, settings.evaluation, found, promised)

@@ -112,10 +112,12 @@ def inspect(
         describe_data.data(data, files, overrides or [], as_json, whole)
         return
     refuse_idle("data inspect --backbone", overrides, *STARTING)
+    from liftplus.backbones import catalogue
     from liftplus.commands import options
     from liftplus.config import resolve
 
     session = options.session(resolve(data=data, backbone=backbone, method="closed_form", overrides=overrides or ()))
+    catalogue.locate(session.config.backbone)  # missing weights are told before every file is read
     describe_data.data(data, files, overrides or [], as_json, whole, session)
 
 

@@ -34,8 +34,11 @@ class Level:
 
     def sums(self, chances: Tensor) -> Tensor:
         """Probabilities of the groups [N, G] from those of the classes [N, C]."""
-        summed = chances.new_zeros(len(chances), len(self.groups))
-        return summed.index_add_(1, self.of.to(chances.device), chances)
+        count = chances.shape[0]  # len() would fix a graph's size of a batch
+        # In ONNX index_add becomes ScatterND, which some runtimes compute in parallel, and its sums then race.
+        return chances.new_zeros(count, len(self.groups)).scatter_add(
+            1, self.of.to(chances.device).expand(count, -1), chances
+        )
 
 
 def above(levels: Levels, class_ids: Sequence[str]) -> tuple[Level, ...]:

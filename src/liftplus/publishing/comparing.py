@@ -36,9 +36,10 @@ def largest(found: Tensor, expected: Tensor) -> float:
 
 
 def alike(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Share of pictures whose yes and no are the same in all outputs [n, ...] of that kind, 0 to 1."""
+    """Share of pictures whose yes, no and whole numbers are the same in all outputs [n, ...] of those, 0 to 1."""
     pairs = zip(found, expected, strict=True)
-    same = [(one == other).reshape(len(other), -1).all(1) for one, other in pairs if other.dtype == torch.bool]
+    whole = [(one, other) for one, other in pairs if not other.is_floating_point()]
+    same = [(one == other).reshape(len(other), -1).all(1) for one, other in whole]
     return float(torch.stack(same).all(0).float().mean()) if same else 1.0
 
 

@@ -80,8 +80,8 @@ class Parity:
         deviation: standard deviation of PyTorch's logits.
         merging: the largest absolute difference of a logit, in PyTorch, before and after folding the tuners in.
         agree: share of pictures with the same best class, 0 to 1.
-        same_promises: share of pictures that have the same set and are unknown in both or in neither, 0 to 1; 1 if
-            neither was asked for.
+        same_promises: share of pictures that have the same set, are unknown in both or in neither, and have the same
+            group, as far as these were asked for, 0 to 1.
     """
 
     images: int
@@ -222,6 +222,7 @@ def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str],
         "prior": evaluation.prior,
         "temperature": deployed.promised.temperature,
         "promises": deployed.promised.asked,
+        **deployed.promised.levels_asked,
         "backbone": trained.config.backbone.name,
         "backbone_identity": trained.model.backbone.identity,
         "method": trained.config.method,

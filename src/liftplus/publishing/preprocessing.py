@@ -61,8 +61,8 @@ class Likeness:
         same_class: share of all these pictures with the same best class.
         levels: largest difference of a resized value from Pillow's, of 255.
         changed: share of resized values that differ from those.
-        same_promises: share of all these pictures that have the same set and are unknown in both or in neither; 1 if
-            neither was asked for.
+        same_promises: share of all these pictures that have the same set, are unknown in both or in neither, and have
+            the same group, as far as these were asked for.
     """
 
     images: int

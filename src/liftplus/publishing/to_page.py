@@ -76,6 +76,7 @@ def export(
             "classes": list(trained.class_names),
             "top_k": min(evaluation.top_k, len(trained.class_names)),
             "crops": 5 if evaluation.tte else 1,
+            **(promised or Promised()).levels_asked,
             "note": "Pictures do not leave this browser.",
             "most_pixels": MOST_PIXELS,
         }
@@ -95,7 +96,7 @@ def write(folder: Path, graph: Path, runtime: Runtime, about: dict[str, Any]) ->
 
     Args:
         graph: ONNX from pictures to probabilities, in one file.
-        about: what `GET /classes` of `liftplus serve` answers, with `note` and `most_pixels`.
+        about: what `GET /classes` of `liftplus serve` answers, with `note`, `most_pixels`, and `levels` if asked for.
 
     Raises:
         UserError: the graph is too large for a browser.
