@@ -349,6 +349,21 @@ def test_pictures_in_memory_are_recognised(tmp_path: Path) -> None:
         model.calibrate((images[:30], labels[:30]))
 
 
+def test_training_files_are_recognised_in_memory(tmp_path: Path) -> None:
+    """And training pictures in memory among files."""
+    photos = write_folder(tmp_path / "photos", {"train": (12, 6, 3), "val": (14, 10, 6)})
+    model = liftplus.fit(photos, **QUICK)
+    files = [path for split in ("train/red_square", "val/*") for path in sorted(photos.glob(f"{split}/*.png"))]
+    arrays = [np.asarray(Image.open(path)) for path in files]
+    names = [path.parent.name.replace("_", " ") for path in files]
+    measured = model.calibrate((arrays, names))
+    assert measured["sets"]["all"]["overall"]["pictures"] == 30
+    assert any("12 pictures were left out" in note for note in model.notes)
+    other = liftplus.fit((arrays[10:20], names[10:20]), **QUICK)  # two red squares, blue skies and green hills
+    other.calibrate((files, names))
+    assert any("10 pictures were left out" in note for note in other.notes)
+
+
 @pytest.mark.parametrize("cache", [False, True])
 def test_outputs_that_are_not_finite_are_refused_alike(place: Path, cache: bool) -> None:
     """With and without sets, and by way of kept features."""

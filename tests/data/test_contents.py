@@ -1,4 +1,4 @@
-"""Pictures are recognised by their content, in every store, and only those of equal size are read."""
+"""Pictures are recognised by their content, in every store, and only those of equal size are read or decoded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from liftplus.data import contents
 from liftplus.data.arrays import ArrayStore
@@ -84,3 +85,38 @@ def test_arrays_are_told_by_shape_and_pixels() -> None:
     own = ArrayStore([*pixels, pixels[0].reshape(6, 4, 3)])
     found = contents.shared(own, ["0", "1", "2", "3"], ArrayStore(pixels[:1].copy()), ["0"])
     assert found.tolist() == [True, False, False, False]
+
+
+class Decoded(FolderStore):
+    """Remembers what was decoded."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.keys: list[str] = []
+
+    def image(self, key: str) -> Image.Image:
+        self.keys.append(key)
+        return super().image(key)
+
+
+def test_pictures_in_memory_and_files_are_compared_by_their_pixels(tmp_path: Path) -> None:
+    """Also turned and transparent ones, which are decoded as `fit` on Pillow images has them; in both directions."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, 20, 30, 4), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(noise[0, ..., :3]).save(tmp_path / "plain.png")
+    Image.fromarray(noise[1]).save(tmp_path / "clear.png")
+    Image.fromarray(noise[2, ..., :3]).save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(noise[3, ..., :3]).save(tmp_path / "other.png")
+    Image.fromarray(noise[3, :, :-1, :3]).save(tmp_path / "smaller.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "plain.png").read_bytes()[:300])
+    (tmp_path / "empty.png").write_bytes(b"")
+    keys = ["plain.png", "clear.png", "turned.jpg", "other.png", "smaller.png", "broken.png", "empty.png", "gone.png"]
+    files, again = Decoded(tmp_path), FolderStore(tmp_path)
+    arrays = ArrayStore([np.asarray(again.image(key)) for key in keys[:3]] + [noise[4, ..., :3]])
+    own = ["0", "1", "2", "3"]
+    assert contents.shared(files, keys, arrays, own).tolist() == [True, True, True, *[False] * 5]
+    assert files.keys == ["plain.png", "clear.png", "turned.jpg", "other.png", "broken.png"]
+    assert contents.shared(arrays, own, files, keys).tolist() == [True, True, True, False]
+    assert contents.shared(arrays, own, again, ["plain.png"]).tolist() == [True, False, False, False]
+    assert not contents.shared(arrays, own, again, []).any() and contents.shared(arrays, [], again, keys).shape == (0,)
