@@ -44,6 +44,11 @@ def rows(folder: Path) -> Iterator[tuple[str, str, str]]:
         images = slim.pictures(backbone.facts.image_size)
         own = slim.theirs(kind, model, images)
         yield f"transformers, {kind}", "liftplus", f"{(backbone(images) - own).abs().max() / own.std(0).mean():.0e}"
+        for size in slim.OTHER_SIZES.get(kind, (112, 336)):
+            resized, images = slim.load(folder / kind, kind, image_size=size), slim.pictures(size)
+            own = slim.theirs(kind, model, images, resampled=True)
+            apart = (resized(images) - own).abs().max() / own.std(0).mean()
+            yield f"transformers, {kind} at {size} px", "liftplus", f"{apart:.0e}"
         for library in ("timm", "transformers", "open_clip"):
             if library != "open_clip" or kind in ("clip", "siglip"):
                 yield f"liftplus, {kind}", library, _moved(kind, library, folder / f"{kind}-{library}")

@@ -140,6 +140,8 @@ def needs(kind: str) -> Any:
 
 
 KINDS = [needs(kind) for kind in NAMES]
+OTHER_SIZES = {"dinov2": (98, 714), "dinov2_with_registers": (98, 714)}
+"""Sizes of pictures that are not the native one, a smaller and a larger one; of all other families (112, 336)."""
 
 
 def load(path: Path, kind: str, **options: Any) -> Backbone:
@@ -157,10 +159,11 @@ def pictures(size: int) -> Tensor:
     return torch.randn(3, 3, size, size, generator=generator) + 3 * torch.randn(3, 3, 1, 1, generator=generator)
 
 
-def theirs(kind: str, model: Any, images: Tensor) -> Tensor:
-    """transformers' features of pictures, pooled as timm pools."""
+def theirs(kind: str, model: Any, images: Tensor, *, resampled: bool = False) -> Tensor:
+    """transformers' features of pictures, pooled as timm pools; at another size some must be told to resample."""
     model = getattr(model, "beit", getattr(model, "vision_model", model))
-    out = model(images)
+    told = resampled and kind in ("clip", "siglip", "vit", "beit")
+    out = model(images, **({"interpolate_pos_encoding": True} if told else {}))
     if kind == "dinov3":
         return out.last_hidden_state[:, 5:].mean(1)
     return out.last_hidden_state[:, 0] if kind == "vit" else out.pooler_output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
@@ -48,12 +49,33 @@ def full_backbone(name: str) -> str:
     if name.startswith(("timm/", "open_clip/", "hf/")):
         return name
     if name not in table:
+        meant = _meant(name)
         raise UserError(
-            f"{unknown('backbone', name, table)} Full names also work: timm/ARCH.TAG, open_clip/ARCH/TAG or "
+            f"Unknown backbone {name!r}: {meant}"
+            if meant
+            else f"{unknown('backbone', name, table)} Full names also work: timm/ARCH.TAG, open_clip/ARCH/TAG or "
             "hf/OWNER/NAME. `liftplus info` lists all."
         )
     full: str = table[name]["weights"]
     return full
+
+
+def _meant(name: str) -> str | None:
+    """What to write for a path, or for another library's name of weights; None for any other word."""
+    place = Path(name).expanduser()
+    if place.exists() or place.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx"):
+        return (
+            "it is a file or folder. Name the architecture as the backbone, such as dinov2_b14, and give the weights "
+            f"as backbone.weights={name}."
+        )
+    hub = re.fullmatch(r"(?:hf-hub:|hf_hub:|https://huggingface\.co/)?([\w.-]+)/([\w.-]+)", name)
+    if hub and hub[1] == "timm":
+        return f"write timm/{hub[2]}."
+    if hub and "-" in hub[2]:  # as repositories of transformers are named; no short name has a hyphen
+        return f"write hf/{hub[1]}/{hub[2]} for a model of transformers, or the name in timm or open_clip."
+    if re.fullmatch(r"[a-z]\w*\.[a-z]\w*", name):
+        return f"write timm/{name} for a model of timm."
+    return None
 
 
 def parts() -> dict[str, dict[str, str]]:

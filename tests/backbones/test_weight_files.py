@@ -148,7 +148,7 @@ def test_another_librarys_file(backbone: str, names: list[str], said: str, tmp_p
 
 def test_timms_tower_for_a_dual_encoder(state: State, tmp_path: Path) -> None:
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "x.safetensors")
-    with torch.device("meta"), pytest.raises(UserError, match=r"timm's names of an image tower.*timm/ARCH\.TAG"):
+    with torch.device("meta"), pytest.raises(UserError, match=r"ViT in timm's .* of width 64 with .*timm/ARCH\.TAG"):
         catalogue.load(BackboneConfig(name="clip_vit_b32", weights=str(tmp_path / "x.safetensors")))
 
 

@@ -165,10 +165,17 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
 
 def _described(path: Path) -> str:
     """What a file that fits no backbone seems to be."""
-    from liftplus.backbones import counterparts
+    from liftplus.backbones import counterparts, forms, transformers_config
 
     table = weight_files.outline(path)
-    return weight_files.described(list(table), counterparts.described(table))
+    if forms.part_of_several(path):
+        return forms.of_parts(path.parent)
+    try:
+        transformers_config.read(path.parent)
+        seems = transformers_config.named_by_timm(path.parent) or counterparts.described(table)
+    except UserError as error:  # of a family that is not read
+        seems = str(error)
+    return weight_files.described(list(table), seems)
 
 
 def _in_library(config: BackboneConfig, *, weight: bool = True, fetch: bool = True) -> BackboneConfig:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -117,22 +119,42 @@ _IMAGE = {"hidden_size": "width", "num_hidden_layers": "layers", "patch_size": "
 
 
 def described(table: Mapping[str, Tensor]) -> str | None:
-    """A sentence about a table in transformers' names: what it seems to be and which backbone takes it."""
+    """A sentence about a table of a known form: what it seems to be and which backbone takes it."""
     kind = family(table)
-    if kind is None:
+    if kind is not None:
+        form, name, about = "in the form of the library transformers", None, _measured(kind, table)
+    elif (own := _measured_open_clip(table)) is not None:
+        form, name, about = "in open_clip's or OpenAI's names", "open_clip/ARCH/TAG", own
+    elif (own := _measured_timm(table)) is not None:
+        form, name, about = "in timm's or its authors' names", "timm/ARCH.TAG", own
+    else:
         return None
-    about = _measured(kind, table)
     image = about.image
     what = (
-        f"It seems to be a {LABELS[kind]} in the form of the library transformers, of width {image['hidden_size']} "
+        f"It seems to be a {LABELS[about.family]} {form}, of width {image['hidden_size']} "
         f"with {image['num_hidden_layers']} blocks and patches of {image['patch_size']} px"
     )
-    if kind in ("clip", "siglip") and about.text is None:
+    if about.family in ("clip", "siglip") and about.text is None:
         return f"{what}, without its text tower. Take the file with both, or name timm's image tower of this size."
     found = counterpart(about)
     if found is None:
-        return f"{what}. No backbone of timm or open_clip is known to have these sizes."
-    return f"{what}. It fits backbone {found}."
+        unknown = "No backbone of timm or open_clip is known to have these sizes"
+        return f"{what}. {f'Name the backbone as {name}, with its size' if name else unknown}."
+    if name == "timm/ARCH.TAG":
+        return f"{what}. It fits backbone {found}. If it was trained as another tag says, take that tag."
+    return f"{what}. It fits backbone {found}{_other_activation(about, found)}."
+
+
+def _other_activation(about: About, found: str) -> str:
+    """The same architecture with the other activation, where a CLIP's file does not tell which it was trained with."""
+    if about.family != "clip" or about.image["hidden_act"] is not None:
+        return ""
+    quick, exact = (
+        counterpart(replace(about, image=about.image | {"hidden_act": act})) for act in ("quick_gelu", "gelu")
+    )
+    if quick is None or exact is None:
+        return ""
+    return f" if it was trained with QuickGELU, as OpenAI's, else {exact}" if found == quick else ""
 
 
 def _measured(kind: str, table: Mapping[str, Tensor]) -> About:
@@ -169,6 +191,80 @@ def _measured(kind: str, table: Mapping[str, Tensor]) -> About:
     return About(kind, image, text, joint, {})
 
 
-def _depth(names: Mapping[str, Any], side: str) -> int:
-    found = {re.search(r"\blayers?\.(\d+)\.", name) for name in names if name.startswith(side)}
+def _measured_open_clip(table: Mapping[str, Tensor]) -> About | None:
+    """The settings of a dual encoder in open_clip's or OpenAI's names, as far as shapes show them."""
+    ends = {name.removeprefix("text."): tuple(value.shape) for name, value in table.items()}
+    words, places = ends.get("token_embedding.weight"), ends.get("positional_embedding")
+    if words is None or places is None:
+        return None
+    text = {
+        "vocab_size": words[0],
+        "hidden_size": words[1],
+        "max_position_embeddings": places[0],
+        "num_hidden_layers": _depth(ends, "transformer.", "resblocks"),
+        "num_attention_heads": None,
+    }
+    if "visual.trunk.attn_pool.latent" in ends:
+        patch, tower, kind = ends.get("visual.trunk.patch_embed.proj.weight"), "visual.trunk.", "siglip"
+        depth, size = _depth(ends, tower, "blocks"), _side(ends.get("visual.trunk.pos_embed"), 0)
+    else:
+        patch, tower, kind = ends.get("visual.conv1.weight"), "visual.", "clip"
+        depth, size = _depth(ends, tower, "resblocks"), _side(ends.get("visual.positional_embedding"), 1)
+    if patch is None or depth == 0:  # a tower of convolutions, for one
+        return None
+    image: dict[str, Any] = {
+        "hidden_size": patch[0],
+        "num_hidden_layers": depth,
+        "patch_size": patch[-1],
+        "image_size": size and size * patch[-1],
+        "num_attention_heads": None,
+        "intermediate_size": ends.get("visual.transformer.resblocks.0.mlp.c_fc.weight", (None,))[0],
+        # Only OpenAI's archives have this entry, and they were all trained with QuickGELU.
+        "hidden_act": "quick_gelu" if "input_resolution" in ends else None,
+    }
+    joint = ends.get("visual.proj", (0, patch[0]))[1]
+    return About(kind, image, text, joint, {})
+
+
+def _measured_timm(table: Mapping[str, Tensor]) -> About | None:
+    """The settings of a plain image tower in timm's names, which its authors' files often have too."""
+    ends = {name: tuple(value.shape) for name, value in table.items()}
+    patch = ends.get("patch_embed.proj.weight")
+    if patch is None or len(patch) != 4 or "blocks.0.attn.proj.weight" not in ends:
+        return None
+    registers = next((ends[name] for name in ("reg_token", "register_tokens", "storage_tokens") if name in ends), None)
+    scaled = "blocks.0.ls1.gamma" in ends
+    if registers and ("pos_embed" not in ends) and (scaled or "blocks.0.gamma_1" in ends):
+        kind = "dinov3"
+    elif "blocks.0.gamma_1" in ends and any(name.endswith("relative_position_bias_table") for name in ends):
+        kind = "beit"
+    elif scaled and "pos_embed" in ends and patch[-1] == 14:
+        kind = "dinov2"
+    elif (
+        not scaled
+        and "norm_pre.weight" not in ends
+        and {"pos_embed", "cls_token", "blocks.0.attn.qkv.bias"} <= ends.keys()
+    ):
+        kind = "vit"
+    else:
+        return None
+    gates = ("blocks.0.mlp.fc1_g.weight", "blocks.0.mlp.w1.weight")
+    image = {
+        "hidden_size": patch[0],
+        "num_hidden_layers": _depth(ends, "", "blocks"),
+        "patch_size": patch[-1],
+        "num_register_tokens": registers[-2] if registers else 0,
+        "use_gated_mlp": any(name in ends for name in gates),
+        "query_bias": "blocks.0.attn.q_bias" in ends,
+    }
+    return About(kind, image, None, None, {})
+
+
+def _side(positions: tuple[int, ...] | None, before: int) -> int | None:
+    """The side of the grid of positions [..., tokens, width], of which some come before the grid."""
+    return None if positions is None or len(positions) < 2 else math.isqrt(max(positions[-2] - before, 0))
+
+
+def _depth(names: Mapping[str, Any], side: str, block: str = "layers?") -> int:
+    found = {re.search(rf"\b{block}\.(\d+)\.", name) for name in names if name.startswith(side)}
     return len({match[1] for match in found if match is not None})

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
 from liftplus.backbones.from_transformers import fitted
 from liftplus.backbones.sites import residual_blocks
-from liftplus.backbones.weights import UnfitError, find, identity_of, read_tensors
+from liftplus.backbones.weights import UnfitError, find, first_of, identity_of, read_tensors
 from liftplus.errors import UserError
 
 # Weight files inside Python packages: no model hub is needed. Their tensors are the timm model's, in the same order.
@@ -164,8 +164,21 @@ def _loaded(pinned: str, state: dict[str, Tensor], name: str, size: int | None) 
             model.reset_classifier(0)  # type: ignore[operator]
         model.pretrained_cfg.pop("state_dict")  # type: ignore[operator, union-attr]  # a second copy of the weights
         return model
-    reason = " ".join(str(problems[0]).split())
-    raise UnfitError(name, textwrap.shorten(reason, 300, placeholder=" …").rstrip(".")) from problems[0]
+    raise UnfitError(name, _reason(problems[0])) from problems[0]
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch's strict loading found, in the words of `load_strict`; the error itself where it is another."""
+    said = " ".join(str(error).split())
+    wrong = []
+    for what, is_what in (("Missing", "is missing"), ("Unexpected", "is not expected")):
+        for listed in re.findall(rf'{what} key\(s\) in state_dict: ((?:"[^"]*"(?:, )?)+)', said):
+            wrong += [f"{key} {is_what}" for key in re.findall(r'"([^"]*)"', listed)]
+    sizes = (
+        r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) .*? is torch\.Size\(\[(.*?)\]\)"
+    )
+    wrong += [f"{key} is ({given}) instead of ({own})" for key, given, own in re.findall(sizes, said)]
+    return first_of(wrong) if wrong else textwrap.shorten(said, 300, placeholder=" …").rstrip(".")
 
 
 def _create(pinned: str, size: int | None, **options: Any) -> nn.Module:

@@ -98,6 +98,17 @@ def read(folder: Path) -> About | None:
     return About(kind, _checked(sides["vision"]), _checked(sides["text"]), joint, whole)
 
 
+def named_by_timm(folder: Path) -> str | None:
+    """A sentence with the name of the backbone that the folder's config.json has, where timm wrote it."""
+    whole = _table(folder / CONFIG)
+    arch, about = whole.get("architecture"), whole.get("pretrained_cfg")
+    if not isinstance(arch, str) or not isinstance(about, dict):
+        return None
+    tag = about.get("tag")
+    name = f"timm/{arch}.{tag}" if isinstance(tag, str) and tag else f"timm/{arch}, with a tag"
+    return f"timm wrote {CONFIG} beside it, which names {name}. Name that as the backbone."
+
+
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     """A tower's settings, a size [s, s] as s; refuses a setting that must be a number and is not."""
     found = dict(settings)

@@ -17,11 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from liftplus.backbones import from_transformers
+from liftplus.backbones import forms, from_transformers
+from liftplus.backbones.forms import BEFORE, SUFFIXES
 from liftplus.errors import UserError
 from liftplus.machine.paths import cache_folder, expanded
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def weight_folders() -> list[Path]:
@@ -88,13 +87,8 @@ def existing(path: Path) -> Path:
             if found := next((path / name for name in SAVED if (path / name).is_file()), None):
                 return found
             if any((path / f"{name}.index.json").is_file() for name in SAVED):
-                raise UserError(
-                    f"The weights in {str(path)!r} are split over several files. Save them as "
-                    "one: model.save_pretrained(FOLDER, max_shard_size='100GB')."
-                )
-        inside = sorted(item.name for item in path.iterdir() if item.suffix in SUFFIXES)
-        listed = f" In it are {', '.join(inside[:4])}." if inside else ""
-        raise UserError(f"Weight file {str(path)!r} does not exist: it is a folder. Give a file.{listed}")
+                raise UserError(forms.of_parts(path))
+        raise UserError(f"Weight file {str(path)!r} does not exist: it is a folder. {forms.of_folder(path)}")
     if not path.is_file():
         raise UserError(f"Weight file {str(path)!r} does not exist. Give backbone.weights an existing file.")
     return path
@@ -152,7 +146,7 @@ def outline(path: Path) -> dict[str, Any]:
 def described(names: Sequence[str], seems: str | None = None) -> str:
     """The first names in a file that fits no backbone, what the file seems to be, and what to do."""
     first = ", ".join(repr(name) for name in names[:3])
-    return f"The file's names begin with {first}. {seems or _seems(names)}"
+    return f"The file's names begin with {first}. {seems or forms.of_names(names)}"
 
 
 def _opened(path: Path, device: str = "cpu") -> dict[str, Any]:
@@ -162,6 +156,8 @@ def _opened(path: Path, device: str = "cpu") -> dict[str, Any]:
             warnings.simplefilter("ignore")
             return _read_any(path, device)
     except Exception as error:  # a damaged file can raise nearly anything
+        if seems := forms.of_file(path):
+            raise UserError(f"Weight file {str(path)!r} cannot be read as weights. {seems}") from error
         raise UserError(
             f"Weight file {str(path)!r} cannot be read as weights ({_reason(error, path)}. Allowed are .safetensors, "
             "PyTorch's .pt, .pth or .bin, and OpenAI's CLIP archives."
@@ -185,7 +181,7 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def _read_any(path: Path, device: str) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or forms.is_safetensors(path):
         with safe_open(path, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         return load_file(path) if device == "cpu" else {k: torch.empty(v, device="meta") for k, v in shapes.items()}
@@ -261,8 +257,6 @@ def _no_table(path: Path, keys: list[Any], tables: list[Any]) -> str:
 
 # PyTorch's wrappers (torch.compile, FSDP, activation checkpointing) put these anywhere into names.
 _WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# Names of the attribute that holds the backbone in a training script's own module.
-_BEFORE = ("module.", "model.", "backbone.", "net.", "network.", "timm_model.")
 
 
 def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,37 +264,9 @@ def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
     for mark in _WITHIN:
         state = {name.replace(mark, ""): value for name, value in state.items()}
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    while shared := next((start for start in _BEFORE if all(name.startswith(start) for name in state)), None):
+    while shared := next((start for start in BEFORE if all(name.startswith(start) for name in state)), None):
         state = {name.removeprefix(shared): value for name, value in state.items()}
     return dict(state)
-
-
-def _seems(names: Sequence[str]) -> str:
-    """What a file with these names seems to be, and what to do about it."""
-    has = set(names)
-    starts = {name.partition(".")[0] for name in names}
-    if starts & {"vision_model", "text_model", "vit", "embeddings", "dinov2", "siglip", "swin", "convnext"}:
-        return (
-            "These are the names of the library transformers, of which liftplus takes "
-            f"{', '.join(from_transformers.LABELS.values())}. Take the same weights in timm's or open_clip's form: "
-            "model.safetensors of a timm repository, or open_clip_model.safetensors."
-        )
-    if any(".lora_A." in name or "base_layer." in name for name in names):
-        return "It seems to be a model of peft with its adapter. Merge that first: merge_and_unload()."
-    if starts <= {"tuners", "head", "backbone"} and starts & {"tuners", "head"}:
-        return "It seems to be what liftplus learned in a run, not a backbone. Give the backbone's own weights."
-    for start in (*_BEFORE, "teacher.", "student.", "ema.", "model_ema.", "ema_model."):
-        if any(name.startswith(start) for name in names):
-            return (
-                f"Only some of its names begin with {start!r}, as of a module that holds more than its backbone. "
-                f"Save that part alone: {{k.removeprefix({start!r}): v for k, v in state.items() if "
-                f"k.startswith({start!r})}}."
-            )
-    if "visual.proj" in has or any(name.startswith("visual.") for name in names):
-        return "These are open_clip's names of a dual encoder. Name the backbone as open_clip/ARCH/TAG, with its size."
-    if "patch_embed.proj.weight" in has:
-        return "These are timm's names of an image tower. Name the backbone as timm/ARCH.TAG, with its size."
-    return "Give the file that belongs to this backbone."
 
 
 def single_precision(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -325,6 +291,12 @@ class UnfitError(UserError):
         super().__init__(f"The weights do not fit {what}: {reason}.")
 
 
+def first_of(wrong: Sequence[str]) -> str:
+    """The first three of what does not fit, and how many more there are."""
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return f"{'; '.join(wrong[:3])}{more}"
+
+
 def load_strict(module: nn.Module, state: dict[str, Tensor], what: str, *, assign: bool = False) -> None:
     """Load every tensor or refuse, naming the first few that do not fit; `assign` takes them over without a copy."""
     own = module.state_dict()
@@ -336,6 +308,5 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], what: str, *, assig
         if name in state and state[name].shape != own[name].shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UnfitError(what, f"{'; '.join(wrong[:3])}{more}")
+        raise UnfitError(what, first_of(wrong))
     module.load_state_dict(state, assign=assign)
