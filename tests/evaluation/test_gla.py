@@ -151,5 +151,5 @@ def test_a_backbone_without_text_is_refused(photos: Path, tmp_path: Path) -> Non
     run = checkpoint.load_model(tmp_path / "run", CPU)
     tower = run.config.backbone.model_copy(update={"name": "efficientnet_lite0"})
     run = replace(run, config=run.config.model_copy(update={"backbone": tower}))
-    with pytest.raises(UserError, match=r"has no text tower\. Use a run with CLIP"):
+    with pytest.raises(UserError, match=r"has no text tower\. Use CLIP"):
         debiasing.zeroshot(session, run, other_data=False)
