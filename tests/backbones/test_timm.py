@@ -215,7 +215,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, arch: str, change: str) -> None
 
 def test_another_models_weights(tmp_path: Path) -> None:
     path = safetensors(source("test_resnet").state_dict(), tmp_path / "x.safetensors")
-    refusal(lambda: load("test_vit", path), "do not fit", "names of a ResNet")
+    refusal(lambda: load("test_vit", path), "do not fit", "timm's and torchvision's names of a ResNet")
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
