@@ -83,7 +83,7 @@ def test_advice_says_chance_and_uncertainty(monkeypatch: pytest.MonkeyPatch) -> 
         assert f"expected at {likely.gain:+.1f} points" in text
         assert f"with 80 % probability between {likely.low:+.1f} and {likely.high:+.1f}." in text
         assert "from 7 measured pairs" in text and "left out, 100 % of such answers are right." in text
-    assert "few pictures" in low and "few pictures" not in high
+    assert tuning_map.FEW in low and tuning_map.FEW not in high
     assert "Within the noise of the start either may win." in near and "noise" not in low + high
     assert "noise" in tuning_map.advice(of(35.0), 20) and "noise" not in tuning_map.advice(of(35.0), 5000)
 

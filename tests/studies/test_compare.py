@@ -40,6 +40,8 @@ def test_methods_with_settings_of_their_own() -> None:
     for wrong in ("", "lift+,", "lift+,lift+", "lift+:a=1,lift+_a=1"):
         with pytest.raises(UserError, match="--methods"):
             compare.entries(wrong)
+    with pytest.raises(UserError, match=r"setting 'epochs=1'.*after colons: full:lr=0\.003:epochs=1\."):
+        compare.entries("lift+,full:lr=0.003,epochs=1")
 
 
 def test_runs_are_made_reused_and_refused(photos: Path, command: Command, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ FILE = "tuning_map.json"
 STARTS = ("mix", "auto", "ridge")
 """Starts of the classifier from all training pictures, whose accuracy the regression is about."""
 LIGHT, FULL = "light tuning (method lift+)", "full tuning (method full+)"
+FEW = "Light tuning may still be better on classes with few pictures: see liftplus compare --methods lift+,full+."
 CENTRAL = 0.8
 """Probability that the difference lies in the interval."""
 
@@ -169,7 +170,7 @@ def advice(before: Before, pictures: int) -> str:
             *_outside(before, known),
             f"This follows from {len(known)} measured pairs of data and small backbone; for pairs that are left out, "
             f"{100 * sum(right) / len(right):.0f} % of such answers are right.",
-            *([] if found.gain > 0 else ["Compare the classes with few pictures too."]),
+            *([] if found.gain > 0 else [FEW]),
         ]
     )
 

@@ -57,6 +57,12 @@ def entries(text: str) -> list[Entry]:
                 f"--methods {text!r} has an empty name. Separate methods by commas, and give a method's own settings "
                 "after colons: lift+,full:lr=0.003."
             )
+        if "=" in name:
+            before = f"{found[-1].label}:{part}" if found else f"METHOD:{part}"
+            raise UserError(
+                f"--methods {text!r} has the setting {part!r} where a method should be. Put all settings of a method "
+                f"after colons: {before}. Settings for all methods go to the end of the command."
+            )
         found.append(Entry(part, name, tuple(settings)))
     folders = [entry.folder(0).casefold() for entry in found]
     if twice := [entry.label for entry, name in zip(found, folders, strict=True) if folders.count(name) > 1]:
