@@ -49,7 +49,7 @@ def entries(text: str) -> list[Entry]:
     Raises:
         UserError: a name is empty, or two methods would use the same folder.
     """
-    found = []
+    found: list[Entry] = []
     for part in split(text, ","):
         name, *settings = re.split(r":(?=[\w.]+=)", part)
         if not name:
