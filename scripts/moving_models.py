@@ -1,8 +1,8 @@
 """How far a model is from its copy in another library.
 
 `python scripts/moving_models.py` prints the rows of the table in docs/moving-models.md, by thin random models.
-`python scripts/moving_models.py RUN PICTURES` exports a run with --to transformers and compares the top class of
-transformers' pipeline with that of `predict --one-crop` on all pictures of a folder.
+`python scripts/moving_models.py RUN PICTURES` exports a run with --to transformers and with --to timm, and compares the
+top class of transformers' pipeline on both folders with that of `predict --one-crop` on all pictures of a folder.
 """
 
 from __future__ import annotations
@@ -68,24 +68,27 @@ def _moved(kind: str, library: str, folder: Path) -> str:
 def compare(run: Path, pictures: Path) -> Iterator[str]:
     """The share of pictures with the same top class by either way of decoding, and how far probabilities are apart."""
     with tempfile.TemporaryDirectory() as folder:
-        place, table = f"{folder}/model", f"{folder}/predictions.csv"
         ours = [sys.executable, "-m", "liftplus"]
-        subprocess.run([*ours, "export", run, "--out", place, "--to", "transformers", "--check", pictures], check=True)
-        classify = transformers.pipeline("image-classification", place)
-        theirs: dict[str, Any] = {}
+        told = {}
         for decode in ("fast", "exact"):
+            table = f"{folder}/{decode}.csv"
             words = ["--one-crop", "--out", table, "--top-k", "1", "--set", f"data.decode={decode}"]
             subprocess.run([*ours, "predict", run, pictures, *words], check=True)
             with Path(table).open(encoding="utf-8") as stream:
-                told = list(csv.DictReader(stream))
-            same, apart = 0, 0.0
-            for row in told:
-                path = row["path"]
-                best = theirs[path] = theirs.get(path) or classify(path, top_k=1)[0]
-                same += best["label"] == row["class_1"]
-                apart = max(apart, abs(best["score"] - float(row["probability_1"])))
-            share = f"{same} of {len(told)} pictures have the same top class ({same / len(told):.1%})"
-            yield f"data.decode={decode}: {share}; its probability is at most {apart:.3f} apart"
+                told[decode] = list(csv.DictReader(stream))
+        for library in ("transformers", "timm"):
+            place = f"{folder}/{library}"
+            subprocess.run([*ours, "export", run, "--out", place, "--to", library, "--check", pictures], check=True)
+            classify = transformers.pipeline("image-classification", place)
+            theirs: dict[str, Any] = {row["path"]: classify(row["path"], top_k=1)[0] for row in told["fast"]}
+            for decode, predicted in told.items():
+                same, apart = 0, 0.0
+                for row in predicted:
+                    best = theirs[row["path"]]
+                    same += best["label"] == row["class_1"]
+                    apart = max(apart, abs(best["score"] - float(row["probability_1"])))
+                share = f"{same} of {len(predicted)} pictures have the same top class ({same / len(predicted):.1%})"
+                yield f"--to {library}, data.decode={decode}: {share}; its probability is at most {apart:.3f} apart"
 
 
 if __name__ == "__main__":
