@@ -58,7 +58,7 @@ def entries(text: str) -> list[Entry]:
                 "after colons: lift+,full:lr=0.003."
             )
         if "=" in name:
-            before = f"{found[-1].label}:{part}" if found else f"METHOD:{part}"
+            before = f"{found[-1].label}:{part}" if found else f"lift+:{part}"
             raise UserError(
                 f"--methods {text!r} has the setting {part!r} where a method should be. Put all settings of a method "
                 f"after colons: {before}. Settings for all methods go to the end of the command."
