@@ -48,8 +48,8 @@ def write(moving: Moving, folder: Path) -> Written:
     write_json(folder / PROCESSOR, _processor(moving))
     note = (
         "transformers' image processor cuts the centre one pixel further up or left for a quarter of the pictures' "
-        "sizes, which can be all pictures of one camera, so probabilities and some top classes differ. A folder by --to "
-        "timm is cut as here, and transformers loads it where timm is installed."
+        "sizes, which can be all pictures of one camera, so probabilities and some top classes differ. A folder by "
+        "--to timm is cut as here, and transformers loads it where timm is installed."
     )
     return Written(_loaded(folder), head.exact, _HOW, (note,))
 
