@@ -81,12 +81,14 @@ class Ask:
         data: all bytes of it.
         statuses: that may answer it; empty where the client hangs up before it has sent all.
         number: of the photograph.
+        photographs: in it, where it is no hostile one.
     """
 
     kind: str
     data: bytes
     statuses: tuple[int, ...] = (200,)
     number: int = -1
+    photographs: int = 1
 
 
 @dataclass
@@ -206,6 +208,8 @@ def _note(client: Client, status: int, body: bytes, told: Told, check: Callable[
         told.lost += 1
     elif status not in ask.statuses:
         told.wrong.append(f"{ask.kind or 'photograph'}: {status} {body[:200]!r}")
+    elif not ask.kind and (answered := body.count(b'"error": null')) != ask.photographs:
+        told.wrong.append(f"{answered} of {ask.photographs} photographs are answered")
     elif not ask.kind and (said := check(ask, body)):
         told.wrong.append(said)
 
@@ -347,7 +351,8 @@ def of_rates(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     (few / file.name).hardlink_to(file)
                 places = [few, folder / "photos"]
                 for together in TOGETHER:
-                    asks = [Ask("", post(bodies[k : k + together])) for k in range(0, len(bodies), together)]
+                    parts = [bodies[k : k + together] for k in range(0, len(bodies), together)]
+                    asks = [Ask("", post(part), photographs=len(part)) for part in parts]
                     about = {"name": name, "photographs": len(files), "photographs_per_request": together}
                     yield about | turns(args, predict, server, asks, places)
             predict.communicate()
@@ -411,6 +416,7 @@ def turns(
         with Spent([server.process.pid, os.getpid()]) as theirs:
             answered = exchange(server.port, iter(some))
         assert not answered.lost and not answered.wrong, answered.wrong[:3]
+        assert count == len(list(places[min(turn, 1)].iterdir()))
         if turn == 0:
             continue
         note("pictures_per_second", "predict", count / seconds)

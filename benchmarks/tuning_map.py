@@ -329,10 +329,8 @@ def table(found: Sequence[Pair]) -> Iterator[str]:
         some = [hit for hit, one in zip(hits, clear, strict=True) if one]
         yield f"| {name} | {sum(hits)} of {len(hits)} ({sum(hits) / len(hits):.0%}) | {sum(some)} of {len(some)} |"
     errors = [gain - pair.gain for gain, pair in zip(tuning_map.left_out(found), found, strict=True)]
-    missed, scatter = (
-        statistics.mean(one * one for one in errors) ** 0.5,
-        statistics.pstdev(pair.gain for pair in found),
-    )
+    missed = statistics.mean(one * one for one in errors) ** 0.5
+    scatter = statistics.pstdev(pair.gain for pair in found)
     yield ""
     yield f"The differences scatter by {scatter:.1f} points. The regression misses those of pairs left out by"
     yield f"{missed:.1f} (root mean square)."
