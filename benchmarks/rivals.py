@@ -1,12 +1,13 @@
 """The strongest rivals of light fine-tuning on one data set, each with its rates searched and its cost.
 
-    python benchmarks/rivals.py search --data openmoji_lt --rows rivals.jsonl --runs runs/rivals image_size=32
-    python benchmarks/rivals.py test --data openmoji_lt --rows rivals.jsonl --runs runs/rivals image_size=32
+    python benchmarks/rivals.py search --data openmoji_lt --rows rivals.jsonl --runs runs/rivals epochs=2
+    python benchmarks/rivals.py test --data openmoji_lt --rows rivals.jsonl --runs runs/rivals epochs=2
     python benchmarks/rivals.py table --rows rivals.jsonl
 
 `search` makes every rival with each of its settings, with a seed that `test` does not use, and measures the validation
 split, which must be there (val_share=0.2 draws one). `test` makes each with the best settings and three seeds and
 measures the test split. Both append one line a run and leave out those whose line is there. key=value goes to all.
+A mean over seeds takes the settings that are best for one run.
 
 LT-Soups (Aminbeidokhti et al. 2025, arXiv 2511.10683) is put together from parts: full fine-tunings of one start on
 subsets in which no class has more than 2^i times the pictures of the rarest, for i from 0 on until all are in; weights
@@ -186,6 +187,8 @@ class Rival:
 
     make: Callable[[Work, Choice, int], Made]
     settings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    of: str = ""
+    """The rival whose best settings it takes, where it has no search of its own."""
 
     def choices(self) -> list[Choice]:
         """Every combination of the settings."""
@@ -196,19 +199,19 @@ class Rival:
 
 
 Grid = dict[str, tuple[float, ...]]
-LIGHT: Grid = {"lr": (0.02, 0.05, 0.15, 0.4)}
+LIGHT: Grid = {"lr": (0.05, 0.15, 0.4, 1.0)}
 HEAVY: Grid = {"lr": (0.01, 0.03, 0.1, 0.3)}
-PROBE: Grid = {"lr": (0.1, 0.3, 1.0, 3.0)}
+PROBE: Grid = {"lr": (0.3, 1.0, 3.0, 10.0)}
 RIVALS = {
     "linear_probe+": Rival(partial(tuned, "linear_probe+"), PROBE),
     "lift+": Rival(partial(tuned, "lift+"), LIGHT),
-    "lift+, mean of 3 seeds": Rival(partial(mean, "lift+"), LIGHT),
+    "lift+, mean of 3 seeds": Rival(partial(mean, "lift+"), of="lift+"),
     "lift+, GLA": Rival(partial(with_gla, "lift+"), LIGHT),
     "full": Rival(partial(tuned, "full"), HEAVY),
     "full+": Rival(partial(tuned, "full+"), HEAVY),
     "full+, layer decay": Rival(partial(tuned, "full+"), HEAVY | {"layer_decay": (0.5, 0.7)}),
     "full+, between it and its start": Rival(between, HEAVY | {"start": (0.25, 0.5, 0.75)}),
-    "full+, mean of 3 seeds": Rival(partial(mean, "full+"), HEAVY),
+    "full+, mean of 3 seeds": Rival(partial(mean, "full+"), of="full+"),
     "full+, GLA": Rival(partial(with_gla, "full+"), HEAVY),
     "LT-Soups": Rival(lt_soups, HEAVY | {"share": (0.3, 0.7)}),
 }
@@ -229,9 +232,10 @@ def keys(stage: str, names: Sequence[str], rows: Path, work: Work) -> Iterator[d
     about = {"data": work.data, "backbone": work.backbone, "given": list(work.given)}
     for rival in names:
         if stage == "search":
-            made = [(choice, SEARCH_SEED) for choice in RIVALS[rival].choices()]
+            choices = [] if RIVALS[rival].of else RIVALS[rival].choices()
+            made = [(choice, SEARCH_SEED) for choice in choices]
         else:
-            made = [(best(read(rows), rival, about), seed) for seed in SEEDS]
+            made = [(best(read(rows), RIVALS[rival].of or rival, about), seed) for seed in SEEDS]
         yield from (about | {"stage": stage, "rival": rival, "choice": choice, "seed": seed} for choice, seed in made)
 
 

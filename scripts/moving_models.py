@@ -1,7 +1,7 @@
 """How far a model is from its copy in another library.
 
 `python scripts/moving_models.py` prints the rows of the table in docs/moving-models.md, by thin random models.
-`python scripts/moving_models.py RUN PICTURES` exports a run with --to transformers and with --to timm, and compares the
+`python scripts/moving_models.py RUN PICTURES` exports a run for transformers, with and without timm, and compares the
 top class of transformers' pipeline on both folders with that of `predict --one-crop` on all pictures of a folder.
 """
 
@@ -49,7 +49,7 @@ def rows(folder: Path) -> Iterator[tuple[str, str, str]]:
             own = slim.theirs(kind, model, images, resampled=True)
             apart = (resized(images) - own).abs().max() / own.std(0).mean()
             yield f"transformers, {kind} at {size} px", "liftplus", f"{apart:.0e}"
-        for library in ("timm", "transformers", "open_clip"):
+        for library in ("timm", "transformers", "transformers --without-timm", "open_clip"):
             if library != "open_clip" or kind in ("clip", "siglip"):
                 yield f"liftplus, {kind}", library, _moved(kind, library, folder / f"{kind}-{library}")
 
@@ -59,36 +59,38 @@ def _moved(kind: str, library: str, folder: Path) -> str:
     config = BackboneConfig(name=slim.NAMES[kind], weights=str(folder / "in"))
     run = moved.trained(catalogue.load(config), Cosine() if library == "open_clip" else Linear(), config=config)
     try:
-        _, found = moved.move(run, folder / "out", library)
+        _, found = moved.move(run, folder / "out", library.split()[0], without_timm="--without-timm" in library)
     except UserError as error:
         return str(error)
     return f"{found.logits / found.deviation:.0e}"
 
 
 def compare(run: Path, pictures: Path) -> Iterator[str]:
-    """The share of pictures with the same top class by either way of decoding, and how far probabilities are apart."""
+    """The share of pictures with the same top class in either precision, and how far probabilities are apart."""
     with tempfile.TemporaryDirectory() as folder:
         ours = [sys.executable, "-m", "liftplus"]
         told = {}
-        for decode in ("fast", "exact"):
-            table = f"{folder}/{decode}.csv"
-            words = ["--one-crop", "--out", table, "--top-k", "1", "--set", f"data.decode={decode}"]
+        for name, settings in (("as predict chooses", ()), ("fp32", ("--set", "precision=fp32"))):
+            table = f"{folder}/{name}.csv"
+            words = ["--one-crop", "--out", table, "--top-k", "1", *settings]
             subprocess.run([*ours, "predict", run, pictures, *words], check=True)
             with Path(table).open(encoding="utf-8") as stream:
-                told[decode] = list(csv.DictReader(stream))
-        for library in ("transformers", "timm"):
-            place = f"{folder}/{library}"
-            subprocess.run([*ours, "export", run, "--out", place, "--to", library, "--check", pictures], check=True)
+                told[name] = list(csv.DictReader(stream))
+        for option in ((), ("--without-timm",)):
+            place = f"{folder}/out{''.join(option)}"
+            words = ["--out", place, "--to", "transformers", *option, "--check", str(pictures)]
+            subprocess.run([*ours, "export", run, *words], check=True)
             classify = transformers.pipeline("image-classification", place)
-            theirs: dict[str, Any] = {row["path"]: classify(row["path"], top_k=1)[0] for row in told["fast"]}
-            for decode, predicted in told.items():
+            theirs: dict[str, Any] = {row["path"]: classify(row["path"], top_k=1)[0] for row in told["fp32"]}
+            for precision, predicted in told.items():
                 same, apart = 0, 0.0
                 for row in predicted:
                     best = theirs[row["path"]]
                     same += best["label"] == row["class_1"]
                     apart = max(apart, abs(best["score"] - float(row["probability_1"])))
                 share = f"{same} of {len(predicted)} pictures have the same top class ({same / len(predicted):.1%})"
-                yield f"--to {library}, data.decode={decode}: {share}; its probability is at most {apart:.3f} apart"
+                named = " ".join(["--to transformers", *option])
+                yield f"{named}, precision {precision}: {share}; its probability is at most {apart:.4f} apart"
 
 
 if __name__ == "__main__":

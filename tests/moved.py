@@ -52,6 +52,8 @@ def inputs(backbone: Backbone) -> Tensor:
     return Normalise(backbone.facts)(pictures(backbone))
 
 
-def move(run: Trained, out: Path, library: Any, **evaluation: Any) -> tuple[moving.Written, moving.Difference]:
+def move(
+    run: Trained, out: Path, library: Any, *, without_timm: bool = False, **evaluation: Any
+) -> tuple[moving.Written, moving.Difference]:
     asked = ONE_CROP.model_copy(update=evaluation)
-    return moving.move(run, out, library, pictures(run.model.backbone), Silent(), asked)
+    return moving.move(run, out, library, pictures(run.model.backbone), Silent(), asked, without_timm)

@@ -217,6 +217,7 @@ def test_the_command(photos: Path, command: Command, tmp_path: Path) -> None:
         (("--to", "timm", "--format", "pt2"), "Give one of the two"),
         (("--to", "timm", "--five-crops"), "timm takes one crop"),
         (("--to", "timm", "--set", "tte=true"), "Leave tte=true out"),
+        (("--to", "timm", "--without-timm"), "--without-timm is for --to transformers alone"),
         (("--to", "timm", "--out", "m.onnx"), "--to timm writes a folder, and --out is 'm.onnx'"),
     ):
         ended = command("export", "run", "--out", "m", *words)

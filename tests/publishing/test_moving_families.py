@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -12,22 +13,19 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
-from liftplus.backbones.normalise import Normalise
-from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
-from liftplus.evaluation.inference import crops
 from liftplus.model.heads import Cosine, Head, Joint, LayerNorm, Linear
 from liftplus.training.checkpoint import Trained
 from liftplus.tuners.lora import LoRA
-from moved import NAMES, ONE_CROP, inputs, move, trained
+from moved import NAMES, inputs, move, trained
 
 transformers = pytest.importorskip("transformers")
+to_transformers = pytest.importorskip("liftplus.publishing.to_transformers")
 slim = pytest.importorskip("slim")
 OWN = {
     "vit": "ViTForImageClassification",
@@ -86,27 +84,38 @@ def test_another_activation_is_kept_in_timm(tmp_path: Path) -> None:
     slim.assert_equal(model(inputs(run.model.backbone)), expected)
 
 
+@pytest.mark.parametrize("without_timm", [False, True])
 @pytest.mark.parametrize("kind", slim.KINDS)
 @torch.no_grad()
-def test_transformers_gives_our_features(kind: str, tmp_path: Path) -> None:
-    run = tuned(kind, tmp_path / "in", Linear())
+def test_transformers_gives_our_features(kind: str, without_timm: bool, tmp_path: Path) -> None:
+    # transformers' usual epsilon of ViT and BEiT has no place in timm's folder
+    eps = {"layer_norm_eps": 1e-6} if kind in ("vit", "beit") and not without_timm else {}
+    run = tuned(kind, tmp_path / "in", Linear(), **eps)
     backbone = run.model.backbone
     images = inputs(backbone)
     expected = run.model(images)
-    if kind not in OWN and not hasattr(transformers, "TimmWrapperForImageClassification"):
-        with pytest.raises(UserError, match="has no TimmWrapper"):
-            move(run, tmp_path / "out", "transformers")
+    if without_timm and kind not in OWN:
+        with pytest.raises(UserError, match="has no class of its own that classifies as"):
+            move(run, tmp_path / "out", "transformers", without_timm=True)
+        assert not (tmp_path / "out").exists()
         return
-    written, _ = move(run, tmp_path / "out", "transformers")
+    written, _ = move(run, tmp_path / "out", "transformers", without_timm=without_timm)
     model = classifier(tmp_path / "out")
-    assert type(model).__name__ == OWN.get(kind, "TimmWrapperForImageClassification")
+    assert type(model).__name__ == (OWN[kind] if without_timm else "TimmWrapperForImageClassification")
     slim.assert_equal(model(pixel_values=images).logits, expected)
     assert model.config.id2label == dict(enumerate(NAMES))
     assert model.config.label2id == {name: k for k, name in enumerate(NAMES)}
-    assert any("timm must be installed" in note for note in written.notes) == (kind not in OWN)
-    if kind in OWN:  # and read back as a backbone of ours, without the classifier
+    assert any("timm must be installed" in note for note in written.notes) != without_timm
+    if without_timm:  # and read back as a backbone of ours, without the classifier
         again = slim.load(tmp_path / "out", kind)
         slim.assert_equal(again(images), backbone(images))
+
+
+def test_an_older_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to_transformers, "transformers", SimpleNamespace(__version__="4.44"))
+    with pytest.raises(UserError, match=r"transformers 4\.44 has no TimmWrapper.*add --without-timm"):
+        move(tuned("vit", tmp_path / "in", Linear()), tmp_path / "out", "transformers")
+    assert not (tmp_path / "out").exists()
 
 
 @torch.no_grad()
@@ -115,64 +124,21 @@ def test_gated_mlps_of_dinov2(tmp_path: Path) -> None:
     trunk = catalogue.load(BackboneConfig(name="timm/vit_giant_patch14_dinov2.lvd142m", weights=str(tmp_path / "in")))
     run = trained(trunk, Linear())
     expected = run.model(inputs(trunk))
-    move(run, tmp_path / "out", "transformers")
+    move(run, tmp_path / "out", "transformers", without_timm=True)
     model = classifier(tmp_path / "out")
     assert model.config.model_type == "dinov2" and model.config.use_swiglu_ffn
     slim.assert_equal(model(pixel_values=inputs(trunk)).logits, expected)
 
 
+@pytest.mark.parametrize("without_timm", [False, pytest.param(True, id="own")])
 @torch.no_grad()
-def test_a_tower_with_more_than_transformers_goes_by_timm(tmp_path: Path) -> None:
-    """Norms of queries and keys, which a ViT of transformers has no place for, are not dropped."""
+def test_a_tower_with_more_than_the_architecture_is_refused(without_timm: bool, tmp_path: Path) -> None:
+    """Norms of queries and keys, which neither timm's ViT nor transformers' has a place for, are not dropped."""
     trunk = catalogue.load(BackboneConfig(name="timm/vit_base_patch16_224.augreg_in21k", pretrained=False))
     trunk.image = timm.create_model("vit_base_patch16_224", num_classes=0, qk_norm=True).eval().requires_grad_(False)
-    wrapped = hasattr(transformers, "TimmWrapperForImageClassification")
-    said = r"tensors, such as 'blocks\.0\.attn\.k_norm" if wrapped else r"has no TimmWrapper; 4\.48 and later have"
+    said = "no class of its own" if without_timm else r"tensors, such as 'blocks\.0\.attn\.k_norm"
     with pytest.raises(UserError, match=said):
-        move(trained(trunk, Linear(), ""), tmp_path / "out", "transformers")
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "left", "top"), [(91, 133, 0, 0), (73, 75, 0, 1), (300, 41, 0, 0), (75, 73, 1, 0)]
-)
-def test_transformers_pictures_are_ours_but_for_a_pixel(
-    width: int, height: int, left: int, top: int, tmp_path: Path
-) -> None:
-    """Values at most one step of 255 apart: PyTorch rounds once, Pillow between its two passes.
-
-    Where the side is 3, 7, 11, ... pixels longer than the cut, transformers rounds its half down and torchvision up.
-    """
-    trunk = catalogue.load(BackboneConfig(name="mini_clip"))
-    written, _ = move(trained(trunk, Linear()), tmp_path / "out", "transformers")
-    assert any("one pixel further up or left" in note for note in written.notes)
-    noise = torch.rand(3, 12, 9, generator=torch.Generator().manual_seed(3))
-    smooth = F.interpolate(noise[None], (height, width), mode="bilinear")[0]
-    picture = Image.fromarray((255 * smooth).byte().permute(1, 2, 0).contiguous().numpy())
-    cut = crops(ONE_CROP, trunk.facts)
-    assert isinstance(cut, CentreCrop)
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
-    found = 255 * (processor(picture, return_tensors="pt")["pixel_values"][0] / 2 + 0.5)
-    ours = cut(picture)[0].float()
-    assert (found[:, top:, left:] - ours[:, : 64 - top, : 64 - left]).abs().max() < 1.01
-    assert (left + top == 0) == bool((found - ours).abs().max() < 1.01)
-
-
-@torch.no_grad()
-def test_the_pipeline_of_transformers_answers_for_a_file(tmp_path: Path) -> None:
-    """Names and probabilities, from a picture file and the folder alone."""
-    trunk = catalogue.load(BackboneConfig(name="mini_clip"))
-    run = trained(trunk, Linear())
-    cut = crops(ONE_CROP, trunk.facts)
-    noise = torch.rand(3, 12, 9, generator=torch.Generator().manual_seed(4))
-    smooth = F.interpolate(noise[None], (133, 91), mode="bilinear")[0]
-    picture = Image.fromarray((255 * smooth).byte().permute(1, 2, 0).contiguous().numpy())
-    picture.save(tmp_path / "picture.png")
-    chances = run.model(Normalise(trunk.facts)(cut(picture).float()))[0].softmax(-1)
-    move(run, tmp_path / "out", "transformers")
-    answering = transformers.pipeline("image-classification", model=str(tmp_path / "out"), device="cpu")
-    found = {row["label"]: row["score"] for row in answering(str(tmp_path / "picture.png"), top_k=len(NAMES))}
-    assert found == pytest.approx(dict(zip(NAMES, chances.tolist(), strict=True)), abs=0.01)
-    assert max(found, key=lambda name: found[name]) == NAMES[int(chances.argmax())]
+        move(trained(trunk, Linear(), ""), tmp_path / "out", "transformers", without_timm=without_timm)
 
 
 def rows(folder: Path, model: Any, images: Tensor) -> Tensor:

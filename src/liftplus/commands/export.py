@@ -37,6 +37,9 @@ def export(
     to: Annotated[
         str | None, typer.Option(help="Export the whole model to a library: timm, open_clip or transformers.")
     ] = None,
+    without_timm: Annotated[
+        bool, typer.Option("--without-timm", help="With --to transformers: its own classes; ViT, DINOv2, BEiT.")
+    ] = False,
     prior: Annotated[
         str | None,
         typer.Option(help="Class prior in use: as_trained, training, uniform, or a JSON file of counts."),
@@ -77,6 +80,8 @@ def export(
         raise UserError(
             f"--runtime is for the page alone, and --page was not given. Add --page, or leave {runtime} out."
         )
+    if without_timm and to != "transformers":
+        raise UserError("--without-timm is for --to transformers alone. Add that, or leave --without-timm out.")
     promises = options.promises(coverage, sets_by, class_share, alarms)
     if to is not None or form == "peft":
         where = f"--to {to}" if to is not None else "--format peft"
@@ -96,7 +101,8 @@ def export(
             raise UserError(f"--with-preprocessing writes ONNX alone, and --to is {to}. Give one of the two.")
         if form is not None:
             raise UserError(f"--to {to} and --format {form} are two exports. Give one of the two.")
-        _export_whole(run, out, to, _settings(run, change, prior, _one_crop(five_crops, change, to)), check, as_json)
+        settings = _settings(run, change, prior, _one_crop(five_crops, change, to))
+        _export_whole(run, out, to, settings, check, without_timm, as_json)
         return
     if with_preprocessing and (form == "peft" or out.suffix != ".onnx"):
         raise UserError(
@@ -187,7 +193,9 @@ def _one_crop(five_crops: bool | None, change: list[str] | None, to: str) -> boo
     return False
 
 
-def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: list[str] | None, as_json: bool) -> None:
+def _export_whole(
+    run: Path, out: Path, to: str, settings: RunConfig, check: list[str] | None, without_timm: bool, as_json: bool
+) -> None:
     from liftplus import console
     from liftplus.publishing import export as exporting
     from liftplus.publishing import moving
@@ -201,7 +209,9 @@ def _export_whole(run: Path, out: Path, to: str, settings: RunConfig, check: lis
     trained = replace(trained, config=moved)
     store, split, source = _pictures(session, check)
     images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
-    written, difference = moving.move(trained, out, library, images, session.progress, settings.evaluation)
+    written, difference = moving.move(
+        trained, out, library, images, session.progress, settings.evaluation, without_timm
+    )
     notes = [*written.notes, *difference.notes(library)]
     if (warmth := _promised(session, trained).temperature) != 1:
         notes.append(f"{library} gives plain logits. For calibrated probabilities divide them by {warmth:.6g} first.")

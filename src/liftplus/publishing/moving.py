@@ -57,11 +57,13 @@ class Moving:
         trained: the run; its model has its tuners folded in.
         head: its classifier as a linear; to be asked for by libraries whose head is one.
         cut: how one crop of a picture is taken.
+        without_timm: whether transformers' own classes are asked for, not timm's.
     """
 
     trained: Trained
     head: Callable[[], LinearHead]
     cut: CentreCrop
+    without_timm: bool = False
 
     @property
     def backbone(self) -> Backbone:
@@ -137,7 +139,13 @@ def required(library: str) -> Library:
 
 @torch.no_grad()
 def move(
-    trained: Trained, out: Path, library: Library, images: Tensor, progress: Progress, evaluation: EvaluationConfig
+    trained: Trained,
+    out: Path,
+    library: Library,
+    images: Tensor,
+    progress: Progress,
+    evaluation: EvaluationConfig,
+    without_timm: bool = False,
 ) -> tuple[Written, Difference]:
     """Write a folder that the library loads; one that answers otherwise than liftplus is not kept.
 
@@ -146,6 +154,7 @@ def move(
         out: a new folder.
         images: what to compare on, RGB 0 to 255, fp32 [n, 3, R, R].
         evaluation: how one crop is cut, and the prior.
+        without_timm: for transformers, write its own classes; others than ViT, DINOv2 and BEiT are refused.
     """
     out = out.absolute()
     refuse_existing(out)
@@ -156,7 +165,7 @@ def move(
     expected = answers(model, pictures, progress, "Running liftplus")
     _merge(model, library)
     features = answers(model.backbone, pictures, progress, "Running liftplus, tuners folded in")
-    moving = Moving(trained, lambda: linear_head(model, features, expected, library), cut)
+    moving = Moving(trained, lambda: linear_head(model, features, expected, library), cut, without_timm)
     folder_of(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as above:
         folder = Path(above) / out.name

@@ -1,7 +1,8 @@
 """A tuned model as a folder of transformers: `AutoModelForImageClassification.from_pretrained("FOLDER")`.
 
-ViT, DINOv2 with and without registers and BEiT have classes of transformers' own that pool as liftplus does. All else
-goes by its `TimmWrapperForImageClassification`, which builds timm's model from timm's folder.
+By default it is timm's folder, which transformers' `TimmWrapperForImageClassification` loads with timm's own transform:
+that cuts pictures as liftplus does, and no image processor of transformers' own does. ViT, DINOv2 with and without
+registers and BEiT also have classes of transformers' own that pool as liftplus does and need no timm.
 """
 
 from __future__ import annotations
@@ -38,33 +39,42 @@ _HOW = 'transformers.AutoModelForImageClassification.from_pretrained("{folder}")
 
 
 def write(moving: Moving, folder: Path) -> Written:
-    """Write transformers' configuration, image processor and weights, and load them with transformers."""
+    """Write a folder, and load it with transformers."""
+    return _own(moving, folder) if moving.without_timm else _by_timm(moving, folder)
+
+
+def _own(moving: Moving, folder: Path) -> Written:
+    """Configuration, image processor and weights of transformers' own classes."""
     kind, head = _kind(moving.backbone.image), moving.head()
     made = None if kind is None else _made(kind, moving, head)
     if made is None:
-        return _by_timm(moving, folder)
+        raise UserError(
+            f"transformers {transformers.__version__} has no class of its own that classifies as "
+            f"{moving.backbone.name!r} does (its classes for CLIP and SigLIP take the mean over patches). Leave "
+            f"--without-timm out. {OTHERWISE}."
+        )
     with _quietly():
         made.save_pretrained(folder)  # in the names of files, which are the same in every version
     write_json(folder / PROCESSOR, _processor(moving))
     note = (
         "transformers' image processor cuts the centre one pixel further up or left for a quarter of the pictures' "
-        "sizes, which can be all pictures of one camera, so probabilities and some top classes differ. A folder by "
-        "--to timm is cut as here, and transformers loads it where timm is installed."
+        "sizes, which can be all pictures of one camera, so probabilities and some top classes differ. Without "
+        "--without-timm the folder cuts as liftplus does."
     )
     return Written(_loaded(folder), head.exact, _HOW, (note,))
 
 
 def _by_timm(moving: Moving, folder: Path) -> Written:
+    """timm's folder; `--to timm` writes the same one."""
     if not hasattr(transformers, "TimmWrapperForImageClassification"):
         raise UserError(
-            f"transformers has no class of its own that classifies as {moving.backbone.name!r} does, and version "
-            f"{transformers.__version__} has no TimmWrapper; 4.48 and later have. {OTHERWISE}, or with --to timm."
+            f"transformers {transformers.__version__} has no TimmWrapper, by which it reads this folder; 4.48 and "
+            "later have. Update it, or add --without-timm, which some backbones allow."
         )
     written = to_timm.write(moving, folder)
     note = (
-        "transformers has no class of its own that pools as this backbone does (CLIP's and SigLIP's take the mean over "
-        "patches), so the folder is timm's, which transformers reads by TimmWrapperForImageClassification. timm must "
-        "be installed there."
+        "transformers reads the folder by TimmWrapperForImageClassification, so timm must be installed there. "
+        "--without-timm writes transformers' own classes for ViT, DINOv2 and BEiT."
     )
     return Written(_loaded(folder), written.exact, _HOW, (note, *written.notes))
 
