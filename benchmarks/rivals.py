@@ -209,11 +209,11 @@ RIVALS = {
     "lift+, GLA": Rival(partial(with_gla, "lift+"), LIGHT),
     "full": Rival(partial(tuned, "full"), HEAVY),
     "full+": Rival(partial(tuned, "full+"), HEAVY),
-    "full+, layer decay": Rival(partial(tuned, "full+"), HEAVY | {"layer_decay": (0.5, 0.7)}),
+    "full+, layer decay": Rival(partial(tuned, "full+"), {"lr": (0.03, 0.1, 0.3), "layer_decay": (0.5, 0.7)}),
     "full+, between it and its start": Rival(between, HEAVY | {"start": (0.25, 0.5, 0.75)}),
     "full+, mean of 3 seeds": Rival(partial(mean, "full+"), of="full+"),
     "full+, GLA": Rival(partial(with_gla, "full+"), HEAVY),
-    "LT-Soups": Rival(lt_soups, HEAVY | {"share": (0.3, 0.7)}),
+    "LT-Soups": Rival(lt_soups, {"lr": (0.03, 0.1), "share": (0.3, 0.7)}),
 }
 
 
