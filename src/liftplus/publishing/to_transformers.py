@@ -25,7 +25,7 @@ from liftplus.backbones.transformers_config import PROCESSOR, activations, kind_
 from liftplus.errors import UserError
 from liftplus.machine.disk import write_json
 from liftplus.publishing import to_timm
-from liftplus.publishing.comparing import OTHERWISE, loading
+from liftplus.publishing.comparing import loading
 from liftplus.publishing.moving import LinearHead, Moving, Written
 
 # Family, configuration and model by what the image tower is.
@@ -51,15 +51,15 @@ def _own(moving: Moving, folder: Path) -> Written:
         raise UserError(
             f"transformers {transformers.__version__} has no class of its own that classifies as "
             f"{moving.backbone.name!r} does (its classes for CLIP and SigLIP take the mean over patches). Leave "
-            f"--without-timm out. {OTHERWISE}."
+            "--without-timm out, or export to .onnx or .pt2."
         )
     with _quietly():
         made.save_pretrained(folder)  # in the names of files, which are the same in every version
     write_json(folder / PROCESSOR, _processor(moving))
     note = (
         "transformers' image processor cuts the centre one pixel further up or left for a quarter of the pictures' "
-        "sizes, which can be all pictures of one camera, so probabilities and some top classes differ. Without "
-        "--without-timm the folder cuts as liftplus does."
+        "sizes, which can be all pictures of one camera, so probabilities and some top classes differ. The folder "
+        "without this option cuts as liftplus does."
     )
     return Written(_loaded(folder), head.exact, _HOW, (note,))
 
