@@ -3,11 +3,12 @@
     python benchmarks/rivals.py search --data openmoji_lt --rows rivals.jsonl --runs runs/rivals epochs=2
     python benchmarks/rivals.py test --data openmoji_lt --rows rivals.jsonl --runs runs/rivals epochs=2
     python benchmarks/rivals.py table --rows rivals.jsonl
+    python benchmarks/rivals.py write --rows benchmarks/results/rivals.jsonl
 
 `search` makes every rival with each of its settings, with a seed that `test` does not use, and measures the validation
 split, which must be there (val_share=0.2 draws one). `test` makes each with the best settings and three seeds and
 measures the test split. Both append one line a run and leave out those whose line is there. key=value goes to all.
-A mean over seeds takes the settings that are best for one run.
+A mean over seeds takes the settings that are best for one run. `write` puts the table into docs/choosing.md.
 
 LT-Soups (Aminbeidokhti et al. 2025, arXiv 2511.10683) is put together from parts: full fine-tunings of one start on
 subsets in which no class has more than 2^i times the pictures of the rarest, for i from 0 on until all are in; weights
@@ -33,9 +34,10 @@ from liftplus.machine import runtime
 from liftplus.runs import debiasing, merging, reuse, testing
 from liftplus.runs.opening import Session
 from liftplus.training import assembly, checkpoint, loop
-from study import GROUPS, fill, read, spread
+from study import GROUPS, fill, read, spread, with_block
 
 SEARCH_SEED, SEEDS = 1000, (0, 1, 2)
+PAGE = Path("docs/choosing.md")
 LEAST_STEPS = 100
 """Steps of a run on a subset, at least."""
 
@@ -260,9 +262,14 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"| {rival} | {chosen} | {' | '.join([*cost, *cells])} |"
 
 
+def filled(page: str, rows: Path) -> str:
+    """docs/choosing.md with the table of the bundled model anew."""
+    return with_block(page, "rivals", "openmoji_lt", "\n".join(table(read(rows))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("search", "test", "table"))
+    parser.add_argument("stage", choices=("search", "test", "table", "write"))
     parser.add_argument("--data", default="openmoji_lt")
     parser.add_argument("--backbone", default="mini_clip")
     parser.add_argument("--rows", type=Path, required=True)
@@ -272,6 +279,9 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     if given.stage == "table":
         print("\n".join(table(read(given.rows))))
+        return
+    if given.stage == "write":
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), given.rows), encoding="utf-8")
         return
     work = Work(given.data, given.backbone, tuple(given.given), given.runs)
     fill(given.rows, keys(given.stage, given.only or list(RIVALS), given.rows, work), partial(one, work=work))

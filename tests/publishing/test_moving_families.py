@@ -111,9 +111,14 @@ def test_transformers_gives_our_features(kind: str, without_timm: bool, tmp_path
         slim.assert_equal(again(images), backbone(images))
 
 
-def test_an_older_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_transformers, "transformers", SimpleNamespace(__version__="4.44"))
-    with pytest.raises(UserError, match=r"transformers 4\.44 has no TimmWrapper.*add --without-timm"):
+def without_arguments(architecture: str) -> None:
+    """As the configuration of transformers 4.48 to 4.52, which drops a timm model's own arguments."""
+
+
+@pytest.mark.parametrize("has", [{}, {"TimmWrapperConfig": without_arguments}], ids=["4.44", "4.52"])
+def test_an_older_transformers(has: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to_transformers, "transformers", SimpleNamespace(__version__="4.44", **has))
+    with pytest.raises(UserError, match=r"transformers 4\.44 cannot read the folder.*4\.53.*add --without-timm"):
         move(tuned("vit", tmp_path / "in", Linear()), tmp_path / "out", "transformers")
     assert not (tmp_path / "out").exists()
 

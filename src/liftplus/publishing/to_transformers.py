@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,11 @@ def _own(moving: Moving, folder: Path) -> Written:
 
 def _by_timm(moving: Moving, folder: Path) -> Written:
     """timm's folder; `--to timm` writes the same one."""
-    if not hasattr(transformers, "TimmWrapperForImageClassification"):
+    wrapper: Any = getattr(transformers, "TimmWrapperConfig", None)
+    if wrapper is None or "model_args" not in signature(wrapper).parameters:
         raise UserError(
-            f"transformers {transformers.__version__} has no TimmWrapper, by which it reads this folder; 4.48 and "
-            "later have. Update it, or add --without-timm, which some backbones allow."
+            f"transformers {transformers.__version__} cannot read the folder, as its TimmWrapper is missing or knows "
+            "no arguments of models; 4.53 and later can. Update it, or add --without-timm, which some backbones allow."
         )
     written = to_timm.write(moving, folder)
     note = (
