@@ -284,6 +284,39 @@ def test_an_image_size_that_cannot_be(name: str, size: int, word: str) -> None:
         refusal(lambda: catalogue.load(BackboneConfig(name=name, image_size=size), weights=False), word, str(size))
 
 
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+@torch.no_grad()
+def test_pooling_is_as_timm_changes_it(pooling: str, tmp_path: Path) -> None:
+    model: Any = source("test_vit")
+    path = safetensors(model.state_dict(), tmp_path / "a.safetensors")
+    own = load("test_vit", path)(images())
+    model.reset_classifier(0, global_pool=from_timm.POOLED[pooling])
+    found = load("test_vit", path, pooling=pooling)(images())
+    assert torch.equal(found, model(images()))
+    assert torch.equal(found, own) == (pooling == "token")
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "word"),
+    [
+        ("timm/resnet18.a1_in1k", "mean", "(a ResNet) has no class token beside patches"),
+        ("timm/swin_tiny_patch4_window7_224.ms_in1k", "mean", "(a SwinTransformer)"),
+        ("timm/deit_tiny_distilled_patch16_224.fb_in1k", "mean", "(a VisionTransformerDistilled)"),
+        ("timm/vit_base_patch16_siglip_224.webli", "mean", "pools by attention"),
+        ("timm/vit_medium_patch16_gap_256.sw_in12k_ft_in1k", "token", "has no class token. Leave it out"),
+        ("clip_vit_b16", "mean", "space that they share with texts"),
+        ("clip_rn50", "mean", "space that they share with texts"),
+        ("siglip_vit_b16", "token", "space that they share with texts"),
+        ("mini_clip", "mean", "space that they share with texts"),
+    ],
+)
+def test_a_pooling_that_cannot_be_is_refused_before_weights_are_fetched(
+    name: str, pooling: Any, word: str, offline: Path
+) -> None:
+    config = BackboneConfig(name=name, pooling=pooling)
+    refusal(lambda: catalogue.load(config), f"backbone.pooling is {pooling!r}, but {name!r}", word)
+
+
 def test_no_network_says_what_to_fetch_and_that_works(offline: Path) -> None:
     config = BackboneConfig(name="timm/test_vit.r160_in1k")
     said = refusal(

@@ -7,6 +7,7 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import timm
 import torch
 from timm.models import PretrainedCfg
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
@@ -21,6 +25,9 @@ from liftplus.backbones.from_transformers import fitted
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.weights import UnfitError, find, first_of, identity_of, read_tensors
 from liftplus.errors import UserError
+
+POOLED = {"token": "token", "mean": "avg"}
+"""How timm calls the values of `backbone.pooling`."""
 
 # Weight files inside Python packages: no model hub is needed. Their tensors are the timm model's, in the same order.
 PACKAGED = {
@@ -212,6 +219,31 @@ def set_input_size(model: nn.Module, size: int, name: str) -> None:
         raise UserError(
             f"backbone.image_size is {size}, which {name!r} cannot take ({reason}). Choose another."
         ) from error
+
+
+def pool(backbone: Backbone, pooling: str, name: str) -> None:
+    """Make a tower's class token ("token") or the mean over its patches ("mean") its features.
+
+    The norm stays where its weights were trained: before the mean, or after it.
+
+    Raises:
+        UserError: the tower cannot pool so.
+    """
+    tower, asked = backbone.image, f"backbone.pooling is {pooling!r}, but"
+    if backbone.text is not None:
+        raise UserError(
+            f"{asked} {name!r} takes its features on to a space that they share with texts, and these fit one pooling "
+            "only. Leave it out."
+        )
+    if type(tower) not in (VisionTransformer, Eva, Beit) or tower.global_pool not in POOLED.values():
+        raise UserError(
+            f"{asked} {name!r} (a {type(tower).__name__}) has no class token beside patches to choose from, or pools by "
+            "attention. Leave it out; it is for timm's ViT (DINOv2, DeiT-III, MAE), EVA, DINOv3 and BEiT."
+        )
+    if pooling == "token" and tower.cls_token is None:
+        raise UserError(f"{asked} {name!r} has no class token. Leave it out: the features are the mean over patches.")
+    tower.global_pool = POOLED[pooling]  # type: ignore[assignment]
+    backbone.facts = replace(backbone.facts, pooling=pooling)
 
 
 def size_note(config: BackboneConfig, positions: Tensor | None, size: int, patch: int | None) -> tuple[str, ...]:

@@ -291,8 +291,11 @@ def _by_design(backbone: Backbone, about: About, processor: dict[str, Any]) -> I
             f"The file's positions are for {native} px and are resampled to {size} px as timm does it, with "
             "antialiasing; transformers does it without, so features differ a little from its own."
         )
-    if about.family == "dinov3":
-        yield "Features are the mean over patches, as in timm; transformers' pooler_output is the class token."
+    if about.family == "dinov3" and backbone.facts.pooling is None:
+        yield (
+            "Features are the mean over patches, as in timm; transformers' pooler_output is the class token, which "
+            "backbone.pooling=token takes."
+        )
     sides = processor.get("size")
     squashed = isinstance(sides, dict) and "height" in sides and not processor.get("do_center_crop")
     if squashed or (not processor and about.family == "siglip"):

@@ -50,7 +50,7 @@ def _own(moving: Moving, folder: Path) -> Written:
     if made is None:
         raise UserError(
             f"transformers {transformers.__version__} has no class of its own that classifies as "
-            f"{moving.backbone.name!r} does (its classes for CLIP and SigLIP take the mean over patches). Leave "
+            f"{moving.backbone.name!r} does{_as_chosen(moving)} (its classes for CLIP and SigLIP take the mean over patches). Leave "
             f"--without-timm out. {OTHERWISE}."
         )
     with _quietly():
@@ -62,6 +62,11 @@ def _own(moving: Moving, folder: Path) -> Written:
         "--without-timm the folder cuts as liftplus does."
     )
     return Written(_loaded(folder), head.exact, _HOW, (note,))
+
+
+def _as_chosen(moving: Moving) -> str:
+    pooling = moving.backbone.facts.pooling
+    return f" with backbone.pooling={pooling}" if pooling else ""
 
 
 def _by_timm(moving: Moving, folder: Path) -> Written:
