@@ -299,10 +299,10 @@ def test_pooling_is_as_timm_changes_it(pooling: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "pooling", "word"),
     [
-        ("timm/resnet18.a1_in1k", "mean", "(a ResNet) has no class token beside patches"),
+        ("timm/resnet18.a1_in1k", "mean", "(a ResNet) has no choice between a class token and the mean"),
         ("timm/swin_tiny_patch4_window7_224.ms_in1k", "mean", "(a SwinTransformer)"),
         ("timm/deit_tiny_distilled_patch16_224.fb_in1k", "mean", "(a VisionTransformerDistilled)"),
-        ("timm/vit_base_patch16_siglip_224.webli", "mean", "pools by attention"),
+        ("timm/vit_base_patch16_siglip_224.webli", "mean", "has no choice between"),
         ("timm/vit_medium_patch16_gap_256.sw_in12k_ft_in1k", "token", "has no class token. Leave it out"),
         ("clip_vit_b16", "mean", "space that they share with texts"),
         ("clip_rn50", "mean", "space that they share with texts"),

@@ -89,7 +89,7 @@ def test_the_chosen_pooling_goes_along(kind: str, pooling: str, tmp_path: Path) 
         move(run, tmp_path / "own", "transformers", without_timm=True)
         slim.assert_equal(classifier(tmp_path / "own")(pixel_values=images).logits, expected)
         return
-    with pytest.raises(UserError, match=rf"no class of its own that classifies as \S+ does( with backbone\.pooling=)"):
+    with pytest.raises(UserError, match=r"no class of its own that classifies as \S+ does( with backbone\.pooling=)"):
         move(run, tmp_path / "own", "transformers", without_timm=True)
     assert not (tmp_path / "own").exists()
 

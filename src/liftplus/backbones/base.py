@@ -49,7 +49,7 @@ class BackboneConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Facts:
-    """Input size, mean, std and resize kernel that a set of weights needs, its patch size, and the pooling if chosen."""
+    """Input size, mean, std and resize kernel that a set of weights needs, its patch size, and a chosen pooling."""
 
     image_size: int
     mean: tuple[float, float, float]

@@ -237,8 +237,8 @@ def pool(backbone: Backbone, pooling: str, name: str) -> None:
         )
     if type(tower) not in (VisionTransformer, Eva, Beit) or tower.global_pool not in POOLED.values():
         raise UserError(
-            f"{asked} {name!r} (a {type(tower).__name__}) has no class token beside patches to choose from, or pools by "
-            "attention. Leave it out; it is for timm's ViT (DINOv2, DeiT-III, MAE), EVA, DINOv3 and BEiT."
+            f"{asked} {name!r} (a {type(tower).__name__}) has no choice between a class token and the mean over "
+            "patches. Leave it out; it is for timm's ViT (DINOv2, DeiT-III, MAE), EVA, DINOv3 and BEiT."
         )
     if pooling == "token" and tower.cls_token is None:
         raise UserError(f"{asked} {name!r} has no class token. Leave it out: the features are the mean over patches.")

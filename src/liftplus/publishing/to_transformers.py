@@ -50,8 +50,8 @@ def _own(moving: Moving, folder: Path) -> Written:
     if made is None:
         raise UserError(
             f"transformers {transformers.__version__} has no class of its own that classifies as "
-            f"{moving.backbone.name!r} does{_as_chosen(moving)} (its classes for CLIP and SigLIP take the mean over patches). Leave "
-            f"--without-timm out. {OTHERWISE}."
+            f"{moving.backbone.name!r} does{_as_chosen(moving)} (its classes for CLIP and SigLIP take the mean over "
+            f"patches). Leave --without-timm out. {OTHERWISE}."
         )
     with _quietly():
         made.save_pretrained(folder)  # in the names of files, which are the same in every version
