@@ -161,6 +161,23 @@ def test_another_size_is_said(kind: str, tmp_path: Path) -> None:
         assert (found(pictures(size)) - own).abs().max() < most * own.std(0).mean()
 
 
+@pytest.mark.parametrize("larger", [False, True])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "vit", "dinov2"])
+@torch.no_grad()
+def test_plain_positions_are_transformers_own_at_another_size(kind: str, larger: bool, tmp_path: Path) -> None:
+    model = slim.saved(kind, tmp_path)
+    if not resamples(kind, model):
+        pytest.skip("this version of transformers has one size for this model")
+    size = slim.OTHER_SIZES.get(kind, (112, 336))[larger]
+    found = slim.load(tmp_path, kind, image_size=size, positions="plain")
+    assert not any("resampled" in note for note in found.notes)
+    images = pictures(size)
+    own = theirs(kind, model, images, resampled=True)
+    assert_equal(found(images), own)
+    smoothed = slim.load(tmp_path, kind, image_size=size)(images)
+    assert (smoothed - own).abs().max() > 2e-5 * own.std(0).mean()
+
+
 def resamples(kind: str, model: nn.Module) -> bool:
     tower = getattr(model, "beit", getattr(model, "vision_model", model))
     return "dino" in kind or "interpolate_pos_encoding" in signature(tower.forward).parameters

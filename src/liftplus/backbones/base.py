@@ -37,6 +37,9 @@ class BackboneConfig(BaseModel):
     pooling: Literal["token", "mean"] | None = None
     """Features are the class token, or the mean over patches; by default as timm pools this model. Only for timm's ViT,
     EVA (DINOv3 too) and BEiT."""
+    positions: Literal["antialias", "plain"] = "antialias"
+    """How positions are resampled to another image_size: antialiased, as in timm, or plain, as transformers does it for
+    CLIP, SigLIP, ViT and DINOv2."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
 
@@ -44,6 +47,8 @@ class BackboneConfig(BaseModel):
     def _either(self) -> BackboneConfig:
         if self.weights is not None and not self.pretrained:
             raise ValueError("weights names a file, and pretrained=false leaves weights out; give one of them")
+        if self.positions == "plain" and not self.pretrained:
+            raise ValueError("positions=plain is for positions of weights, and pretrained=false leaves weights out")
         return self
 
 

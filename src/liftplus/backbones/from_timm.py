@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
 from liftplus.backbones.from_transformers import fitted
+from liftplus.backbones.positions import settled
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.weights import UnfitError, find, first_of, identity_of, read_tensors
 from liftplus.errors import UserError
@@ -51,7 +52,7 @@ def backbone(config: BackboneConfig, pinned: str, *, weights: bool = True) -> Ba
     path = locate(config, pinned) if weights else None
     size = config.image_size or published.input_size[-1]
     state = None if path is None else _state(pinned, path)
-    model = _build(pinned, state, config.name, size)
+    model = _build(pinned, None if state is None else settled(state, config, size), config.name, size)
     if not residual_blocks(model):
         raise UserError(
             f"Backbone {config.name!r} is a {type(model).__name__} without residual blocks that liftplus knows, so "
