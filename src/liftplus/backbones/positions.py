@@ -24,12 +24,12 @@ def settled(state: dict[str, Tensor], config: BackboneConfig, size: int) -> dict
     from timm.layers import resample_abs_pos_embed
 
     for place, embedding in ((f"{before}{one}", f"{before}{other}") for before in _BEFORE for one, other in _NAMES):
-        if place not in state or embedding not in state:
+        given, patches = state.get(place), state.get(embedding)
+        if given is None or patches is None or given.ndim not in (2, 3) or patches.ndim != 4:
             continue
-        given, side = state[place], size // state[embedding].shape[-1]
-        tokens, width = given.shape[-2:]
+        (tokens, width), side = given.shape[-2:], size // patches.shape[-1]
         own = math.isqrt(tokens)  # the class token and the like are fewer than a further row and column
-        if own != side:
+        if own != side and side and given.numel() == tokens * width:
             rows = given.float().reshape(1, tokens, width)
             found = resample_abs_pos_embed(
                 rows, [side, side], old_size=[own, own], num_prefix_tokens=tokens - own**2, antialias=False
