@@ -31,6 +31,8 @@ from liftplus.model.heads import Cosine, Linear  # noqa: E402
 
 EXACT = {"siglip": {"hidden_act": "gelu", "layer_norm_eps": 1e-6}}
 """Settings of transformers' form that open_clip's model can hold."""
+RESAMPLED = ("clip", "siglip", "vit", "dinov2")
+"""Families whose positions transformers resamples without antialiasing."""
 
 
 @torch.no_grad()
@@ -43,15 +45,24 @@ def rows(folder: Path) -> Iterator[tuple[str, str, str]]:
         backbone = slim.load(folder / kind, kind)
         images = slim.pictures(backbone.facts.image_size)
         own = slim.theirs(kind, model, images)
-        yield f"transformers, {kind}", "liftplus", f"{(backbone(images) - own).abs().max() / own.std(0).mean():.0e}"
+        yield f"transformers, {kind}", "liftplus", _apart(backbone(images), own)
+        if kind == "dinov3":
+            pooled = slim.load(folder / kind, kind, pooling="token")
+            yield "transformers, dinov3", "liftplus, pooling=token", _apart(pooled(images), model(images).pooler_output)
         for size in slim.OTHER_SIZES.get(kind, (112, 336)):
-            resized, images = slim.load(folder / kind, kind, image_size=size), slim.pictures(size)
+            images = slim.pictures(size)
             own = slim.theirs(kind, model, images, resampled=True)
-            apart = (resized(images) - own).abs().max() / own.std(0).mean()
-            yield f"transformers, {kind} at {size} px", "liftplus", f"{apart:.0e}"
+            for positions in ("antialias", "plain") if kind in RESAMPLED else ("antialias",):
+                resized = slim.load(folder / kind, kind, image_size=size, positions=positions)
+                to = "liftplus" if positions == "antialias" else "liftplus, positions=plain"
+                yield f"transformers, {kind} at {size} px", to, _apart(resized(images), own)
         for library in ("timm", "transformers", "transformers --without-timm", "open_clip"):
             if library != "open_clip" or kind in ("clip", "siglip"):
                 yield f"liftplus, {kind}", library, _moved(kind, library, folder / f"{kind}-{library}")
+
+
+def _apart(ours: torch.Tensor, own: torch.Tensor) -> str:
+    return f"{(ours - own).abs().max() / own.std(0).mean():.0e}"
 
 
 def _moved(kind: str, library: str, folder: Path) -> str:

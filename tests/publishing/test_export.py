@@ -365,6 +365,18 @@ def test_a_full_disk_is_no_matter_of_the_exporter(tmp_path: Path, monkeypatch: p
         export.export(run, tmp_path / "m.pt2", "pt2", noise(run), Silent(), EvaluationConfig())
 
 
+def test_the_chosen_pooling_is_in_the_graph(tmp_path: Path) -> None:
+    config = BackboneConfig(name="timm/test_vit.r160_in1k", pretrained=False, image_size=64, pooling="mean")
+    run = trained(catalogue.load(config), "lora")
+    pictures = noise(run)
+    assert export.export(run, tmp_path / "m.onnx", "onnx", pictures, Silent(), EvaluationConfig(tte=False)).holds
+    run.model.backbone.image.global_pool = "token"  # type: ignore[assignment]
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"images": pictures.numpy()})
+    other = export.Deployed(run.model, five_crops=False).eval()(pictures)[0]
+    assert (torch.from_numpy(found) - other).abs().max() > 1e-2 * other.std()
+
+
 @pytest.mark.slow
 def test_hiera_has_no_onnx_but_a_pt2(tmp_path: Path) -> None:
     """Its token masking needs an operator that torch.onnx cannot write."""

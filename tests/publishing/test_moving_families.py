@@ -40,10 +40,10 @@ def thin(monkeypatch: pytest.MonkeyPatch) -> None:
     slim.thin_libraries(monkeypatch)
 
 
-def tuned(kind: str, folder: Path, head: Head, **settings: Any) -> Trained:
+def tuned(kind: str, folder: Path, head: Head, pooling: Any = None, **settings: Any) -> Trained:
     """LoRA on a random model of a family, read from transformers' form."""
     slim.saved(kind, folder, **settings)
-    config = BackboneConfig(name=slim.NAMES[kind], weights=str(folder))
+    config = BackboneConfig(name=slim.NAMES[kind], weights=str(folder), pooling=pooling)
     return trained(catalogue.load(config), head, config=config)
 
 
@@ -65,6 +65,33 @@ def test_timm_gives_our_features(kind: str, tmp_path: Path) -> None:
     slim.assert_equal(features, run.model.backbone(images))
     slim.assert_equal(model(images), expected)
     assert written.notes == ()
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2", slim.needs("dinov3"), "beit"])
+@torch.no_grad()
+def test_the_chosen_pooling_goes_along(kind: str, pooling: str, tmp_path: Path) -> None:
+    eps = {"layer_norm_eps": 1e-6} if kind in ("vit", "beit") else {}
+    run = tuned(kind, tmp_path / "in", Linear(), pooling=pooling, **eps)
+    images = inputs(run.model.backbone)
+    expected, features = run.model(images), run.model.backbone(images)
+    move(run, tmp_path / "out", "transformers")  # the folder of --to timm
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    own = (pooling == "token") == (kind in ("vit", "dinov2"))
+    asked = {"token": "token", "mean": "avg"}[pooling]
+    assert config["global_pool"] == asked and config.get("model_args", {}).get("global_pool", asked) == asked
+    assert ("global_pool" in config.get("model_args", {})) != own
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    slim.assert_equal(model(images), expected)
+    slim.assert_equal(model.forward_head(model.forward_features(images), pre_logits=True), features)
+    slim.assert_equal(classifier(tmp_path / "out")(pixel_values=images).logits, expected)
+    if own and kind in OWN:
+        move(run, tmp_path / "own", "transformers", without_timm=True)
+        slim.assert_equal(classifier(tmp_path / "own")(pixel_values=images).logits, expected)
+        return
+    with pytest.raises(UserError, match=r"no class of its own that classifies as \S+ does( with backbone\.pooling=)"):
+        move(run, tmp_path / "own", "transformers", without_timm=True)
+    assert not (tmp_path / "own").exists()
 
 
 @torch.no_grad()

@@ -187,6 +187,28 @@ def test_saved_model_gives_the_same_bits(photos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / checkpoint.FILE).stat().st_size < 300_000
 
 
+def test_a_saved_run_keeps_its_pooling(photos: Path, tmp_path: Path) -> None:
+    run = run_config(
+        photos,
+        "workers=0",
+        "backbone.name=timm/test_vit.r160_in1k",
+        "pretrained=false",
+        "image_size=64",
+        "pooling=mean",
+        "head_init=class_mean",
+    )
+    dataset = sources.load(run.data)
+    model = assembly.build(run, dataset, CPU)
+    checkpoint.save_model(tmp_path, model, run, dataset)
+    again = checkpoint.load_model(tmp_path, CPU)
+    assert again.model.backbone.facts.pooling == again.config.backbone.pooling == "mean"
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        tokens = model.backbone.image.forward_features(images)  # type: ignore[operator]
+        assert torch.equal(again.model.backbone(images), tokens[:, 1:].mean(1))
+        assert torch.equal(model(images), again.model(images))
+
+
 def test_semantic_initialisation_needs_words(photos: Path) -> None:
     for name, number in (("red_square", "0"), ("green hill", "1"), ("blue sky", "2")):
         for split in ("train", "test"):

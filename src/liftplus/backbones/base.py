@@ -34,6 +34,12 @@ class BackboneConfig(BaseModel):
     """Input side in pixels where it differs from the native one; position embeddings of another size are resampled."""
     interpolation: Literal["bicubic", "bilinear"] | None = None
     """Kernel that pictures are resized with, antialiased; by default the weights' own."""
+    pooling: Literal["token", "mean"] | None = None
+    """Features are the class token, or the mean over patches; by default as timm pools this model. Only for timm's ViT,
+    EVA (DINOv3 too) and BEiT."""
+    positions: Literal["antialias", "plain"] = "antialias"
+    """How positions are resampled to another image_size: antialiased, as in timm, or plain, as transformers does it for
+    CLIP, SigLIP, ViT and DINOv2."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
 
@@ -41,18 +47,21 @@ class BackboneConfig(BaseModel):
     def _either(self) -> BackboneConfig:
         if self.weights is not None and not self.pretrained:
             raise ValueError("weights names a file, and pretrained=false leaves weights out; give one of them")
+        if self.positions == "plain" and not self.pretrained:
+            raise ValueError("positions=plain is for positions of weights, and pretrained=false leaves weights out")
         return self
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Input size, mean, std and resize kernel that a set of weights needs, and its patch size."""
+    """Input size, mean, std and resize kernel that a set of weights needs, its patch size, and a chosen pooling."""
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     patch_size: int | None = None
+    pooling: str | None = None  # "token" or "mean" where the user chose it
     saw_imagenet: bool = False  # trained with ImageNet's labels, so that ImageNet's classes are no fair test
 
 

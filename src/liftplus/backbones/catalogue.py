@@ -142,6 +142,8 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
         # Other versions of torch or of the library may draw other weights; a trained run must not load onto those.
         backbone.identity = weight_files.identity_of_tensors(backbone.state_dict())
         return backbone
+    if weights and (config.pooling is not None or config.positions == "plain"):
+        without_weights(config)  # refuses what cannot be before any weights are fetched
     given = _in_library(config, weight=weights)
     with own_stream(0), Unfilled() if weights else nullcontext():
         try:
@@ -149,6 +151,14 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
         except weight_files.UnfitError as error:
             path = locate(given, fetch=False) if weights else None
             raise UserError(f"{error} {_described(path)}" if path else str(error)) from error
+    if config.pooling is not None:
+        from liftplus.backbones import from_timm
+
+        from_timm.pool(backbone, config.pooling, config.name)
+    if config.positions == "plain":
+        from liftplus.backbones import positions
+
+        positions.check(backbone, config.name)
     if weights:
         _read_beside(backbone, given)
     if given is not config:
@@ -198,7 +208,7 @@ def _read_beside(backbone: Backbone, config: BackboneConfig) -> None:
     if kind is not None:
         from liftplus.backbones import transformers_config
 
-        transformers_config.settle(backbone, kind, path)
+        transformers_config.settle(backbone, kind, path, config.positions)
 
 
 def _built(config: BackboneConfig, *, weights: bool) -> Backbone:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from liftplus.backbones import clip, from_timm
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
+from liftplus.backbones.positions import settled
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.text import TextEncoder
 from liftplus.backbones.weights import find, identity_of, load_strict, read_tensors, single_precision, with_scalar
@@ -59,7 +60,8 @@ def backbone(config: BackboneConfig, arch: str, tag: str, *, weights: bool = Tru
             check_size(config.name, config.image_size, shape.patch or 32)
         state = None if path is None else clip.read_state(path)
         facts = replace(facts, patch_size=shape.patch)
-        built = clip.clip_backbone(config.name, shape, state, facts=facts, identity=identity)
+        placed = None if state is None else settled(state, config, facts.image_size)
+        built = clip.clip_backbone(config.name, shape, placed, facts=facts, identity=identity)
         built.notes += _size_note(config, state, facts)
         return built
     return assemble(config, about, path, facts, Tokenizer(arch), quick_gelu=quick, identity=identity)
@@ -115,6 +117,7 @@ def assemble(
     state = None if path is None else _state(model, path)
     # A file of the native size is loaded first and resized with the tower, any other into the tower as resized.
     given = dict(state or {})
+    state = None if state is None else settled(state, config, facts.image_size)
     native = state is None or _shapes(state).items() <= _shapes(model.state_dict()).items()
     if resized and not native:
         _resize(model.visual, facts.image_size, config.name)

@@ -7,6 +7,7 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ from typing import Any
 import timm
 import torch
 from timm.models import PretrainedCfg
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
 from liftplus.backbones.from_transformers import fitted
+from liftplus.backbones.positions import settled
 from liftplus.backbones.sites import residual_blocks
 from liftplus.backbones.weights import UnfitError, find, first_of, identity_of, read_tensors
 from liftplus.errors import UserError
+
+POOLED = {"token": "token", "mean": "avg"}
+"""How timm calls the values of `backbone.pooling`."""
 
 # Weight files inside Python packages: no model hub is needed. Their tensors are the timm model's, in the same order.
 PACKAGED = {
@@ -44,7 +52,7 @@ def backbone(config: BackboneConfig, pinned: str, *, weights: bool = True) -> Ba
     path = locate(config, pinned) if weights else None
     size = config.image_size or published.input_size[-1]
     state = None if path is None else _state(pinned, path)
-    model = _build(pinned, state, config.name, size)
+    model = _build(pinned, None if state is None else settled(state, config, size), config.name, size)
     if not residual_blocks(model):
         raise UserError(
             f"Backbone {config.name!r} is a {type(model).__name__} without residual blocks that liftplus knows, so "
@@ -212,6 +220,31 @@ def set_input_size(model: nn.Module, size: int, name: str) -> None:
         raise UserError(
             f"backbone.image_size is {size}, which {name!r} cannot take ({reason}). Choose another."
         ) from error
+
+
+def pool(backbone: Backbone, pooling: str, name: str) -> None:
+    """Make a tower's class token ("token") or the mean over its patches ("mean") its features.
+
+    The norm stays where its weights were trained: before the mean, or after it.
+
+    Raises:
+        UserError: the tower cannot pool so.
+    """
+    tower, asked = backbone.image, f"backbone.pooling is {pooling!r}, but"
+    if backbone.text is not None:
+        raise UserError(
+            f"{asked} {name!r} takes its features on to a space that they share with texts, and these fit one pooling "
+            "only. Leave it out."
+        )
+    if type(tower) not in (VisionTransformer, Eva, Beit) or tower.global_pool not in POOLED.values():
+        raise UserError(
+            f"{asked} {name!r} (a {type(tower).__name__}) has no choice between a class token and the mean over "
+            "patches. Leave it out; it is for timm's ViT (DINOv2, DeiT-III, MAE), EVA, DINOv3 and BEiT."
+        )
+    if pooling == "token" and tower.cls_token is None:
+        raise UserError(f"{asked} {name!r} has no class token. Leave it out: the features are the mean over patches.")
+    tower.global_pool = POOLED[pooling]  # type: ignore[assignment]
+    backbone.facts = replace(backbone.facts, pooling=pooling)
 
 
 def size_note(config: BackboneConfig, positions: Tensor | None, size: int, patch: int | None) -> tuple[str, ...]:

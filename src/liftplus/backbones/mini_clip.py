@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts, check_size
 from liftplus.backbones.mini_tokenizer import CONTEXT_LENGTH, MERGES, MiniTokenizer, mini_tokenizer
 from liftplus.backbones.mini_towers import ImageTower, TextTower
+from liftplus.backbones.positions import settled
 from liftplus.backbones.text import TextEncoder
 from liftplus.backbones.weights import UnfitError, identity_of, load_strict, read_tensors, single_precision
 from liftplus.errors import UserError
@@ -72,7 +73,7 @@ def backbone(config: BackboneConfig, *, weights: bool = True) -> Backbone:
     scale, identity = math.log(1 / 0.07), "random"
     if weights:
         path = weight_file(config)
-        state = single_precision(read_tensors(path))
+        state = settled(single_precision(read_tensors(path)), config, size)
         tower = {name.removeprefix("image."): value for name, value in state.items() if name.startswith("image.")}
         if "pos_embed" in tower and tower["pos_embed"].shape != image.pos_embed.shape:
             from timm.layers import resample_abs_pos_embed

@@ -136,13 +136,14 @@ def _table(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def settle(backbone: Backbone, kind: str, path: Path) -> None:
+def settle(backbone: Backbone, kind: str, path: Path, positions: str) -> None:
     """Apply the configuration beside a file in transformers' form to its backbone, and note the differences.
 
     Args:
         backbone: with the weights of `path`; its norms, activations, facts, notes and identity are changed.
         kind: the family of the file's tensors.
         path: the weight file.
+        positions: how they were resampled, as `backbone.positions`.
 
     Raises:
         UserError: config.json is of another family or of other sizes.
@@ -171,7 +172,7 @@ def settle(backbone: Backbone, kind: str, path: Path) -> None:
         backbone.identity = hashlib.sha256(f"{backbone.identity} {changed}".encode()).hexdigest()
         said = "; ".join(changed)
         backbone.notes += (f"As {CONFIG} or {PROCESSOR} beside the weights says, {said}.",)
-    backbone.notes += tuple(_by_design(backbone, about, processor))
+    backbone.notes += tuple(_by_design(backbone, about, processor, positions))
 
 
 def _unsaid(backbone: Backbone) -> str:
@@ -282,17 +283,21 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else " ".join(f"{item:.4g}" for item in value)
 
 
-def _by_design(backbone: Backbone, about: About, processor: dict[str, Any]) -> Iterator[str]:
+def _by_design(backbone: Backbone, about: About, processor: dict[str, Any], positions: str) -> Iterator[str]:
     """Notes on features or pictures that differ from transformers' own although the settings are the same."""
     size, native = backbone.facts.image_size, about.image["image_size"]
     smoothed = about.family in ("dinov3", "beit") or about.image.get("num_register_tokens")
-    if size != native and not smoothed:
+    if size != native and not smoothed and positions == "antialias":
         yield (
             f"The file's positions are for {native} px and are resampled to {size} px as timm does it, with "
-            "antialiasing; transformers does it without, so features differ a little from its own."
+            "antialiasing; transformers does it without, so features differ a little from its own. "
+            "backbone.positions=plain does it without."
         )
-    if about.family == "dinov3":
-        yield "Features are the mean over patches, as in timm; transformers' pooler_output is the class token."
+    if about.family == "dinov3" and backbone.facts.pooling is None:
+        yield (
+            "Features are the mean over patches, as in timm; transformers' pooler_output is the class token, which "
+            "backbone.pooling=token takes."
+        )
     sides = processor.get("size")
     squashed = isinstance(sides, dict) and "height" in sides and not processor.get("do_center_crop")
     if squashed or (not processor and about.family == "siglip"):

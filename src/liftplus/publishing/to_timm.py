@@ -6,6 +6,7 @@ transformers reads the same folder by its `TimmWrapperForImageClassification`.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ def write(moving: Moving, folder: Path) -> Written:
     backbone, head = moving.backbone, moving.head()
     architecture, options = architecture_of(backbone)
     made = _made(architecture, len(head.weight), options)
+    if pooling := _pooling(backbone, made):
+        options |= pooling
+        made = _made(architecture, len(head.weight), options)
     kinds = kinds_of_activations(backbone.image)
     if len(kinds) == 1 and kinds != kinds_of_activations(made) and kinds <= ACTIVATIONS.keys():
         options["act_layer"] = ACTIVATIONS[kinds.pop()]  # as config.json beside the weights said
@@ -96,6 +100,17 @@ def _made(architecture: str, classes: int, options: dict[str, Any]) -> nn.Module
     return made
 
 
+def _pooling(backbone: Backbone, made: Any) -> dict[str, Any]:
+    """The options of timm's constructor for `backbone.pooling`; none where the architecture pools so by itself."""
+    tower: Any = backbone.image
+    if backbone.facts.pooling is None or made.global_pool == tower.global_pool:
+        return {}
+    if backbone.facts.pooling == "token":
+        return {"global_pool": tower.global_pool}
+    place = "fc_norm" if isinstance(tower, VisionTransformer) else "use_fc_norm"
+    return {"global_pool": tower.global_pool, place: isinstance(tower.norm, nn.Identity)}
+
+
 def _classifier(made: nn.Module, backbone: Backbone) -> str:
     """The path of a model's classifier."""
     ask: Any = getattr(made, "get_classifier", None)
@@ -112,6 +127,8 @@ def _weights(backbone: Backbone, made: nn.Module, head: LinearHead) -> dict[str,
     tensors = dict(backbone.image.state_dict())
     tensors |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
     own = made.state_dict()
+    if backbone.facts.pooling == "token" and "norm.weight" in own:  # before or after, it is the same norm of one token
+        tensors = {re.sub("^fc_norm", "norm", key): value for key, value in tensors.items()}
     strange = sorted(key for key in own.keys() | tensors.keys() if _shape(own, key) != _shape(tensors, key))
     if strange:
         raise UserError(

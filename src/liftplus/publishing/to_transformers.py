@@ -51,8 +51,8 @@ def _own(moving: Moving, folder: Path) -> Written:
     if made is None:
         raise UserError(
             f"transformers {transformers.__version__} has no class of its own that classifies as "
-            f"{moving.backbone.name!r} does (its classes for CLIP and SigLIP take the mean over patches). Leave "
-            "--without-timm out, or export to .onnx or .pt2."
+            f"{moving.backbone.name!r} does{_as_chosen(moving)} (its classes for CLIP and SigLIP take the mean over "
+            "patches). Leave --without-timm out, or export to .onnx or .pt2."
         )
     with _quietly():
         made.save_pretrained(folder)  # in the names of files, which are the same in every version
@@ -63,6 +63,11 @@ def _own(moving: Moving, folder: Path) -> Written:
         "without this option cuts as liftplus does."
     )
     return Written(_loaded(folder), head.exact, _HOW, (note,))
+
+
+def _as_chosen(moving: Moving) -> str:
+    pooling = moving.backbone.facts.pooling
+    return f" with backbone.pooling={pooling}" if pooling else ""
 
 
 def _by_timm(moving: Moving, folder: Path) -> Written:

@@ -233,7 +233,8 @@ def measure(
         return backbone
 
     problems: list[str] = []
-    found = [bench.distances(name, str(series[0].runs[0].about.get("backbone_identity")), bare)]
+    tower = first.backbone.model_dump_json(include={"image_size", "interpolation", "pooling", "positions"})
+    found = [bench.distances(name, f"{series[0].runs[0].about.get('backbone_identity')} {tower}", bare)]
     for one in series:
         if one.label not in still:
             folder = one.runs[0].folder
