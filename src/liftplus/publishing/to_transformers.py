@@ -228,7 +228,7 @@ def _processor(moving: Moving) -> dict[str, Any]:
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": cut.short},
+        "size": {"height": cut.short, "width": cut.short} if cut.resize == "square" else {"shortest_edge": cut.short},
         "resample": {"bilinear": 2, "bicubic": 3}[cut.kernel],
         "do_center_crop": True,
         "crop_size": {"height": cut.size, "width": cut.size},
