@@ -111,8 +111,8 @@ class EvaluationConfig(registry.Component):
     one_crop_expand: int | None = Field(default=None, ge=0)
     """Pixels by which the short side exceeds the input size with one crop; None for a seventh of that size."""
     resize: Resize = "short_side"
-    """short_side: pictures keep their shape. square: both sides get the length of the short one before the cut, as SigLIP,
-    ViT, BEiT and DINOv3 have it in their own libraries."""
+    """short_side: a picture keeps its shape. square: both sides get the length that is the short one's else, as
+    transformers prepares pictures for SigLIP, ViT, BEiT and DINOv3. Training's own crops stay as they are."""
     batch_size: int = Field(default=128, ge=1)
     """Images a batch (five crops each under TTE)."""
     top_k: int = Field(default=5, ge=1)
