@@ -143,7 +143,7 @@ def test_five_crops_are_corners_and_centre() -> None:
 
 
 def squashed(image: Image.Image, side: int, kernel: str) -> Image.Image:
-    """By Pillow, to a square: the width first, which every version does for pictures that are not tall."""
+    """By Pillow, to a square, in two passes: the width first."""
     return image.resize((side, image.height), KERNELS[kernel]).resize((side, side), KERNELS[kernel])
 
 
@@ -160,11 +160,11 @@ def test_square_is_pillow_s_resize_and_torchvision_s_crops(size: tuple[int, int]
         side = 64 + (64 // 7 if margin is None else margin)
         expected = functional.center_crop(squashed(image, side, kernel), [64, 64])
         found = CentreCrop(64, kernel, margin, "square")(image)
-        assert torch.equal(found, pixels(expected)[None])  # type: ignore[arg-type]
+        assert torch.equal(found, pixels(expected)[None])
     for margin in (0, 5, 24, 150):
         corners = functional.five_crop(squashed(image, 64 + margin, kernel), [64, 64])
         found = FiveCrops(64, margin, kernel, "square")(image)
-        assert torch.equal(found, torch.stack([pixels(one) for one in corners]))  # type: ignore[arg-type]
+        assert torch.equal(found, torch.stack([pixels(one) for one in corners]))
 
 
 def test_the_setting_squashes_and_old_files_do_not() -> None:
