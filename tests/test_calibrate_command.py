@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,12 @@ def test_a_calibration_holds_for_its_crops_prior_and_weights_only(
     place: Path, command: Command, tmp_path: Path
 ) -> None:
     run, picture = place / "run", place / "photos" / "test" / "red_square"
-    for words, named in ((("--five-crops",), "tte=true"), (("--prior", "uniform"), "prior=uniform")):
+    cases = (
+        (("--five-crops",), "tte=true"),
+        (("--prior", "uniform"), "prior=uniform"),
+        (("--set", "resize=square"), "resize=square"),
+    )
+    for words, named in cases:
         ended = command("predict", run, picture, *words, "--sets", 0.9)
         assert ended.code == 2 and named in ended.err and "calibrate" in ended.err
         ended = command("predict", run, picture, *words)
@@ -90,6 +96,12 @@ def test_a_calibration_holds_for_its_crops_prior_and_weights_only(
     shutil.copy(run / calibration_file.FILE, other)
     ended = command("predict", other, picture, "--unknown", 0.1)
     assert ended.code == 2 and "other weights" in ended.err
+    saved = calibration_file.read(run)
+    assert saved is not None
+    before = {key: value for key, value in saved.about["crops"].items() if key != "resize"}
+    calibration_file.write(other, replace(saved, about=saved.about | {"crops": before}))
+    older = calibration_file.read(other)
+    assert older is not None and older.about["crops"] == before | {"resize": "short_side"}
     damaged = bytearray((run / calibration_file.FILE).read_bytes())
     damaged[-3] ^= 1
     (other / calibration_file.FILE).write_bytes(damaged)

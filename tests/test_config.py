@@ -90,6 +90,7 @@ def test_round_trip_through_plain_values() -> None:
         ("width=8", "tuner.adaptformer.width", 8),
         ("layers=[0,2]", "tuner.adaptformer.layers", [0, 2]),
         ("tte=false", "evaluation.tte", False),
+        ("resize=square", "evaluation.resize", "square"),
         ("root=2024", "data.root", "2024"),
         ("root=1.10", "data.root", "1.10"),
         ("template={}", "head_init.template", "{}"),

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from liftplus.backbones import mini_clip
+from liftplus.config import from_dict, saved
+from liftplus.runs import reuse
 
 from .conftest import Command, write_folder
 
@@ -46,6 +48,16 @@ def test_a_run_is_tested_as_it_was(folders: Path, command: Command) -> None:
     assert [now[key] for key in ("overall", "mean_class", "few")] == [
         before[k] for k in ("overall", "mean_class", "few")
     ]
+
+
+def test_a_run_from_before_a_setting_has_its_default(folders: Path) -> None:
+    """The run's own test is taken for one with the default; with another value there is another folder."""
+    about = read(folders / "run" / "config.json")["config"]
+    assert "resize" not in about["evaluation"]
+    evaluation = from_dict(saved(about)).evaluation
+    assert reuse.test_folder(folders / "run", evaluation) == folders / "run"
+    squashed = evaluation.model_copy(update={"resize": "square"})
+    assert reuse.test_folder(folders / "run", squashed) == folders / "run" / "tests" / "resize=_square_"
 
 
 def test_a_stopped_run_goes_on(folders: Path, command: Command) -> None:

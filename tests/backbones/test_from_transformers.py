@@ -143,7 +143,7 @@ def test_the_pictures_of_preprocessor_config(tmp_path: Path) -> None:
     assert (found.facts.mean, found.facts.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert found.facts.interpolation == "bilinear"
     assert any("mean of pictures is 0.1 0.2 0.3 instead of 0.5 0.5 0.5" in note for note in found.notes)
-    assert any("squashes" in note for note in found.notes)
+    assert any("squashes" in note and "evaluation.resize=square" in note for note in found.notes)
     assert slim.load(tmp_path, "vit", interpolation="bicubic").facts.interpolation == "bicubic"
 
 

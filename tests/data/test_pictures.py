@@ -111,6 +111,27 @@ def test_scaled_decoding_keeps_the_picture() -> None:
     assert torch.equal(*whole)
 
 
+@pytest.mark.parametrize("size", [(1200, 900), (1200, 150), (150, 1200), (2400, 71)], ids=str)
+def test_squashing_from_fast_and_scaled_decoding(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JPEG is decoded no smaller than the square on either side, unless it is smaller itself."""
+    data, decoded = encoded(photo(*size)), []
+    plain = JpegPicture._decoded
+
+    def watched(self: JpegPicture, bottom: int, shrink: int) -> Any:
+        decoded.append((-(-size[0] // shrink), -(-size[1] // shrink)))
+        return plain(self, bottom, shrink)
+
+    monkeypatch.setattr(JpegPicture, "_decoded", watched)
+    for view in (CentreCrop(64, resize="square"), FiveCrops(64, 24, resize="square")):
+        found = {how: view(picture(data, "x", how)).float() for how in ("exact", "fast", "scaled")}
+        assert found["fast"].shape == found["scaled"].shape == found["exact"].shape
+        assert (found["fast"] - found["exact"]).abs().max() <= 2
+        assert (found["scaled"] - found["exact"]).abs().mean() < 6
+        whole, small = decoded[-2:]
+        assert whole == size and all(a >= min(view.short, b) for a, b in zip(small, size, strict=True))
+        assert (small != size) == (min(size) >= 2 * view.short)
+
+
 def verdict(data: bytes, how: Decode) -> Tensor | str:
     try:
         found = picture(data, "file", how)

@@ -11,9 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional
 
 from liftplus.backbones.base import Facts
-from liftplus.config import EvaluationConfig
+from liftplus.config import EvaluationConfig, resolve
+from liftplus.data.pictures import KERNELS
 from liftplus.data.transforms import (
     MDA,
     MIN_AREA,
@@ -23,6 +26,7 @@ from liftplus.data.transforms import (
     NoAugment,
     progress_of,
 )
+from liftplus.errors import UserError
 from liftplus.evaluation.inference import crops
 
 SCHEDULES = ("convex", "linear", "concave", "min", "max")
@@ -136,6 +140,49 @@ def test_five_crops_are_corners_and_centre() -> None:
     views = FiveCrops(40, 24)(ramp(100, 64))
     assert views.shape == (5, 3, 40, 40)
     assert [(int(v[0, 0, 0]), int(v[1, 0, 0])) for v in views] == [(0, 0), (60, 0), (0, 24), (60, 24), (30, 12)]
+
+
+def squashed(image: Image.Image, side: int, kernel: str) -> Image.Image:
+    """By Pillow, to a square, in two passes: the width first."""
+    return image.resize((side, image.height), KERNELS[kernel]).resize((side, side), KERNELS[kernel])
+
+
+@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(300, 41), (41, 300), (3000, 1), (1, 3000), (2, 3), (73, 73), (91, 133)], ids=str)
+def test_square_is_pillow_s_resize_and_torchvision_s_crops(size: tuple[int, int], kernel: str) -> None:
+    noise = torch.randint(256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    image = Image.fromarray(noise.numpy())
+
+    def pixels(cut: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+
+    for margin in (None, 0, 5, 24):
+        side = 64 + (64 // 7 if margin is None else margin)
+        expected = functional.center_crop(squashed(image, side, kernel), [64, 64])
+        found = CentreCrop(64, kernel, margin, "square")(image)
+        assert torch.equal(found, pixels(expected)[None])
+    for margin in (0, 5, 24, 150):
+        corners = functional.five_crop(squashed(image, 64 + margin, kernel), [64, 64])
+        found = FiveCrops(64, margin, kernel, "square")(image)
+        assert torch.equal(found, torch.stack([pixels(one) for one in corners]))
+
+
+def test_the_setting_squashes_and_old_files_do_not() -> None:
+    facts = Facts(40, (0.5,) * 3, (0.5,) * 3)
+    one, five = (resolve(overrides=["resize=square", f"tte={tte}"]).evaluation for tte in ("false", "true"))
+    assert crops(one, facts) == CentreCrop(40, resize="square")
+    assert crops(five, facts) == FiveCrops(40, five.expand, resize="square")
+    saved = EvaluationConfig().model_dump()
+    del saved["resize"]
+    assert EvaluationConfig(**saved).resize == "short_side"
+    with pytest.raises(UserError, match=r"evaluation\.resize = 'squash' .*'short_side' or 'square'"):
+        resolve(overrides=["evaluation.resize=squash"])
+    # The whole picture is seen: a stripe at each end stays.
+    striped = np.zeros((64, 300, 3), np.uint8)
+    striped[:, :30] = striped[:, -30:] = 255
+    whole = CentreCrop(40, margin=0, resize="square")(Image.fromarray(striped))[0, 0]
+    assert whole[:, 0].min() > 250 and whole[:, -1].min() > 250
+    assert CentreCrop(40, margin=0)(Image.fromarray(striped)).max() < 5
 
 
 def test_transforms_pickle_and_repeat() -> None:

@@ -106,6 +106,7 @@ def test_other_weights_transform_batch_or_precision_miss(
     rows(cache, backbone, dataset)
     rows(cache, backbone, dataset, CentreCrop(64, margin=0))
     rows(cache, backbone, dataset, CentreCrop(64, "bilinear"))
+    rows(cache, backbone, dataset, CentreCrop(64, resize="square"))
     rows(cache, backbone, dataset, features.FixedCrop(NoAugment(), 64, "bicubic"))
     rows(cache, backbone, dataset, batch_size=4)
     reader = SplitReader(dataset.store, dataset.splits["train"], workers=0)

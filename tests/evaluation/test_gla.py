@@ -135,13 +135,15 @@ def test_the_command(photos: Path, tmp_path: Path, command: Command) -> None:
     assert [row["name"] for row in rows] == ["blue sky", "green hill", "red square"]
     assert sum(float(row["prior"]) for row in rows) == pytest.approx(1)
     assert read.run(tmp_path / "run").other_crops is None
+    assert command("eval", "run", "--five-crops", "resize=square").code == 0
+    assert read.run(tmp_path / "run").other_crops is None, "squashed pictures are no test of the crops"
     assert command("eval", "run", "--five-crops").code == 0
     found = read.run(tmp_path / "run").other_crops
-    assert found is not None and found.folder.name == "eval-2"
+    assert found is not None and found.folder.name == "eval-3"
     moved = photos.rename(tmp_path / "moved")
     ended = command("eval", "run", "--gla", "--data", moved)
     assert ended.code == 2 and "training pictures, but these cannot be read" in ended.err.replace("\n", " ")
-    assert not (tmp_path / "run" / "eval-3").exists()
+    assert not (tmp_path / "run" / "eval-4").exists()
 
 
 def test_a_backbone_without_text_is_refused(photos: Path, tmp_path: Path) -> None:

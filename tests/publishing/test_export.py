@@ -213,6 +213,8 @@ CUT = re.search(r"^crops, crop, short = .*^images = .*?$", PAGE.read_text(encodi
         EvaluationConfig(one_crop_expand=5),
         EvaluationConfig(tte=True),
         EvaluationConfig(tte=True, expand=7, one_crop_expand=0),
+        EvaluationConfig(resize="square"),
+        EvaluationConfig(tte=True, resize="square"),
     ],
     ids=str,
 )
@@ -252,7 +254,9 @@ def test_the_written_recipe_gives_the_logits_of_testing(
         found = export.Deployed(run.model, five_crops=evaluation.tte)(torch.from_numpy(np.stack(cut)))[0]
     torch.testing.assert_close(found, tested, rtol=1e-4, atol=1e-4)
     words = about["input"]["recipe"]
-    assert f"short side to {about['input']['resize']} " in words
+    side, mode = about["input"]["resize"], about["input"]["resize_mode"]
+    assert (f"resize it to {side} x {side} " if mode == "square" else f"short side to {side} ") in words
+    assert mode == evaluation.resize
     assert ("five crops" if evaluation.tte else "one crop") in about["input"]["answers"]
     assert ("four corners" in words) == (about["input"]["crops"] == 5) == evaluation.tte
 

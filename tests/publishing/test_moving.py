@@ -125,6 +125,23 @@ def test_timms_pictures_are_ours(width: int, height: int, margin: int | None, ex
     assert torch.allclose(timm.data.create_transform(**data)(picture), ours, atol=1e-6)
 
 
+@pytest.mark.parametrize("margin", [None, 0, 24])
+def test_timms_squashed_pictures_are_ours(margin: int | None, tmp_path: Path) -> None:
+    """By the folder's own files: the same pixels, or within a step where Pillow 13 resizes the height first."""
+    move(trained(mini_clip(), Linear()), tmp_path / "out", "timm", resize="square", one_crop_expand=margin)
+    about = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert about["crop_mode"] == "squash"
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=about))
+    for width, height in ((133, 91), (64, 65), (300, 41), (17, 23), (91, 133), (41, 300)):
+        noise = torch.randint(256, (height, width, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+        picture, tall = Image.fromarray(noise.numpy()), height > max(90, width)
+        if tall:  # in noise a step between the two passes becomes several
+            picture = picture.resize((9, 12)).resize((width, height))
+        ours = CentreCrop(64, "bicubic", margin, "square")(picture)[0]
+        found = 255 * (transform(picture) / 2 + 0.5)
+        assert (found - ours).abs().max() < (1.01 if tall else 1e-3), (width, height)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "out"

@@ -13,16 +13,19 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
+from liftplus.backbones.normalise import Normalise
 from liftplus.errors import UserError
+from liftplus.evaluation.inference import crops
 from liftplus.model.heads import Cosine, Head, Joint, LayerNorm, Linear
 from liftplus.training.checkpoint import Trained
 from liftplus.tuners.lora import LoRA
-from moved import NAMES, inputs, move, trained
+from moved import NAMES, ONE_CROP, inputs, move, trained
 
 transformers = pytest.importorskip("transformers")
 to_transformers = pytest.importorskip("liftplus.publishing.to_transformers")
@@ -209,6 +212,24 @@ def test_open_clip_gives_our_logits_exactly(kind: str, head: Head, tmp_path: Pat
         BackboneConfig(name=slim.NAMES[kind], weights=str(tmp_path / "out" / "open_clip_model.safetensors"))
     )
     slim.assert_equal(again(images), backbone(images))
+
+
+@pytest.mark.parametrize("margin", [0, 32])
+def test_open_clip_squashes_too(margin: int, tmp_path: Path) -> None:
+    """The same pixels where the run's cut has no margin, else a note."""
+    run = tuned("siglip", tmp_path / "in", Cosine(), hidden_act="gelu", layer_norm_eps=1e-6)
+    asked = {"resize": "square", "one_crop_expand": margin}
+    written, _ = move(run, tmp_path / "out", "open_clip", **asked)
+    _, transform = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'out'}")
+    facts = run.model.backbone.facts
+    cut = crops(ONE_CROP.model_copy(update=asked), facts)
+    said = f"resizes both sides to {facts.image_size} px and liftplus to {facts.image_size + margin} px"
+    assert any(said in note for note in written.notes) == bool(margin)
+    for size in ((300, 41), (500, 400)):
+        noise = torch.randint(256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+        one = Image.fromarray(noise.numpy())
+        same = torch.allclose(transform(one), Normalise(facts)(cut(one).float())[0], atol=1e-5)
+        assert same == (not margin)
 
 
 def test_what_open_clip_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ CUTS = [
     FiveCrops(64, 24, "bilinear"),
     FiveCrops(31, 0, "bicubic"),
     FiveCrops(30, 5, "bilinear"),
+    CentreCrop(64, "bicubic", resize="square"),
+    CentreCrop(31, "bilinear", margin=0, resize="square"),
+    FiveCrops(64, 24, "bicubic", resize="square"),
+    FiveCrops(30, 5, "bilinear", resize="square"),
 ]
 ODD = [
     *((1, 1), (1, 2), (2, 1), (3, 5), (2, 700), (7, 300), (1, 3000), (3000, 1)),
@@ -83,7 +87,7 @@ def test_a_batch_has_one_size_and_three_colours() -> None:
             run(model, wrong)
 
 
-@pytest.mark.parametrize("cut", [CentreCrop(16), FiveCrops(16)], ids=str)
+@pytest.mark.parametrize("cut", [CentreCrop(16), FiveCrops(16), CentreCrop(16, resize="square")], ids=str)
 def test_a_picture_without_pixels_is_an_error(cut: CentreCrop | FiveCrops) -> None:
     for height, width in ((0, 5), (5, 0), (0, 0)):
         with pytest.raises(Exception, match="Reshape"):
@@ -229,13 +233,14 @@ def test_other_formats_are_refused_before_any_work(command: Command) -> None:
         )
 
 
-def test_the_file_answers_as_predict(photos: Path, command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [("--five-crops",), ("--one-crop", "--set", "resize=square")], ids=" ".join)
+def test_the_file_answers_as_predict(cut: tuple[str, ...], photos: Path, command: Command, tmp_path: Path) -> None:
     """The commands on one run: the same class, and probabilities within what the file says of itself."""
     (tmp_path / "counts.json").write_text('{"red square": 5, "green hill": 3, "blue sky": 1}')
     liftplus.fit(photos, epochs=0, precision="fp32", cache=False, workers=0).save("run")
     check = photos / "test" / "red_square"
-    Image.fromarray(noisy(70, 91)).save(check / "odd.png")
-    given = ("--prior", "counts.json", "--five-crops")
+    Image.fromarray(noisy(70, 191)).save(check / "odd.png")
+    given = ("--prior", "counts.json", *cut)
     ended = command("export", "run", "--out", "m.onnx", "--with-preprocessing", "--check", check, "--json", *given)
     assert ended.code == 0, ended.err
     told = json.loads(ended.out)
@@ -243,7 +248,7 @@ def test_the_file_answers_as_predict(photos: Path, command: Command, tmp_path: P
     ended = command("predict", "run", check / "odd.png", "--out", "p.json", *given, "--set", "precision=fp32")
     assert ended.code == 0, ended.err
     (row,) = json.loads((tmp_path / "p.json").read_text())
-    _, chances, _, name = run(tmp_path / "m.onnx", noisy(70, 91)[None])
+    _, chances, _, name = run(tmp_path / "m.onnx", noisy(70, 191)[None])
     assert name[0] == row["top"][0]["class"]
     assert float(chances.max()) == pytest.approx(row["top"][0]["probability"], abs=told["probability"] + 2e-6)
 

@@ -55,6 +55,23 @@ def test_transformers_pictures(width: int, height: int, left: int, top: int, tmp
     assert (found(without_timm=False) - ours).abs().max() < 1.01
 
 
+@pytest.mark.parametrize(("margin", "off"), [(None, 0), (0, 0), (7, 1)])
+@pytest.mark.parametrize("without_timm", [False, True])
+def test_squashed_pictures(without_timm: bool, margin: int | None, off: int, tmp_path: Path) -> None:
+    """A square is the same number of pixels longer than the cut for every picture, so it tells where the cut is off."""
+    trunk = catalogue.load(BackboneConfig(name="mini_clip"))
+    asked = {"resize": "square", "one_crop_expand": margin}
+    written, _ = move(trained(trunk, Linear()), tmp_path / "out", "transformers", without_timm=without_timm, **asked)
+    off *= without_timm
+    assert any("one pixel further up" in note for note in written.notes) == bool(off)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    cut = crops(ONE_CROP.model_copy(update=asked), trunk.facts)
+    for width, height in ((91, 133), (73, 75), (300, 41), (41, 300), (40, 30)):
+        one = picture(width, height)
+        found = 255 * (processor(one, return_tensors="pt")["pixel_values"][0] / 2 + 0.5)
+        assert (found[:, off:, off:] - cut(one)[0, :, : 64 - off, : 64 - off]).abs().max() < 1.01, (width, height)
+
+
 @pytest.mark.parametrize("without_timm", [False, True])
 @torch.no_grad()
 def test_the_pipeline_of_transformers_answers_for_a_file(without_timm: bool, tmp_path: Path) -> None:

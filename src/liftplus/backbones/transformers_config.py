@@ -302,6 +302,6 @@ def _by_design(backbone: Backbone, about: About, processor: dict[str, Any], posi
     squashed = isinstance(sides, dict) and "height" in sides and not processor.get("do_center_crop")
     if squashed or (not processor and about.family == "siglip"):
         yield (
-            "transformers squashes a whole picture to a square for this model; liftplus resizes its short side and "
-            "crops."
+            "transformers squashes a whole picture to a square for this model. evaluation.resize=square with "
+            "evaluation.one_crop_expand=0 tests in that way; the default resizes the short side and crops."
         )

@@ -11,7 +11,7 @@ from liftplus import registry
 from liftplus.backbones.base import BackboneConfig
 from liftplus.data.config import DataConfig
 from liftplus.data.samplers import Instance, Sampler
-from liftplus.data.transforms import MDA, Augment
+from liftplus.data.transforms import MDA, Augment, Resize
 from liftplus.errors import UserError
 from liftplus.model.head_init import HeadInit, Semantic
 from liftplus.model.heads import Cosine, Head
@@ -110,6 +110,9 @@ class EvaluationConfig(registry.Component):
     """Pixels by which the short side exceeds the input size under TTE; best not a multiple of the patch size."""
     one_crop_expand: int | None = Field(default=None, ge=0)
     """Pixels by which the short side exceeds the input size with one crop; None for a seventh of that size."""
+    resize: Resize = "short_side"
+    """short_side: a picture keeps its shape. square: both sides get the length that is the short one's else, as
+    transformers prepares pictures for SigLIP, ViT, BEiT and DINOv3. Training's own crops stay as they are."""
     batch_size: int = Field(default=128, ge=1)
     """Images a batch (five crops each under TTE)."""
     top_k: int = Field(default=5, ge=1)

@@ -29,10 +29,15 @@ def short_side(width: int, height: int, size: int) -> tuple[int, int]:
     return min(max(size, int(size * width / height)), LONGEST * size), size
 
 
-def _scaled(picture: Image.Image | Picture, size: int, kernel: str) -> Tensor:
-    """The whole picture with a shorter side of `size`: uint8 [3, H, W]."""
+Resize = Literal["short_side", "square"]
+"""Whether the whole picture keeps its shape when it is resized for testing, or is squashed to a square."""
+
+
+def _scaled(picture: Image.Image | Picture, size: int, kernel: str, resize: Resize) -> Tensor:
+    """The whole picture with a shorter side, or both sides, of `size`: uint8 [3, H, W]."""
     picture = _as_picture(picture)
-    return picture.cut((0, 0, *picture.size), short_side(*picture.size, size), kernel)
+    target = (size, size) if resize == "square" else short_side(*picture.size, size)
+    return picture.cut((0, 0, *picture.size), target, kernel)
 
 
 def _as_picture(picture: Image.Image | Picture) -> Picture:
@@ -157,18 +162,19 @@ class Crops(Protocol):
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Resize the short side to R + margin (by default R // 7), cut the central R x R: uint8 [1, 3, R, R]."""
+    """Resize the short side or both to R + margin (by default R // 7), cut the central R x R: uint8 [1, 3, R, R]."""
 
     size: int
     kernel: str = "bicubic"
     margin: int | None = None
+    resize: Resize = "short_side"
 
     count: ClassVar[int] = 1
     """Crops of each picture."""
 
     @property
     def short(self) -> int:
-        """Pixels of the short side that the crop is cut from."""
+        """Pixels of the short side that the crop is cut from; of both sides with resize="square"."""
         return self.size + (self.size // 7 if self.margin is None else self.margin)
 
     def __call__(self, picture: Image.Image | Picture) -> Tensor:
@@ -176,7 +182,7 @@ class CentreCrop:
 
     def picture(self, picture: Image.Image | Picture) -> Tensor:
         """The crop itself, uint8 [3, R, R]."""
-        whole = _scaled(picture, self.short, self.kernel)
+        whole = _scaled(picture, self.short, self.kernel, self.resize)
         top, left = (round((side - self.size) / 2) for side in whole.shape[1:])
         return whole[:, top : top + self.size, left : left + self.size].contiguous()
 
@@ -187,17 +193,19 @@ class CentreCrop:
 
 @dataclass(frozen=True)
 class FiveCrops:
-    """Resize the short side to R + e and cut four corners and the centre: uint8 [5, 3, R, R]."""
+    """Resize the short side or both to R + e and cut four corners and the centre: uint8 [5, 3, R, R]."""
 
     size: int
     expand: int = 24
     kernel: str = "bicubic"
+    resize: Resize = "short_side"
+
     count: ClassVar[int] = 5
     """Crops of each picture."""
 
     @property
     def short(self) -> int:
-        """Pixels of the short side that the crops are cut from."""
+        """Pixels of the short side that the crops are cut from; of both sides with resize="square"."""
         return self.size + self.expand
 
     def __call__(self, picture: Image.Image | Picture) -> Tensor:
@@ -206,7 +214,7 @@ class FiveCrops:
 
     def picture(self, picture: Image.Image | Picture) -> Tensor:
         """The resized picture, uint8 [3, H, W]; a side over 3 R keeps only the three parts that the crops show."""
-        whole = _scaled(picture, self.short, self.kernel)
+        whole = _scaled(picture, self.short, self.kernel, self.resize)
         for side in (1, 2):
             slack = whole.shape[side] - self.size
             if slack > 2 * self.size:

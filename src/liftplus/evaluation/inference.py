@@ -59,8 +59,8 @@ PLAIN = Answering()
 def crops(evaluation: EvaluationConfig, facts: Facts) -> CentreCrop | FiveCrops:
     """The crops for testing, by the evaluation settings."""
     if evaluation.tte:
-        return FiveCrops(facts.image_size, evaluation.expand, facts.interpolation)
-    return CentreCrop(facts.image_size, facts.interpolation, evaluation.one_crop_expand)
+        return FiveCrops(facts.image_size, evaluation.expand, facts.interpolation, evaluation.resize)
+    return CentreCrop(facts.image_size, facts.interpolation, evaluation.one_crop_expand, evaluation.resize)
 
 
 def coinciding_grids(evaluation: EvaluationConfig, facts: Facts) -> str | None:

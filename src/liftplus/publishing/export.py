@@ -196,6 +196,11 @@ def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str],
     cut = crops(evaluation, facts)
     shape: list[str | int] = ["batch", *([cut.count] if cut.count > 1 else []), 3, cut.size, cut.size]
     where = "at the four corners and the centre" if cut.count > 1 else "at the centre"
+    resized = (
+        f"resize it to {cut.short} x {cut.short} whatever its shape"
+        if cut.resize == "square"
+        else f"resize its short side to {cut.short} and the other in proportion, rounded down"
+    )
     same = "five crops, as `liftplus predict --five-crops`" if cut.count > 1 else "one crop, as `predict --one-crop`"
     return {
         "classes": list(trained.class_names),
@@ -208,10 +213,10 @@ def description(trained: Trained, evaluation: EvaluationConfig, kept: list[str],
             "crops": cut.count,
             "crop": cut.size,
             "resize": cut.short,
+            "resize_mode": cut.resize,
             "interpolation": cut.kernel,
-            "recipe": f"turn the picture upright and lay it on white, resize its short side to {cut.short} and the "
-            f"other in proportion, rounded down ({cut.kernel}, antialiased, the width first), crop {cut.size} x "
-            f"{cut.size} {where}",
+            "recipe": f"turn the picture upright and lay it on white, {resized} ({cut.kernel}, antialiased, the width "
+            f"first), crop {cut.size} x {cut.size} {where}",
             "answers": same,
         },
         "normalised_inside": {"mean": list(facts.mean), "std": list(facts.std)},

@@ -34,6 +34,7 @@ def front(cut: CentreCrop | FiveCrops) -> onnx.ModelProto:
         )
     several = cut.count > 1
     shape = f"batch, {'5, ' if several else ''}3, {cut.size}, {cut.size}"
+    over = "Identity" if cut.resize == "square" else "ReduceMin <keepdims = 1>"
     return onnx.parser.parse_model(f"""
     <ir_version: 8, opset_import: ["": 18]>
     front (uint8[batch, height, width, 3] {INPUT}) => (float[{shape}] {exporting.INPUT})
@@ -45,7 +46,7 @@ def front(cut: CentreCrop | FiveCrops) -> onnx.ModelProto:
         cut_given = Shape ({INPUT})
         cut_batch = Slice (cut_given, cut_0, cut_1)
         cut_sides = Slice (cut_given, cut_1, cut_axis_3)
-        cut_least = ReduceMin <keepdims = 1> (cut_sides)
+        cut_least = {over} (cut_sides)
         cut_shorter = Max (cut_least, cut_1)
         cut_product = Mul (cut_sides, cut_short)
         cut_quotient = Div (cut_product, cut_shorter)

@@ -173,7 +173,7 @@ def _likeness(found: list[Tensor], expected: list[Tensor], gaps: Tensor) -> Like
 def _about(plain: dict[str, Any]) -> dict[str, Any]:
     """The description of the plain graph, turned into that of the graph with its front."""
     given = plain["input"]
-    inside = {key: given[key] for key in ("crops", "crop", "resize", "interpolation")}
+    inside = {key: given[key] for key in ("crops", "crop", "resize", "resize_mode", "interpolation")}
     recipe = given["recipe"].partition("lay it on white, ")[2]
     return plain | {
         "input": {

@@ -192,7 +192,7 @@ def _config(moving: Moving, about: dict[str, Any], *, quick: bool, plain: bool) 
             "mean": list(facts.mean),
             "std": list(facts.std),
             "interpolation": facts.interpolation,
-            "resize_mode": "shortest",
+            "resize_mode": "squash" if moving.cut.resize == "square" else "shortest",
         },
     }
 
@@ -237,8 +237,9 @@ def _notes(moving: Moving, about: dict[str, Any], before: str) -> Iterator[str]:
         else ""
     )
     if cut.short != cut.size:
+        sides = "both sides" if cut.resize == "square" else "the short side"
         yield (
-            f"open_clip's transform resizes the short side to {cut.size} px and liftplus to {cut.short} px before it "
+            f"open_clip's transform resizes {sides} to {cut.size} px and liftplus to {cut.short} px before it "
             f"cuts {cut.size}, so pictures differ. evaluation.one_crop_expand=0 takes liftplus's as open_clip's."
         )
     if about.get("init_logit_bias") is not None:

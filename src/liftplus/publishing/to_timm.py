@@ -162,7 +162,7 @@ def _config(moving: Moving, architecture: str, options: dict[str, Any], made: nn
             "fixed_input_size": bool(published.get("fixed_input_size")),
             "interpolation": cut.kernel,
             "crop_pct": share(cut.size, cut.short),
-            "crop_mode": "center",
+            "crop_mode": "squash" if cut.resize == "square" else "center",
             "mean": list(facts.mean),
             "std": list(facts.std),
             "num_classes": len(names),
@@ -174,6 +174,6 @@ def _config(moving: Moving, architecture: str, options: dict[str, Any], made: nn
 
 
 def share(size: int, short: int) -> float:
-    """The part of the short side that is cut, such that timm's floor(size / part) is that side."""
+    """The part of the resized side that is cut, such that timm's floor(size / part) is that side."""
     share = size / short
     return share if math.floor(size / share) == short else math.nextafter(share, 0)

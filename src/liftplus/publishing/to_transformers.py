@@ -57,6 +57,9 @@ def _own(moving: Moving, folder: Path) -> Written:
     with _quietly():
         made.save_pretrained(folder)  # in the names of files, which are the same in every version
     write_json(folder / PROCESSOR, _processor(moving))
+    cut = moving.cut
+    if cut.resize == "square" and (cut.short - cut.size) % 4 != 3:  # every picture is cut at the same place
+        return Written(_loaded(folder), head.exact, _HOW)
     note = (
         "transformers' image processor cuts the centre one pixel further up or left for a quarter of the pictures' "
         "sizes, which can be all pictures of one camera, so probabilities and some top classes differ. The folder "
@@ -235,7 +238,7 @@ def _processor(moving: Moving) -> dict[str, Any]:
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": cut.short},
+        "size": {"height": cut.short, "width": cut.short} if cut.resize == "square" else {"shortest_edge": cut.short},
         "resample": {"bilinear": 2, "bicubic": 3}[cut.kernel],
         "do_center_crop": True,
         "crop_size": {"height": cut.size, "width": cut.size},

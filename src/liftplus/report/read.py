@@ -68,6 +68,11 @@ class EvaluationFiles:
         return evaluation.get("expand"), evaluation.get("one_crop_expand")
 
     @property
+    def resize(self) -> str:
+        """How pictures were resized: short_side, or square."""
+        return str(table(self.metrics.get("evaluation")).get("resize", "short_side"))
+
+    @property
     def adjusted(self) -> tuple[Any, bool]:
         """The prior for which the logits were adjusted, and whether zero-shot logits were added."""
         return table(self.metrics.get("evaluation")).get("prior", "as_trained"), "gla" in self.metrics
@@ -104,11 +109,11 @@ class Run:
     def other_crops(self) -> EvaluationFiles | None:
         """The test of the same data and split with the other number of crops, preferably with the same margins.
 
-        A test whose logits were adjusted for another prior does not count.
+        A test with pictures of another shape, or with logits adjusted for another prior, does not count.
         """
         if (own := self.tested) is None:
             return None
-        same = [t for t in self.others if (t.what, t.adjusted) == (own.what, own.adjusted)]
+        same = [t for t in self.others if (t.what, t.adjusted, t.resize) == (own.what, own.adjusted, own.resize)]
         found = [t for t in same if t.tte != own.tte]
         return max(found, key=lambda t: t.margins == own.margins, default=None)
 

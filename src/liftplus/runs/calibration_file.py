@@ -87,7 +87,7 @@ class Saved:
 def crops_of(evaluation: EvaluationConfig) -> dict[str, Any]:
     """The settings that decide on the crops."""
     margin = "expand" if evaluation.tte else "one_crop_expand"
-    return {"tte": evaluation.tte, margin: getattr(evaluation, margin)}
+    return {"tte": evaluation.tte, margin: getattr(evaluation, margin), "resize": evaluation.resize}
 
 
 def _words(crops: dict[str, Any]) -> list[str]:
@@ -175,7 +175,9 @@ def read(folder: Path) -> Saved | None:
             about["judged"],
         )
         used = Contents(tensors["used.sizes"].numpy(), tensors["used.digests"].numpy())
-        return Saved(calibration, {key: about[key] for key in _ABOUT}, used)
+        known = {key: about[key] for key in _ABOUT}
+        known["crops"] = {**known["crops"], "resize": known["crops"].get("resize", "short_side")}  # a later setting
+        return Saved(calibration, known, used)
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{str(path)!r} is damaged, or this version of liftplus did not write it. Delete it, or run `liftplus "

@@ -87,11 +87,9 @@ def run(session: Session, dataset: DataSet, folder: Path, split: str = "test") -
 
 def test_folder(folder: Path, evaluation: EvaluationConfig) -> Path:
     """The folder for a test with these settings: the run's folder for the run's own ones, else one inside it."""
-    own = disk.read_json(folder / changes.CONFIG, "config")["config"]["evaluation"]
-    wanted = evaluation.model_dump(mode="json")
-    other = [
-        f"{key}={json.dumps(wanted[key])}" for key in wanted if own.get(key) != wanted[key] and key != "batch_size"
-    ]
+    begun = from_dict(saved(disk.read_json(folder / changes.CONFIG, "config")["config"])).evaluation
+    own, wanted = (settings.model_dump(mode="json") for settings in (begun, evaluation))
+    other = [f"{key}={json.dumps(wanted[key])}" for key in wanted if own[key] != wanted[key] and key != "batch_size"]
     return folder / TESTS / re.sub(r"[^\w.=+-]+", "_", "+".join(other)) if other else folder
 
 
