@@ -28,8 +28,10 @@ $sweep --out runs/search/ir200_full+ --method full+ $ir200 lr=0.01,0.03
 $sweep --out runs/search/ir4_full+_edge --method full+ $ir4 lr=0.01,0.06
 $sweep --out runs/search/ir200_full+_edge --method full+ $ir200 lr=0.06,0.1
 for share in 0.0001 0.0086 0.1; do
-    $sweep --out runs/search/ir4_share_$share $ir4 tuner=aft tuner.aft.ratio=$share lr=0.15,0.4,1.0
-    $sweep --out runs/search/ir200_share_$share $ir200 tuner=aft tuner.aft.ratio=$share lr=0.15,0.4,1.0
+    rates=0.05,0.15,0.4
+    [ $share = 0.0001 ] && rates=0.15,0.4,1.0
+    $sweep --out runs/search/ir4_share_$share $ir4 tuner=aft tuner.aft.ratio=$share lr=$rates
+    $sweep --out runs/search/ir200_share_$share $ir200 tuner=aft tuner.aft.ratio=$share lr=$rates
 done
 # The control of studies.toml.
 none="$ir200 pretrained=false"
