@@ -334,6 +334,12 @@ def test_the_page_on_speed_has_the_table_of_patches_left_out(script: Callable[[s
     assert page.count("| half, equal epochs |") == 2
 
 
+def test_the_page_on_choosing_has_the_table_of_rivals(script: Callable[[str], Any]) -> None:
+    page = (ROOT / "docs" / "choosing.md").read_text()
+    assert script("rivals").filled(page, BENCHMARKS / "results" / "rivals.jsonl") == page
+    assert page.count("| full+, layer decay | lr 0.1, layer_decay 0.5 |") == 1
+
+
 def test_the_page_on_classes_has_the_table_of_added_ones(script: Callable[[str], Any]) -> None:
     page = (ROOT / "docs" / "export.md").read_text()
     assert script("added_classes").filled(page, BENCHMARKS / "results" / "added-classes.jsonl") == page
