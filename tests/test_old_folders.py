@@ -60,6 +60,16 @@ def test_a_run_from_before_a_setting_has_its_default(folders: Path) -> None:
     assert reuse.test_folder(folders / "run", squashed) == folders / "run" / "tests" / "resize=_square_"
 
 
+def test_a_run_takes_settings_that_its_version_did_not_have(folders: Path, command: Command) -> None:
+    """They are unknown to the run's file, and not to this version."""
+    assert "resize" not in read(folders / "run" / "config.json")["config"]["evaluation"]
+    words = ("eval", "run", "--data", "split", "--one-crop")
+    assert command(*words, "--out", "whole", "resize=square", "one_crop_expand=0").code == 0
+    assert read(folders / "whole" / "metrics.json")["evaluation"]["resize"] == "square"
+    ended = command(*words, "--out", "no", "backbone.pooling=mean")
+    assert ended.code == 2 and "backbone.pooling belongs to the trained run" in ended.err
+
+
 def test_a_stopped_run_goes_on(folders: Path, command: Command) -> None:
     assert epochs(folders / "unfinished") == [1]
     ended = command("train", "--resume", "unfinished")

@@ -63,7 +63,11 @@ def test_squashed_pictures(without_timm: bool, margin: int | None, off: int, tmp
     asked = {"resize": "square", "one_crop_expand": margin}
     written, _ = move(trained(trunk, Linear()), tmp_path / "out", "transformers", without_timm=without_timm, **asked)
     off *= without_timm
-    assert any("one pixel further up" in note for note in written.notes) == bool(off)
+    told = [note for note in written.notes if "one pixel further up" in note]
+    assert bool(told) == bool(off)
+    if told:
+        assert "for all pictures" in told[0] and "another margin than 7" in told[0]
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1  # all may be read by others
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     cut = crops(ONE_CROP.model_copy(update=asked), trunk.facts)
     for width, height in ((91, 133), (73, 75), (300, 41), (41, 300), (40, 30)):

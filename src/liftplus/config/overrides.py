@@ -48,8 +48,8 @@ def after_training(values: dict[str, Any], overrides: Sequence[str]) -> RunConfi
     Raises:
         UserError: a word changes what the training has fixed.
     """
-    before = from_dict(values).to_dict()
-    settings = changed(values, overrides)
+    before = from_dict(values).to_dict()  # with the settings that the run's version did not know
+    settings = changed(from_dict(values).to_dict(), overrides)
     after = settings.to_dict()
     fixed = [key for key in _differing(before, after) if key not in CHANGEABLE]
     if fixed:

@@ -50,23 +50,23 @@ def locked(folder: Path, patience: float = 0, name: str = LOCK) -> Iterator[None
 
 
 def refuse_existing(path: Path) -> None:
-    """Refuse a run folder that already holds something, so that nothing is lost."""
+    """Refuse a new folder's place that already holds something, so that nothing is lost."""
     try:
         taken = path.exists() and (not path.is_dir() or any(item.name not in _BARE for item in path.iterdir()))
     except OSError as error:
-        raise UserError(f"The run folder {str(path)!r} cannot be read ({error.strerror}). Choose another.") from error
+        raise UserError(f"The folder {str(path)!r} cannot be read ({error.strerror}). Choose another.") from error
     if taken:
-        raise UserError(f"The run folder {str(path)!r} already exists. Choose another with --out, or remove it first.")
+        raise UserError(f"The folder {str(path)!r} already exists. Choose another with --out, or remove it first.")
 
 
 def new_folder(path: Path) -> Path:
-    """Create the folder of a new run."""
+    """Create a new folder."""
     refuse_existing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The run folder {str(path)!r} cannot be made ({error.strerror}). Choose another with --out."
+            f"The folder {str(path)!r} cannot be made ({error.strerror}). Choose another with --out."
         ) from error
     return path
 

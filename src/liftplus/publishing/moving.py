@@ -194,7 +194,7 @@ def _merge(model: Classifier, library: Library) -> None:
     kept = model.merge()
     if kept:
         raise UserError(
-            f"{library}'s model has no place for {' and '.join(kept)}: what it adds is no change of the backbone's "
+            f"A model of {library} has no place for {' and '.join(kept)}: what it adds is no change of the backbone's "
             f"own weights, so it cannot be folded into them. {OTHERWISE}, or train with tuner=lora, ssf, aft, bitfit, "
             "norm, partial or full, which fold in wherever they act on linears or norms."
         )

@@ -24,7 +24,7 @@ from liftplus.backbones.from_transformers import bare_names, left_out, renamed
 from liftplus.backbones.mini_towers import ImageTower
 from liftplus.backbones.transformers_config import PROCESSOR, activations, kind_of
 from liftplus.errors import UserError
-from liftplus.machine.disk import write_json
+from liftplus.machine.disk import write_bytes, write_json
 from liftplus.publishing import to_timm
 from liftplus.publishing.comparing import loading
 from liftplus.publishing.moving import LinearHead, Moving, Written
@@ -51,21 +51,29 @@ def _own(moving: Moving, folder: Path) -> Written:
     if made is None:
         raise UserError(
             f"transformers {transformers.__version__} has no class of its own that classifies as "
-            f"{moving.backbone.name!r} does{_as_chosen(moving)} (its classes for CLIP and SigLIP take the mean over "
-            "patches). Leave --without-timm out, or export to .onnx or .pt2."
+            f"{moving.backbone.name!r} does{_as_chosen(moving)}. Leave --without-timm out, or export to .onnx or .pt2."
         )
     with _quietly():
         made.save_pretrained(folder)  # in the names of files, which are the same in every version
+    for weights in folder.glob("*.safetensors"):  # which it writes for its own user alone
+        write_bytes(weights, weights.read_bytes())
     write_json(folder / PROCESSOR, _processor(moving))
+    return Written(_loaded(folder), head.exact, _HOW, tuple(_cut_notes(moving)))
+
+
+def _cut_notes(moving: Moving) -> Iterator[str]:
+    """Which pictures transformers' own image processor cuts elsewhere."""
     cut = moving.cut
-    if cut.resize == "square" and (cut.short - cut.size) % 4 != 3:  # every picture is cut at the same place
-        return Written(_loaded(folder), head.exact, _HOW)
-    note = (
-        "transformers' image processor cuts the centre one pixel further up or left for a quarter of the pictures' "
-        "sizes, which can be all pictures of one camera, so probabilities and some top classes differ. The folder "
-        "without this option cuts as liftplus does."
+    which = "a quarter of the pictures' sizes, which can be all pictures of one camera"
+    advice = ""
+    if cut.resize == "square":
+        if (margin := cut.short - cut.size) % 4 != 3:
+            return
+        which, advice = "all pictures", f", or take another margin than {margin} (evaluation.one_crop_expand)"
+    yield (
+        f"transformers' image processor cuts the centre one pixel further up or left for {which}, so probabilities and "
+        f"some top classes differ. Leave --without-timm out for a folder that cuts as liftplus does{advice}."
     )
-    return Written(_loaded(folder), head.exact, _HOW, (note,))
 
 
 def _as_chosen(moving: Moving) -> str:

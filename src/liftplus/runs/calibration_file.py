@@ -72,7 +72,7 @@ class Saved:
         if self.about["crops"] != crops_of(evaluation):
             return (
                 f"The calibration of {str(run)!r} is for other crops of a picture "
-                f"({', '.join(_words(self.about['crops']))}). {again}, or use those crops here."
+                f"({', '.join(_words(self.about['crops']))}). {again}, or give those settings here."
             )
         prior = priors.stood_for(session.config, trained.class_names, trained.train_counts, evaluation.prior)
         same = torch.allclose(prior, self.calibration.known.log_prior.double(), rtol=0, atol=1e-6)
