@@ -29,7 +29,7 @@ NOT_RUN = {
 TRAINING = ("train", "zeroshot", "sweep", "compare", "data check")  # commands that take a backbone and settings
 NAMES = ("fox", "lynx", "rare moth")
 QUICK = ("epochs=1", "train.batch_size=8", "evaluation.batch_size=8", "workers=0", "device=cpu", "precision=fp32")
-LARGE = r"(backbone\.)?(weights|image_size|grad_checkpointing|name|pooling|positions)="  # of a backbone that is not here
+LARGE = r"(backbone\.)?(weights|image_size|grad_checkpointing|name|pooling|positions)="  # of backbones not here
 
 
 def reason(line: str) -> str | None:
