@@ -157,14 +157,13 @@ def run_settings(run: Path, data: str | None, overrides: list[str] | None) -> Ru
     from liftplus.runs import matching
     from liftplus.training import checkpoint
 
-    values = config.saved(checkpoint.read_about(run)["config"])
-    before = config.from_dict(values).to_dict()
+    values = config.from_dict(config.saved(checkpoint.read_about(run)["config"])).to_dict()
     if data is not None and not matching.same_data(data, values["data"]["source"]):
         kept = ["unreadable", "decode"]
         if data.lower().endswith(".json"):  # whether a picture is a box or an image is fixed by the run
             kept += ["boxes", "box_margin", "box_least"]
         defaults = config.RunConfig().to_dict()["data"]
-        values["data"] = defaults | {key: before["data"][key] for key in kept} | {"source": data}
+        values["data"] = defaults | {key: values["data"][key] for key in kept} | {"source": data}
     return config.after_training(values, overrides or ())
 
 

@@ -49,7 +49,7 @@ def after_training(values: dict[str, Any], overrides: Sequence[str]) -> RunConfi
         UserError: a word changes what the training has fixed.
     """
     before = from_dict(values).to_dict()  # with the settings that the run's version did not know
-    settings = changed(from_dict(values).to_dict(), overrides)
+    settings = changed(before, overrides)
     after = settings.to_dict()
     fixed = [key for key in _differing(before, after) if key not in CHANGEABLE]
     if fixed:
