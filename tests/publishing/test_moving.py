@@ -164,7 +164,10 @@ def refused(run: Any, out: Path, library: str, **evaluation: Any) -> str:
     return str(told.value)
 
 
-def test_what_cannot_be_folded_in_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_folded_in_is_refused_before_any_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "answers", None)
     for tuner in ("adaptformer", "vpt_shallow", "lora+adapter"):
         said = refused(trained(mini_clip(), Linear(), tuner), tmp_path / "out", "timm")
         assert f"no place for {tuner.removeprefix('lora+')}: " in said
@@ -244,8 +247,11 @@ def test_the_command(photos: Path, command: Command, tmp_path: Path) -> None:
     told = " ".join(ended.out.split())
     assert 'm is for timm: timm.create_model("local-dir:m", pretrained=True)' in told
     assert "6 pictures" in told and "100.0% have the same top class" in told and "probabilities differ by" in told
+    assert "predict computes in" not in ended.err
     quoted = 'm "2"'
-    ended = command("export", "run", "--out", quoted, "--to", "timm", "--check", photos / "test", "--json")
+    words = ("--to", "timm", "--check", photos / "test", "--json", "--set", "precision=bf16")
+    ended = command("export", "run", "--out", quoted, *words)
+    assert "predict computes in bf16 on this machine" in " ".join(ended.err.split())
     about = json.loads(ended.out)
     assert about["images"] == 6 and about["agree"] == 1 and not about["exact"] and about["folder"] == quoted
     assert eval(about["load"], {"timm": timm}).num_classes == 3

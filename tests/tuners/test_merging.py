@@ -40,8 +40,10 @@ def test_merged_is_unmerged(lab: Any, name: str, backbone: str, options: dict[st
     model = lab.attachable(name, backbone, options)
     stir(model)
     merged = copy.deepcopy(model)
+    never = merged.never_merge()
     kept = merged.merge()
     equal(model, merged, lab)
+    assert never == ([] if name in (*FOLD, "ssf") else kept)
     assert kept == list(merged.tuners) and (kept or hooks(merged) == 0)
     if name in FOLD:
         assert kept == []

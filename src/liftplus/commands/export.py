@@ -142,16 +142,34 @@ def export(
 
 
 def _settings(run: Path, change: list[str] | None, prior: str | None, five_crops: bool | None) -> RunConfig:
-    """The run's settings with those of the command line, on the CPU in fp32; a note on the prior is printed."""
+    """The run's settings with those of the command line, on the CPU in fp32. Prints notes on prior and precision."""
     from liftplus import console
     from liftplus.evaluation import priors
 
     expected = [] if prior is None else [f"evaluation.prior={prior}"]
+    given = [*(change or []), *options.crops(five_crops, change), *expected]
     fixed = ("device=cpu", "precision=fp32", "grad_checkpointing=false")
-    settings = options.run_settings(run, None, [*(change or []), *options.crops(five_crops, change), *expected, *fixed])
-    if note := priors.note(settings, settings.evaluation.prior):
+    settings = options.run_settings(run, None, [*given, *fixed])
+    notes = priors.note(settings, settings.evaluation.prior), _precision_note(options.run_settings(run, None, given))
+    for note in filter(None, notes):
         console.err.print(f"Note: {note}")
     return settings
+
+
+def _precision_note(predicting: RunConfig) -> str | None:
+    """Where `predict` computes less exactly on this machine than the exported model does."""
+    from liftplus.machine import runtime
+
+    try:
+        found = runtime.choose(predicting.device, predicting.precision).precision
+    except UserError:  # a device of another machine
+        return None
+    if found == "fp32":
+        return None
+    return (
+        f"predict computes in {found} on this machine, so it can give another class where it is unsure. The exported "
+        "model computes in fp32, as predict --set precision=fp32 does."
+    )
 
 
 def _promised(

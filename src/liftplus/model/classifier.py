@@ -14,7 +14,7 @@ from liftplus.errors import UserError
 from liftplus.machine.runtime import Runtime
 from liftplus.model.heads import HeadModule, JointModule
 from liftplus.tuners.base import Tuner
-from liftplus.tuners.merging import in_use, merge_hooks
+from liftplus.tuners.merging import in_use, merge_hooks, never_folds
 
 
 class Classifier(nn.Module):
@@ -131,6 +131,12 @@ class Classifier(nn.Module):
                 del self.tuners[name]
         self.requires_grad_(False)
         return list(self.tuners)
+
+    def never_merge(self) -> list[str]:
+        """Names of the tuners that `merge` is sure to leave as they are; no weight is changed."""
+        text = set() if self.backbone.text is None else set(self.backbone.text.modules())
+        layers = [layer for layer in self.backbone.modules() if layer not in text]
+        return [name for name, part in self.tuners.items() if never_folds(layers, part)]
 
     def partition(self) -> dict[str, dict[str, nn.Parameter]]:
         """Every parameter by its part: "frozen", "tuned" or "head"."""

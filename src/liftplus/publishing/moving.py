@@ -160,10 +160,11 @@ def move(
     refuse_existing(out)
     model, cut = trained.model, crops(evaluation, trained.model.backbone.facts)
     assert isinstance(cut, CentreCrop), "other libraries take one crop of a picture"
+    _refuse_kept(model.never_merge(), library)
     model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
     pictures = Normalise(model.backbone.facts)(images)
     expected = answers(model, pictures, progress, "Running liftplus")
-    _merge(model, library)
+    _refuse_kept(model.merge(), library)
     features = answers(model.backbone, pictures, progress, "Running liftplus, tuners folded in")
     moving = Moving(trained, lambda: linear_head(model, features, expected, library), cut, without_timm)
     folder_of(out)
@@ -190,8 +191,8 @@ def _writer(library: Library) -> Callable[[Moving, Path], Written]:
     return cast("Callable[[Moving, Path], Written]", module.write)
 
 
-def _merge(model: Classifier, library: Library) -> None:
-    kept = model.merge()
+def _refuse_kept(kept: list[str], library: Library) -> None:
+    """Refuse tuners that stay beside the backbone's own weights."""
     if kept:
         raise UserError(
             f"A model of {library} has no place for {' and '.join(kept)}: what it adds is no change of the backbone's "

@@ -6,7 +6,7 @@ the layer gives what it gave with the hook, which is then removed; or it returns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -27,7 +27,7 @@ def merge_hooks(layers: Iterable[nn.Module], owners: Iterable[nn.Module]) -> Non
 
     def foldable(hook: Callable[..., Any]) -> bool:
         owner = getattr(hook, "__self__", None)
-        return id(owner) in of_ours and callable(getattr(owner, "merge", None))
+        return id(owner) in of_ours and _has_merge(owner)
 
     for layer in layers:
         folded: set[int] = set()
@@ -62,9 +62,22 @@ def _remove(layer: nn.Module, key: int) -> None:
 
 def in_use(layers: Iterable[nn.Module], part: nn.Module) -> bool:
     """Whether any module of a part still hooks one of these layers."""
-    own = {id(module) for module in part.modules()}
-    return any(
-        id(getattr(hook, "__self__", None)) in own
-        for layer in layers
-        for hook in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
-    )
+    return any(True for _ in _owners(layers, part))
+
+
+def never_folds(layers: Iterable[nn.Module], part: nn.Module) -> bool:
+    """Whether a part hooks one of these layers by a module that has no way of being folded in."""
+    return not all(map(_has_merge, _owners(layers, part)))
+
+
+def _has_merge(owner: object) -> bool:
+    return callable(getattr(owner, "merge", None))
+
+
+def _owners(layers: Iterable[nn.Module], part: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a part whose methods hook these layers, once for each hook."""
+    own = {id(module): module for module in part.modules()}
+    for layer in layers:
+        for hook in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()):
+            if (owner := own.get(id(getattr(hook, "__self__", None)))) is not None:
+                yield owner
