@@ -233,7 +233,9 @@ def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(photos: Path,
     given = ["--data", photos, "--out", folder, *SETTINGS]
     assert command("train", *given).code == 0
     again = command("train", *given)
-    assert again.code == 2 and "already exists" in again.err
+    assert again.code == 2 and "already exists and holds a finished run. " in " ".join(again.err.split())
+    other = command("train", *given, "seed=7")
+    assert other.code == 2 and "finished run with other settings: seed was 0, now 7. " in " ".join(other.err.split())
     resumed = command("train", "--resume", folder)
     assert resumed.code == 2 and "is finished" in resumed.err and "liftplus eval" in resumed.err
     assert "remove it" not in resumed.err

@@ -208,7 +208,7 @@ def _goes_on(folder: Path, config: RunConfig) -> bool:
     from liftplus import console
     from liftplus.runs import changes
 
-    begun = changes.unfinished(folder)
+    begun = changes.unfinished(folder, config)
     if begun is not None:
         changes.refuse_changes(begun, config, folder)
         console.err.print(f"Continuing the unfinished run in {folder}.")

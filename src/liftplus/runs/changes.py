@@ -27,16 +27,26 @@ FREE = (
 )
 
 
-def unfinished(folder: Path) -> RunConfig | None:
+def unfinished(folder: Path, config: RunConfig | None = None) -> RunConfig | None:
     """The configuration of the unfinished run in this folder; None for a new or empty folder.
+
+    Args:
+        config: the settings of a new run, which the message about a finished one compares.
 
     Raises:
         UserError: the folder holds a finished run or something else.
     """
     begun = begun_with(folder)
-    if begun is None or ((folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()):
+    if begun is None:
         disk.refuse_existing(folder)
         return None
+    if (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file():
+        changed = [] if config is None else changes(begun, config)
+        raise UserError(
+            f"The folder {str(folder)!r} already exists and holds a finished run"
+            + (f" with other settings: {_listed(changed)}" if changed else "")
+            + f". Test that run again with `liftplus eval {folder}`, or choose another folder with --out."
+        )
     return begun
 
 
@@ -68,10 +78,15 @@ def refuse_changes(begun: RunConfig, config: RunConfig, folder: Path) -> None:
     if changed := changes(begun, config):
         raise UserError(
             f"{str(folder)!r} holds an unfinished run with other settings: "
-            + "; ".join(changed[:4])
+            + _listed(changed)
             + ". Give the same settings, continue it unchanged with `liftplus train --resume FOLDER`, or give another "
             "--out."
         )
+
+
+def _listed(changed: list[str]) -> str:
+    more = [f"and {len(changed) - 4} more"] if len(changed) > 4 else []
+    return "; ".join([*changed[:4], *more])
 
 
 def trained_only(folder: Path) -> bool:

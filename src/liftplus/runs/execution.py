@@ -69,7 +69,7 @@ def train_run(session: Session, dataset: DataSet, model: Classifier, folder: Pat
     with disk.locked(folder) if leads else nullcontext(), tracked:
         # Another process may have begun or finished a run here since the command checked the folder.
         untested = split in dataset.splits and trained_only(folder)
-        if leads and (folder / CONFIG).is_file() and not untested and (begun := unfinished(folder)) is not None:
+        if leads and (folder / CONFIG).is_file() and not untested and (begun := unfinished(folder, config)) is not None:
             refuse_changes(begun, config, folder)
         outcome = _train_run(session, dataset, model, folder, split, tracked)
         if outcome.metrics is not None:
