@@ -5,8 +5,8 @@
     python benchmarks/demo_study.py figure --out docs/images/demo.png
 
 `search` trains every method at several learning rates and measures the validation split only; the best go into
-presets/data.toml by hand. `test` runs the demo's methods and both linear probes, those with LIFT+'s test with one crop
-and with five.
+presets/data.toml by hand. `test` runs the demo's methods, both linear probes, and full fine-tuning with layer-wise
+rates, those with LIFT+'s test with one crop and with five.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ RATES = {
     "full+": (0.01, 0.03, 0.1),
     "lift+": (0.05, 0.15, 0.4, 1.0),
 }
-METHODS = ("zeroshot", "closed_form", *RATES)
+LAYER_DECAY = compare.Entry("full+, layer decay", "full+", ("layer_decay=0.5", "lr=0.4"))
+"""The strongest form of full fine-tuning; scripts/evidence_search.sh searches both settings."""
+ENTRIES = {name: compare.Entry(name, name) for name in ("zeroshot", "closed_form", *RATES)}
+ENTRIES[LAYER_DECAY.label] = LAYER_DECAY
+METHODS = ("zeroshot", "closed_form", "linear_probe", "linear_probe+", "full", "full+", LAYER_DECAY.label, "lift+")
 SEARCH_SEED = 1000
 GROUPS = ("overall", "many", "medium", "few")
 
@@ -84,7 +88,7 @@ def test(out: Path, seeds: int) -> None:
         if {row["seed"] for row in kept if row["method"] == method} >= set(range(seeds)):
             continue
         others = [row for row in kept if row["method"] != method]
-        plan = compare.Comparison(demo.DATA, demo.BACKBONE, (compare.Entry(method, method),), seeds)
+        plan = compare.Comparison(demo.DATA, demo.BACKBONE, (ENTRIES[method],), seeds)
         with tempfile.TemporaryDirectory() as folder:
             made = compare.run(plan, Path(folder), lambda config: opening.Session(config, chosen), print, write)
             made.refuse_failures()

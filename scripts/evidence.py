@@ -453,7 +453,7 @@ def _demo(record: dict[str, Any]) -> str:
         cells = [spread([row[key] for row in same]) for key in header[2:-1]]
         lines.append([f"`{one['method']}`", "5" if one["tte"] else "1", *cells, str(len(same))])
     made, days = record["rows"][-1]["versions"], sorted({row["date"] for row in record["rows"]})
-    crops = [row for row in record["rows"] if row["tte"]]
+    crops, wise = [row for row in record["rows"] if row["tte"]], "full+, layer decay"
     return (
         "## At mini_clip's own 64 pixels: the demo\n\n"
         "openmoji_lt, every method at its own searched rate (`benchmarks/results/demo_search.json`). `full` and "
@@ -462,6 +462,9 @@ def _demo(record: dict[str, Any]) -> str:
         f"* LIFT+ against `full+`, both with five crops: {_gap(crops, 'lift+', 'full+', 'overall')} overall, "
         f"{_gap(crops, 'lift+', 'full+', 'many')} on many-shot classes, {_gap(crops, 'lift+', 'full+', 'few')} on "
         "few-shot ones. What is tuned is all that differs.\n"
+        f"* LIFT+ against `{wise}`, the same with layer-wise rates: {_gap(crops, 'lift+', wise, 'overall')} overall, "
+        f"{_gap(crops, 'lift+', wise, 'many')} on many-shot classes, {_gap(crops, 'lift+', wise, 'few')} on few-shot "
+        "ones.\n"
         f"* LIFT+ against `full`, both with one crop: {_gap(rows, 'lift+', 'full', 'overall')} overall, "
         f"{_gap(rows, 'lift+', 'full', 'few')} on few-shot classes. Most of it is the start and the crops: `full+` "
         f"against `full` has {_gap(rows, 'full+', 'full', 'overall')} and {_gap(rows, 'full+', 'full', 'few')}.\n"
@@ -565,6 +568,7 @@ FAIR = {
     "linear_probe+": "linear probe with LIFT+'s start and crops",
     "full": "full fine-tuning, baseline: random start, usual crops",
     "full+": "full fine-tuning with LIFT+'s start and crops",
+    "full+, layer decay": "the same with layer-wise learning rates",
     "lift+": "LIFT+",
 }
 """What the README calls the methods of the demo's study."""
@@ -578,13 +582,15 @@ def fair(record: dict[str, Any]) -> str:
         cells = [spread([row[key] for row in same]) for key in ("overall", "many", "medium", "few")]
         weights = f"{same[0]['tuned_parameters']:,}"
         rows.append([FAIR[one["method"]], "5" if one["tte"] else "1", *cells, weights])
-    five = [row for row in record["rows"] if row["tte"]]
+    five, wise = [row for row in record["rows"] if row["tte"]], "full+, layer decay"
     return (
         table(["method", "crops at test", "overall", "many", "medium", "few", "trained weights"], rows).rstrip()
-        + "\n\nLIFT+ minus full fine-tuning with the same start and crops, both with five crops at test: "
+        + "\n\nLIFT+ minus full fine-tuning with the same start and crops, all with five crops at test: "
         f"{_gap(five, 'lift+', 'full+', 'overall')} points overall, {_gap(five, 'lift+', 'full+', 'many')} on "
-        f"many-shot classes and {_gap(five, 'lift+', 'full+', 'few')} on few-shot ones (mean and standard deviation of "
-        f"the difference over {record['seeds']} seeds)."
+        f"many-shot classes and {_gap(five, 'lift+', 'full+', 'few')} on few-shot ones; with layer-wise rates "
+        f"{_gap(five, 'lift+', wise, 'overall')}, {_gap(five, 'lift+', wise, 'many')} and "
+        f"{_gap(five, 'lift+', wise, 'few')} (mean and standard deviation of the difference over {record['seeds']} "
+        "seeds)."
     )
 
 

@@ -17,6 +17,10 @@ $sweep --out runs/search/width_32 $all tuner.adaptformer.width=32 lr=0.15,0.4,1.
 $sweep --out runs/search/adaptformer_edge $all head_init=random augment=lift lr=1.0,2.0
 $sweep --out runs/search/width_2_edge $all tuner.adaptformer.width=2 lr=0.02,0.05
 $sweep --out runs/search/width_32_edge $all tuner.adaptformer.width=32 lr=0.02,0.05
+# Full fine-tuning with layer-wise rates.
+$sweep --out runs/search/layer_decay --method full+ $all layer_decay=0.5,0.35,0.7 lr=0.1,0.05,0.2
+$sweep --out runs/search/layer_decay_edge --method full+ $all layer_decay=0.5,0.35 lr=0.4
+$sweep --out runs/search/layer_decay_edge2 --method full+ $all layer_decay=0.5,0.35 lr=0.8
 # Shorter and longer tails, and the share of the weights.
 ir4="imbalance_ratio=4 epochs=2 seed=1000 tte=false"
 ir200="imbalance_ratio=200 seed=1000 tte=false"
@@ -27,6 +31,8 @@ $sweep --out runs/search/ir200_full+ --method full+ $ir200 lr=0.01,0.03
 # One more rate at both ratios, so that each has the same four.
 $sweep --out runs/search/ir4_full+_edge --method full+ $ir4 lr=0.01,0.06
 $sweep --out runs/search/ir200_full+_edge --method full+ $ir200 lr=0.06,0.1
+$sweep --out runs/search/ir4_layer_decay --method full+ $ir4 layer_decay=0.5 lr=0.4,0.2,0.1
+$sweep --out runs/search/ir200_layer_decay --method full+ $ir200 layer_decay=0.5 lr=0.4,0.2,0.1
 for share in 0.0001 0.0086 0.1; do
     rates=0.05,0.15,0.4
     [ $share = 0.0001 ] && rates=0.15,0.4,1.0

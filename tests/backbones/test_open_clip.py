@@ -10,11 +10,12 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from open_clip.model import CustomTextCLIP, resize_pos_embed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from liftplus.backbones import catalogue, clip, from_open_clip
+from liftplus.backbones import catalogue, clip, from_open_clip, weights
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts
 from liftplus.errors import UserError
 
@@ -272,11 +273,35 @@ def test_no_network_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.Monke
         f"https://huggingface.co/{hub} ",
         repr(str(place)),
     )
-    assert asked == [(hub, file) for file in from_open_clip.FILES]
+    assert asked == [(hub, from_open_clip.FILES[0])]
     place.write_bytes(b"no weights")  # so the place it names is where it looks
     assert catalogue.locate(BackboneConfig(name=name), fetch=False) == place
     with torch.device("meta"):
         refusal(lambda: catalogue.load(BackboneConfig(name=name)), "cannot be read as weights", place.name)
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_another_file_is_asked_for_where_the_hub_has_none(
+    absent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client retries for long where there is no network, so the next name would wait as long for nothing."""
+    asked = []
+
+    def download(_repository: str, file: str, *, local_files_only: bool) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        asked.append(file)
+        if file == "first":
+            raise EntryNotFoundError("404") if absent else LocalEntryNotFoundError("no network")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setenv("LIFTPLUS_WEIGHTS", str(tmp_path))
+    if absent:
+        assert weights.find("name", None, "own/name", ("first", "second")) == tmp_path / "second"
+    else:
+        refusal(lambda: weights.find("name", None, "own/name", ("first", "second")), "cannot be reached")
+    assert asked == (["first", "second"] if absent else ["first"])
 
 
 def test_the_tokenizer_is_made_when_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,8 @@ def _folder(name: str, *, weight: bool, fetch: bool) -> Path:
                 found = _snapshot(repository, [CONFIG, PROCESSOR, file, f"{file}.index.json"], local)
             except Exception as error:  # the hub's client raises many kinds: no network, no such repository, no access
                 problem = error
+                if not local:  # a repository without this file raises nothing
+                    break
                 continue
             if _complete(found, weight):
                 return found

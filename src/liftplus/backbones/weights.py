@@ -62,11 +62,14 @@ def find(name: str, given: str | None, hub: str, files: Sequence[str], *, fetch:
     from huggingface_hub import hf_hub_download
 
     problem: Exception | None = None
-    for file in files:
-        try:
-            return Path(hf_hub_download(hub, file, local_files_only=not fetch))
-        except Exception as error:  # the hub's client raises many kinds: no network, no such file, no access
-            problem = problem or error
+    for local in (True, False) if fetch else (True,):
+        for file in files:
+            try:
+                return Path(hf_hub_download(hub, file, local_files_only=local))
+            except Exception as error:  # the hub's client raises many kinds: no network, no such file, no access
+                problem = error
+                if not local and not _absent(error):
+                    break
     place = by_hand.with_name(by_hand.name + Path(files[0]).suffix)
     reason = f"the model hub cannot be reached ({type(problem).__name__})" if fetch else "the model hub was not asked"
     raise UserError(
@@ -74,6 +77,16 @@ def find(name: str, given: str | None, hub: str, files: Sequence[str], *, fetch:
         f"https://huggingface.co/{hub} and put it at {str(place)!r}, or give its path as backbone.weights=PATH. "
         "The bundled backbone mini_clip needs no download."
     ) from problem
+
+
+def _absent(error: Exception) -> bool:
+    """Whether the model hub answered that it has no such file, so that another name is worth asking for.
+
+    Without a network its client (huggingface_hub 2.4) tries each file for 23 seconds.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
 
 
 SAVED = ("model.safetensors", "pytorch_model.bin")
