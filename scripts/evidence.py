@@ -116,8 +116,8 @@ CLOSING = """## Why some claims fail at 64 pixels
 SEARCHED = """\
 * **Learning rates are the best of two to seven values,** searched with one seed on the validation split.
   `openmoji_64px` has a search for every method at its own size. Its runs of one and of three epochs use the rates for
-  five, LIFT's recipe that of five epochs of the same crops, and the studies of the tail and of the share one rate for
-  both ratios. Those of the share and of the control are searched and not yet tested at this size.
+  five, LIFT's recipe that of five epochs of the same crops, the schedules of MDA that of the convex one, and the
+  studies of the tail and of the share one rate for both ratios.
   For `openmoji_32px` most methods were searched at 48 pixels and two also at 32; its study of the tail uses one rate at
   every imbalance ratio, that of the share those of ratio 200. Photographs were searched for every method. A finer
   search may change a contrast by a point or two."""
