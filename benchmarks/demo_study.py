@@ -117,10 +117,10 @@ def figure(source: Path, out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    entries = [entry for entry in json.loads(source.read_text())["summary"] if entry["method"] in demo.METHODS]
-    names = {"zeroshot": "zero-shot", "closed_form": "closed form", "linear_probe": "linear probe"}
-    names |= {"full": "full", "full+": "full, LIFT+'s start and crops", "lift+": "LIFT+"}
-    colours = ("#9aa5b1", "#8f7fb8", "#e3b09a", "#d08770", "#a9542f", "#5e9c76", "#2f6b4a")
+    entries = [entry for entry in json.loads(source.read_text())["summary"] if "linear" not in entry["method"]]
+    names = {"zeroshot": "zero-shot", "closed_form": "closed form", "full": "full", "lift+": "LIFT+"}
+    names |= {"full+": "full, LIFT+'s start and crops", LAYER_DECAY.label: "the same, layer-wise rates"}
+    colours = ("#9aa5b1", "#8f7fb8", "#e3b09a", "#d08770", "#a9542f", "#d9b44a", "#a67c1a", "#5e9c76", "#2f6b4a")
     plot, axes = plt.subplots(figsize=(8, 3.6), dpi=150)
     width = 0.8 / len(entries)
     for index, entry in enumerate(entries):

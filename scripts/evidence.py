@@ -108,8 +108,9 @@ CLOSING = """## Why some claims fail at 64 pixels
   is "not contradicted" may still be false. The intervals of `openmoji_32px` and `photographs` are also wider than
   those of a new run: the files do not say which part of the images' noise is also in the seeds' noise, so both are
   counted.
-* **Full fine-tuning has one rate for all layers,** as in the papers. With layer-wise rates it was level with LIFT+ in
-  the world of `openmoji_64px` ([rivals](choosing.md#the-strongest-rivals), two epochs).
+* **Full fine-tuning has one rate for all layers,** as in the papers, where a claim does not say otherwise. With
+  layer-wise rates it is level with LIFT+ in the world of `openmoji_64px`. On photographs with a ViT-S/14 they do not help
+  ([map](choosing.md#light-or-full-tuning)).
 * **Seconds** are from processes that shared the machine. They do not measure speed; see [speed](performance.md).
 """
 
