@@ -143,10 +143,13 @@ PAIRS = pairs()
 
 
 def searched(rows: list[dict[str, Any]], backbone: str, method: str) -> dict[int, float]:
-    """Accuracy (mean over classes, validation) by power of the rate; 0 for a run that failed."""
+    """Accuracy (mean over classes, validation) by power of the rate; 0 for a run that failed.
+
+    One that went back to its start with half the rate failed too: on another set it may go back for good.
+    """
     pair = f"{SEARCHED_ON}, {SHOWN[backbone]}"
     return {
-        row["power"]: row["after"]["mean_class"] if "after" in row else 0.0
+        row["power"]: row["after"]["mean_class"] if "after" in row and not row["notes"] else 0.0
         for row in rows
         if (row["stage"], row["method"], row["pair"]) == ("search", method, pair)
     }
