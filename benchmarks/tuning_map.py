@@ -354,17 +354,19 @@ def without_backbone(found: Sequence[Pair]) -> list[bool]:
 
 def shares(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The pairs on which all methods were tried; seed 0 alone."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         if row["stage"] == "test" and row["seed"] == 0:
-            found.setdefault(row["pair"], {})[row["method"]] = row["after"]["mean_class"]
+            found.setdefault(row["pair"], {})[row["method"]] = row["after"]
     whole = {pair: values for pair, values in found.items() if values.keys() == METHODS.keys()}
     yield f"| data, imbalance, backbone | {' | '.join(METHODS)} |"
     yield f"|---|{'---:|' * len(METHODS)}"
     for pair, values in whole.items():
-        yield f"| {pair} | {' | '.join(f'{values[method]:.1f}' for method in METHODS)} |"
-    means = [statistics.mean(values[method] for values in whole.values()) for method in METHODS]
-    yield f"| mean of {len(whole)} pairs | {' | '.join(f'{mean:.1f}' for mean in means)} |"
+        cells = [f"{values[method]['mean_class']:.1f}" for method in METHODS]
+        yield f"| {pair} | {' | '.join(cells)} |"
+    for key, said in (("mean_class", ""), ("few", ", classes with under 20 pictures")):
+        means = [statistics.mean(values[method][key] for values in whole.values()) for method in METHODS]
+        yield f"| mean of {len(whole)} pairs{said} | {' | '.join(f'{mean:.1f}' for mean in means)} |"
 
 
 def packed(rows: Path) -> str:
