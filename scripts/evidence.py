@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import clothing_study  # noqa: E402
+import demo_study  # noqa: E402
 import evidence_claims  # noqa: E402
 import evidence_distances  # noqa: E402
 import harness  # noqa: E402
@@ -125,7 +126,8 @@ CLOSING = """## Why some claims fail at 64 pixels
 """
 
 SEARCHED = """\
-* **Learning rates are the best of two to seven values,** searched with one seed on the validation split.
+* **Learning rates are the best of two to seven values,** searched with one seed on the validation split. Layer-wise
+  ones are the best of eleven pairs of rate and decay.
   `openmoji_64px` has a search for every method at its own size. Its runs of one and of three epochs use the rates for
   five, LIFT's recipe that of five epochs of the same crops, the schedules of MDA that of the convex one, and the
   studies of the tail and of the share one rate for both ratios.
@@ -464,7 +466,7 @@ def _demo(record: dict[str, Any]) -> str:
         cells = [spread([row[key] for row in same]) for key in header[2:-1]]
         lines.append([f"`{one['method']}`", "5" if one["tte"] else "1", *cells, str(len(same))])
     made, days = record["rows"][-1]["versions"], sorted({row["date"] for row in record["rows"]})
-    crops, wise = [row for row in record["rows"] if row["tte"]], "full+, layer decay"
+    crops = [row for row in record["rows"] if row["tte"]]
     return (
         "## At mini_clip's own 64 pixels: the demo\n\n"
         "openmoji_lt, every method at its own searched rate (`benchmarks/results/demo_search.json`). `full` and "
@@ -473,8 +475,8 @@ def _demo(record: dict[str, Any]) -> str:
         f"* LIFT+ against `full+`, both with five crops: {_gap(crops, 'lift+', 'full+', 'overall')} overall, "
         f"{_gap(crops, 'lift+', 'full+', 'many')} on many-shot classes, {_gap(crops, 'lift+', 'full+', 'few')} on "
         "few-shot ones. What is tuned is all that differs.\n"
-        f"* LIFT+ against `{wise}`, the same with layer-wise rates: {_gap(crops, 'lift+', wise, 'overall')} overall, "
-        f"{_gap(crops, 'lift+', wise, 'many')} on many-shot classes, {_gap(crops, 'lift+', wise, 'few')} on few-shot "
+        f"* LIFT+ against `{WISE}`, the same with layer-wise rates: {_gap(crops, 'lift+', WISE, 'overall')} overall, "
+        f"{_gap(crops, 'lift+', WISE, 'many')} on many-shot classes, {_gap(crops, 'lift+', WISE, 'few')} on few-shot "
         "ones.\n"
         f"* LIFT+ against `full`, both with one crop: {_gap(rows, 'lift+', 'full', 'overall')} overall, "
         f"{_gap(rows, 'lift+', 'full', 'few')} on few-shot classes. Most of it is the start and the crops: `full+` "
@@ -572,6 +574,7 @@ start before training.
   on animals and objects, and lose 1 to 10 on clothes. The objects are ImageNet's own labels, on which
   EfficientNet-Lite0 was trained. So it is not offered as a setting."""
 
+WISE = demo_study.LAYER_DECAY.label
 FAIR = {
     "zeroshot": "zero-shot: names alone, nothing trained",
     "closed_form": "closed form: names and pictures, nothing trained",
@@ -579,7 +582,7 @@ FAIR = {
     "linear_probe+": "linear probe with LIFT+'s start and crops",
     "full": "full fine-tuning, baseline: random start, usual crops",
     "full+": "full fine-tuning with LIFT+'s start and crops",
-    "full+, layer decay": "the same with layer-wise learning rates",
+    WISE: "the same with layer-wise learning rates",
     "lift+": "LIFT+",
 }
 """What the README calls the methods of the demo's study."""
@@ -593,14 +596,14 @@ def fair(record: dict[str, Any]) -> str:
         cells = [spread([row[key] for row in same]) for key in ("overall", "many", "medium", "few")]
         weights = f"{same[0]['tuned_parameters']:,}"
         rows.append([FAIR[one["method"]], "5" if one["tte"] else "1", *cells, weights])
-    five, wise = [row for row in record["rows"] if row["tte"]], "full+, layer decay"
+    five = [row for row in record["rows"] if row["tte"]]
     return (
         table(["method", "crops at test", "overall", "many", "medium", "few", "trained weights"], rows).rstrip()
         + "\n\nLIFT+ minus full fine-tuning with the same start and crops, all with five crops at test: "
         f"{_gap(five, 'lift+', 'full+', 'overall')} points overall, {_gap(five, 'lift+', 'full+', 'many')} on "
         f"many-shot classes and {_gap(five, 'lift+', 'full+', 'few')} on few-shot ones; with layer-wise rates "
-        f"{_gap(five, 'lift+', wise, 'overall')}, {_gap(five, 'lift+', wise, 'many')} and "
-        f"{_gap(five, 'lift+', wise, 'few')} (mean and standard deviation of the difference over {record['seeds']} "
+        f"{_gap(five, 'lift+', WISE, 'overall')}, {_gap(five, 'lift+', WISE, 'many')} and "
+        f"{_gap(five, 'lift+', WISE, 'few')} (mean and standard deviation of the difference over {record['seeds']} "
         "seeds)."
     )
 

@@ -119,10 +119,9 @@ def _begun(folder: Path) -> RunConfig:
     """The settings of the unfinished run in a folder. Only the leader needs to see the folder."""
     from liftplus.machine import parallel
     from liftplus.runs import changes
-    from liftplus.training import checkpoint
 
     def read() -> RunConfig:
-        if (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file():
+        if changes.trained(folder):
             raise UserError(
                 f"The run in {str(folder)!r} is finished, so it cannot be continued. Test it again with `liftplus eval "
                 f"{folder}`, or train a longer run with --data, epochs=N and another --out."

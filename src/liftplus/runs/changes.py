@@ -40,7 +40,7 @@ def unfinished(folder: Path, config: RunConfig | None = None) -> RunConfig | Non
     if begun is None:
         disk.refuse_existing(folder)
         return None
-    if (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file():
+    if trained(folder):
         changed = [] if config is None else changes(begun, config)
         raise UserError(
             f"The folder {str(folder)!r} already exists and holds a finished run"
@@ -89,10 +89,14 @@ def _listed(changed: list[str]) -> str:
     return "; ".join([*changed[:4], *more])
 
 
+def trained(folder: Path) -> bool:
+    """Whether the run in this folder has finished training."""
+    return (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()
+
+
 def trained_only(folder: Path) -> bool:
     """Whether a run finished training but not its test, because a test picture could not be read."""
-    done, under_way = (folder / checkpoint.FILE).is_file(), (folder / checkpoint.STATE).is_file()
-    return done and not under_way and not (folder / "metrics.json").is_file()
+    return trained(folder) and not (folder / "metrics.json").is_file()
 
 
 def fingerprints(folder: Path) -> dict[str, str]:

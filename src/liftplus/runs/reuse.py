@@ -44,7 +44,7 @@ def finished(folder: Path, config: RunConfig, dataset: DataSet) -> bool:
             f"{str(folder)!r} holds a run with other settings: {'; '.join(differing[:4])}. Give the same settings, or "
             "another folder with --out."
         )
-    ended = (folder / checkpoint.FILE).is_file() and not (folder / checkpoint.STATE).is_file()
+    ended = changes.trained(folder)
     return ended and (folder / PREDICTIONS).is_file()
 
 
