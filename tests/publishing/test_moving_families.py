@@ -58,9 +58,7 @@ def classifier(folder: Path) -> Any:
 @pytest.mark.parametrize("kind", slim.KINDS)
 @torch.no_grad()
 def test_timm_gives_our_features(kind: str, tmp_path: Path) -> None:
-    # transformers' usual epsilon of ViT and BEiT has no place in timm's folder
-    eps = {"layer_norm_eps": 1e-6} if kind in ("vit", "beit") else {}
-    run = tuned(kind, tmp_path / "in", Linear(), **eps)
+    run = tuned(kind, tmp_path / "in", Linear())
     images = inputs(run.model.backbone)
     expected = run.model(images)
     written, _ = move(run, tmp_path / "out", "timm")
@@ -68,15 +66,14 @@ def test_timm_gives_our_features(kind: str, tmp_path: Path) -> None:
     features = model.forward_head(model.forward_features(images), pre_logits=True)
     slim.assert_equal(features, run.model.backbone(images))
     slim.assert_equal(model(images), expected)
-    assert written.notes == ()
+    assert bool(written.notes) == (kind in ("vit", "beit"))  # of another epsilon than timm's
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
 @pytest.mark.parametrize("kind", ["vit", "dinov2", slim.needs("dinov3"), "beit"])
 @torch.no_grad()
 def test_the_chosen_pooling_goes_along(kind: str, pooling: str, tmp_path: Path) -> None:
-    eps = {"layer_norm_eps": 1e-6} if kind in ("vit", "beit") else {}
-    run = tuned(kind, tmp_path / "in", Linear(), pooling=pooling, **eps)
+    run = tuned(kind, tmp_path / "in", Linear(), pooling=pooling)
     images = inputs(run.model.backbone)
     expected, features = run.model(images), run.model.backbone(images)
     move(run, tmp_path / "out", "transformers")  # the folder of --to timm
@@ -98,11 +95,25 @@ def test_the_chosen_pooling_goes_along(kind: str, pooling: str, tmp_path: Path) 
     assert not (tmp_path / "own").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "factor", "acts"),
+    [("vit", {}, 32, "9.8e-10"), ("beit", {}, 32, "9.8e-10"), ("vit", {"layer_norm_eps": 1e-5}, 0.1**0.5, "1e-05")],
+)
 @torch.no_grad()
-def test_another_epsilon_is_said(tmp_path: Path) -> None:
-    written, difference = move(tuned("vit", tmp_path / "in", Linear()), tmp_path / "out", "timm")
-    assert "epsilon of norms is 1e-12 in the run and 1e-06 in timm's model" in written.notes[0]
-    assert 1e-5 * difference.deviation < difference.logits < 1e-4 * difference.deviation
+def test_timms_epsilon_acts_as_ours(
+    kind: str, settings: dict[str, Any], factor: float, acts: str, tmp_path: Path
+) -> None:
+    run = tuned(kind, tmp_path / "in", Linear(), **settings)
+    own = run.model.backbone.image.state_dict()
+    written, difference = move(run, tmp_path / "out", "timm")
+    assert f"times {factor:g}, with which timm's epsilon acts as {acts} and outputs" in written.notes[0]
+    assert difference.logits < 1e-5 * difference.deviation
+    ratios = {
+        k: v.norm() / own[k].norm() for k, v in load_file(tmp_path / "out" / "model.safetensors").items() if k in own
+    }
+    larger = {key for key, ratio in ratios.items() if (ratio - factor).abs() < 1e-4 * factor}
+    assert {key for key, ratio in ratios.items() if (ratio - 1).abs() > 1e-4} == larger
+    assert {"cls_token", "patch_embed.proj.weight"} < larger < set(own)
 
 
 @torch.no_grad()
@@ -119,9 +130,7 @@ def test_another_activation_is_kept_in_timm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", slim.KINDS)
 @torch.no_grad()
 def test_transformers_gives_our_features(kind: str, without_timm: bool, tmp_path: Path) -> None:
-    # transformers' usual epsilon of ViT and BEiT has no place in timm's folder
-    eps = {"layer_norm_eps": 1e-6} if kind in ("vit", "beit") and not without_timm else {}
-    run = tuned(kind, tmp_path / "in", Linear(), **eps)
+    run = tuned(kind, tmp_path / "in", Linear())
     backbone = run.model.backbone
     images = inputs(backbone)
     expected = run.model(images)

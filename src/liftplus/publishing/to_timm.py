@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from safetensors.torch import save
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -28,6 +29,13 @@ from liftplus.publishing.moving import LinearHead, Moving, Written, epsilon_note
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # timm's names of activations by those of transformers.
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+# What adds to the residual stream of a pre-norm ViT, and the norms that read the stream.
+_EMBEDDINGS = r"cls_token|reg_token|pos_embed|patch_embed\.proj\.(weight|bias)"
+_LAYER_SCALES = r"blocks\.\d+\.(ls[12]\.gamma|gamma_[12])"
+_LAST_LINEARS = r"blocks\.\d+\.(attn\.proj|mlp\.fc2)\.(weight|bias)"
+_NORMS = r"(blocks\.\d+\.norm[12]|norm|fc_norm)"
+LARGEST_STREAM = 32
+"""Most times that an export enlarges the residual stream: fp16 overflows at 65504, and streams reach hundreds."""
 
 
 def write(moving: Moving, folder: Path) -> Written:
@@ -43,10 +51,15 @@ def write(moving: Moving, folder: Path) -> Written:
         options["act_layer"] = ACTIVATIONS[kinds.pop()]  # as config.json beside the weights said
         made = _made(architecture, len(head.weight), options)
     weights = _weights(backbone, made, head)
+    factor = stream_factor(backbone.image, made)
+    notes = epsilon_notes(backbone.image, made, "timm")
+    if factor != 1:
+        weights = _with_stream(weights, factor)
+        notes = (_stream_note(backbone.image, made, factor),)
     write_bytes(folder / WEIGHTS, save(weights, {"format": "pt"}))
     write_json(folder / CONFIG, _config(moving, architecture, options, made))
     how = 'timm.create_model("local-dir:{folder}", pretrained=True)'
-    return Written(loaded(folder), head.exact, how, epsilon_notes(backbone.image, made, "timm"))
+    return Written(loaded(folder), head.exact, how, notes)
 
 
 def loaded(folder: Path) -> Any:
@@ -136,6 +149,42 @@ def _weights(backbone: Backbone, made: nn.Module, head: LinearHead) -> dict[str,
             f"can add biases where the architecture has none. {OTHERWISE}, or train with tuner=lora."
         )
     return {key: value.detach().to(own[key].dtype).contiguous().clone() for key, value in tensors.items()}
+
+
+def stream_factor(ours: nn.Module, made: nn.Module) -> float:
+    """How many times as large the residual stream has to be for the other epsilon of timm's norms to act as ours.
+
+    (c x - c mean) / sqrt(c^2 var + eps) = (x - mean) / sqrt(var + eps / c^2), so that norms which read the stream c
+    times as large give the same output with c^2 times the epsilon. 1 where the epsilons are equal, and where the tower
+    is no pre-norm ViT or has norms elsewhere. At most `LARGEST_STREAM`.
+    """
+    own, other = _epsilons(ours), _epsilons(made)
+    if own is None or other is None:
+        return 1.0
+    return min(math.sqrt(other / own), LARGEST_STREAM)
+
+
+def _epsilons(tower: nn.Module) -> float | None:
+    """The one epsilon of the norms that read the residual stream; None where that is not all there is."""
+    norms = {name: part.eps for name, part in tower.named_modules() if isinstance(part, nn.LayerNorm)}
+    plain = isinstance(tower, VisionTransformer | Beit) and all(re.fullmatch(_NORMS, name) for name in norms)
+    return next(iter(norms.values())) if plain and len(set(norms.values())) == 1 else None
+
+
+def _with_stream(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """The weights with all that adds to the residual stream times a factor."""
+    scaled = any(re.fullmatch(_LAYER_SCALES, name) for name in weights)
+    added = re.compile(f"{_EMBEDDINGS}|{_LAYER_SCALES if scaled else _LAST_LINEARS}")
+    return {name: value * factor if added.fullmatch(name) else value for name, value in weights.items()}
+
+
+def _stream_note(ours: nn.Module, made: nn.Module, factor: float) -> str:
+    own, other = cast(float, _epsilons(ours)), cast(float, _epsilons(made))
+    return (
+        f"The epsilon of norms is {own:g} in the run and {other:g} in timm's model. So weights that add to the "
+        f"residual stream are written times {factor:g}, with which timm's epsilon acts as {other / factor**2:.2g} and "
+        "outputs stay as they are. In fp16 the stream overflows that much earlier; bf16 and fp32 are not affected."
+    )
 
 
 def _shape(tensors: dict[str, Tensor], key: str) -> torch.Size | None:
