@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
-from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from liftplus.evaluation.inference import SplitReader, predict, score
 from liftplus.machine import runtime
 from liftplus.runs import opening
 from liftplus.training import loop
-from study import GROUPS, append, read, spread
+from study import GROUPS, Part, add_part, fill, read, spread
 
 SHARED = ["image_size=96", "precision=fp32", "val_share=0.2", "head_init=class_mean", "workers=0", "tte=false"]
 SEARCH_SEED, SEEDS = 1000, (0, 1, 2)
@@ -65,29 +65,29 @@ def best_rate(method: str, rows: list[dict[str, Any]]) -> float:
     return float(max(found, key=lambda row: row["one_crop"]["mean_class"])["lr"])
 
 
-def run(stage: str, data: str, path: Path, part: int, parts: int) -> None:
+def run(stage: str, data: str, rows: Path, part: Part) -> None:
     """Every run of a stage whose line is not there yet."""
-    for index, (method, lr, seed) in enumerate(list(planned(stage, read(path)))):
-        done = any((r["stage"], r["method"], r["lr"], r["seed"]) == (stage, method, lr, seed) for r in read(path))
-        if done or index % parts != part:
-            continue
-        chosen = settings(data, method, lr, seed)
-        session = opening.Session(chosen, runtime.choose(chosen.device, chosen.precision))
-        dataset = session.data()
-        model = session.start(dataset)[1]
-        seconds = loop.fit(model, chosen, dataset, session.runtime).seconds if chosen.train.epochs else 0.0
-        split = dataset.splits["val" if stage == "search" else "test"]
-        line = {"stage": stage, "method": method, "lr": lr, "seed": seed, "seconds": round(seconds, 1)}
-        line |= {"parameters": model.count(), "date": date.today().isoformat()}
-        for name, tte in (("one_crop", False), ("five_crops", True)):
-            if tte and stage == "search":
-                continue
-            evaluation = chosen.evaluation.model_copy(update={"tte": tte})
-            found = predict(model, SplitReader(dataset.store, split), evaluation, model.backbone.facts, session.runtime)
-            line[name] = score(found, split, dataset.counts()).summary()
-        line["versions"] = runtime.describe(session.runtime)
-        append(path, line)
-        print(stage, method, lr, seed, line["seconds"], line["one_crop"], flush=True)
+    keys = [
+        {"stage": stage, "method": method, "lr": lr, "seed": seed} for method, lr, seed in planned(stage, read(rows))
+    ]
+    fill(rows, keys, partial(one, data=data), part)
+
+
+def one(key: dict[str, Any], data: str) -> dict[str, Any]:
+    """One run: trained, then measured on its stage's split."""
+    chosen = settings(data, key["method"], key["lr"], key["seed"])
+    session = opening.Session(chosen, runtime.choose(chosen.device, chosen.precision))
+    dataset = session.data()
+    model = session.start(dataset)[1]
+    seconds = loop.fit(model, chosen, dataset, session.runtime).seconds if chosen.train.epochs else 0.0
+    searching = key["stage"] == "search"
+    split = dataset.splits["val" if searching else "test"]
+    line = {"seconds": round(seconds, 1), "parameters": model.count()}
+    for name, tte in (("one_crop", False),) if searching else (("one_crop", False), ("five_crops", True)):
+        evaluation = chosen.evaluation.model_copy(update={"tte": tte})
+        found = predict(model, SplitReader(dataset.store, split), evaluation, model.backbone.facts, session.runtime)
+        line[name] = score(found, split, dataset.counts()).summary()
+    return line
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -110,13 +110,12 @@ def main() -> None:
     parser.add_argument("what", choices=("search", "test", "table"))
     parser.add_argument("--data", help="clothing17_160.zip")
     parser.add_argument("--rows", type=Path, required=True, help="JSON lines, one a run")
-    parser.add_argument("--part", default="0/1", help="k/n: the k-th of n processes")
+    add_part(parser)
     args = parser.parse_args()
     if args.what == "table":
         print(table(read(args.rows)))
         return
-    part, parts = (int(number) for number in args.part.split("/"))
-    run(args.what, args.data, args.rows, part, parts)
+    run(args.what, args.data, args.rows, args.part)
 
 
 if __name__ == "__main__":

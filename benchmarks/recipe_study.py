@@ -40,7 +40,7 @@ import numpy
 
 from liftplus import config
 from liftplus.training import loop, recipe
-from study import accuracies, fill, prepared, read, spread, with_block
+from study import Part, accuracies, add_part, fill, prepared, read, spread, with_block
 
 ROWS = Path("benchmarks/results/recipe.jsonl")
 PAGE = Path("docs/recipe.md")
@@ -226,7 +226,7 @@ def one(pair: Pair, data: str, stage: str, given: list[str], seed: int, vit: Pat
     }
 
 
-def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int], only: str) -> None:
+def run(stage: str, shared: Path, vit: Path, rows: Path, part: Part, only: str) -> None:
     """Every run of a stage whose line is not there yet."""
     plan = {(pair, name, seed): given for pair, name, given, seed in planned(stage, read(rows))}
     keys = (
@@ -366,7 +366,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--part", default="0/1")
+    add_part(parser)
     parser.add_argument("--only", default="", help="part of 'PAIR | SETTINGS' that a run must have")
     given = parser.parse_args()
     if given.stage in TABLES:
@@ -375,8 +375,7 @@ def main() -> None:
     if given.stage == "write":
         PAGE.write_text(filled(PAGE.read_text(), given.rows))
         return
-    part = tuple(int(number) for number in given.part.split("/"))
-    run(given.stage, given.shared, given.vit, given.rows, (part[0], part[1]), given.only)
+    run(given.stage, given.shared, given.vit, given.rows, given.part, given.only)
 
 
 if __name__ == "__main__":

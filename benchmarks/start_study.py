@@ -28,7 +28,7 @@ from typing import Any
 import name_bridge
 from liftplus.training import loop
 from recipe_study import Pair, cut
-from study import accuracies, fill, prepared, read, spread
+from study import Part, accuracies, add_part, fill, prepared, read, spread
 
 ROWS = Path("benchmarks/results/starts.jsonl")
 SEEDS, SEARCH_SEED = (0, 1, 2), 1000
@@ -100,7 +100,7 @@ def one(pair: Pair, data: str, stage: str, start: str, rate: float, seed: int, v
     }
 
 
-def run(stage: str, shared: Path, vit: Path, rows: Path, part: tuple[int, int]) -> None:
+def run(stage: str, shared: Path, vit: Path, rows: Path, part: Part) -> None:
     """Every run of a stage whose line is not there yet."""
     keys = (
         {"stage": stage, "pair": pair, "start": start, "rate": rate, "seed": seed}
@@ -153,11 +153,10 @@ def main() -> None:
     parser.add_argument("--vit", type=Path, default=Path("vits14.safetensors"))
     parser.add_argument("--encoder", type=Path, default=name_bridge.ENCODER)
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--part", default="0/1")
+    add_part(parser)
     given = parser.parse_args()
     name_bridge.offer(given.encoder)
-    part = tuple(int(number) for number in given.part.split("/"))
-    run(given.stage, given.shared, given.vit, given.rows, (part[0], part[1]))
+    run(given.stage, given.shared, given.vit, given.rows, given.part)
 
 
 if __name__ == "__main__":

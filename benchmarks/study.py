@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -35,17 +36,34 @@ def append(path: Path, line: dict[str, Any]) -> None:
         os.close(handle)
 
 
+Part = tuple[int, int]
+"""(k, n): every n-th key from the k-th on, where n processes share the work."""
+
+
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """The option --part, a `Part`."""
+    about = "every n-th run of a stage from the k-th on, for n processes side by side"
+    parser.add_argument("--part", type=_part, default=(0, 1), metavar="K/N", help=about)
+
+
+def _part(text: str) -> Part:
+    k, n = (int(number) for number in text.split("/"))
+    if not 0 <= k < n:
+        raise argparse.ArgumentTypeError(f"{text} is no part: with n processes k goes from 0 to n - 1")
+    return k, n
+
+
 def fill(
     rows: Path,
     keys: Iterable[dict[str, Any]],
     one: Callable[[dict[str, Any]], dict[str, Any]],
-    part: tuple[int, int] = (0, 1),
+    part: Part = (0, 1),
 ) -> None:
     """Append a line for each key that has none yet.
 
     Args:
         one: makes what stands behind a key.
-        part: (k, n): every n-th key from the k-th on, where n processes share the work.
+        part: the keys that this process takes.
     """
     machine = runtime.describe(runtime.choose("cpu", "auto"))
     for index, key in enumerate(keys):

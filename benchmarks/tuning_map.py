@@ -47,7 +47,7 @@ from liftplus.training import loop
 from recipe_study import Pair as Cut
 from recipe_study import cut
 from start_study import SHOWN as STUDIED
-from study import accuracies, fill, prepared, read, spread, with_block
+from study import accuracies, add_part, fill, prepared, read, spread, with_block
 
 ROWS = Path("benchmarks/results/tuning_map.jsonl")
 SEEDS, SEARCH_SEED = (0, 1, 2), 1000
@@ -215,8 +215,9 @@ def run(stage: str, given: argparse.Namespace) -> None:
             pair = replace(PAIRS[key["pair"]], spare=SPARE if stage == "search" else 0)
             return one(pair, cut(pair, given.shared, Path(folder)), key, given.vit)
 
-        part = int(given.part.split("/")[0]), int(given.part.split("/")[1])
-        fill(given.rows, planned(stage, given.rows, given.only, given.seeds, given.methods.split(",")), line, part)
+        fill(
+            given.rows, planned(stage, given.rows, given.only, given.seeds, given.methods.split(",")), line, given.part
+        )
 
 
 def measured(rows: list[dict[str, Any]]) -> Iterator[Pair]:
@@ -389,7 +390,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of the name of a pair")
     parser.add_argument("--methods", default=",".join(METHODS), help="which of them, with commas")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds to test")
-    parser.add_argument("--part", default="0/1", help="k/n: every n-th run of a stage from the k-th on")
+    add_part(parser)
     given = parser.parse_args()
     if given.stage in ("table", "write"):
         print("\n".join(table(list(measured(read(given.rows))))))
