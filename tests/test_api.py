@@ -114,6 +114,7 @@ def test_python_and_the_command_line_agree(place: Path, model: Model, command: C
     assert json.loads(ended.out)["overall"] == model.evaluate(part).overall and model.evaluate(part).images == 6
 
 
+@pytest.mark.slow
 def test_a_loaded_model_is_tested_on_its_own_data(tmp_path: Path, command: Command) -> None:
     """Never on pictures that it was trained on, though the folder has no split of its own."""
     flat = write_folder(tmp_path / "flat", {".": (12, 9, 5)})
@@ -128,6 +129,7 @@ def test_a_loaded_model_is_tested_on_its_own_data(tmp_path: Path, command: Comma
             own()
 
 
+@pytest.mark.slow
 def test_data_sets_and_images_give_the_model_that_the_folder_gives(place: Path, model: Model) -> None:
     data = liftplus.load_data(place / "photos")
     assert data.config is not None and data.config.source == str(place / "photos")

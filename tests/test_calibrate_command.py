@@ -192,6 +192,7 @@ def test_what_was_written_is_what_is_read(place: Path) -> None:
         assert again.shape == (3,) and not again.isnan().any()
 
 
+@pytest.mark.slow
 def test_an_exported_graph_has_the_probabilities_of_predict(place: Path, command: Command, tmp_path: Path) -> None:
     """Its logits stay plain."""
     run, picture = place / "run", place / "photos" / "test" / "red_square"
@@ -401,6 +402,7 @@ def test_classes_of_one_picture_are_halved_together(place: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_command_of_a_misfit_names_crops_and_prior(place: Path, command: Command, tmp_path: Path) -> None:
     shutil.copytree(place / "run", tmp_path / "run")
     for given in (("--five-crops",), ("--prior", "uniform"), ("--five-crops", "--prior", "uniform")):

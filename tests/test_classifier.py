@@ -46,6 +46,7 @@ def tiny(**options: Any) -> LiftPlusClassifier:
     return LiftPlusClassifier(TINY, **{"random_state": 0, "epochs": 1, "batch_size": 32, "settings": QUICK} | options)
 
 
+@pytest.mark.slow
 @parametrize_with_checks([tiny(image_shape="fill", lr=0.1)])
 def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
@@ -123,6 +124,7 @@ def test_seeds() -> None:
     assert (first.predict_proba(images) != other.predict_proba(images)).any()
 
 
+@pytest.mark.slow
 def test_paths_are_one_row_each(tmp_path: Path) -> None:
     images, y = coloured(6)
     paths = np.array([str(tmp_path / f"{n}.png") for n in range(len(images))])

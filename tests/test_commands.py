@@ -94,6 +94,7 @@ def test_eval_and_predict_give_what_training_measured(
     assert len(found) == 3 and all(len(entry["top"]) == 2 for entry in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zip", "tar"])
 def test_archives_give_the_same_result_as_the_folder(photos: Path, command: Command, tmp_path: Path, form: str) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "packed"), form, photos))
@@ -105,6 +106,7 @@ def test_archives_give_the_same_result_as_the_folder(photos: Path, command: Comm
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_zeroshot_and_other_methods(photos: Path, command: Command) -> None:
     ended = command("zeroshot", "--data", photos, "--json", "--out", "zero")
     assert ended.code == 0, ended.err
@@ -114,6 +116,7 @@ def test_zeroshot_and_other_methods(photos: Path, command: Command) -> None:
         assert command("train", "--data", photos, "--method", method, "--out", method, *QUICK).code == 0
 
 
+@pytest.mark.slow
 def test_manifest_and_lists(photos: Path, command: Command, tmp_path: Path) -> None:
     files = sorted(path for path in photos.rglob("*.png"))
     with (tmp_path / "table.csv").open("w", newline="") as stream:
@@ -224,6 +227,7 @@ def faulty(photos: Path) -> None:
     base.save(folder / "turned.jpg", exif=exif)
 
 
+@pytest.mark.slow
 def test_odd_pictures_are_read_and_broken_ones_named(photos: Path, command: Command) -> None:
     faulty(photos)
     assert command("train", "--data", photos, "--out", "odd", *QUICK).code == 0

@@ -136,6 +136,7 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not list processes this way")
 
 
+@pytest.mark.slow
 @needs_full
 def test_no_room_for_any_file_of_a_run(photos: Path, tmp_path: Path, command: Command, whole: dict[str, Any]) -> None:
     """One file after the other cannot be written, each time the run goes on, and the end is the same."""

@@ -70,6 +70,7 @@ def test_a_run_takes_settings_that_its_version_did_not_have(folders: Path, comma
     assert ended.code == 2 and "backbone.pooling belongs to the trained run" in ended.err
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(folders: Path, command: Command) -> None:
     assert epochs(folders / "unfinished") == [1]
     ended = command("train", "--resume", "unfinished")
@@ -78,6 +79,7 @@ def test_a_stopped_run_goes_on(folders: Path, command: Command) -> None:
     assert (folders / "unfinished" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on(folders: Path, command: Command) -> None:
     """Of three trials one is finished, one was stopped after an epoch, and one had not begun."""
     kept = (folders / "sweep" / "trial-000" / "model.safetensors").read_bytes()

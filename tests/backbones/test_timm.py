@@ -421,6 +421,7 @@ def test_packaged_weights_of_another_model(tmp_path: Path) -> None:
     refusal(lambda: catalogue.load(BackboneConfig(name=LITE, weights=str(path))), "do not fit")
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("name", from_timm.PACKAGED)
 def test_packaged_weights_know_imagenet(name: str) -> None:

@@ -140,6 +140,7 @@ def stores(folder: tuple[FolderStore, Split], tmp_path: Path) -> list[tuple[Byte
 START_METHODS = ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_method", START_METHODS, indirect=True)
 def test_every_way_to_start_workers(folder: tuple[FolderStore, Split], tmp_path: Path, start_method: str) -> None:
     """Two epochs with persistent workers, MDA's crops among them, equal those without workers in each bit."""
@@ -235,6 +236,7 @@ def test_a_store_that_is_gone_is_named(folder: tuple[FolderStore, Split], tmp_pa
     assert "all.zip cannot be opened" in told and "Traceback" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
 @pytest.mark.parametrize("start_method", ["fork", "forkserver"], indirect=True)
 def test_only_the_main_process_ends_a_worker(

@@ -111,6 +111,7 @@ def test_files_beside_each_other_and_modules(tmp_path: Path, monkeypatch: pytest
     assert "repeat_factor" in registry.discover("sampler")
 
 
+@pytest.mark.slow
 def test_parts_from_a_file_reach_spawned_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
         "from liftplus.data.transforms import NoAugment",

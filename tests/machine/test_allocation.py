@@ -41,12 +41,14 @@ def faults(**settings: str) -> list[int]:
     return json.loads(ran.stdout)
 
 
+@pytest.mark.slow
 @GLIBC
 def test_freed_memory_is_used_again_without_new_pages() -> None:
     _, kept, done = faults()
     assert done and kept < 10 * 40 * 2**20 / 4096 / 50
 
 
+@pytest.mark.slow
 @GLIBC
 @pytest.mark.parametrize(
     "settings",

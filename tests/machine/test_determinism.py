@@ -65,6 +65,7 @@ def test_an_operation_without_such_a_form_is_named() -> None:
         raise RuntimeError("something else")
 
 
+@pytest.mark.slow
 def test_a_run_trains_tests_and_predicts_with_it(
     photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def in_threads(job: Callable[[int], Any], count: int) -> list[Any]:
         return list(pool.map(job, range(count)))
 
 
+@pytest.mark.slow
 def test_fits_in_threads_are_fits_alone_and_load(tmp_path: Path) -> None:
     data = pictures()
 

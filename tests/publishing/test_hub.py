@@ -119,6 +119,7 @@ def run(photos: Path, command: Command, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_pushed_and_pulled_gives_the_same(
     run: Path, api: tuple[HfApi, dict[str, dict[str, bytes]]], photos: Path, command: Command, tmp_path: Path
 ) -> None:

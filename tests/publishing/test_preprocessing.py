@@ -233,6 +233,7 @@ def test_other_formats_are_refused_before_any_work(command: Command) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [("--five-crops",), ("--one-crop", "--set", "resize=square")], ids=" ".join)
 def test_the_file_answers_as_predict(cut: tuple[str, ...], photos: Path, command: Command, tmp_path: Path) -> None:
     """The commands on one run: the same class, and probabilities within what the file says of itself."""

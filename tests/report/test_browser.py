@@ -42,6 +42,7 @@ def search(driver: Any, words: str) -> None:
     time.sleep(0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_shows_its_figures(driver: Any, page: Path, width: str, dark: bool) -> None:

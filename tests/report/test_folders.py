@@ -27,6 +27,7 @@ def names(given: list[Path]) -> list[str]:
     return [path.name for path in folders.chosen(given)[0]]
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_comparison_stands_for_its_runs(tmp_path: Path, command: Any) -> None:
     made(tmp_path / "cmp", "lift+-seed0", "lift+-seed1")
     (tmp_path / "cmp" / "lift+-seed0" / "tests").mkdir()
@@ -86,6 +87,7 @@ def test_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
         _ = liftplus.nothing
 
 
+@pytest.mark.slow
 def test_text_and_paths_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Made(NAMES).write(tmp_path / "run")
     monkeypatch.setenv("HOME", str(tmp_path))

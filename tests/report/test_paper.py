@@ -44,6 +44,7 @@ def sheets(driver: Any, page: Path) -> list[str]:
     return [sheet.extract_text() for sheet in PdfReader(io.BytesIO(base64.b64decode(printed["data"]))).pages]
 
 
+@pytest.mark.slow
 def test_every_class_is_printed(sheets: list[str]) -> None:
     text = "\n".join(sheets)
     assert [k for k in range(1, CLASSES) if f"kind {k:03d}" not in text] == []

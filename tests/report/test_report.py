@@ -142,6 +142,7 @@ def test_no_gain_from_coinciding_crops(tmp_path: Path) -> None:
     assert sign.sign == "bad" and "multiple of the patch size 8" in sign.text and "Try expand=28" in sign.text
 
 
+@pytest.mark.slow
 def test_promises_of_a_calibrated_run_are_shown(tmp_path: Path) -> None:
     """Those of its last test; a group without pictures has a dash."""
     run = Made(NAMES).write(tmp_path / "run")
@@ -158,6 +159,7 @@ def test_promises_of_a_calibrated_run_are_shown(tmp_path: Path) -> None:
     assert "Sets of classes" not in report.write([Made(NAMES).write(tmp_path / "b")], tmp_path / "o").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_levels_above_the_classes_are_shown(tmp_path: Path) -> None:
     """Over seeds and for both numbers of crops; names are shown as they are."""
     runs = []
@@ -255,6 +257,7 @@ def test_a_damaged_file_is_told(name: str, text: str | bytes | None, told: str, 
     assert told in problem and str(run) in problem
 
 
+@pytest.mark.slow
 def test_damaged_files_cost_their_parts_only(tmp_path: Path) -> None:
     parts = {"metrics.json": "accuracy", "predictions.csv": "reliability", "log.jsonl": "loss", "config.json": None}
     for name, figure in parts.items():

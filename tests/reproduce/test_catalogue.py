@@ -59,6 +59,7 @@ def test_the_papers_tables() -> None:
         assert (data, "clip_vit_b16", "zeroshot") in main and (data, "vit_b16_in21k", "zeroshot") not in main
 
 
+@pytest.mark.slow
 def test_every_experiment_resolves() -> None:
     """Without weights or data; and what has the same folder has the same training."""
     plan = Plan(tuple(KNOWN.experiments.values()), Path("r"))

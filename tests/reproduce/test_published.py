@@ -34,6 +34,7 @@ def test_every_command_is_written_down() -> None:
     assert all(one.left_out for one in COMMANDS if one.settings is None)
 
 
+@pytest.mark.slow
 def test_every_command_has_an_experiment_of_equal_settings(known: dict[Any, str]) -> None:
     lacking = [(one.file, dict(one.settings)) for one in COMMANDS if one.settings and one.settings not in known]
     assert lacking == []

@@ -223,6 +223,7 @@ def test_a_level_by_name_may_be_unsure(table: Path, command: Command) -> None:
     assert "is 0.5, but no level was asked for" in command("predict", *given, "--sure", 0.5).err
 
 
+@pytest.mark.slow
 def test_python_answers_as_the_command_does(table: Path, command: Command) -> None:
     assert command("zeroshot", "--data", table, "--out", "run").code == 0
     test = table.parent / "test"
@@ -267,6 +268,7 @@ def test_the_temperature_decides_at_levels(table: Path, command: Command) -> Non
     assert set(answers.groups) == {"scenery"}
 
 
+@pytest.mark.slow
 def test_eval_with_zero_shot_logits_uses_no_temperature_and_says_so(
     table: Path, command: Command, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def begun(photos: Path, tmp_path: Path) -> tuple[Path, Path]:
     )  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_a_mean_and_what_reads_it(two: tuple[Path, Path], command: Command, tmp_path: Path) -> None:
     """The plain mean, tested in its folder as training does it; every command takes the folder."""
     ended = command("merge", *two, "--out", "mean", "--json")

@@ -42,6 +42,7 @@ def load(folder: Path) -> checkpoint.Trained:
     return checkpoint.load_model(folder, runtime.choose("cpu", "fp32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["--text", "--no-text"])
 def test_added_from_pictures(text: str, run: Path, photos: Path, command: Command, tmp_path: Path) -> None:
     """The new class is found again, the old rows are the same bits, and the new run stands alone."""
@@ -253,6 +254,7 @@ def test_single_pictures_everywhere() -> None:
     assert made.own is None and float(added_row.margin(x[3:], made.row, known.rows)) > 0
 
 
+@pytest.mark.slow
 def test_statistics_of_other_weights_are_not_taken(run: Path, command: Command, tmp_path: Path) -> None:
     """A file that belongs to another run is as good as none."""
     pictures(tmp_path / "yellow", 2)

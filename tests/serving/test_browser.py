@@ -36,6 +36,7 @@ def shown(driver: Any, count: int) -> list[str]:
     return [one.text for one in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_picture_is_chosen_and_its_classes_are_shown(
     dark: bool, run: Path, started: Started, driver: Any, tmp_path: Path

@@ -44,6 +44,7 @@ def test_methods_with_settings_of_their_own() -> None:
         compare.entries("lift+,full:lr=0.003,epochs=1")
 
 
+@pytest.mark.slow
 def test_runs_are_made_reused_and_refused(photos: Path, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "c"
     given = ("compare", "--data", photos, "--out", "c", "--methods", "lift+,full:lr=0.003")
@@ -99,6 +100,7 @@ def check_summary(found: dict[str, Any], folder: Path) -> None:
     assert overall["points"] == pytest.approx(means["lift+"] - means["full:lr=0.003"])
 
 
+@pytest.mark.slow
 def test_a_failed_method_ends_no_comparison(photos: Path, command: Command, tmp_path: Path) -> None:
     """The first of three diverges: the others are tabled, the page is written, exit code 2; given again it retries."""
     bad, settings = "linear_probe:lr=1e30", ("tte=false", *QUICK)
@@ -128,6 +130,7 @@ def test_a_failed_method_ends_no_comparison(photos: Path, command: Command, tmp_
     ], "where all fail, no table is written over an earlier one"
 
 
+@pytest.mark.slow
 def test_every_trained_method_is_also_tested_with_zero_shot_logits(
     photos: Path, command: Command, tmp_path: Path
 ) -> None:

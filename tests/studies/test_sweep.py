@@ -44,6 +44,7 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_best_on_validation_is_chosen_and_test_is_touched_last(split: Path, command: Command) -> None:
     shutil.move(split / "test", split.parent / "kept")
     for file in (split.parent / "kept").rglob("*.png"):  # pictures that cannot be read: reading one would end the sweep

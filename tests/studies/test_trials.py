@@ -148,6 +148,7 @@ def test_a_sweep_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / storage.JOURNAL).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", URLS)
 def test_a_storage_that_goes_away_is_told(tmp_path: Path, url: str | None) -> None:
     made = shared(tmp_path, 1, url)

@@ -53,6 +53,7 @@ def test_same_seed_same_bits_with_any_number_of_workers(photos: Path) -> None:
     assert any(not torch.equal(alone[name], other[name]) for name in alone)
 
 
+@pytest.mark.slow
 def test_patches_left_out_depend_on_the_pictures_alone(photos: Path) -> None:
     given = ("keep=0.5", "head_init=random")
     alone, one = trained(photos, "workers=0", *given)
@@ -92,6 +93,7 @@ def test_class_weights_reach_the_loss_and_unknown_classes_are_refused(photos: Pa
         assembly.check(run, sources.load(run.data))
 
 
+@pytest.mark.slow
 def test_resampled_runs_are_the_same_with_any_number_of_workers(photos: Path) -> None:
     alone, one = trained(photos, "workers=0", "sampler=class_balanced", "loss=cross_entropy")
     shared, two = trained(photos, "workers=2", "sampler=class_balanced", "loss=cross_entropy")

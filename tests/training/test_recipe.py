@@ -328,6 +328,7 @@ def test_the_better_two_of_three_rates_go_on_and_the_best_is_taken(
     assert [epochs for _, epochs in tried] == [2, 2, 2, 4, 4]
 
 
+@pytest.mark.slow
 def test_spare_time_goes_into_the_rate(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way, with real training on a few pictures; the rate that is far too high loses."""
     monkeypatch.setattr(rate_search, "LEAST_PICTURES", 3)

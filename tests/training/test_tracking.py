@@ -203,6 +203,7 @@ def test_mistakes_are_told_before_work(photos: Path, command: Command, monkeypat
     assert ended.code == 2 and "liftplus[wandb]" in ended.err and not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_the_callers_own_wandb_run_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs: ours begins and ends, theirs is logged to before, during and after, and keeps its id."""
     wandb = pytest.importorskip("wandb")
