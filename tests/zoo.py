@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from packaging.version import Version
 from timm.layers import LayerNorm
 from timm.models.beit import Beit
 from timm.models.eva import Eva
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from liftplus.backbones import clip, from_open_clip
 from liftplus.backbones.base import Backbone, BackboneConfig, Facts
 
+OLD_TIMM = Version(timm.__version__) < Version("1.0.31")
 SIZE, PATCH, JOINT = 15, 5, 11
 HALF = (0.5, 0.5, 0.5)
 TEXT = {"context_length": 12, "vocab_size": 41, "width": 10, "heads": 2, "layers": 3}

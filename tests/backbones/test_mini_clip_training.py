@@ -25,6 +25,7 @@ import pretrain_mini_clip
 from mini_clip_pairs import Batch, Concept, Library
 from mini_clip_sets import IconSet
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 CONCEPTS = ["apple", "bee", "cup"]
 PLAIN_ORDER = ["fluent-emoji-flat", "fxemoji", "shapes", "lines", "lines-bold"]
 LINES = {"dogs": "dog", "sofa": "sofa", "sofa-outline": "sofa"}
@@ -266,6 +267,7 @@ def asking_to_end(parts: list[Batch], before: int) -> Iterator[Batch]:
         yield part
 
 
+@needs_muon
 def test_a_run_that_is_asked_to_end_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     parts, whole = batches(), pretrain_mini_clip.Run(settings(tmp_path / "whole"), CONCEPTS)
     (tmp_path / "part").mkdir()
@@ -287,6 +289,7 @@ def test_a_run_that_is_asked_to_end_goes_on_as_if_it_had_not(tmp_path: Path) -> 
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@needs_muon
 def test_a_run_goes_on_with_its_own_settings(tmp_path: Path) -> None:
     run = pretrain_mini_clip.Run(settings(tmp_path), CONCEPTS)
     run.take(batches()[0])
@@ -299,6 +302,7 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path: Path) -> None:
     assert longer.step == 1 and longer.settings["steps"] == 200
 
 
+@needs_muon
 def test_saved_weights_are_the_average_in_the_packages_form(tmp_path: Path) -> None:
     from liftplus.backbones import mini_clip
     from liftplus.backbones.base import BackboneConfig
@@ -314,6 +318,7 @@ def test_saved_weights_are_the_average_in_the_packages_form(tmp_path: Path) -> N
     assert not torch.equal(kept, run.model.state_dict()["image.blocks.0.mlp.fc1.weight"].half().float())
 
 
+@needs_muon
 def test_the_rate_warms_up_stays_and_falls_to_zero(tmp_path: Path) -> None:
     run = pretrain_mini_clip.Run(settings(tmp_path, steps=10_000, lr=0.3), CONCEPTS)
     rates = []

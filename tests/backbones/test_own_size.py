@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from liftplus.backbones import catalogue, from_open_clip
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.errors import UserError
+from zoo import OLD_TIMM
 
 from .test_open_clip import inputs, load, source, write
 
@@ -52,8 +53,13 @@ def load_timm(name: str, path: Path, size: int | None) -> Backbone:
     return catalogue.load(BackboneConfig(name=f"timm/{name}", weights=str(path), image_size=size))
 
 
+OLD = "timm before 1.0.31 takes a Swin without classifier for its authors' file, so the weights are refused"
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_file_of_another_size_is_taken_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if OLD_TIMM and "swin" in name:
+        pytest.skip(OLD)
     size, options = FAMILIES[name]
     small(monkeypatch, options)
     own = stirred(timm.create_model(name, num_classes=0, img_size=size))
@@ -67,6 +73,7 @@ def test_a_file_of_another_size_is_taken_as_it_is(name: str, monkeypatch: pytest
     torch.testing.assert_close(found(images), own(images), rtol=1e-4, atol=1e-4 * float(own(images).std()))
 
 
+@pytest.mark.skipif(OLD_TIMM, reason=OLD)
 def test_swin_keeps_its_windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A file of the native size at twice the side, as timm's img_size does it: the windows stay at 7."""
     name = "swin_tiny_patch4_window7_224.ms_in1k"

@@ -47,7 +47,7 @@ def test_layers_are_those_of_timm_but_for_what_follows_the_blocks(name: str) -> 
     for key, layer in ours.items():
         if layer == last:
             assert theirs[key] >= backbone.depth, key
-        else:
+        elif not (zoo.OLD_TIMM and key.startswith(("reg_token", "norm_pre"))):
             assert theirs[key] == layer, key
 
 

@@ -227,10 +227,11 @@ def groups(doubles: list[Double], count: int) -> list[list[int]]:
     """Numbers of the pictures that are doubles of each other, also by way of a third one, ascending."""
     if not doubles:
         return []
-    ones, others = [double.first for double in doubles], [double.second for double in doubles]
-    links = coo_array((np.ones(len(ones), bool), (ones, others)), shape=(count, count))
+    pairs = np.array([(double.first, double.second) for double in doubles], np.int32)
+    # With indices of 64 bits SciPy 1.11 prints an error and joins all pictures into one group.
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     members: dict[int, list[int]] = {}
     label = connected_components(links, directed=False)[1]
-    for number in sorted({*ones, *others}):
+    for number in np.unique(pairs).tolist():
         members.setdefault(int(label[number]), []).append(number)
     return sorted(members.values())
