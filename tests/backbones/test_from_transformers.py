@@ -261,6 +261,37 @@ def renamed(folder: Path, **tensors: Tensor) -> None:
     save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
 
 
+EPSILONS = (None, 0, -1e-6, float("inf"), float("nan"), "1e-6", True)
+
+
+@pytest.mark.parametrize("values", [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_pixels_are_those_of_the_processor(values: dict[str, Any], tmp_path: Path) -> None:
+    slim.saved("vit", tmp_path)
+    said = {"image_mean": [0.1, 0.2, 0.3], "image_std": 0.5} | values
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    picture = torch.arange(3 * 224 * 224, dtype=torch.uint8).reshape(3, 224, 224)
+    theirs = transformers.ViTImageProcessor(**(said | {"image_std": [0.5] * 3}), do_resize=False)
+    expected = theirs(picture.permute(1, 2, 0).numpy(), input_data_format="channels_last", return_tensors="pt")
+    facts = slim.load(tmp_path, "vit").facts
+    mean, std = (torch.tensor(one)[:, None, None] for one in (facts.mean, facts.std))
+    torch.testing.assert_close((picture / 255 - mean) / std, expected["pixel_values"][0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [0, 1, "lanczos", [2]])
+def test_a_kernel_that_liftplus_has_not_is_said(kernel: Any, tmp_path: Path) -> None:
+    slim.saved("vit", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": kernel}))
+    (note,) = [note for note in slim.load(tmp_path, "vit").notes if "resample" in note and "kernel" in note]
+    assert f"resample={kernel!r}" in note and "resized with bicubic" in note
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    """They were cast, so that nearly all were 0."""
+    model = slim.saved("vit", tmp_path)
+    save_file({key: value.to(torch.int8) for key, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    assert "holds whole numbers (int8), as quantised weights do" in refusal(tmp_path, slim.NAMES["vit"])
+
+
 def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
     slim.saved("vit", tmp_path)
     config = slim.config_of(tmp_path)
@@ -269,8 +300,16 @@ def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
         ({"hidden_act": "relu6"}, "names the activation 'relu6'; liftplus knows gelu"),
         ({"model_type": "swin"}, "model_type 'swin'. liftplus takes transformers' CLIP, SigLIP"),
         ({"model_type": "siglip2"}, "NaFlex"),
-        ({"layer_norm_eps": None}, "layer_norm_eps is None; a number is needed"),
-        ({"image_size": "large"}, "image_size is 'large'; a number is needed"),
+        *(({"layer_norm_eps": eps}, f"layer_norm_eps is {eps!r}; a number above 0") for eps in EPSILONS),
+        ({"image_size": "large"}, "image_size is 'large'; a whole number above 0"),
+        ({"patch_size": -16}, "patch_size is -16; a whole number above 0"),
+        ({"hidden_size": 192.5}, "hidden_size is 192.5; a whole number above 0"),
+        ({"hidden_act": ["gelu"]}, "hidden_act is ['gelu']; liftplus knows gelu"),
+        ({"image_size": 384}, "config.json says image_size=384, but the tensors of"),
+        ({"patch_size": 8}, "are of a model with patch_size=16"),
+        ({"num_channels": 1}, "are of a model with num_channels=3"),
+        ({"hidden_size": 96}, "config.json says hidden_size=96"),
+        ({"num_hidden_layers": 6}, "config.json says num_hidden_layers=6"),
         ({"model_type": "clip", "vision_config": [1]}, "has a vision_config that is no table"),
         ({"model_type": "dinov2"}, "seems to be a ViT, but config.json beside it describes a DINOv2"),
     ]
@@ -278,9 +317,16 @@ def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
         slim.changed(tmp_path, **config | values)
         assert said in refusal(tmp_path, slim.NAMES["vit"])
     processor = tmp_path / "preprocessor_config.json"
-    processor.write_text(json.dumps({"image_std": [0, 1, 1], "resample": [2]}))
     slim.changed(tmp_path, **config)
-    assert "image_std is [0.0, 1.0, 1.0]; positive numbers" in refusal(tmp_path, slim.NAMES["vit"])
+    for values, said in (
+        ({"image_std": [0, 1, 1], "resample": [2]}, "image_std is [0, 1, 1]; three numbers above 0"),
+        ({"image_std": "x"}, "image_std is 'x'; three numbers above 0"),
+        ({"image_mean": [0.5] * 4}, "image_mean is [0.5, 0.5, 0.5, 0.5]; three numbers are"),
+        ({"image_mean": [float("nan")] * 3}, "image_mean is [nan, nan, nan]; three numbers are"),
+        ({"rescale_factor": 0}, "rescale_factor is 0; a number above 0"),
+    ):
+        processor.write_text(json.dumps(values))
+        assert said in refusal(tmp_path, slim.NAMES["vit"])
     (tmp_path / "config.json").write_text("{")
     assert "config.json' cannot be read as JSON" in refusal(tmp_path, slim.NAMES["vit"])
 

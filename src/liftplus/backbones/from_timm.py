@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -166,7 +167,10 @@ def _loaded(pinned: str, state: dict[str, Tensor], name: str, size: int | None) 
         overlay = {"state_dict": tensors, "num_classes": classes, "label_offset": None}
         overlay |= {"custom_load": False, "source": ""}
         try:
-            model = _create(pinned, size, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+            with warnings.catch_warnings():
+                # timm resamples relative positions with a layout and an indexing that PyTorch comments on.
+                warnings.filterwarnings("ignore", r"torch\.searchsorted|Using a non-tuple sequence", UserWarning)
+                model = _create(pinned, size, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
         except Exception as error:  # strict loading, and timm's translation can trip over any foreign table
             problems.append(error)
             continue

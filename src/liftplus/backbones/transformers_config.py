@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +16,11 @@ from torch import nn
 from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.from_transformers import LABELS
 from liftplus.backbones.sites import is_norm, residual_blocks
+from liftplus.backbones.weights import outline
 from liftplus.errors import UserError
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+_KERNELS = {"2": "bilinear", "3": "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}  # numbered as by Pillow
 
 _TOWER = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16}
 _WORDS = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8}
@@ -115,14 +119,25 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     for key in ("image_size", "patch_size"):
         if isinstance(found.get(key), list) and len(set(found[key])) == 1:
             found[key] = found[key][0]
-    for key in (*_TOWER, "layer_norm_eps"):
-        if key in found and (isinstance(found[key], bool) or not isinstance(found[key], int | float)):
-            raise UserError(f"{CONFIG}'s {key} is {found[key]!r}; a number is needed.")
+    for key in filter(found.__contains__, _TOWER):
+        if not isinstance(found[key], int) or isinstance(found[key], bool) or found[key] < 1:
+            raise UserError(f"{CONFIG}'s {key} is {found[key]!r}; a whole number above 0 is needed. Fetch it again.")
+    if not _is_number(found["layer_norm_eps"]) or found["layer_norm_eps"] <= 0:
+        raise UserError(
+            f"{CONFIG}'s layer_norm_eps is {found['layer_norm_eps']!r}; a number above 0, such as 1e-6, is needed. "
+            "Fetch it again."
+        )
+    if not isinstance(found["hidden_act"], str):
+        raise UserError(f"{CONFIG}'s hidden_act is {found['hidden_act']!r}; liftplus knows {', '.join(_SAME)}.")
     if found.get("rope_theta", 100) != 100:
         raise UserError(
             f"{CONFIG}'s rope_theta is {found['rope_theta']}; timm's DINOv3 has only 100. Choose another model."
         )
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -161,6 +176,7 @@ def settle(backbone: Backbone, kind: str, path: Path, positions: str) -> None:
             f"{str(path)!r} seems to be a {LABELS[kind]}, but {CONFIG} beside it describes a {LABELS[about.family]}. "
             f"Put the weights into a folder with their own {CONFIG}."
         )
+    _refuse_other_sizes(about.image, path)
     changed = [*_changed(backbone.image, about.image, "image tower")]
     if backbone.text is not None and about.text is not None:
         changed += _changed(backbone.text.tower, about.text, "text tower")
@@ -173,6 +189,30 @@ def settle(backbone: Backbone, kind: str, path: Path, positions: str) -> None:
         said = "; ".join(changed)
         backbone.notes += (f"As {CONFIG} or {PROCESSOR} beside the weights says, {said}.",)
     backbone.notes += tuple(_by_design(backbone, about, processor, positions))
+
+
+def _refuse_other_sizes(settings: dict[str, Any], path: Path) -> None:
+    """An error if config.json is not of the image tower in a file; transformers does not load these two either."""
+    shapes = {name: value.shape for name, value in outline(path).items() if not name.startswith("text_model.")}
+    layers = [int(match[1]) for name in shapes if (match := re.search(r"\blayers?\.(\d+)\.", name))]
+    found = {"num_hidden_layers": max(layers) + 1} if layers else {}
+    patches = next((shape for name, shape in shapes.items() if _PATCHES.search(name)), None)
+    if patches is not None:
+        found |= {"hidden_size": patches[0], "num_channels": patches[1], "patch_size": patches[2]}
+        tokens = next((shape[-2] for name, shape in shapes.items() if _POSITIONS.search(name)), None)
+        if tokens is not None:  # of patches in a square, and of class and register tokens, which are fewer than a row
+            found["image_size"] = math.isqrt(tokens) * patches[2]
+    for key, own in found.items():
+        if settings.get(key, own) != own:
+            raise UserError(
+                f"{CONFIG} says {key}={settings[key]}, but the tensors of {str(path)!r} are of a model with "
+                f"{key}={own}. Put the weights into a folder with their own {CONFIG}."
+            )
+
+
+# Names in transformers' form of the patches' projection [D, channels, side, side] and of learned positions [..., N, D].
+_PATCHES = re.compile(r"patch_embeddings?(\.projection)?\.weight$")
+_POSITIONS = re.compile(r"position_embeddings?(\.weight)?$")
 
 
 def _unsaid(backbone: Backbone) -> str:
@@ -256,16 +296,9 @@ def _made(kind: str) -> nn.Module:
 
 def _pictures(facts: Facts, processor: dict[str, Any]) -> tuple[Facts, list[str]]:
     """The facts with mean, std and kernel of the file, and a phrase for each change."""
-    kernels = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
-    wanted = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
-    values: dict[str, Any] = {
-        key: tuple(map(float, value)) for key, value in wanted.items() if value is not None and _three(value)
-    }
-    if any(value <= 0 for value in values.get("std", ())):
-        raise UserError(f"{PROCESSOR}'s image_std is {list(values['std'])}; positive numbers are needed.")
-    kernel = processor.get("resample")
-    if isinstance(kernel, int) and kernel in kernels:
-        values["interpolation"] = kernels[kernel]
+    values: dict[str, Any] = _normalisation(facts, processor)
+    if kernel := _KERNELS.get(str(processor.get("resample"))):
+        values["interpolation"] = kernel
     before = {key: getattr(facts, key) for key in values}
     said = [
         f"{key} of pictures is {_shown(value)} instead of {_shown(before[key])}"
@@ -275,8 +308,26 @@ def _pictures(facts: Facts, processor: dict[str, Any]) -> tuple[Facts, list[str]
     return replace(facts, **values), said
 
 
-def _three(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(isinstance(item, int | float) for item in value)
+def _normalisation(facts: Facts, processor: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Mean and std of pictures from 0 to 1 that do what the file's processor does with bytes."""
+    found: dict[str, tuple[float, ...]] = {}
+    for key, own in (("mean", facts.mean), ("std", facts.std)):
+        value = processor.get(f"image_{key}")
+        three = list(own) if value is None else [value] * 3 if _is_number(value) else value
+        fits = isinstance(three, list) and len(three) == 3 and all(map(_is_number, three))
+        if not fits or (key == "std" and min(three) <= 0):
+            needed = "three numbers above 0 are" if key == "std" else "three numbers are"
+            raise UserError(f"{PROCESSOR}'s image_{key} is {value!r}; {needed} needed. Fetch it again.")
+        found[key] = tuple(map(float, three))
+    if processor.get("do_normalize") is False:
+        found = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    factor = processor.get("rescale_factor", 1 / 255)
+    if not _is_number(factor) or factor <= 0:
+        raise UserError(f"{PROCESSOR}'s rescale_factor is {factor!r}; a number above 0, such as 1/255, is needed.")
+    scale = 255 * (1.0 if processor.get("do_rescale") is False else factor)
+    if abs(scale - 1) > 1e-5:  # (255 x f - mean) / std, for x from 0 to 1
+        found = {key: tuple(item / scale for item in value) for key, value in found.items()}
+    return found
 
 
 def _shown(value: Any) -> str:
@@ -297,6 +348,12 @@ def _by_design(backbone: Backbone, about: About, processor: dict[str, Any], posi
         yield (
             "Features are the mean over patches, as in timm; transformers' pooler_output is the class token, which "
             "backbone.pooling=token takes."
+        )
+    kernel = processor.get("resample")
+    if kernel is not None and str(kernel) not in _KERNELS:
+        yield (
+            f"{PROCESSOR} has resample={kernel!r}, a kernel that liftplus does not have; pictures are resized with "
+            f"{backbone.facts.interpolation}. backbone.interpolation sets another one."
         )
     sides = processor.get("size")
     squashed = isinstance(sides, dict) and "height" in sides and not processor.get("do_center_crop")

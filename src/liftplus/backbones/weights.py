@@ -129,7 +129,15 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Anything unreadable ends in a `UserError`.
     """
     path = existing(path)
-    return from_transformers.translated(without_prefixes(unwrapped(_opened(path), path)[0]))
+    table = without_prefixes(unwrapped(_opened(path), path)[0])
+    for name, value in table.items():
+        if name.endswith((".weight", ".bias")) and isinstance(value, Tensor) and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{name!r} in {str(path)!r} holds whole numbers ({kind}), as quantised weights do. liftplus takes "
+                "weights in fp32, fp16 or bf16: fetch the model as it was before."
+            )
+    return from_transformers.translated(table)
 
 
 def remarks(path: Path) -> tuple[str, ...]:

@@ -35,7 +35,9 @@ _LAYER_SCALES = r"blocks\.\d+\.(ls[12]\.gamma|gamma_[12])"
 _LAST_LINEARS = r"blocks\.\d+\.(attn\.proj|mlp\.fc2)\.(weight|bias)"
 _NORMS = r"(blocks\.\d+\.norm[12]|norm|fc_norm)"
 LARGEST_STREAM = 32
-"""Most times that an export enlarges the residual stream: fp16 overflows at 65504, and streams reach hundreds."""
+"""Most times that an export enlarges the residual stream, or makes it smaller.
+
+fp16 overflows at 65504, and streams reach hundreds."""
 
 
 def write(moving: Moving, folder: Path) -> Written:
@@ -156,12 +158,12 @@ def stream_factor(ours: nn.Module, made: nn.Module) -> float:
 
     (c x - c mean) / sqrt(c^2 var + eps) = (x - mean) / sqrt(var + eps / c^2), so that norms which read the stream c
     times as large give the same output with c^2 times the epsilon. 1 where the epsilons are equal, and where the tower
-    is no pre-norm ViT or has norms elsewhere. At most `LARGEST_STREAM`.
+    is no pre-norm ViT or has norms elsewhere. At most `LARGEST_STREAM`, and at least one over that.
     """
     own, other = _epsilons(ours), _epsilons(made)
     if own is None or other is None:
         return 1.0
-    return min(math.sqrt(other / own), LARGEST_STREAM)
+    return max(min(math.sqrt(other / own), LARGEST_STREAM), 1 / LARGEST_STREAM)
 
 
 def _epsilons(tower: nn.Module) -> float | None:
@@ -183,7 +185,7 @@ def _stream_note(ours: nn.Module, made: nn.Module, factor: float) -> str:
     return (
         f"The epsilon of norms is {own:g} in the run and {other:g} in timm's model. So weights that add to the "
         f"residual stream are written times {factor:g}, with which timm's epsilon acts as {other / factor**2:.2g} and "
-        "outputs stay as they are. In fp16 the stream overflows that much earlier; bf16 and fp32 are not affected."
+        f"outputs stay as they are.{' In fp16 the stream overflows that much earlier.' if factor > 1 else ''}"
     )
 
 
