@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from liftplus.backbones import catalogue, from_timm
 from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.errors import UserError
+from zoo import OLD_TIMM
 
 from ..conftest import SHARED
 
@@ -468,3 +469,10 @@ def test_trained_attention_biases_take_effect(name: str) -> None:
     fresh.load_state_dict(backbone.image.state_dict())
     torch.testing.assert_close(backbone(images(224)), fresh(images(224)))
     assert not [m for m in backbone.modules() if m.training and isinstance(m, nn.Dropout | nn.BatchNorm2d)]
+
+
+@pytest.mark.skipif(OLD_TIMM, reason="timm before 1.0.31 may not convert")
+def test_a_model_that_timm_converts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIMM_USE_NAFLEX", "1")
+    said = refusal(lambda: catalogue.load(BackboneConfig(name="dinov3_b16"), weights=False), "NaFlexVit")
+    assert "TIMM_USE_NAFLEX or TIMM_USE_NAFLEXVIT is set" in said
