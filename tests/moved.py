@@ -36,7 +36,7 @@ def trained(trunk: Backbone, head: Head, tuner: str = "lora", config: BackboneCo
     for name, weight in model.partition()["tuned"].items():
         weight.data += (0.2 if name.startswith("tuners.") else 0.02) * torch.randn_like(weight)
     model.requires_grad_(False)
-    settings = resolve().model_copy(update={"tuner": tuners} | ({"backbone": config} if config else {}))
+    settings = resolve().model_copy(update={"tuner": tuners, "head": head} | ({"backbone": config} if config else {}))
     return Trained(model, settings, NAMES, tuple("0123"), (4, 3, 2, 1))
 
 

@@ -110,11 +110,13 @@ def export(
             "or leave --with-preprocessing out."
         )
     if form == "peft":
-        if prior is not None or five_crops is not None or check:
+        if five_crops is not None or check:
             raise UserError(
-                "--format peft writes weights alone. Leave --prior, --five-crops, --one-crop and --check out."
+                "--format peft writes weights and compares no pictures. Leave --five-crops, --one-crop and --check out."
             )
-        _export_peft(run, out, change, as_json)
+        _check_folder(out, "--format", form)
+        _refuse_idle_for_peft(change)
+        _export_peft(run, out, _settings(run, change, prior, False), as_json)
         return
     chosen = _format(out, form)
     settings = _settings(run, change, prior, five_crops)
@@ -217,22 +219,17 @@ def _export_whole(
     from liftplus import console
     from liftplus.publishing import export as exporting
     from liftplus.publishing import moving
-    from liftplus.training import checkpoint
 
     library = moving.required(to)
     _check_folder(out, "--to", to)
     session = options.session(settings)
-    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    moved = trained.config.model_copy(update={"backbone": settings.backbone})  # weights may lie elsewhere by now
-    trained = replace(trained, config=moved)
+    trained = _loaded(run, session)
     store, split, source = _pictures(session, check)
     images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
     written, difference = moving.move(
         trained, out, library, images, session.progress, settings.evaluation, without_timm
     )
-    notes = [*written.notes, *difference.notes(library)]
-    if (warmth := _promised(session, trained).temperature) != 1:
-        notes.append(f"{library} gives plain logits. For calibrated probabilities divide them by {warmth:.6g} first.")
+    notes = [*written.notes, *difference.notes(library), *_warmth(session, trained, library)]
     load = written.how.format(folder=json.dumps(str(out), ensure_ascii=False)[1:-1])  # Python text, also with quotes
     if as_json:
         about = {
@@ -250,6 +247,22 @@ def _export_whole(
     )
     for note in notes:
         console.out.print(note)
+
+
+def _loaded(run: Path, session: Session) -> Trained:
+    """The run's model, and its settings with the place where the backbone's weights are by now."""
+    from liftplus.training import checkpoint
+
+    trained = checkpoint.load_model(run, session.runtime, session.config.backbone)
+    return replace(trained, config=trained.config.model_copy(update={"backbone": session.config.backbone}))
+
+
+def _warmth(session: Session, trained: Trained, what: str) -> list[str]:
+    """A note on the temperature of a calibrated run, which `what` does not have."""
+    warmth = _promised(session, trained).temperature
+    if warmth == 1:
+        return []
+    return [f"{what} gives plain logits. For calibrated probabilities divide them by {warmth:.6g} first."]
 
 
 def _refuse_beside_page(out: Path, to: str | None, form: str | None) -> None:
@@ -371,15 +384,33 @@ def _compared(source: str, likeness: Likeness) -> str:
     )
 
 
-def _export_peft(run: Path, out: Path, change: list[str] | None, as_json: bool) -> None:
+IN_PEFTS_FOLDER = ("evaluation.prior", "evaluation.resize", "evaluation.one_crop_expand")
+
+
+def _refuse_idle_for_peft(change: list[str] | None) -> None:
+    """Refuse settings of tests and data that act on nothing in the folder for peft."""
+    from liftplus.config import full_key
+
+    for word in change or ():
+        key = full_key(word.partition("=")[0])
+        if key.startswith(("evaluation.", "data.")) and key not in IN_PEFTS_FOLDER:
+            raise UserError(
+                f"{key} does not act on --format peft, which writes weights and compares no pictures. Of settings of "
+                f"tests, {', '.join(IN_PEFTS_FOLDER)} do. Leave {word} out."
+            )
+
+
+def _export_peft(run: Path, out: Path, settings: RunConfig, as_json: bool) -> None:
     from liftplus import console
     from liftplus.publishing import lora_exchange
-    from liftplus.training import checkpoint
 
-    settings = options.run_settings(run, None, [*(change or []), "device=cpu", "precision=fp32"])
-    trained = checkpoint.load_model(run, options.session(settings).runtime, settings.backbone)
-    written = lora_exchange.write_folder(trained, out)
+    session = options.session(settings)
+    trained = _loaded(run, session)
+    written = lora_exchange.write_folder(trained, out, settings.evaluation)
+    notes = [*written.notes, *_warmth(session, trained, "The classifier")]
     if as_json:
-        print(json.dumps({"folder": str(out), "linears": written}))
+        print(json.dumps({"folder": str(out), "linears": written.linears, "notes": notes}))
         return
-    console.out.print(f"LoRA weights of {counted(written, 'linear')} and the head are in {out}, for peft.")
+    console.out.print(f"LoRA weights of {counted(written.linears, 'linear')} and the head are in {out}, for peft.")
+    for note in notes:
+        console.out.print(note, highlight=False, markup=False)

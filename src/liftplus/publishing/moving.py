@@ -26,7 +26,7 @@ from liftplus.evaluation.inference import crops
 from liftplus.machine.disk import folder_of, new_folder, refuse_existing
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier
-from liftplus.model.heads import JointModule
+from liftplus.model.heads import HeadModule, JointModule
 from liftplus.publishing.comparing import OTHERWISE, TOLERANCE, answers, largest, within
 from liftplus.training.checkpoint import Trained
 
@@ -206,15 +206,30 @@ def kinds_of_activations(tower: nn.Module) -> set[str]:
     return {kind_of(module) for _, _, module in activations(tower)}
 
 
+def epsilons(tower: nn.Module) -> set[float]:
+    """Those of a tower's norms."""
+    return {part.eps for part in tower.modules() if isinstance(part, nn.LayerNorm)}
+
+
 def epsilon_notes(ours: nn.Module, theirs: nn.Module, library: str) -> tuple[str, ...]:
     """Where the epsilon of norms is another in the library's own tower, which the folder cannot say."""
-    eps = [{part.eps for part in tower.modules() if isinstance(part, nn.LayerNorm)} for tower in (ours, theirs)]
+    eps = [epsilons(tower) for tower in (ours, theirs)]
     if eps[0] == eps[1]:
         return ()
     own, other = (", ".join(f"{value:g}" for value in sorted(values)) for values in eps)
     return (
         f"The epsilon of norms is {own} in the run and {other} in {library}'s model, which moves features a little.",
     )
+
+
+def scaled_rows(head: HeadModule) -> Tensor | None:
+    """A head's rows times its scale [C, D], to be compared with features as `HeadModule` says; None where it has none.
+
+    With the bias [C] that is the whole classifier.
+    """
+    rows, own = head.rows(), 1.0 if head.layer_norms or not head.scales else None
+    scale = getattr(head, "scale", own)
+    return None if rows is None or scale is None else (scale * rows).detach()
 
 
 def linear_head(model: Classifier, features: Tensor, logits: Tensor, library: Library) -> LinearHead:

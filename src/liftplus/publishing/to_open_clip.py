@@ -30,7 +30,7 @@ from liftplus.model.classifier import Classifier
 from liftplus.model.heads import JointModule
 from liftplus.names import full_backbone
 from liftplus.publishing.comparing import OTHERWISE, loading
-from liftplus.publishing.moving import Moving, Written, epsilon_notes, kinds_of_activations
+from liftplus.publishing.moving import Moving, Written, epsilon_notes, kinds_of_activations, scaled_rows
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HEAD, ABOUT = "classifier.safetensors", "classifier.json"
@@ -94,15 +94,15 @@ def _about(config: RunConfig, backbone: Backbone) -> tuple[dict[str, Any], bool]
 def _classifier(model: Classifier) -> dict[str, Tensor]:
     """Rows [C, D] times the head's scale, and biases [C] with the prior."""
     head = model.head
-    rows, scale = head.rows(), getattr(head, "scale", None if head.scales else 1.0)
-    if rows is None or scale is None:
+    rows = None if head.layer_norms else scaled_rows(head)
+    if rows is None:
         raise UserError(
             f"open_clip compares unit vectors with rows, and the logits of the run's head ({type(head).__name__}) are "
             f"something else. {OTHERWISE}, or train with head=cosine."
         )
     bias = getattr(head, "bias", None)
     bias = torch.zeros(len(rows)) if bias is None else bias.detach()
-    return {"weight": (scale * rows).detach(), "bias": bias + (0 if model.shift is None else model.shift)}
+    return {"weight": rows, "bias": bias + (0 if model.shift is None else model.shift)}
 
 
 def _fill_image(visual: nn.Module, backbone: Backbone) -> None:

@@ -17,10 +17,11 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from liftplus.backbones.base import Backbone
+from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.counterparts import SIZES
 from liftplus.backbones.mini_towers import ImageTower
 from liftplus.backbones.transformers_config import kind_of
+from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.machine.disk import write_bytes, write_json
 from liftplus.publishing.comparing import OTHERWISE, loading
@@ -41,14 +42,9 @@ LARGEST_STREAM = 32
 def write(moving: Moving, folder: Path) -> Written:
     """Write timm's config.json and model.safetensors, and load them with timm."""
     backbone, head = moving.backbone, moving.head()
-    architecture, options = architecture_of(backbone)
-    made = _made(architecture, len(head.weight), options)
+    architecture, options, made = counterpart(backbone, len(head.weight))
     if pooling := _pooling(backbone, made):
         options |= pooling
-        made = _made(architecture, len(head.weight), options)
-    kinds = kinds_of_activations(backbone.image)
-    if len(kinds) == 1 and kinds != kinds_of_activations(made) and kinds <= ACTIVATIONS.keys():
-        options["act_layer"] = ACTIVATIONS[kinds.pop()]  # as config.json beside the weights said
         made = _made(architecture, len(head.weight), options)
     weights = _weights(backbone, made, head)
     factor = stream_factor(backbone.image, made)
@@ -65,6 +61,20 @@ def write(moving: Moving, folder: Path) -> Written:
 def loaded(folder: Path) -> Any:
     with loading("timm"):
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def counterpart(backbone: Backbone, classes: int) -> tuple[str, dict[str, Any], nn.Module]:
+    """timm's name of an image tower's architecture, its constructor's options, and the model that they make.
+
+    The model pools as the architecture does by itself, and its weights are random. Raises UserError if timm has none.
+    """
+    architecture, options = architecture_of(backbone)
+    made = _made(architecture, classes, options)
+    kinds = kinds_of_activations(backbone.image)
+    if len(kinds) == 1 and kinds != kinds_of_activations(made) and kinds <= ACTIVATIONS.keys():
+        options["act_layer"] = ACTIVATIONS[kinds.pop()]  # as config.json beside the weights said
+        made = _made(architecture, classes, options)
+    return architecture, options, made
 
 
 def architecture_of(backbone: Backbone) -> tuple[str, dict[str, Any]]:
@@ -193,7 +203,7 @@ def _shape(tensors: dict[str, Tensor], key: str) -> torch.Size | None:
 
 def _config(moving: Moving, architecture: str, options: dict[str, Any], made: nn.Module) -> dict[str, Any]:
     """timm's config.json, as its hub has it."""
-    facts, cut = moving.backbone.facts, moving.cut
+    facts = moving.backbone.facts
     published: Any = getattr(made, "pretrained_cfg", {})
     names = list(moving.trained.class_names)
     pooling = getattr(made, "global_pool", None)
@@ -207,18 +217,25 @@ def _config(moving: Moving, architecture: str, options: dict[str, Any], made: nn
         "pretrained_cfg": {
             "tag": "liftplus",
             "custom_load": False,
-            "input_size": [3, cut.size, cut.size],
+            **preparation(facts, moving.cut),
             "fixed_input_size": bool(published.get("fixed_input_size")),
-            "interpolation": cut.kernel,
-            "crop_pct": share(cut.size, cut.short),
-            "crop_mode": "squash" if cut.resize == "square" else "center",
-            "mean": list(facts.mean),
-            "std": list(facts.std),
             "num_classes": len(names),
             "pool_size": None,
             "first_conv": published.get("first_conv"),
             "classifier": published.get("classifier"),
         },
+    }
+
+
+def preparation(facts: Facts, cut: CentreCrop) -> dict[str, Any]:
+    """How one crop is taken and normalised, in the words of timm's pretrained_cfg."""
+    return {
+        "input_size": [3, cut.size, cut.size],
+        "interpolation": cut.kernel,
+        "crop_pct": share(cut.size, cut.short),
+        "crop_mode": "squash" if cut.resize == "square" else "center",
+        "mean": list(facts.mean),
+        "std": list(facts.std),
     }
 
 
