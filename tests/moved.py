@@ -56,4 +56,5 @@ def move(
     run: Trained, out: Path, library: Any, *, without_timm: bool = False, **evaluation: Any
 ) -> tuple[moving.Written, moving.Difference]:
     asked = ONE_CROP.model_copy(update=evaluation)
-    return moving.move(run, out, library, pictures(run.model.backbone), Silent(), asked, without_timm)
+    checked = moving.checked(run, library, asked, without_timm)
+    return moving.move(checked, out, pictures(run.model.backbone), Silent())

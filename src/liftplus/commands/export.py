@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from liftplus.config import RunConfig
     from liftplus.data.dataset import Split, Store
     from liftplus.publishing.export import Format, Parity
+    from liftplus.publishing.moving import Library
     from liftplus.publishing.preprocessing import Likeness
     from liftplus.runs.guesses import Promises
     from liftplus.runs.opening import Session
@@ -73,7 +74,7 @@ def export(
     """
     from liftplus import console
     from liftplus.publishing import export as exporting
-    from liftplus.publishing import preprocessing
+    from liftplus.publishing import moving, preprocessing
     from liftplus.training import checkpoint
 
     if runtime is not None and not page:
@@ -93,6 +94,7 @@ def export(
             raise UserError(f"{where} cannot answer at levels. Leave --level and --sure out, or export ONNX.")
     if page:
         _refuse_beside_page(out, to, form)
+        exporting.required("onnx")
         settings = _settings(run, change, prior, five_crops)
         _export_page(run, out, runtime, settings, check, promises, (level, sure), as_json)
         return
@@ -101,8 +103,10 @@ def export(
             raise UserError(f"--with-preprocessing writes ONNX alone, and --to is {to}. Give one of the two.")
         if form is not None:
             raise UserError(f"--to {to} and --format {form} are two exports. Give one of the two.")
+        library = moving.required(to)
+        _check_folder(out, "--to", to)
         settings = _settings(run, change, prior, _one_crop(five_crops, change, to))
-        _export_whole(run, out, to, settings, check, without_timm, as_json)
+        _export_whole(run, out, library, settings, check, without_timm, as_json)
         return
     if with_preprocessing and (form == "peft" or out.suffix != ".onnx"):
         raise UserError(
@@ -214,21 +218,24 @@ def _one_crop(five_crops: bool | None, change: list[str] | None, to: str) -> boo
 
 
 def _export_whole(
-    run: Path, out: Path, to: str, settings: RunConfig, check: list[str] | None, without_timm: bool, as_json: bool
+    run: Path,
+    out: Path,
+    library: Library,
+    settings: RunConfig,
+    check: list[str] | None,
+    without_timm: bool,
+    as_json: bool,
 ) -> None:
     from liftplus import console
     from liftplus.publishing import export as exporting
     from liftplus.publishing import moving
 
-    library = moving.required(to)
-    _check_folder(out, "--to", to)
     session = options.session(settings)
     trained = _loaded(run, session)
+    checked = moving.checked(trained, library, settings.evaluation, without_timm)
     store, split, source = _pictures(session, check)
     images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
-    written, difference = moving.move(
-        trained, out, library, images, session.progress, settings.evaluation, without_timm
-    )
+    written, difference = moving.move(checked, out, images, session.progress)
     notes = [*written.notes, *difference.notes(library), *_warmth(session, trained, library)]
     load = written.how.format(folder=json.dumps(str(out), ensure_ascii=False)[1:-1])  # Python text, also with quotes
     if as_json:
@@ -304,7 +311,6 @@ def _export_page(
     from liftplus.publishing import onnxruntime_web, preprocessing, to_page
     from liftplus.training import checkpoint
 
-    exporting.required("onnx")
     found = onnxruntime_web.found(runtime, lambda said: console.err.print(said, highlight=False))
     session = options.session(settings)
     trained = checkpoint.load_model(run, session.runtime, settings.backbone)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,15 @@ from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.machine.disk import write_bytes, write_json
 from liftplus.publishing.comparing import OTHERWISE, loading
-from liftplus.publishing.moving import LinearHead, Moving, Written, epsilon_notes, kinds_of_activations
+from liftplus.publishing.moving import (
+    LinearHead,
+    Moving,
+    Write,
+    Written,
+    check_linear,
+    epsilon_notes,
+    kinds_of_activations,
+)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # timm's names of activations by those of transformers.
@@ -39,23 +48,30 @@ LARGEST_STREAM = 32
 """Most times that an export enlarges the residual stream: fp16 overflows at 65504, and streams reach hundreds."""
 
 
-def write(moving: Moving, folder: Path) -> Written:
-    """Write timm's config.json and model.safetensors, and load them with timm."""
-    backbone, head = moving.backbone, moving.head()
-    architecture, options, made = counterpart(backbone, len(head.weight))
+def check(moving: Moving) -> Write:
+    """Refuse heads and towers that timm has no model for; the rest writes config.json and model.safetensors."""
+    backbone, classes = moving.backbone, len(moving.trained.class_names)
+    check_linear(moving.trained.model, "timm")
+    architecture, options, made = counterpart(backbone, classes)
     if pooling := _pooling(backbone, made):
         options |= pooling
-        made = _made(architecture, len(head.weight), options)
-    weights = _weights(backbone, made, head)
-    factor = stream_factor(backbone.image, made)
-    notes = epsilon_notes(backbone.image, made, "timm")
-    if factor != 1:
-        weights = _with_stream(weights, factor)
-        notes = (_stream_note(backbone.image, made, factor),)
-    write_bytes(folder / WEIGHTS, save(weights, {"format": "pt"}))
-    write_json(folder / CONFIG, _config(moving, architecture, options, made))
-    how = 'timm.create_model("local-dir:{folder}", pretrained=True)'
-    return Written(loaded(folder), head.exact, how, notes)
+        made = _made(architecture, classes, options)
+    name = _classifier(made, backbone)
+
+    def write(folder: Path, linear: Callable[[], LinearHead]) -> Written:
+        head = linear()
+        weights = _weights(backbone, made, {f"{name}.weight": head.weight, f"{name}.bias": head.bias})
+        factor = stream_factor(backbone.image, made)
+        notes = epsilon_notes(backbone.image, made, "timm")
+        if factor != 1:
+            weights = _with_stream(weights, factor)
+            notes = (_stream_note(backbone.image, made, factor),)
+        write_bytes(folder / WEIGHTS, save(weights, {"format": "pt"}))
+        write_json(folder / CONFIG, _config(moving, architecture, options, made))
+        how = 'timm.create_model("local-dir:{folder}", pretrained=True)'
+        return Written(loaded(folder), head.exact, how, notes)
+
+    return write
 
 
 def loaded(folder: Path) -> Any:
@@ -144,11 +160,9 @@ def _classifier(made: nn.Module, backbone: Backbone) -> str:
     return name
 
 
-def _weights(backbone: Backbone, made: nn.Module, head: LinearHead) -> dict[str, Tensor]:
-    """All tensors in timm's names; an error where those of timm's model are others."""
-    name = _classifier(made, backbone)
-    tensors = dict(backbone.image.state_dict())
-    tensors |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+def _weights(backbone: Backbone, made: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors in timm's names, with those of the head; an error where those of timm's model are others."""
+    tensors = dict(backbone.image.state_dict()) | head
     own = made.state_dict()
     if backbone.facts.pooling == "token" and "norm.weight" in own:  # before or after, it is the same norm of one token
         tensors = {re.sub("^fc_norm", "norm", key): value for key, value in tensors.items()}
