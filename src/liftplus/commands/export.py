@@ -125,7 +125,7 @@ def export(
     chosen = _format(out, form)
     settings = _settings(run, change, prior, five_crops)
     session = options.session(settings)
-    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone, options.BY_SET)
     promised = _promised(session, trained, promises, level, sure)
     store, split, source = _pictures(session, check)
     if with_preprocessing:
@@ -260,7 +260,7 @@ def _loaded(run: Path, session: Session) -> Trained:
     """The run's model, and its settings with the place where the backbone's weights are by now."""
     from liftplus.training import checkpoint
 
-    trained = checkpoint.load_model(run, session.runtime, session.config.backbone)
+    trained = checkpoint.load_model(run, session.runtime, session.config.backbone, options.BY_SET)
     return replace(trained, config=trained.config.model_copy(update={"backbone": session.config.backbone}))
 
 
@@ -293,7 +293,7 @@ def _check_folder(out: Path, option: str, value: str = "") -> None:
     if out.suffix in exporting.SUFFIXES.values():
         given = f"{option} {value}".rstrip()
         raise UserError(f"{given} writes a folder, and --out is {str(out)!r}. Give a folder, or leave {option} out.")
-    disk.refuse_existing(out)
+    disk.check_new_folder(out)
 
 
 def _export_page(
@@ -313,7 +313,7 @@ def _export_page(
 
     found = onnxruntime_web.found(runtime, lambda said: console.err.print(said, highlight=False))
     session = options.session(settings)
-    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone, options.BY_SET)
     promised = _promised(session, trained, promises, *at)
     store, split, source = _pictures(session, check)
     sample = preprocessing.Sample(store, exporting.spread(split, CHECKED), settings.data.decode)

@@ -5,7 +5,6 @@ The folder is written, loaded by the other library, compared with liftplus on pi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,7 +22,7 @@ from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
 from liftplus.evaluation.inference import crops
-from liftplus.machine.disk import folder_of, new_folder, refuse_existing
+from liftplus.machine.disk import new_folder, refuse_existing, room_beside
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier
 from liftplus.model.heads import HeadModule, JointModule
@@ -184,9 +183,8 @@ def move(run: Checked, out: Path, images: Tensor, progress: Progress) -> tuple[W
     expected = answers(model, pictures, progress, "Running liftplus")
     _refuse_kept(model.merge(), library)
     features = answers(model.backbone, pictures, progress, "Running liftplus, tuners folded in")
-    folder_of(out)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as above:
-        folder = Path(above) / out.name
+    with room_beside(out) as above:
+        folder = above / out.name
         folder.mkdir()
         written = run.write(folder, lambda: linear_head(model, features, expected))
         found = answers(written.logits, pictures, progress, f"Running {library}")
