@@ -36,7 +36,7 @@ def trained(trunk: Backbone, head: Head, tuner: str = "lora", config: BackboneCo
     for name, weight in model.partition()["tuned"].items():
         weight.data += (0.2 if name.startswith("tuners.") else 0.02) * torch.randn_like(weight)
     model.requires_grad_(False)
-    settings = resolve().model_copy(update={"tuner": tuners} | ({"backbone": config} if config else {}))
+    settings = resolve().model_copy(update={"tuner": tuners, "head": head} | ({"backbone": config} if config else {}))
     return Trained(model, settings, NAMES, tuple("0123"), (4, 3, 2, 1))
 
 
@@ -56,4 +56,5 @@ def move(
     run: Trained, out: Path, library: Any, *, without_timm: bool = False, **evaluation: Any
 ) -> tuple[moving.Written, moving.Difference]:
     asked = ONE_CROP.model_copy(update=evaluation)
-    return moving.move(run, out, library, pictures(run.model.backbone), Silent(), asked, without_timm)
+    checked = moving.checked(run, library, asked, without_timm)
+    return moving.move(checked, out, pictures(run.model.backbone), Silent())

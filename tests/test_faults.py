@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import random
@@ -381,9 +382,14 @@ def test_other_backbone_weights_are_refused(photos: Path, tmp_path: Path, comman
     assert command(*arguments(photos, tmp_path / "done", "epochs=1")).code == 0
     before = contents(tmp_path / "begun"), contents(tmp_path / "done")
     refused(command("train", "--resume", "begun", "weights=other.safetensors"), "another backbone identity")
-    refused(command("eval", "done", "weights=other.safetensors", "--out", "e"), "other weights", "original file")
+    refused(command("eval", "done", "weights=other.safetensors", "--out", "e"), "original file", "path: weights=PATH")
     given = ("--set", "weights=other.safetensors")
-    refused(command("predict", "done", photos / "test", *given), "other weights", "original file")
+    refused(
+        command("predict", "done", photos / "test", *given), "other weights", "original file", "path: --set weights="
+    )
+    for words in (("--to", "timm"), ("--format", "peft"), ()):
+        out = "x" if words else "x.onnx"
+        refused(command("export", "done", "--out", out, *words, *given), "other weights", "path: --set weights=PATH")
     assert (contents(tmp_path / "begun"), contents(tmp_path / "done")) == before
     assert command("train", "--resume", "begun", "weights=same.safetensors").code == 0
 
@@ -420,3 +426,50 @@ def test_names_that_are_no_text_in_tables(tmp_path: Path) -> None:
     disk.write_csv(tmp_path / "x.csv", ("path",), [(name,) for name in names])
     with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as stream:
         assert [row[0] for row in csv.reader(stream)] == ["path", "a\\udcff.png", *names[1:]]
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers", "open_clip", "peft"])
+def test_a_folder_for_another_library_is_no_run(library: str, tmp_path: Path, command: Command) -> None:
+    """Its weights are whole, so nothing is said of damage."""
+    about, named = {
+        "timm": ({"architecture": "a", "pretrained_cfg": {}}, "config.json"),
+        "transformers": ({"model_type": "vit"}, "config.json"),
+        "open_clip": ({}, "open_clip_config.json"),
+        "peft": ({}, "adapter_config.json"),
+    }[library]
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / named).write_text(json.dumps(about))
+    if library in ("timm", "transformers"):
+        save_file({"head.weight": torch.zeros(2, 3)}, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    for words in (("export", "m", "--out", "m.onnx"), ("eval", "m")):
+        ended = command(*words)
+        refused(ended, f"seems to be a model for {library}", "Give the folder of a finished run")
+        assert "damaged" not in ended.err and "restore" not in ended.err
+
+
+def test_weights_of_no_run_and_of_no_known_form(tmp_path: Path) -> None:
+    save_file({"head.weight": torch.zeros(2, 3)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds weights, but no run of liftplus\. Give the folder"):
+        checkpoint.read_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-2])
+    with pytest.raises(UserError, match="is damaged or was not written by liftplus"):
+        checkpoint.read_model(tmp_path)
+
+
+def test_the_place_that_was_given_is_named(
+    photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of a temporary folder beside it, which some places refuse, such as /proc."""
+
+    def none(*_given: Any, dir: Path, **_options: Any) -> Any:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(dir / ".export-im2_xh3m"))
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out is '.*file/x', but '.*file' is no folder that can be written to"):
+        disk.check_new_folder(tmp_path / "file" / "x")
+    assert command(*arguments(photos, tmp_path / "done", "epochs=0", "tuner=lora")).code == 0
+    monkeypatch.setattr("tempfile.TemporaryDirectory", none)
+    for words in (("--to", "timm", "--out", "x"), ("--out", "x.pt2")):
+        ended = command("export", "done", *words)
+        refused(ended, "x' cannot be written" if "--to" in words else "x.pt2' cannot be written")
+        assert ".export-" not in ended.err

@@ -88,6 +88,8 @@ FOLDERS: list[tuple[str, list[str], str]] = [
     ("sharded", ["__0_0.distcp", ".metadata"], "distributed checkpoint of PyTorch"),
     ("keras", ["config.json", "tf_model.h5"], "Beside config.json it has only tf_model.h5. Put model.safetensors"),
     ("bare", ["config.json"], "Beside config.json it has no weights"),
+    ("unconfigured", ["model.safetensors"], "Beside model.safetensors, config.json is missing. Put it there, or give"),
+    ("unconfigured_bin", ["pytorch_model.bin", "vocab.txt"], "Beside pytorch_model.bin, config.json is missing"),
     ("two", ["a.pth", "b.pt", "notes.txt"], "Give a file. In it are a.pth, b.pt."),
     ("text", ["notes.txt"], "It has no weights. Give a file that ends in .safetensors"),
     ("nothing", [], "It is empty. Give a file"),

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+import liftplus
+from conftest import Command
 from liftplus.backbones import catalogue, counterparts, from_hub, transformers_config
 from liftplus.backbones.base import BackboneConfig
 from liftplus.errors import UserError
+from liftplus.report import content
+from liftplus.studies import compare
 
 transformers = pytest.importorskip("transformers")
 slim = pytest.importorskip("slim")
@@ -65,6 +69,30 @@ def test_a_folder_that_is_given_needs_no_hub(tmp_path: Path, monkeypatch: pytest
     found = catalogue.load(BackboneConfig(name="hf/own/moved", weights=str(tmp_path / "moved")))
     assert found.identity == slim.load(tmp_path / "moved", "vit").identity
     assert catalogue.traits("hf/own/moved", str(tmp_path / "moved")).kinds == found.kinds()
+
+
+def test_everything_takes_the_folder_that_is_given(
+    photos: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands and Python, from the presets to the command in the report; the hub is never asked."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    slim.saved("vit", tmp_path / "moved")
+    slim.saved("siglip", tmp_path / "both")
+    name, given, words = "hf/own/given", "weights=moved", ["epochs=1", "tte=false", "precision=fp32"]
+    for folder, start in (("moved", "class_mean"), ("both", "semantic")):
+        shown = command("info", "--backbone", name, f"weights={folder}", "num_classes=4", "--json")
+        assert shown.code == 0, shown.err
+        assert json.loads(shown.out)["config"]["head_init"]["name"] == start
+
+    ended = command("train", "--data", photos, "--backbone", name, given, *words, "--out", "run")
+    assert ended.code == 0, ended.err
+    line = content.alone(json.loads((tmp_path / "run" / "config.json").read_text())["config"])
+    assert line is not None and line.count("weights=moved") == 1
+    fitted = liftplus.fit(photos, name, weights=tmp_path / "moved", epochs=0)
+    assert fitted.config.backbone.weights == str(tmp_path / "moved")
+
+    asked = compare.Comparison(str(photos), name, tuple(compare.entries("closed_form,lift+")), overrides=(given,))
+    assert [asked.config(entry, 0).train.epochs > 0 for entry in asked.entries] == [False, True]
 
 
 def unreachable(*_given: Any, local_files_only: bool = False, **_options: Any) -> str:

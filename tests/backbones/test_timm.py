@@ -246,9 +246,9 @@ def test_a_pickle_with_code_is_refused(
 
 @pytest.mark.parametrize("name", ["timm/test_vit.r160_in1k", "clip_vit_b32", "siglip_vit_b16", "mini_clip"])
 def test_a_file_that_is_not_there(name: str) -> None:
-    for path in ("gone.safetensors", "."):
+    for path, said in (("gone.safetensors", "does not exist"), (".", "is a folder and no weight file")):
         config = BackboneConfig(name=name, weights=path)
-        refusal(lambda config=config: catalogue.load(config), repr(path), "does not exist")
+        refusal(lambda config=config: catalogue.load(config), repr(path), said)
 
 
 def test_another_image_size(tmp_path: Path) -> None:

@@ -154,7 +154,9 @@ def test_timms_tower_for_a_dual_encoder(state: State, tmp_path: Path) -> None:
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match=r"does not exist: it is a folder.*model\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"is a folder and no weight file.*Beside model\.safetensors, config\.json is missing"
+    ):
         catalogue.load(BackboneConfig(name=NAME, weights=str(tmp_path)))
 
 

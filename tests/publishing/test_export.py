@@ -138,8 +138,23 @@ def test_commands(photos: Path, command: Command, tmp_path: Path) -> None:
     assert {item.name for item in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "classifier.json",
         "head.safetensors",
     }
+    for given in (
+        ("--out", "adapter"),
+        ("--out", "a.onnx"),
+        ("--out", "b", "--check", photos),
+        ("--out", "b", "--one-crop"),
+    ):
+        ended = command("export", "run", "--format", "peft", *given)
+        assert ended.code == 2 and len(ended.err.splitlines()) == 1, ended.err
+    for word in ("tte=true", "expand=3", "evaluation.batch_size=2", "data.root=x", "decode=exact"):
+        ended = command("export", "run", "--out", "b", "--format", "peft", "--set", word)
+        assert ended.code == 2 and f"Leave {word} out" in ended.err and not (tmp_path / "b").exists()
+    ended = command("export", "run", "--out", "b", "--format", "peft", "--set", "resize=square", "--prior", "uniform")
+    assert ended.code == 0, ended.err
+    assert json.loads((tmp_path / "b" / "classifier.json").read_text())["pretrained_cfg"]["crop_mode"] == "squash"
     photos.rename(tmp_path / "moved")
     ended = command("export", "run", "--out", "n.pt2")
     assert ended.code == 2 and "--check" in ended.err

@@ -19,7 +19,7 @@ from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.model.heads import Cosine, Head, HeadModule, Joint, L2Norm, LayerNorm, Linear
 from liftplus.publishing import moving, to_timm
-from moved import NAMES, inputs, move, trained
+from moved import NAMES, ONE_CROP, inputs, move, trained
 from slim import assert_equal
 from zoo import backbone_of
 
@@ -157,6 +157,13 @@ def test_every_share_gives_its_side() -> None:
             assert math.floor(size / to_timm.share(size, size + margin)) == size + margin
 
 
+def refused_early(run: Any, library: Any, *, without_timm: bool = False, **evaluation: Any) -> str:
+    """What is said before any picture is read."""
+    with pytest.raises(UserError) as told:
+        moving.checked(run, library, ONE_CROP.model_copy(update=evaluation), without_timm)
+    return str(told.value)
+
+
 def refused(run: Any, out: Path, library: str, **evaluation: Any) -> str:
     with pytest.raises(UserError) as told:
         move(run, out, library, **evaluation)
@@ -164,22 +171,20 @@ def refused(run: Any, out: Path, library: str, **evaluation: Any) -> str:
     return str(told.value)
 
 
-def test_what_cannot_be_folded_in_is_refused_before_any_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(moving, "answers", None)
+def test_what_cannot_be_folded_in_is_refused() -> None:
     for tuner in ("adaptformer", "vpt_shallow", "lora+adapter"):
-        said = refused(trained(mini_clip(), Linear(), tuner), tmp_path / "out", "timm")
+        said = refused_early(trained(mini_clip(), Linear(), tuner), "timm")
         assert f"no place for {tuner.removeprefix('lora+')}: " in said
         assert ".onnx or .pt2" in said and "tuner=lora" in said
 
 
-def test_a_prior_on_a_head_that_divides_is_refused(tmp_path: Path) -> None:
-    said = refused(trained(mini_clip(), Cosine()), tmp_path / "out", "timm", prior="training")
+@pytest.mark.parametrize("head", [Cosine(), Joint(), LayerNorm()], ids=lambda head: head.name)
+def test_a_prior_on_a_head_that_divides_is_refused(head: Head) -> None:
+    said = refused_early(trained(mini_clip(), head), "timm", prior="training")
     assert "Leave --prior out" in said and "head=linear" in said
 
 
-def test_a_head_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_a_head_of_another_kind_is_refused() -> None:
     class Squared(HeadModule):
         def logits(self, features: Tensor) -> Tensor:
             return features.square() @ self.weight.T
@@ -187,12 +192,12 @@ def test_a_head_of_another_kind_is_refused(tmp_path: Path) -> None:
     run = trained(mini_clip(), Linear())
     run.model.head = Squared(192, len(NAMES))
     torch.nn.init.normal_(run.model.head.weight)
-    assert "the logits of head=Squared are none" in refused(run, tmp_path / "out", "timm")
+    assert "the logits of head=Squared are none" in refused_early(run, "timm")
 
 
 def test_towers_that_timm_does_not_have_are_refused(tmp_path: Path) -> None:
     for name in ("clip_resnet", "open_clip_vit"):
-        said = refused(trained(backbone_of(name), Linear(), ""), tmp_path / "out", "timm")
+        said = refused_early(trained(backbone_of(name), Linear(), ""), "timm")
         assert f"no model like the image tower of {name!r}" in said and "--to open_clip" in said
     assert "tensors, such as" in refused(trained(backbone_of("timm_vit"), Linear(), ""), tmp_path / "out", "timm")
 
@@ -233,7 +238,10 @@ def test_the_command(photos: Path, command: Command, tmp_path: Path) -> None:
     settings = {"epochs": 0, "precision": "fp32", "cache": False, "workers": 0, "tuner": "lora"}
     liftplus.fit(photos, **settings).save("run")  # type: ignore[arg-type]
     for words, said in (
-        (("--to", "keras"), "--to is 'keras'"),
+        (("--to", "keras", "--set", "precision=bf16"), "--to is 'keras'"),
+        (("--to", "timm", "--set", "precision=bf16", "--out", "run"), "'run' already exists"),
+        (("--to", "timm", "--prior", "uniform", "--check", "gone"), "Leave --prior out"),
+        (("--to", "open_clip", "--check", "gone"), "no dual encoder"),
         (("--to", "timm", "--format", "pt2"), "Give one of the two"),
         (("--to", "timm", "--five-crops"), "timm takes one crop"),
         (("--to", "timm", "--set", "tte=true"), "Leave tte=true out"),
@@ -242,6 +250,7 @@ def test_the_command(photos: Path, command: Command, tmp_path: Path) -> None:
     ):
         ended = command("export", "run", "--out", "m", *words)
         assert ended.code == 2 and said in ended.err and not [*tmp_path.glob("m*")]
+        assert ended.err.startswith("Error") and "Note" not in ended.err, words
     ended = command("export", "run", "--out", "m", "--to", "timm", "--check", photos / "test")
     assert ended.code == 0, ended.err
     told = " ".join(ended.out.split())

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from liftplus.backbones import catalogue
-from liftplus.backbones.base import BackboneConfig
+from liftplus.backbones.base import Backbone, BackboneConfig, Facts
 from liftplus.backbones.normalise import Normalise
 from liftplus.errors import UserError
 from liftplus.evaluation.inference import crops
 from liftplus.model.heads import Cosine, Head, Joint, LayerNorm, Linear
+from liftplus.publishing import moving
 from liftplus.training.checkpoint import Trained
 from liftplus.tuners.lora import LoRA
 from moved import NAMES, ONE_CROP, inputs, move, trained
@@ -91,7 +92,7 @@ def test_the_chosen_pooling_goes_along(kind: str, pooling: str, tmp_path: Path) 
         slim.assert_equal(classifier(tmp_path / "own")(pixel_values=images).logits, expected)
         return
     with pytest.raises(UserError, match=r"no class of its own that classifies as \S+ does( with backbone\.pooling=)"):
-        move(run, tmp_path / "own", "transformers", without_timm=True)
+        moving.checked(run, "transformers", ONE_CROP, without_timm=True)
     assert not (tmp_path / "own").exists()
 
 
@@ -136,7 +137,7 @@ def test_transformers_gives_our_features(kind: str, without_timm: bool, tmp_path
     expected = run.model(images)
     if without_timm and kind not in OWN:
         with pytest.raises(UserError, match="has no class of its own that classifies as"):
-            move(run, tmp_path / "out", "transformers", without_timm=True)
+            moving.checked(run, "transformers", ONE_CROP, without_timm=True)
         assert not (tmp_path / "out").exists()
         return
     written, _ = move(run, tmp_path / "out", "transformers", without_timm=without_timm)
@@ -245,7 +246,7 @@ def test_open_clip_squashes_too(margin: int, tmp_path: Path) -> None:
 def test_what_open_clip_cannot_hold_is_refused(tmp_path: Path) -> None:
     def refused(run: Trained) -> str:
         with pytest.raises(UserError) as told:
-            move(run, tmp_path / "out", "open_clip")
+            moving.checked(run, "open_clip", ONE_CROP)
         assert not (tmp_path / "out").exists()
         return str(told.value)
 
@@ -259,3 +260,11 @@ def test_what_open_clip_cannot_hold_is_refused(tmp_path: Path) -> None:
     run = tuned("clip", tmp_path / "clip", Joint())
     texts = run.config.model_copy(update={"tuner": {"lora": LoRA(side="text")}})
     assert "tunes the text side" in refused(replace(run, config=texts))
+
+
+def test_biases_that_tuners_add_are_refused_by_transformers_own_classes(tmp_path: Path) -> None:
+    tower = timm.create_model("vit_base_patch16_224", num_classes=0, qkv_bias=False)
+    run = trained(Backbone("no biases", tower, Facts(224, (0.5,) * 3, (0.5,) * 3, patch_size=16)), Linear(), "ssf")
+    with pytest.raises(UserError, match=r"such as 'blocks\.0\.attn\.qkv\.bias'.*tuner=lora"):
+        move(run, tmp_path / "out", "transformers", without_timm=True)
+    assert not (tmp_path / "out").exists()

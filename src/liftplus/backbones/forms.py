@@ -11,6 +11,8 @@ from pathlib import Path
 
 from liftplus.backbones.from_transformers import LABELS
 
+SAVED = ("model.safetensors", "pytorch_model.bin")
+"""transformers' names of the weight file in a folder with a config.json; the first one present is used."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 _GRAPH = "a graph for prediction, which has no names of layers. Take the weights that it was exported from"
@@ -56,6 +58,24 @@ def of_file(path: Path) -> str | None:
     return found and f"It seems to be {found}."
 
 
+def other_form(folder: Path) -> str:
+    """A sentence, with a space before it, about a folder that is a model for another library; empty for any other."""
+    about: dict[str, object] = {}
+    with suppress(OSError, ValueError, TypeError):
+        about = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if (folder / "adapter_config.json").is_file():
+        found = "peft"
+    elif (folder / "open_clip_config.json").is_file():
+        found = "open_clip"
+    elif "architecture" in about and "pretrained_cfg" in about:
+        found = "timm or transformers with timm"
+    elif "model_type" in about:
+        found = "transformers"
+    else:
+        return ""
+    return f" The folder seems to be a model for {found}, as `liftplus export` writes it too."
+
+
 def is_safetensors(path: Path) -> bool:
     """Whether a file of any name has a header of safetensors: its length in 8 bytes, and a table of JSON."""
     with path.open("rb") as stream:
@@ -84,6 +104,8 @@ def of_folder(folder: Path) -> str:
             "It seems to be a distributed checkpoint of PyTorch. Make a file of it: "
             "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth."
         )
+    if "config.json" not in names and (saved := [name for name in SAVED if name in names]):
+        return f"Beside {saved[0]}, config.json is missing. Put it there, or give the file itself."
     if files:
         return f"Give a file. In it are {', '.join(files[:4])}."
     if "config.json" in names:

@@ -8,6 +8,7 @@ from pathlib import Path
 from liftplus.backbones import transformers_config, weights
 from liftplus.backbones.base import BackboneConfig
 from liftplus.backbones.counterparts import counterpart
+from liftplus.backbones.forms import SAVED
 from liftplus.backbones.transformers_config import CONFIG, PROCESSOR, About
 from liftplus.errors import UserError
 from liftplus.machine.paths import expanded
@@ -78,7 +79,7 @@ def _folder(name: str, *, weight: bool, fetch: bool) -> Path:
             return by_hand
     problem: Exception | None = None
     for local in (True, False) if fetch else (True,):
-        for file in weights.SAVED if weight else (CONFIG,):
+        for file in SAVED if weight else (CONFIG,):
             try:
                 found = _snapshot(repository, [CONFIG, PROCESSOR, file, f"{file}.index.json"], local)
             except Exception as error:  # the hub's client raises many kinds: no network, no such repository, no access
@@ -99,7 +100,7 @@ def _snapshot(repository: str, files: list[str], local: bool) -> Path:
 
 def _complete(folder: Path, weight: bool) -> bool:
     """Whether a folder has config.json and, where wanted, weights; parts of weights too, so that they are refused."""
-    parts = (folder / f"{name}{end}" for name in weights.SAVED for end in ("", ".index.json"))
+    parts = (folder / f"{name}{end}" for name in SAVED for end in ("", ".index.json"))
     return (folder / CONFIG).is_file() and (not weight or any(part.is_file() for part in parts))
 
 
@@ -109,6 +110,6 @@ def _missing(name: str, repository: str, problem: Exception | None, *, fetch: bo
     reason = why if fetch else "the model hub was not asked"
     return (
         f"{name!r} is not on this machine with its config.json and weights, and {reason}. Fetch config.json, "
-        f"preprocessor_config.json and {weights.SAVED[0]} from https://huggingface.co/{repository} and put them into "
+        f"preprocessor_config.json and {SAVED[0]} from https://huggingface.co/{repository} and put them into "
         f"the folder {str(place)!r}."
     )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from liftplus.backbones import forms, from_transformers
-from liftplus.backbones.forms import BEFORE, SUFFIXES
+from liftplus.backbones.forms import BEFORE, SAVED, SUFFIXES
 from liftplus.errors import UserError
 from liftplus.machine.paths import cache_folder, expanded
 
@@ -89,10 +89,6 @@ def _absent(error: Exception) -> bool:
     return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
 
 
-SAVED = ("model.safetensors", "pytorch_model.bin")
-"""transformers' names of the weight file in a folder with a config.json; the first one present is used."""
-
-
 def existing(path: Path) -> Path:
     """The path of an existing weight file, or of the one in a folder that transformers saved; refuses other paths."""
     if path.is_dir():
@@ -101,7 +97,7 @@ def existing(path: Path) -> Path:
                 return found
             if any((path / f"{name}.index.json").is_file() for name in SAVED):
                 raise UserError(forms.of_parts(path))
-        raise UserError(f"Weight file {str(path)!r} does not exist: it is a folder. {forms.of_folder(path)}")
+        raise UserError(f"{str(path)!r} is a folder and no weight file. {forms.of_folder(path)}")
     if not path.is_file():
         raise UserError(f"Weight file {str(path)!r} does not exist. Give backbone.weights an existing file.")
     return path

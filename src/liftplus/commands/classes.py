@@ -149,7 +149,7 @@ def _from_pictures(
     disk.refuse_existing(out)
     settings = options.run_settings(run, data, [] if weights is None else [f"backbone.weights={weights}"])
     session = options.session(settings)
-    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone, "--weights PATH")
 
     def own_data() -> DataSet:
         try:

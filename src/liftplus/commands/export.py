@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from liftplus.config import RunConfig
     from liftplus.data.dataset import Split, Store
     from liftplus.publishing.export import Format, Parity
+    from liftplus.publishing.moving import Library
     from liftplus.publishing.preprocessing import Likeness
     from liftplus.runs.guesses import Promises
     from liftplus.runs.opening import Session
@@ -73,7 +74,7 @@ def export(
     """
     from liftplus import console
     from liftplus.publishing import export as exporting
-    from liftplus.publishing import preprocessing
+    from liftplus.publishing import moving, preprocessing
     from liftplus.training import checkpoint
 
     if runtime is not None and not page:
@@ -93,6 +94,7 @@ def export(
             raise UserError(f"{where} cannot answer at levels. Leave --level and --sure out, or export ONNX.")
     if page:
         _refuse_beside_page(out, to, form)
+        exporting.required("onnx")
         settings = _settings(run, change, prior, five_crops)
         _export_page(run, out, runtime, settings, check, promises, (level, sure), as_json)
         return
@@ -101,8 +103,10 @@ def export(
             raise UserError(f"--with-preprocessing writes ONNX alone, and --to is {to}. Give one of the two.")
         if form is not None:
             raise UserError(f"--to {to} and --format {form} are two exports. Give one of the two.")
+        library = moving.required(to)
+        _check_folder(out, "--to", to)
         settings = _settings(run, change, prior, _one_crop(five_crops, change, to))
-        _export_whole(run, out, to, settings, check, without_timm, as_json)
+        _export_whole(run, out, library, settings, check, without_timm, as_json)
         return
     if with_preprocessing and (form == "peft" or out.suffix != ".onnx"):
         raise UserError(
@@ -110,16 +114,18 @@ def export(
             "or leave --with-preprocessing out."
         )
     if form == "peft":
-        if prior is not None or five_crops is not None or check:
+        if five_crops is not None or check:
             raise UserError(
-                "--format peft writes weights alone. Leave --prior, --five-crops, --one-crop and --check out."
+                "--format peft writes weights and compares no pictures. Leave --five-crops, --one-crop and --check out."
             )
-        _export_peft(run, out, change, as_json)
+        _check_folder(out, "--format", form)
+        _refuse_idle_for_peft(change)
+        _export_peft(run, out, _settings(run, change, prior, False), as_json)
         return
     chosen = _format(out, form)
     settings = _settings(run, change, prior, five_crops)
     session = options.session(settings)
-    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone, options.BY_SET)
     promised = _promised(session, trained, promises, level, sure)
     store, split, source = _pictures(session, check)
     if with_preprocessing:
@@ -212,27 +218,25 @@ def _one_crop(five_crops: bool | None, change: list[str] | None, to: str) -> boo
 
 
 def _export_whole(
-    run: Path, out: Path, to: str, settings: RunConfig, check: list[str] | None, without_timm: bool, as_json: bool
+    run: Path,
+    out: Path,
+    library: Library,
+    settings: RunConfig,
+    check: list[str] | None,
+    without_timm: bool,
+    as_json: bool,
 ) -> None:
     from liftplus import console
     from liftplus.publishing import export as exporting
     from liftplus.publishing import moving
-    from liftplus.training import checkpoint
 
-    library = moving.required(to)
-    _check_folder(out, "--to", to)
     session = options.session(settings)
-    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
-    moved = trained.config.model_copy(update={"backbone": settings.backbone})  # weights may lie elsewhere by now
-    trained = replace(trained, config=moved)
+    trained = _loaded(run, session)
+    checked = moving.checked(trained, library, settings.evaluation, without_timm)
     store, split, source = _pictures(session, check)
     images = exporting.views(store, split, settings.evaluation, trained, CHECKED)
-    written, difference = moving.move(
-        trained, out, library, images, session.progress, settings.evaluation, without_timm
-    )
-    notes = [*written.notes, *difference.notes(library)]
-    if (warmth := _promised(session, trained).temperature) != 1:
-        notes.append(f"{library} gives plain logits. For calibrated probabilities divide them by {warmth:.6g} first.")
+    written, difference = moving.move(checked, out, images, session.progress)
+    notes = [*written.notes, *difference.notes(library), *_warmth(session, trained, library)]
     load = written.how.format(folder=json.dumps(str(out), ensure_ascii=False)[1:-1])  # Python text, also with quotes
     if as_json:
         about = {
@@ -250,6 +254,22 @@ def _export_whole(
     )
     for note in notes:
         console.out.print(note)
+
+
+def _loaded(run: Path, session: Session) -> Trained:
+    """The run's model, and its settings with the place where the backbone's weights are by now."""
+    from liftplus.training import checkpoint
+
+    trained = checkpoint.load_model(run, session.runtime, session.config.backbone, options.BY_SET)
+    return replace(trained, config=trained.config.model_copy(update={"backbone": session.config.backbone}))
+
+
+def _warmth(session: Session, trained: Trained, what: str) -> list[str]:
+    """A note on the temperature of a calibrated run, which `what` does not have."""
+    warmth = _promised(session, trained).temperature
+    if warmth == 1:
+        return []
+    return [f"{what} gives plain logits. For calibrated probabilities divide them by {warmth:.6g} first."]
 
 
 def _refuse_beside_page(out: Path, to: str | None, form: str | None) -> None:
@@ -273,7 +293,7 @@ def _check_folder(out: Path, option: str, value: str = "") -> None:
     if out.suffix in exporting.SUFFIXES.values():
         given = f"{option} {value}".rstrip()
         raise UserError(f"{given} writes a folder, and --out is {str(out)!r}. Give a folder, or leave {option} out.")
-    disk.refuse_existing(out)
+    disk.check_new_folder(out)
 
 
 def _export_page(
@@ -291,10 +311,9 @@ def _export_page(
     from liftplus.publishing import onnxruntime_web, preprocessing, to_page
     from liftplus.training import checkpoint
 
-    exporting.required("onnx")
     found = onnxruntime_web.found(runtime, lambda said: console.err.print(said, highlight=False))
     session = options.session(settings)
-    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone, options.BY_SET)
     promised = _promised(session, trained, promises, *at)
     store, split, source = _pictures(session, check)
     sample = preprocessing.Sample(store, exporting.spread(split, CHECKED), settings.data.decode)
@@ -371,15 +390,33 @@ def _compared(source: str, likeness: Likeness) -> str:
     )
 
 
-def _export_peft(run: Path, out: Path, change: list[str] | None, as_json: bool) -> None:
+IN_PEFTS_FOLDER = ("evaluation.prior", "evaluation.resize", "evaluation.one_crop_expand")
+
+
+def _refuse_idle_for_peft(change: list[str] | None) -> None:
+    """Refuse settings of tests and data that act on nothing in the folder for peft."""
+    from liftplus.config import full_key
+
+    for word in change or ():
+        key = full_key(word.partition("=")[0])
+        if key.startswith(("evaluation.", "data.")) and key not in IN_PEFTS_FOLDER:
+            raise UserError(
+                f"{key} does not act on --format peft, which writes weights and compares no pictures. Of settings of "
+                f"tests, {', '.join(IN_PEFTS_FOLDER)} do. Leave {word} out."
+            )
+
+
+def _export_peft(run: Path, out: Path, settings: RunConfig, as_json: bool) -> None:
     from liftplus import console
     from liftplus.publishing import lora_exchange
-    from liftplus.training import checkpoint
 
-    settings = options.run_settings(run, None, [*(change or []), "device=cpu", "precision=fp32"])
-    trained = checkpoint.load_model(run, options.session(settings).runtime, settings.backbone)
-    written = lora_exchange.write_folder(trained, out)
+    session = options.session(settings)
+    trained = _loaded(run, session)
+    written = lora_exchange.write_folder(trained, out, settings.evaluation)
+    notes = [*written.notes, *_warmth(session, trained, "The classifier")]
     if as_json:
-        print(json.dumps({"folder": str(out), "linears": written}))
+        print(json.dumps({"folder": str(out), "linears": written.linears, "notes": notes}))
         return
-    console.out.print(f"LoRA weights of {counted(written, 'linear')} and the head are in {out}, for peft.")
+    console.out.print(f"LoRA weights of {counted(written.linears, 'linear')} and the head are in {out}, for peft.")
+    for note in notes:
+        console.out.print(note, highlight=False, markup=False)

@@ -90,6 +90,9 @@ Sure = Annotated[
     float | None, typer.Option(help="With --level: the least probability of an answer; default with auto: 0.9.")
 ]
 
+BY_SET = "--set weights=PATH"
+"""How weights that have moved are given where a command takes settings by --set."""
+
 
 def crops(five: bool | None, overrides: list[str] | None) -> list[str]:
     """The setting for --five-crops or --one-crop; empty if neither was given.

@@ -80,7 +80,7 @@ def predict(
         console.err.print(f"Note: {note}", highlight=False)
     settings = options.to_predict(run, top_k, five_crops, prior, change)
     session = options.session(settings)
-    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone, options.BY_SET)
     asked = options.asked(session, trained, promises, level, sure)
     try:
         found = predicting.predict_files(session, trained, rows, skip_unreadable=skips, asked=asked)

@@ -87,7 +87,7 @@ def serve(
     # Batches of any size come here, and each size would be compiled anew.
     settings = options.to_predict(run, top_k, five_crops, prior, change, "compile=off")
     session = options.session(settings)
-    trained = checkpoint.load_model(run, session.runtime, settings.backbone)
+    trained = checkpoint.load_model(run, session.runtime, settings.backbone, options.BY_SET)
     tells = options.asked(session, trained, promises, level, sure)
     limits = Limits(
         int(max_body * 2**20), int(max_pixels * 1e6), max_pictures, max_seconds, max_requests, max_connections

@@ -1,7 +1,7 @@
 """One frozen configuration a run: its schema, the presets that fill it, and the user's key=value over both."""
 
 from liftplus.config.overrides import after_training, changed, full_key, locate, placed
-from liftplus.config.presets import AUTOMATIC, replaced, resolve
+from liftplus.config.presets import AUTOMATIC, published, replaced, resolve
 from liftplus.config.schema import PARTS, EvaluationConfig, RunConfig, TrainConfig, flat, from_dict, saved
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "full_key",
     "locate",
     "placed",
+    "published",
     "replaced",
     "resolve",
     "saved",

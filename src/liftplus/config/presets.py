@@ -35,6 +35,7 @@ def resolve(
         overrides: "section.key=value", or "key=value" where only one section has that key.
         recipe: auto or paper, where the overrides do not say it.
     """
+    weights: str | None = None
     rest = []
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -43,6 +44,8 @@ def resolve(
                 method = value.strip()
             case "backbone.name":
                 backbone = value.strip()
+            case "backbone.weights":
+                weights = value.strip()
             case "data.source":
                 data = value.strip()
             case "recipe":
@@ -54,7 +57,7 @@ def resolve(
             case _:
                 rest.append(override)
     automatic = AUTOMATIC if recipe == "auto" else ()
-    values = _of_presets(data, backbone, method) | {"recipe": recipe, "automatic": automatic}
+    values = _of_presets(data, backbone, weights, method) | {"recipe": recipe, "automatic": automatic}
     run = changed(from_dict(values).to_dict(), rest)
     known = {*flat(run), *PARTS} if run.train.epochs else set()
     if _settings(method).get("head_init") != "semantic" or run.head.name == "joint":
@@ -64,14 +67,23 @@ def resolve(
     return run.model_copy(update={"automatic": tuple(key for key in run.automatic if key in known)})
 
 
-def _of_presets(data: str | None, backbone: str | None, method: str) -> dict[str, Any]:
-    """Settings from the presets of a method, data and backbone, with `stand_ins` in place."""
+def published(run: RunConfig) -> RunConfig:
+    """The settings of a run's data, backbone and method as their presets have them."""
+    return from_dict(_of_presets(run.data.source, run.backbone.name, run.backbone.weights, run.method))
+
+
+def _of_presets(data: str | None, backbone: str | None, weights: str | None, method: str) -> dict[str, Any]:
+    """Settings from the presets of a method, data and backbone, with `stand_ins` in place.
+
+    The weights are given, as they can decide which parts a backbone has a place for.
+    """
     chosen = _settings(method)
     values = RunConfig(method=method).to_dict()
     if data is not None:
         values["data"]["source"] = data
     if backbone is not None:
         values["backbone"]["name"] = backbone
+    values["backbone"]["weights"] = weights
     tower = presets("backbones").get(values["backbone"]["name"], {})
     for change in (
         tower.get("defaults", {}),

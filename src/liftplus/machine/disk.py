@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,11 +72,21 @@ def new_folder(path: Path) -> Path:
     return path
 
 
+def check_new_folder(path: Path, option: str = "--out") -> None:
+    """Refuse a new folder's place that already holds something or could not be written, before the work is done."""
+    refuse_existing(path)
+    _check_above(path, option)
+
+
 def check_target(path: Path, option: str = "--out") -> None:
     """Refuse a file that could not be written, before the work is done; folders on the way to it can be missing."""
-    above = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir():
         raise UserError(f"{option} is {str(path)!r}, which is a folder; give the name of a file in it.")
+    _check_above(path, option)
+
+
+def _check_above(path: Path, option: str) -> None:
+    above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(
             f"{option} is {str(path)!r}, but {str(above)!r} is no folder that can be written to; choose another."
@@ -88,6 +99,18 @@ def folder_of(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+@contextmanager
+def room_beside(path: Path, prefix: str = ".export-") -> Iterator[Path]:
+    """A temporary folder in the folder that a file or folder is made in, which is made if it is missing."""
+    folder_of(path)
+    try:
+        temporary = tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix)
+    except OSError as error:  # which would name the temporary folder
+        raise _unwritable(path, error) from error
+    with temporary as name:
+        yield Path(name)
 
 
 def _unwritable(path: Path, error: Exception) -> UserError:

@@ -23,6 +23,9 @@ class HeadModule(nn.Module):
     scales: ClassVar[bool] = False
     """Whether its logits are those of `rows` times a positive factor of each picture's own."""
 
+    layer_norms: ClassVar[bool] = False
+    """Whether that factor is a LayerNorm's, without learned scale (eps 1e-12), and not the features' length."""
+
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_classes, dim))
@@ -99,7 +102,7 @@ class _Cosine(_L2Norm):
 
 
 class _LayerNorm(_L2Norm):
-    scales = True
+    scales, layer_norms = True, True
 
     def logits(self, features: Tensor) -> Tensor:
         features = F.layer_norm(features, features.shape[-1:], eps=1e-12)

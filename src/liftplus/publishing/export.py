@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -30,7 +29,7 @@ from liftplus.data.images import UnreadableImage
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
 from liftplus.evaluation.inference import crops
-from liftplus.machine.disk import folder_of, write_json
+from liftplus.machine.disk import room_beside, write_json
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier
 from liftplus.publishing.comparing import TOLERANCE, alike, deviation, every_answer, largest, within
@@ -159,9 +158,8 @@ def export(
     kept = model.merge()
     merged, *_ = every_answer(deployed, images, progress, "Running PyTorch, tuners folded in")
     about = description(trained, evaluation, kept, deployed)
-    folder_of(out)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
-        file = Path(folder) / out.name
+    with room_beside(out) as folder:
+        file = folder / out.name
         graph = _write(deployed, images[:2].expand(2, *images.shape[1:]).clone(), file, form, about)
         with _told(form):
             found, *kept_promises = every_answer(graph, images, progress, f"Running {form}")

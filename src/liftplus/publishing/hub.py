@@ -25,7 +25,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 
 from liftplus.errors import UserError
-from liftplus.machine.disk import new_folder, read_json, refuse_existing, write_bytes, write_json
+from liftplus.machine.disk import new_folder, read_json, refuse_existing, room_beside, write_bytes, write_json
 from liftplus.publishing import model_card
 from liftplus.training.checkpoint import FILE, FORMAT, read_about, read_model, write_tensors
 
@@ -100,8 +100,7 @@ def pull(repo_id: str, out: Path, *, revision: str | None, api: HfApi | None = N
     """
     api = api or HfApi()
     refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pull-", dir=out.parent) as name, _told(repo_id):
+    with room_beside(out, ".pull-") as name, _told(repo_id):
         # All files come from one commit, even if somebody pushes meanwhile.
         commit = api.model_info(repo_id, revision=revision).sha
         api.snapshot_download(repo_id, revision=commit, local_dir=name, allow_patterns=[*FILES, CARD], max_workers=4)

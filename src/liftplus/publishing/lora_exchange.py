@@ -14,21 +14,30 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from liftplus.backbones.base import Backbone, BackboneConfig
 from liftplus.backbones.sites import SplitAttention
+from liftplus.config import EvaluationConfig
+from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
+from liftplus.evaluation import priors
 from liftplus.machine.disk import new_folder, read_json, write_bytes, write_json
 from liftplus.model.classifier import Classifier
+from liftplus.model.heads import JointModule
+from liftplus.names import full_backbone
+from liftplus.publishing import to_timm
+from liftplus.publishing.moving import epsilons, scaled_rows
 from liftplus.training.checkpoint import Trained
 from liftplus.tuners.lora import LoRA, LowRank
 
-CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HEAD, ABOUT = "head.safetensors", "classifier.json"
 PREFIX = "base_model.model."
 # Settings for which peft's forward pass is not W x + B A x alpha / r.
 STRANGE = (
@@ -49,14 +58,49 @@ class Hooked:
     branches: tuple[LowRank, ...]
 
 
-def write_folder(trained: Trained, folder: Path) -> int:
-    """Write a run's LoRA as a peft adapter for its image tower, with the head beside it; returns the number of linears.
+@dataclass(frozen=True)
+class Adapter:
+    """What was written for peft: the number of linears, and what the user should know, one sentence each."""
+
+    linears: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that an adapter is for, as timm makes it.
+
+    Attributes:
+        architecture: timm's name, with the tag where timm's published weights are the run's; None where timm has none.
+        options: of its constructor, without the pooling.
+        pooling: what `reset_classifier` has to be given; None for the architecture's own.
+        eps: of the norms, where timm's is another; else None.
+        published: whether timm itself loads the run's weights.
+    """
+
+    architecture: str | None
+    options: dict[str, Any]
+    pooling: str | None
+    eps: float | None
+    published: bool
+
+
+def write_folder(trained: Trained, folder: Path, evaluation: EvaluationConfig) -> Adapter:
+    """Write a run's LoRA as a peft adapter for its image tower, with the classifier beside it.
+
+    Args:
+        evaluation: how one crop is cut, and the prior, which is added to the classifier's biases.
 
     Raises:
-        UserError: the run tunes more than LoRA on the image tower, peft has no name for a layer, or the folder exists.
+        UserError: the run tunes more than LoRA on the image tower, peft has no name for a layer, the head is none that
+            can be written, or the folder exists.
     """
     _only_lora(trained)
-    found = list(hooked(trained.model))
+    model, backbone = trained.model, trained.config.backbone
+    found, (head, steps) = list(hooked(model)), _classifier(trained, evaluation)
+    base = _base(model.backbone, backbone)
+    facts = model.backbone.facts
+    cut = CentreCrop(facts.image_size, facts.interpolation, evaluation.one_crop_expand, evaluation.resize)
     new_folder(folder)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -73,19 +117,108 @@ def write_folder(trained: Trained, folder: Path) -> int:
         tensors[f"{PREFIX}{place.path}.lora_B.weight"] = up.detach().reshape(*up.shape, *shape).contiguous()
         ranks[place.path] = len(down)
     write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))
-    write_json(folder / CONFIG, _config(ranks, trained.config.backbone.name))
-    head = {name: value.detach().contiguous() for name, value in trained.model.head.state_dict().items()}
-    write_bytes(folder / HEAD, save(head, {"classes": json.dumps(trained.class_names)}))
-    return len(found)
+    write_json(folder / CONFIG, _config(ranks, backbone.weights or backbone.name))
+    write_bytes(folder / HEAD, save(head, {"format": "pt", "classes": json.dumps(trained.class_names)}))
+    about = {
+        "classes": list(trained.class_names),
+        "class_ids": list(trained.class_ids),
+        "head": trained.config.head.name,
+        **steps,
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "weights_sha256": model.backbone.identity,
+        "architecture": base.architecture,
+        "pretrained": base.published,
+        "model_args": base.options,
+        "global_pool": base.pooling,
+        "layer_norm_eps": base.eps,
+        "positions": backbone.positions,
+        "pretrained_cfg": to_timm.preparation(facts, cut),
+    }
+    write_json(folder / ABOUT, about)
+    return Adapter(len(found), tuple(_notes(backbone, base)))
 
 
-def _config(ranks: dict[str, int], backbone: str) -> dict[str, Any]:
-    """The adapter_config.json. alpha = r everywhere, because B already contains the factor."""
+def _classifier(trained: Trained, evaluation: EvaluationConfig) -> tuple[dict[str, Tensor], dict[str, bool]]:
+    """Tensors that make logits of the image tower's features, and which steps come before the rows."""
+    head, tower = trained.model.head, trained.model.backbone
+    rows = scaled_rows(head)
+    if rows is None:
+        raise UserError(
+            f"The logits of the run's head ({type(head).__name__}) are not features compared with rows, so they cannot "
+            "be written beside an adapter of peft. Export to ONNX or .pt2 instead, or train with head=cosine."
+        )
+    joint = isinstance(head, JointModule)
+    shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
+    bias = getattr(head, "bias", None)
+    tensors = {"weight": rows, "bias": torch.zeros(len(rows)) if bias is None else bias.detach()}
+    if shift is not None:
+        tensors["bias"] = tensors["bias"] + shift
+    if joint and tower.image_projection is not None:
+        tensors["projection"] = tower.image_projection
+    if joint and tower.image_bias is not None:
+        tensors["projection_bias"] = tower.image_bias
+    steps = {"layer_normed": head.layer_norms, "normalised": head.scales and not head.layer_norms}
+    return {name: value.detach().float().contiguous().clone() for name, value in tensors.items()}, steps
+
+
+def _base(backbone: Backbone, config: BackboneConfig) -> Base:
+    """timm's model for an image tower, as far as timm has one with the same tensors."""
+    none = Base(None, {}, None, None, False)
+    try:
+        architecture, options, made = to_timm.counterpart(backbone, 0)
+    except UserError:
+        return none
+    shapes, own = ({name: value.shape for name, value in m.state_dict().items()} for m in (made, backbone.image))
+    if shapes != own:
+        return none
+    library, _, name = full_backbone(config.name).partition("/")
+    published = library == "timm" and config.weights is None and config.pretrained
+    pooling = cast(str, backbone.image.global_pool) if backbone.facts.pooling else None
+    found, theirs = epsilons(backbone.image), epsilons(made)
+    eps = found.pop() if len(found) == 1 and found != theirs else None
+    return Base(name if published else architecture, options, pooling, eps, published)
+
+
+def _notes(config: BackboneConfig, base: Base) -> Iterator[str]:
+    if base.architecture is None:
+        yield (
+            "The adapter is for the image tower of the run's backbone as its own library makes it. timm has no model "
+            "with these tensors."
+        )
+        return
+    if not base.published:
+        what = f"the weights of {config.weights or config.name!r}"
+        if not config.pretrained:
+            what = f"the random weights of {config.name!r} that liftplus drew"
+        yield (
+            f"The adapter belongs to {what}, and timm's pretrained=True loads others. Put these into timm's "
+            f"{base.architecture} first, or export the whole model with --to timm."
+        )
+    if base.eps is not None:
+        yield (
+            f"The epsilon of norms is {base.eps:g} in the run and another in timm's model. Set it in timm's model: "
+            "for part in model.modules(): "
+            f"isinstance(part, torch.nn.LayerNorm) and setattr(part, 'eps', {base.eps:g})"
+        )
+    if config.positions == "plain":
+        yield (
+            "The run resampled positions without antialiasing (backbone.positions=plain), and timm resamples with it. "
+            "Take the positions from --to timm where the run's input size is not the native one."
+        )
+
+
+def _config(ranks: dict[str, int], base: str) -> dict[str, Any]:
+    """The adapter_config.json. alpha = r everywhere, because B already contains the factor.
+
+    Args:
+        base: the weight file or folder that the run was given, else the name of its backbone.
+    """
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {path: rank for path, rank in ranks.items() if rank != usual}
     return {
         "peft_type": "LORA",
-        "base_model_name_or_path": backbone,
+        "base_model_name_or_path": base,
         "bias": "none",
         "inference_mode": True,
         "lora_dropout": 0.0,

@@ -5,7 +5,6 @@ The folder is written, loaded by the other library, compared with liftplus on pi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,10 +22,10 @@ from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
 from liftplus.evaluation.inference import crops
-from liftplus.machine.disk import folder_of, new_folder, refuse_existing
+from liftplus.machine.disk import new_folder, refuse_existing, room_beside
 from liftplus.machine.progress import Progress
 from liftplus.model.classifier import Classifier
-from liftplus.model.heads import JointModule
+from liftplus.model.heads import HeadModule, JointModule
 from liftplus.publishing.comparing import OTHERWISE, TOLERANCE, answers, largest, within
 from liftplus.training.checkpoint import Trained
 
@@ -54,14 +53,12 @@ class Moving:
     """What a library's writer needs to know.
 
     Attributes:
-        trained: the run; its model has its tuners folded in.
-        head: its classifier as a linear; to be asked for by libraries whose head is one.
+        trained: the run; its tuners are folded into its model after the writer's check and before it writes.
         cut: how one crop of a picture is taken.
         without_timm: whether transformers' own classes are asked for, not timm's.
     """
 
     trained: Trained
-    head: Callable[[], LinearHead]
     cut: CentreCrop
     without_timm: bool = False
 
@@ -85,6 +82,22 @@ class Written:
     exact: bool
     how: str
     notes: tuple[str, ...] = ()
+
+
+Write = Callable[[Path, Callable[[], LinearHead]], Written]
+"""Write into an empty folder, and load it with the library.
+
+The second argument gives the classifier as a linear, to be asked for by libraries whose head is one.
+"""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run that a library has a place for, as far as its settings tell, and how it is written."""
+
+    moving: Moving
+    library: Library
+    write: Write
 
 
 @dataclass(frozen=True)
@@ -138,40 +151,42 @@ def required(library: str) -> Library:
 
 
 @torch.no_grad()
-def move(
-    trained: Trained,
-    out: Path,
-    library: Library,
-    images: Tensor,
-    progress: Progress,
-    evaluation: EvaluationConfig,
-    without_timm: bool = False,
-) -> tuple[Written, Difference]:
-    """Write a folder that the library loads; one that answers otherwise than liftplus is not kept.
+def checked(trained: Trained, library: Library, evaluation: EvaluationConfig, without_timm: bool = False) -> Checked:
+    """Refuse what the settings tell that the library has no place for, before any picture is read.
 
     Args:
-        trained: on the CPU in fp32; its model is merged in place.
-        out: a new folder.
-        images: what to compare on, RGB 0 to 255, fp32 [n, 3, R, R].
+        trained: on the CPU in fp32; its model gets the prior's shift.
         evaluation: how one crop is cut, and the prior.
         without_timm: for transformers, write its own classes; others than ViT, DINOv2 and BEiT are refused.
     """
-    out = out.absolute()
-    refuse_existing(out)
     model, cut = trained.model, crops(evaluation, trained.model.backbone.facts)
     assert isinstance(cut, CentreCrop), "other libraries take one crop of a picture"
     _refuse_kept(model.never_merge(), library)
     model.shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
+    moving = Moving(trained, cut, without_timm)
+    return Checked(moving, library, _check(library)(moving))
+
+
+@torch.no_grad()
+def move(run: Checked, out: Path, images: Tensor, progress: Progress) -> tuple[Written, Difference]:
+    """Write a folder that the library loads; one that answers otherwise than liftplus is not kept.
+
+    Args:
+        run: its model is merged in place.
+        out: a new folder.
+        images: what to compare on, RGB 0 to 255, fp32 [n, 3, R, R].
+    """
+    out = out.absolute()
+    refuse_existing(out)
+    model, library = run.moving.trained.model, run.library
     pictures = Normalise(model.backbone.facts)(images)
     expected = answers(model, pictures, progress, "Running liftplus")
     _refuse_kept(model.merge(), library)
     features = answers(model.backbone, pictures, progress, "Running liftplus, tuners folded in")
-    moving = Moving(trained, lambda: linear_head(model, features, expected, library), cut, without_timm)
-    folder_of(out)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as above:
-        folder = Path(above) / out.name
+    with room_beside(out) as above:
+        folder = above / out.name
         folder.mkdir()
-        written = _writer(library)(moving, folder)
+        written = run.write(folder, lambda: linear_head(model, features, expected))
         found = answers(written.logits, pictures, progress, f"Running {library}")
         difference = _compared(found, expected, model(features), written.exact)
         if not difference.holds:
@@ -186,9 +201,10 @@ def move(
     return written, difference
 
 
-def _writer(library: Library) -> Callable[[Moving, Path], Written]:
+def _check(library: Library) -> Callable[[Moving], Write]:
+    """The library's own: it refuses what it has no place for, and gives the function that writes."""
     module = import_module(f"liftplus.publishing.to_{library}")
-    return cast("Callable[[Moving, Path], Written]", module.write)
+    return cast("Callable[[Moving], Write]", module.check)
 
 
 def _refuse_kept(kept: list[str], library: Library) -> None:
@@ -206,9 +222,14 @@ def kinds_of_activations(tower: nn.Module) -> set[str]:
     return {kind_of(module) for _, _, module in activations(tower)}
 
 
+def epsilons(tower: nn.Module) -> set[float]:
+    """Those of a tower's norms."""
+    return {part.eps for part in tower.modules() if isinstance(part, nn.LayerNorm)}
+
+
 def epsilon_notes(ours: nn.Module, theirs: nn.Module, library: str) -> tuple[str, ...]:
     """Where the epsilon of norms is another in the library's own tower, which the folder cannot say."""
-    eps = [{part.eps for part in tower.modules() if isinstance(part, nn.LayerNorm)} for tower in (ours, theirs)]
+    eps = [epsilons(tower) for tower in (ours, theirs)]
     if eps[0] == eps[1]:
         return ()
     own, other = (", ".join(f"{value:g}" for value in sorted(values)) for values in eps)
@@ -217,16 +238,39 @@ def epsilon_notes(ours: nn.Module, theirs: nn.Module, library: str) -> tuple[str
     )
 
 
-def linear_head(model: Classifier, features: Tensor, logits: Tensor, library: Library) -> LinearHead:
-    """The classifier as a linear on the backbone's features [n, D], for which liftplus gave these logits [n, C]."""
-    head, backbone = model.head, model.backbone
-    rows = head.rows()
-    if rows is None:
+def scaled_rows(head: HeadModule) -> Tensor | None:
+    """A head's rows times its scale [C, D], to be compared with features as `HeadModule` says; None where it has none.
+
+    With the bias [C] that is the whole classifier.
+    """
+    rows, own = head.rows(), 1.0 if head.layer_norms or not head.scales else None
+    scale = getattr(head, "scale", own)
+    return None if rows is None or scale is None else (scale * rows).detach()
+
+
+def check_linear(model: Classifier, library: str) -> None:
+    """Refuse a head that no linear on the backbone's features stands for, with the prior that the model has."""
+    head = model.head
+    if head.rows() is None:
         raise UserError(
             f"{library} classifies by a linear, and the logits of head={type(head).__name__} are none. {OTHERWISE}, or "
             "train with head=linear or head=cosine."
         )
-    bias = getattr(head, "bias", None)
+    if head.scales and model.shift is not None:
+        raise UserError(
+            f"{library} classifies by a linear, which cannot hold both a prior and a head that divides by each "
+            f"picture's own length. Leave --prior out, or train with head=linear. {OTHERWISE}."
+        )
+
+
+def linear_head(model: Classifier, features: Tensor, logits: Tensor) -> LinearHead:
+    """The classifier as a linear on the backbone's features [n, D], for which liftplus gave these logits [n, C].
+
+    The head has passed `check_linear`.
+    """
+    head, backbone = model.head, model.backbone
+    rows, bias = head.rows(), getattr(head, "bias", None)
+    assert rows is not None
     bias = torch.zeros(len(rows)) if bias is None else bias.clone()
     if isinstance(head, JointModule):
         if backbone.image_bias is not None:
@@ -235,11 +279,6 @@ def linear_head(model: Classifier, features: Tensor, logits: Tensor, library: Li
             rows = rows @ backbone.image_projection.T
     factor = 1.0
     if head.scales:
-        if model.shift is not None:
-            raise UserError(
-                f"{library} classifies by a linear, which cannot hold both a prior and a head that divides by each "
-                f"picture's own length. Leave --prior out, or train with head=linear. {OTHERWISE}."
-            )
         plain = features @ rows.T + bias
         factor = float(((logits * plain).sum(1) / plain.square().sum(1)).mean())
     if model.shift is not None:

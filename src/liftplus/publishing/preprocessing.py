@@ -8,7 +8,6 @@ the other side.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from liftplus.data.transforms import CentreCrop, FiveCrops
 from liftplus.errors import UserError
 from liftplus.evaluation import priors
 from liftplus.evaluation.inference import crops
-from liftplus.machine.disk import folder_of, write_json
+from liftplus.machine.disk import room_beside, write_json
 from liftplus.machine.progress import Progress
 from liftplus.publishing import export as exporting
 from liftplus.publishing.comparing import alike, deviation, largest, within
@@ -140,9 +139,8 @@ def export(
             f"{int(gaps[:, 0].max())} of 255, more than {LEVELS}, so the file was not kept. Update onnxruntime and "
             "report it, or export without --with-preprocessing."
         )
-    folder_of(out)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
-        file = Path(folder) / out.name
+    with room_beside(out) as folder:
+        file = folder / out.name
         parity = exporting.export(trained, file, "onnx", views, progress, evaluation, promised)
         about = _about(json.loads(exporting.beside(file).read_text(encoding="utf-8")))
         join(begin, file, trained.class_names, about)

@@ -30,36 +30,48 @@ from liftplus.model.classifier import Classifier
 from liftplus.model.heads import JointModule
 from liftplus.names import full_backbone
 from liftplus.publishing.comparing import OTHERWISE, loading
-from liftplus.publishing.moving import Moving, Written, epsilon_notes, kinds_of_activations
+from liftplus.publishing.moving import (
+    LinearHead,
+    Moving,
+    Write,
+    Written,
+    epsilon_notes,
+    kinds_of_activations,
+    scaled_rows,
+)
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HEAD, ABOUT = "classifier.safetensors", "classifier.json"
 
 
-def write(moving: Moving, folder: Path) -> Written:
-    """Write open_clip's configuration, weights and the classifier, and load them with open_clip."""
+def check(moving: Moving) -> Write:
+    """Refuse what open_clip has no model for; the rest writes its configuration, weights and the classifier."""
     model, config = moving.trained.model, moving.trained.config
     about, quick = _about(config, moving.backbone)
     classifier = _classifier(model)
     whole = CustomTextCLIP(**{key: about[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}, quick_gelu=quick)
     text = catalogue.load(config.backbone).text_encoder("--to open_clip")  # a classifier does without it
     notes = [*_otherwise(moving.backbone.image, whole.visual), *_otherwise(text.tower, whole.text)]
-    _fill_image(whole.visual, moving.backbone)
-    _fill_text(whole, text)
-    plain = from_open_clip.is_plain(about)
-    state = {key.removeprefix("text.") if plain else key: value for key, value in whole.state_dict().items()}
-    write_bytes(folder / WEIGHTS, save({key: value.contiguous().clone() for key, value in state.items()}))
-    write_json(folder / CONFIG, _config(moving, about, quick=quick, plain=plain))
-    write_bytes(folder / HEAD, save(classifier, {"format": "pt"}))
-    before = _before(whole.visual, model)
-    names = {"classes": list(moving.trained.class_names), "class_ids": list(moving.trained.class_ids)}
-    write_json(folder / ABOUT, names | {"normalised": model.head.scales, "before": before})
-    return Written(
-        _logits(_loaded(folder), before, load_file(folder / HEAD), normalised=model.head.scales),
-        exact=True,
-        how='open_clip.create_model_from_pretrained("local-dir:{folder}")',
-        notes=(*_notes(moving, about, before), *notes),
-    )
+
+    def write(folder: Path, _linear: Callable[[], LinearHead]) -> Written:
+        _fill_image(whole.visual, moving.backbone)
+        _fill_text(whole, text)
+        plain = from_open_clip.is_plain(about)
+        state = {key.removeprefix("text.") if plain else key: value for key, value in whole.state_dict().items()}
+        write_bytes(folder / WEIGHTS, save({key: value.contiguous().clone() for key, value in state.items()}))
+        write_json(folder / CONFIG, _config(moving, about, quick=quick, plain=plain))
+        write_bytes(folder / HEAD, save(classifier, {"format": "pt"}))
+        before = _before(whole.visual, model)
+        names = {"classes": list(moving.trained.class_names), "class_ids": list(moving.trained.class_ids)}
+        write_json(folder / ABOUT, names | {"normalised": model.head.scales, "before": before})
+        return Written(
+            _logits(_loaded(folder), before, load_file(folder / HEAD), normalised=model.head.scales),
+            exact=True,
+            how='open_clip.create_model_from_pretrained("local-dir:{folder}")',
+            notes=(*_notes(moving, about, before), *notes),
+        )
+
+    return write
 
 
 def _about(config: RunConfig, backbone: Backbone) -> tuple[dict[str, Any], bool]:
@@ -94,15 +106,15 @@ def _about(config: RunConfig, backbone: Backbone) -> tuple[dict[str, Any], bool]
 def _classifier(model: Classifier) -> dict[str, Tensor]:
     """Rows [C, D] times the head's scale, and biases [C] with the prior."""
     head = model.head
-    rows, scale = head.rows(), getattr(head, "scale", None if head.scales else 1.0)
-    if rows is None or scale is None:
+    rows = None if head.layer_norms else scaled_rows(head)
+    if rows is None:
         raise UserError(
             f"open_clip compares unit vectors with rows, and the logits of the run's head ({type(head).__name__}) are "
             f"something else. {OTHERWISE}, or train with head=cosine."
         )
     bias = getattr(head, "bias", None)
     bias = torch.zeros(len(rows)) if bias is None else bias.detach()
-    return {"weight": (scale * rows).detach(), "bias": bias + (0 if model.shift is None else model.shift)}
+    return {"weight": rows, "bias": bias + (0 if model.shift is None else model.shift)}
 
 
 def _fill_image(visual: nn.Module, backbone: Backbone) -> None:

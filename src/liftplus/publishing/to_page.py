@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import tempfile
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from liftplus.calibration.promised import Promised
 from liftplus.config import EvaluationConfig
 from liftplus.errors import UserError
-from liftplus.machine.disk import folder_of, refuse_existing
+from liftplus.machine.disk import refuse_existing, room_beside
 from liftplus.machine.progress import Progress
 from liftplus.publishing import preprocessing
 from liftplus.publishing.export import Parity
@@ -67,9 +66,8 @@ def export(
     out = out.absolute()
     refuse_existing(out)
     legal = licences()
-    folder_of(out)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as above:
-        graph = Path(above) / "model.onnx"
+    with room_beside(out) as above:
+        graph = above / "model.onnx"
         compared = preprocessing.export(trained, graph, sample, progress, evaluation, promised)
         about = {
             "run": (trained.folder or out).absolute().name,
@@ -80,7 +78,7 @@ def export(
             "note": "Pictures do not leave this browser.",
             "most_pixels": MOST_PIXELS,
         }
-        folder = Path(above) / "page"
+        folder = above / "page"
         folder.mkdir()
         write(folder, graph, runtime, about)
         for name, text in legal.items():

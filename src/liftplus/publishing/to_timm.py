@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +18,23 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from liftplus.backbones.base import Backbone
+from liftplus.backbones.base import Backbone, Facts
 from liftplus.backbones.counterparts import SIZES
 from liftplus.backbones.mini_towers import ImageTower
 from liftplus.backbones.transformers_config import kind_of
+from liftplus.data.transforms import CentreCrop
 from liftplus.errors import UserError
 from liftplus.machine.disk import write_bytes, write_json
 from liftplus.publishing.comparing import OTHERWISE, loading
-from liftplus.publishing.moving import LinearHead, Moving, Written, epsilon_notes, kinds_of_activations
+from liftplus.publishing.moving import (
+    LinearHead,
+    Moving,
+    Write,
+    Written,
+    check_linear,
+    epsilon_notes,
+    kinds_of_activations,
+)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # timm's names of activations by those of transformers.
@@ -40,33 +50,49 @@ LARGEST_STREAM = 32
 fp16 overflows at 65504, and streams reach hundreds."""
 
 
-def write(moving: Moving, folder: Path) -> Written:
-    """Write timm's config.json and model.safetensors, and load them with timm."""
-    backbone, head = moving.backbone, moving.head()
-    architecture, options = architecture_of(backbone)
-    made = _made(architecture, len(head.weight), options)
+def check(moving: Moving) -> Write:
+    """Refuse heads and towers that timm has no model for; the rest writes config.json and model.safetensors."""
+    backbone, classes = moving.backbone, len(moving.trained.class_names)
+    check_linear(moving.trained.model, "timm")
+    architecture, options, made = counterpart(backbone, classes)
     if pooling := _pooling(backbone, made):
         options |= pooling
-        made = _made(architecture, len(head.weight), options)
-    kinds = kinds_of_activations(backbone.image)
-    if len(kinds) == 1 and kinds != kinds_of_activations(made) and kinds <= ACTIVATIONS.keys():
-        options["act_layer"] = ACTIVATIONS[kinds.pop()]  # as config.json beside the weights said
-        made = _made(architecture, len(head.weight), options)
-    weights = _weights(backbone, made, head)
-    factor = stream_factor(backbone.image, made)
-    notes = epsilon_notes(backbone.image, made, "timm")
-    if factor != 1:
-        weights = _with_stream(weights, factor)
-        notes = (_stream_note(backbone.image, made, factor),)
-    write_bytes(folder / WEIGHTS, save(weights, {"format": "pt"}))
-    write_json(folder / CONFIG, _config(moving, architecture, options, made))
-    how = 'timm.create_model("local-dir:{folder}", pretrained=True)'
-    return Written(loaded(folder), head.exact, how, notes)
+        made = _made(architecture, classes, options)
+    name = _classifier(made, backbone)
+
+    def write(folder: Path, linear: Callable[[], LinearHead]) -> Written:
+        head = linear()
+        weights = _weights(backbone, made, {f"{name}.weight": head.weight, f"{name}.bias": head.bias})
+        factor = stream_factor(backbone.image, made)
+        notes = epsilon_notes(backbone.image, made, "timm")
+        if factor != 1:
+            weights = _with_stream(weights, factor)
+            notes = (_stream_note(backbone.image, made, factor),)
+        write_bytes(folder / WEIGHTS, save(weights, {"format": "pt"}))
+        write_json(folder / CONFIG, _config(moving, architecture, options, made))
+        how = 'timm.create_model("local-dir:{folder}", pretrained=True)'
+        return Written(loaded(folder), head.exact, how, notes)
+
+    return write
 
 
 def loaded(folder: Path) -> Any:
     with loading("timm"):
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def counterpart(backbone: Backbone, classes: int) -> tuple[str, dict[str, Any], nn.Module]:
+    """timm's name of an image tower's architecture, its constructor's options, and the model that they make.
+
+    The model pools as the architecture does by itself, and its weights are random. Raises UserError if timm has none.
+    """
+    architecture, options = architecture_of(backbone)
+    made = _made(architecture, classes, options)
+    kinds = kinds_of_activations(backbone.image)
+    if len(kinds) == 1 and kinds != kinds_of_activations(made) and kinds <= ACTIVATIONS.keys():
+        options["act_layer"] = ACTIVATIONS[kinds.pop()]  # as config.json beside the weights said
+        made = _made(architecture, classes, options)
+    return architecture, options, made
 
 
 def architecture_of(backbone: Backbone) -> tuple[str, dict[str, Any]]:
@@ -136,11 +162,9 @@ def _classifier(made: nn.Module, backbone: Backbone) -> str:
     return name
 
 
-def _weights(backbone: Backbone, made: nn.Module, head: LinearHead) -> dict[str, Tensor]:
-    """All tensors in timm's names; an error where those of timm's model are others."""
-    name = _classifier(made, backbone)
-    tensors = dict(backbone.image.state_dict())
-    tensors |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+def _weights(backbone: Backbone, made: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors in timm's names, with those of the head; an error where those of timm's model are others."""
+    tensors = dict(backbone.image.state_dict()) | head
     own = made.state_dict()
     if backbone.facts.pooling == "token" and "norm.weight" in own:  # before or after, it is the same norm of one token
         tensors = {re.sub("^fc_norm", "norm", key): value for key, value in tensors.items()}
@@ -195,7 +219,7 @@ def _shape(tensors: dict[str, Tensor], key: str) -> torch.Size | None:
 
 def _config(moving: Moving, architecture: str, options: dict[str, Any], made: nn.Module) -> dict[str, Any]:
     """timm's config.json, as its hub has it."""
-    facts, cut = moving.backbone.facts, moving.cut
+    facts = moving.backbone.facts
     published: Any = getattr(made, "pretrained_cfg", {})
     names = list(moving.trained.class_names)
     pooling = getattr(made, "global_pool", None)
@@ -209,18 +233,25 @@ def _config(moving: Moving, architecture: str, options: dict[str, Any], made: nn
         "pretrained_cfg": {
             "tag": "liftplus",
             "custom_load": False,
-            "input_size": [3, cut.size, cut.size],
+            **preparation(facts, moving.cut),
             "fixed_input_size": bool(published.get("fixed_input_size")),
-            "interpolation": cut.kernel,
-            "crop_pct": share(cut.size, cut.short),
-            "crop_mode": "squash" if cut.resize == "square" else "center",
-            "mean": list(facts.mean),
-            "std": list(facts.std),
             "num_classes": len(names),
             "pool_size": None,
             "first_conv": published.get("first_conv"),
             "classifier": published.get("classifier"),
         },
+    }
+
+
+def preparation(facts: Facts, cut: CentreCrop) -> dict[str, Any]:
+    """How one crop is taken and normalised, in the words of timm's pretrained_cfg."""
+    return {
+        "input_size": [3, cut.size, cut.size],
+        "interpolation": cut.kernel,
+        "crop_pct": share(cut.size, cut.short),
+        "crop_mode": "squash" if cut.resize == "square" else "center",
+        "mean": list(facts.mean),
+        "std": list(facts.std),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from liftplus.backbones.base import Backbone
 from liftplus.backbones.from_transformers import bare_names, left_out, renamed
 from liftplus.backbones.mini_towers import ImageTower
 from liftplus.backbones.transformers_config import PROCESSOR, activations, kind_of
 from liftplus.errors import UserError
 from liftplus.machine.disk import write_bytes, write_json
 from liftplus.publishing import to_timm
-from liftplus.publishing.comparing import loading
-from liftplus.publishing.moving import LinearHead, Moving, Written
+from liftplus.publishing.comparing import OTHERWISE, loading
+from liftplus.publishing.moving import LinearHead, Moving, Write, Written, check_linear
 
 # Family, configuration and model by what the image tower is.
 _CLASSES = {
@@ -39,26 +41,32 @@ _CLASSES = {
 _HOW = 'transformers.AutoModelForImageClassification.from_pretrained("{folder}")'
 
 
-def write(moving: Moving, folder: Path) -> Written:
-    """Write a folder, and load it with transformers."""
-    return _own(moving, folder) if moving.without_timm else _by_timm(moving, folder)
+def check(moving: Moving) -> Write:
+    """Refuse what transformers has no class for; the rest writes a folder."""
+    return _own(moving) if moving.without_timm else _by_timm(moving)
 
 
-def _own(moving: Moving, folder: Path) -> Written:
+def _own(moving: Moving) -> Write:
     """Configuration, image processor and weights of transformers' own classes."""
-    kind, head = _kind(moving.backbone.image), moving.head()
-    made = None if kind is None else _made(kind, moving, head)
+    check_linear(moving.trained.model, "transformers")
+    made = _made(moving)
     if made is None:
         raise UserError(
             f"transformers {transformers.__version__} has no class of its own that classifies as "
             f"{moving.backbone.name!r} does{_as_chosen(moving)}. Leave --without-timm out, or export to .onnx or .pt2."
         )
-    with _quietly():
-        made.save_pretrained(folder)  # in the names of files, which are the same in every version
-    for weights in folder.glob("*.safetensors"):  # which it writes for its own user alone
-        write_bytes(weights, weights.read_bytes())
-    write_json(folder / PROCESSOR, _processor(moving))
-    return Written(_loaded(folder), head.exact, _HOW, tuple(_cut_notes(moving)))
+
+    def write(folder: Path, linear: Callable[[], LinearHead]) -> Written:
+        head = linear()
+        made.fill(moving.backbone, head)
+        with _quietly():
+            made.model.save_pretrained(folder)  # in the names of files, which are the same in every version
+        for weights in folder.glob("*.safetensors"):  # which it writes for its own user alone
+            write_bytes(weights, weights.read_bytes())
+        write_json(folder / PROCESSOR, _processor(moving))
+        return Written(_loaded(folder), head.exact, _HOW, tuple(_cut_notes(moving)))
+
+    return write
 
 
 def _cut_notes(moving: Moving) -> Iterator[str]:
@@ -81,7 +89,7 @@ def _as_chosen(moving: Moving) -> str:
     return f" with backbone.pooling={pooling}" if pooling else ""
 
 
-def _by_timm(moving: Moving, folder: Path) -> Written:
+def _by_timm(moving: Moving) -> Write:
     """timm's folder; `--to timm` writes the same one."""
     wrapper: Any = getattr(transformers, "TimmWrapperConfig", None)
     if wrapper is None or "model_args" not in signature(wrapper).parameters:
@@ -89,12 +97,17 @@ def _by_timm(moving: Moving, folder: Path) -> Written:
             f"transformers {transformers.__version__} cannot read the folder, as its TimmWrapper is missing or knows "
             "no arguments of models; 4.53 and later can. Update it, or add --without-timm, which some backbones allow."
         )
-    written = to_timm.write(moving, folder)
+    by_timm = to_timm.check(moving)
     note = (
         "transformers reads the folder by TimmWrapperForImageClassification, so timm must be installed there. "
         "--without-timm writes transformers' own classes for ViT, DINOv2 and BEiT."
     )
-    return Written(_loaded(folder), written.exact, _HOW, (note, *written.notes))
+
+    def write(folder: Path, linear: Callable[[], LinearHead]) -> Written:
+        written = by_timm(folder, linear)
+        return Written(_loaded(folder), written.exact, _HOW, (note, *written.notes))
+
+    return write
 
 
 def _loaded(folder: Path) -> Callable[[Tensor], Tensor]:
@@ -134,36 +147,67 @@ def _kind(tower: nn.Module) -> str | None:
     return "dinov2" if tower.reg_token is None else "registers"
 
 
-def _made(kind: str, moving: Moving, head: LinearHead) -> Any:
-    """transformers' model with the tuned weights; None where the tower is otherwise than its own."""
-    family, config_class, model_class = _CLASSES[kind]
-    if not hasattr(transformers, model_class):
+@dataclass(frozen=True)
+class Made:
+    """A model of transformers' own, still to be filled.
+
+    Attributes:
+        model: with random weights.
+        family: how weights of transformers are brought to our names.
+        places: where each of its tensors lies in the family's table, as `_place` says; None for what no logit needs.
+    """
+
+    model: Any
+    family: str
+    places: dict[str, tuple[str, int, int] | None]
+
+    def fill(self, backbone: Backbone, head: LinearHead) -> None:
+        """Give it the tower's weights and the classifier; refuses tensors that tuners have added."""
+        state, tensors = self.model.state_dict(), _in_family(self.family, backbone.image)
+        if strange := tensors.keys() - {place[0] for place in self.places.values() if place}:
+            raise UserError(
+                f"transformers' model of {backbone.name!r} does not have the tuned one's tensors, such as "
+                f"{min(strange)!r}: tuners can add biases where the architecture has none. {OTHERWISE}, or train with "
+                "tuner=lora."
+            )
+        weights = {f"classifier.{name}": getattr(head, name) for name in ("weight", "bias")}
+        weights = {name: _widened(value, state[name]) for name, value in weights.items()}
+        for name, place in self.places.items():
+            weights[name] = torch.zeros_like(state[name]) if place is None else _part(tensors, place)
+        self.model.load_state_dict(weights)
+
+
+def _made(moving: Moving) -> Made | None:
+    """transformers' model for a tower, by the tower's names and shapes; None where it has none."""
+    kind = _kind(moving.backbone.image)
+    if kind is None or not hasattr(transformers, _CLASSES[kind][2]):
         return None
+    family, config_class, model_class = _CLASSES[kind]
     config = getattr(transformers, config_class)(**_settings(kind, moving))
     model = getattr(transformers, model_class)(config).eval()
     state = model.state_dict()
     tensors = _in_family(family, moving.backbone.image)
-    weights: dict[str, Tensor] = {}
-    used: set[str] = set()
+    places: dict[str, tuple[str, int, int] | None] = {}
     for name, bare in bare_names(state).items():
         if name.startswith("classifier."):
-            weights[name] = _widened(getattr(head, name.removeprefix("classifier.")), state[name])
             continue
         if name in left_out(state):
-            weights[name] = torch.zeros_like(state[name])
+            places[name] = None
             continue
-        source = renamed(family, bare)
-        key, part, parts = _place(source or "")
-        if key not in tensors or tensors[key].shape[0] % parts:
+        place = _place(renamed(family, bare) or "")
+        key, _, parts = place
+        if key not in tensors or tensors[key].shape[0] % parts or _part(tensors, place).shape != state[name].shape:
             return None
-        weights[name] = tensors[key].chunk(parts)[part]
-        if weights[name].shape != state[name].shape:
-            return None
-        used.add(key)
-    if tensors.keys() - used:  # such as norms of queries, which transformers' tower has no place for
-        return None
-    model.load_state_dict(weights)
-    return model
+        places[name] = place
+    if tensors.keys() - {place[0] for place in places.values() if place}:
+        return None  # such as norms of queries, which transformers' tower has no place for
+    return Made(model, family, places)
+
+
+def _part(tensors: dict[str, Tensor], place: tuple[str, int, int]) -> Tensor:
+    """What lies at a place of the family's table."""
+    key, part, parts = place
+    return tensors[key].chunk(parts)[part]
 
 
 def _widened(value: Tensor, like: Tensor) -> Tensor:

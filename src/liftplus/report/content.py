@@ -282,8 +282,9 @@ def alone(values: dict[str, Any]) -> str | None:
         run = config.from_dict(config.saved(values))
         usual = recipe.usual(run.data.source)
         named = {"data": run.data.source, "backbone": run.backbone.name, "method": run.method, "recipe": usual}
-        base = config.resolve(**named)
-        given = [f"tuner={'+'.join(run.tuner) or 'none'}"] if list(run.tuner) != list(base.tuner) else []
+        given = [] if run.backbone.weights is None else [f"backbone.weights={run.backbone.weights}"]
+        base = config.resolve(**named, overrides=given)
+        given += [f"tuner={'+'.join(run.tuner) or 'none'}"] if list(run.tuner) != list(base.tuner) else []
         given += [] if run.recipe == usual else [f"recipe={run.recipe}"]
         parts = [key for key in config.PARTS if key not in run.automatic]
         given += [f"{k}={getattr(run, k).name}" for k in parts if getattr(run, k).name != getattr(base, k).name]

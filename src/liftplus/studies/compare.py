@@ -88,8 +88,10 @@ class Comparison:
 
     def config(self, entry: Entry, seed: int) -> RunConfig:
         """The settings of one run. A method that trains nothing keeps `epochs=0` even if `overrides` set epochs."""
-        preset = configs.resolve(data=self.data, backbone=self.backbone, method=entry.method)
-        still = () if preset.train.epochs else ("train.epochs=0",)
+        run = self._resolved(entry, seed)
+        return run if configs.published(run).train.epochs else self._resolved(entry, seed, "train.epochs=0")
+
+    def _resolved(self, entry: Entry, seed: int, *still: str) -> RunConfig:
         given = [*self.overrides, *still, *entry.overrides, f"seed={seed}"]
         usual = recipe.usual(self.data)
         return configs.resolve(

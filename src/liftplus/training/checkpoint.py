@@ -18,6 +18,7 @@ from torch import Tensor
 
 from liftplus.backbones import catalogue
 from liftplus.backbones.base import BackboneConfig
+from liftplus.backbones.forms import other_form
 from liftplus.backbones.text import ClassTexts
 from liftplus.config import RunConfig, from_dict, saved
 from liftplus.data import hierarchy
@@ -162,7 +163,8 @@ def _model_file(folder: Path) -> Path:
         return folder
     if not (folder / FILE).is_file():
         raise UserError(
-            f"{str(folder)!r} holds no trained model ({FILE} is missing). Give the folder of a finished run."
+            f"{str(folder)!r} holds no trained model ({FILE} is missing).{other_form(folder)} Give the folder of a "
+            "finished run."
         )
     return folder / FILE
 
@@ -184,7 +186,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as stream:
-            about = json.loads((stream.metadata() or {})["liftplus"])
+            described = stream.metadata() or {}
+            if "liftplus" not in described:
+                raise UserError(
+                    f"{str(path)!r} holds weights, but no run of liftplus.{other_form(path.parent)} Give the folder of "
+                    "a finished run."
+                )
+            about = json.loads(described["liftplus"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         if not isinstance(about, dict):
             raise TypeError("the description is no mapping")
@@ -206,10 +214,17 @@ def _class_texts(about: dict[str, Any], config: RunConfig) -> ClassTexts:
     return names if saved is None else saved
 
 
-def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig | None = None) -> Trained:
+def load_model(
+    folder: Path,
+    runtime: Runtime,
+    backbone_config: BackboneConfig | None = None,
+    give: str = "weights=PATH",
+) -> Trained:
     """Rebuild a trained classifier from its folder or model file; other backbone weights than in training are refused.
 
-    `backbone_config` replaces the run's own, for weights that have moved since.
+    Args:
+        backbone_config: replaces the run's own, for weights that have moved since.
+        give: how the user gives the path of the right weights.
     """
     path = _model_file(folder)
     about, state = read_model(folder)
@@ -220,9 +235,7 @@ def load_model(folder: Path, runtime: Runtime, backbone_config: BackboneConfig |
         )
     config = from_dict(saved(about["config"]))
     backbone = catalogue.load(backbone_config or config.backbone)
-    catalogue.refuse_other_weights(
-        backbone, about["backbone_identity"], f"The run in {str(path.parent)!r}", "liftplus eval RUN weights=PATH"
-    )
+    catalogue.refuse_other_weights(backbone, about["backbone_identity"], f"The run in {str(path.parent)!r}", give)
     with own_stream(0):  # what is drawn here is replaced by what was learned
         head = config.head.build(backbone, len(about["class_names"]))
         model = Classifier.assemble(

@@ -14,7 +14,7 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
-from liftplus.config import RunConfig, from_dict, placed, resolve
+from liftplus.config import RunConfig, from_dict, placed, published
 from liftplus.data import sources
 from liftplus.data.dataset import DataSet
 from liftplus.errors import UserError
@@ -46,11 +46,10 @@ def settled(config: RunConfig, dataset: DataSet) -> RunConfig:
     count = len(dataset.splits["train"]) if "train" in dataset.splits else 0
     small = count < LARGE
     batch = batch_size(count) if "train.batch_size" in config.automatic else config.train.batch_size
-    published = resolve(data=config.data.source, backbone=config.backbone.name, method=config.method).train.lr
     chosen: dict[str, Any] = {
         "train.batch_size": batch,
         "train.epochs": epochs(config.train.epochs, count),
-        "train.lr": published * factor(batch),
+        "train.lr": published(config).train.lr * factor(batch),
         "train.schedule": "step" if small else "epoch",
         "train.scale_rates": True,
         "train.go_back": True,
