@@ -215,7 +215,7 @@ RIVALS = {
     "full+, between it and its start": Rival(between, HEAVY | {"start": (0.25, 0.5, 0.75)}),
     "full+, mean of 3 seeds": Rival(partial(mean, "full+"), of="full+"),
     "full+, GLA": Rival(partial(with_gla, "full+"), HEAVY),
-    "LT-Soups": Rival(lt_soups, {"lr": (0.03, 0.1), "share": (0.3, 0.7)}),
+    "LT-Soups": Rival(lt_soups, {"lr": (0.01, 0.03, 0.1), "share": (0.3, 0.7, 0.9)}),
 }
 
 
@@ -257,7 +257,9 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         mine = [row for row in rows if (row["stage"], row["rival"]) == ("test", rival)]
         if mine:
             chosen = ", ".join(f"{key} {value:g}" for key, value in mine[0]["choice"].items())
-            cost = [spread([row["seconds"] for row in mine]), f"{mine[0]['epochs']:.1f}", str(mine[0]["test_passes"])]
+            # None stands for a run that was paused while its clock went on.
+            seconds = [row["seconds"] for row in mine if row["seconds"] is not None]
+            cost = [spread(seconds), f"{mine[0]['epochs']:.1f}", str(mine[0]["test_passes"])]
             cells = [spread([row[group] for row in mine]) for group in ("mean_class", "many", "medium", "few")]
             yield f"| {rival} | {chosen} | {' | '.join([*cost, *cells])} |"
 
