@@ -85,6 +85,7 @@ def test_both_train_the_same_weights(script: Callable[[str], Any]) -> None:
     assert ours == plain
 
 
+@pytest.mark.slow
 def test_the_step_says_what_it_is(script: Callable[[str], Any], tmp_path: Path) -> None:
     train_step = script("train_step")
     args = train_step.parse([*QUICK, "--batch", "2", "--only", "liftplus", train_step.FP32])

@@ -46,6 +46,7 @@ def table(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.slow
 def test_calibrate_tells_what_was_measured_and_predict_keeps_the_best_classes(
     place: Path, command: Command, tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_calibrate_tells_what_was_measured_and_predict_keeps_the_best_classes(
     assert all("unknown" not in one for one in entries)
 
 
+@pytest.mark.slow
 def test_a_calibration_holds_for_its_crops_prior_and_weights_only(
     place: Path, command: Command, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_quiet_and_verbose_stand_anywhere(photos: Path, command: Command) -> Non
     assert "contradict" in command("info", "-q", "-v").err
 
 
+@pytest.mark.slow
 def test_output_for_machines(photos: Path, command: Command, tmp_path: Path) -> None:
     assert json.loads(command("zeroshot", "--data", photos, "--out", "run", "--json").out)["images"] == 6
     found = json.loads(command("predict", "run", photos / "test", "--json", "--top-k", 1).out)

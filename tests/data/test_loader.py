@@ -174,6 +174,7 @@ class Slow:
         return CentreCrop(32)(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_method", ["fork"], indirect=True)
 @pytest.mark.parametrize("waiting", [True, False])
 def test_a_killed_worker_ends_the_epoch(

@@ -139,6 +139,7 @@ def test_the_sampler_is_its_formula() -> None:
     torch.testing.assert_close(shown, torch.tensor([900.0, 90.0, 20.0]).double(), rtol=1e-10, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("written")
 def test_a_run_with_the_tuner_and_again_from_its_folder(
     photos: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

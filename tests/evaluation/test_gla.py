@@ -94,6 +94,7 @@ def trained(photos: Path, folder: Path, *overrides: str) -> tuple[opening.Sessio
     return session, dataset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("tte=false",), ("loss=cross_entropy", "evaluation.expand=12")])
 def test_both_logits_without_their_priors(photos: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     """By hand: tuned logits and what takes the training prior off, zero-shot logits less log pi_p, over all crops."""

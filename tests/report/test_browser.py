@@ -77,6 +77,7 @@ def test_the_switch_of_colours(driver: Any, page: Path) -> None:
     assert seen[0][1] == seen[2][1] != seen[1][1]
 
 
+@pytest.mark.slow
 def test_the_table_sorts_and_filters(driver: Any, page: Path) -> None:
     browser.look(driver, 1280, 900)
     opened(driver, page)

@@ -91,6 +91,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path, st
     return runs, root / "report", page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_seeds_are_taken_together(four: tuple[list[Path], Path, str]) -> None:
     runs, out, _ = four
     found = {(r["series"], r["measure"]): r for r in rows(out / "figures" / "accuracy.csv")}
@@ -487,6 +488,7 @@ def test_the_colours_of_series_differ_also_to_the_colour_blind(sight: str) -> No
         assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 10  # 2 is just visible
 
 
+@pytest.mark.slow
 def test_help_and_default_folder(command: Any, tmp_path: Path) -> None:
     Made(NAMES).write(tmp_path / "runs" / "a")
     Made(NAMES, seed=1).write(tmp_path / "runs" / "b")

@@ -38,6 +38,7 @@ def load(folder: Path) -> checkpoint.Trained:
     return checkpoint.load_model(folder, runtime.choose("cpu", "fp32"))
 
 
+@pytest.mark.slow
 def test_added_by_name(train: Any, command: Command, photos: Path, tmp_path: Path) -> None:
     """Old logits stay bit for bit; the new row is that of the text tower; widths stay what three classes gave."""
     run = train("run")
@@ -72,6 +73,7 @@ def test_added_where_the_text_side_is_trained(train: Any, tmp_path: Path) -> Non
     assert after.model.backbone.text_encoder("the test").texts[3] == ["a photo of a purple cloud."]
 
 
+@pytest.mark.slow
 def test_renamed(train: Any, command: Command, tmp_path: Path) -> None:
     """The model is the same; the run's own data still finds its classes, by their former names."""
     run = train("run", 'class_weights={"red square": 2}')

@@ -113,6 +113,7 @@ def test_the_start_is_what_training_began_with(
         torch.testing.assert_close(value, state(run)[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_between_a_run_and_its_start(two: tuple[Path, Path], tmp_path: Path) -> None:
     """Of two runs, each with its own start."""
     for name, start in (("zero", 1.0), ("quarter", 0.25)):

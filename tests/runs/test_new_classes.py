@@ -70,6 +70,7 @@ def test_added_from_pictures(text: str, run: Path, photos: Path, command: Comman
     assert len(load(tmp_path / "more2").class_names) == 5
 
 
+@pytest.mark.slow
 def test_old_pictures_are_needed_where_no_statistics_were_kept(
     run: Path, photos: Path, command: Command, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_old_pictures_are_needed_where_no_statistics_were_kept(
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.slow
 def test_names_and_pictures_together(run: Path, command: Command, tmp_path: Path) -> None:
     """One class from its name, one from pictures, in the order given."""
     pictures(tmp_path / "yellow", 2)
@@ -125,6 +127,7 @@ def test_what_cannot_be_added_is_refused(
     assert not (tmp_path / "plus").exists()
 
 
+@pytest.mark.slow
 def test_a_picture_given_twice_counts_once(run: Path, command: Command, tmp_path: Path) -> None:
     """Else its twin would stay when it is left out."""
     folder = pictures(tmp_path / "yellow", 2)

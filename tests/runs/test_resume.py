@@ -369,6 +369,7 @@ def test_a_run_without_training_goes_on_until_its_tables_are_whole(
         assert one == two or name == "metrics.json"
 
 
+@pytest.mark.slow
 def test_the_last_good_state_outlives_a_loss_that_is_not_finite(
     photos: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,7 @@ def test_a_step_moves_output_weights_by_their_multiple_and_nothing_else(photos: 
     assert all(torch.equal(scaled[key], value) for key, value in plain.items())
 
 
+@pytest.mark.slow
 def test_going_back_is_starting_anew_with_half_the_rate(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, settings, dataset = started(photos, "epochs=2")
     halved = settings.train.model_copy(update={"lr": 0.01, "go_back": False})

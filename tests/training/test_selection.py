@@ -181,6 +181,7 @@ def test_no_validation_split_is_refused_before_any_work(tmp_path: Path, command:
         assembly.build(run, sources.load(run.data), CPU)
 
 
+@pytest.mark.slow
 def test_said_on_the_result(photos: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which weights, which split, which epoch: in the files and on the screen; both models can be tested."""
     monkeypatch.setattr(selection, "score", scripted((10, 40, 30, 20)))
