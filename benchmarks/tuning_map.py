@@ -217,9 +217,8 @@ def run(stage: str, given: argparse.Namespace) -> None:
             pair = replace(PAIRS[key["pair"]], spare=SPARE if stage == "search" else 0)
             return one(pair, cut(pair, given.shared, Path(folder)), key, given.vit)
 
-        fill(
-            given.rows, planned(stage, given.rows, given.only, given.seeds, given.methods.split(",")), line, given.part
-        )
+        keys = planned(stage, given.rows, given.only, given.seeds, given.methods.split(","))
+        fill(given.rows, keys, line, given.part)
 
 
 def measured(rows: list[dict[str, Any]]) -> Iterator[Pair]:
@@ -369,13 +368,14 @@ def shares(rows: list[dict[str, Any]]) -> Iterator[str]:
             for pair, values in found.items()
             if pair.endswith(f", {SHOWN[backbone]}") and "full+ layer decay" in values
         }
+        if not mine:
+            continue
         for pair, values in mine.items():
             yield _line(pair, [[values[method]["mean_class"]] if method in values else [] for method in METHODS])
-        whole = [method for method in METHODS if mine and all(method in values for values in mine.values())]
+        whole = [method for method in METHODS if all(method in values for values in mine.values())]
         for key, said in (("mean_class", ""), ("few", ", classes with under 20 pictures")):
-            if mine:
-                cells = [[one[method][key] for one in mine.values()] if method in whole else [] for method in METHODS]
-                yield _line(f"mean of {len(mine)} pairs, {SHOWN[backbone]}{said}", cells)
+            cells = [[one[method][key] for one in mine.values()] if method in whole else [] for method in METHODS]
+            yield _line(f"mean of {len(mine)} pairs, {SHOWN[backbone]}{said}", cells)
 
 
 def _line(name: str, cells: Sequence[Sequence[float]]) -> str:

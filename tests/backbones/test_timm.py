@@ -472,7 +472,8 @@ def test_trained_attention_biases_take_effect(name: str) -> None:
 
 
 @pytest.mark.skipif(OLD_TIMM, reason="timm before 1.0.31 may not convert")
-def test_a_model_that_timm_converts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["dinov3_b16", "open_clip/PE-Core-T-16-384/meta"])
+def test_a_model_that_timm_converts_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIMM_USE_NAFLEX", "1")
-    said = refusal(lambda: catalogue.load(BackboneConfig(name="dinov3_b16"), weights=False), "NaFlexVit")
+    said = refusal(lambda: catalogue.load(BackboneConfig(name=name), weights=False), "NaFlexVit")
     assert "TIMM_USE_NAFLEX or TIMM_USE_NAFLEXVIT is set" in said

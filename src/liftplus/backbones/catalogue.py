@@ -151,6 +151,7 @@ def load(config: BackboneConfig, *, weights: bool = True) -> Backbone:
         except weight_files.UnfitError as error:
             path = locate(given, fetch=False) if weights else None
             raise UserError(f"{error} {_described(path)}" if path else str(error)) from error
+    _refuse_converted(backbone, config.name)
     if config.pooling is not None:
         from liftplus.backbones import from_timm
 
@@ -209,6 +210,18 @@ def _read_beside(backbone: Backbone, config: BackboneConfig) -> None:
         from liftplus.backbones import transformers_config
 
         transformers_config.settle(backbone, kind, path, config.positions)
+
+
+def _refuse_converted(backbone: Backbone, name: str) -> None:
+    """Refuse a tower of timm, by itself or within open_clip's model, that the environment made another class.
+
+    The conversion of timm 1.0.31 leaves the class token out of a Perception Encoder's attention pool.
+    """
+    if type(backbone.image).__name__ == "NaFlexVit" and "naflex" not in full_name(name).lower():
+        raise UserError(
+            f"TIMM_USE_NAFLEX or TIMM_USE_NAFLEXVIT is set in the environment, so timm builds {name!r} as a NaFlexVit, "
+            "which can have other features. Unset it and start again."
+        )
 
 
 def _built(config: BackboneConfig, *, weights: bool) -> Backbone:

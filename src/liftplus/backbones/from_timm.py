@@ -56,12 +56,6 @@ def backbone(config: BackboneConfig, pinned: str, *, weights: bool = True) -> Ba
     size = config.image_size or published.input_size[-1]
     state = None if path is None else _state(pinned, path)
     model = _build(pinned, None if state is None else settled(state, config, size), config.name, size)
-    if type(model).__name__ == "NaFlexVit" and not pinned.startswith("naflexvit"):
-        # timm 1.0.31: the conversion leaves the class token out of a Perception Encoder's attention pool.
-        raise UserError(
-            "TIMM_USE_NAFLEX or TIMM_USE_NAFLEXVIT is set in the environment, so timm builds "
-            f"{config.name!r} as a NaFlexVit, which can have other features. Unset it and start again."
-        )
     if not residual_blocks(model):
         raise UserError(
             f"Backbone {config.name!r} is a {type(model).__name__} without residual blocks that liftplus knows, so "

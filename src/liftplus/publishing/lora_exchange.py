@@ -32,7 +32,7 @@ from liftplus.model.classifier import Classifier
 from liftplus.model.heads import JointModule
 from liftplus.names import full_backbone
 from liftplus.publishing import to_timm
-from liftplus.publishing.moving import epsilons, scaled_rows
+from liftplus.publishing.moving import classifier_tensors, epsilons
 from liftplus.training.checkpoint import Trained
 from liftplus.tuners.lora import LoRA, LowRank
 
@@ -142,18 +142,14 @@ def write_folder(trained: Trained, folder: Path, evaluation: EvaluationConfig) -
 def _classifier(trained: Trained, evaluation: EvaluationConfig) -> tuple[dict[str, Tensor], dict[str, bool]]:
     """Tensors that make logits of the image tower's features, and which steps come before the rows."""
     head, tower = trained.model.head, trained.model.backbone
-    rows = scaled_rows(head)
-    if rows is None:
+    shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
+    tensors = classifier_tensors(head, shift)
+    if tensors is None:
         raise UserError(
             f"The logits of the run's head ({type(head).__name__}) are not features compared with rows, so they cannot "
             "be written beside an adapter of peft. Export to ONNX or .pt2 instead, or train with head=cosine."
         )
     joint = isinstance(head, JointModule)
-    shift = priors.shift(trained.config, trained.class_names, trained.train_counts, evaluation.prior)
-    bias = getattr(head, "bias", None)
-    tensors = {"weight": rows, "bias": torch.zeros(len(rows)) if bias is None else bias.detach()}
-    if shift is not None:
-        tensors["bias"] = tensors["bias"] + shift
     if joint and tower.image_projection is not None:
         tensors["projection"] = tower.image_projection
     if joint and tower.image_bias is not None:

@@ -238,14 +238,22 @@ def epsilon_notes(ours: nn.Module, theirs: nn.Module, library: str) -> tuple[str
     )
 
 
-def scaled_rows(head: HeadModule) -> Tensor | None:
-    """A head's rows times its scale [C, D], to be compared with features as `HeadModule` says; None where it has none.
+def classifier_tensors(head: HeadModule, shift: Tensor | None) -> dict[str, Tensor] | None:
+    """Rows times the head's scale [C, D], and biases [C] with the prior's shift; None where a head has none.
 
-    With the bias [C] that is the whole classifier.
+    Features are compared with the rows as `HeadModule` says.
     """
     rows, own = head.rows(), 1.0 if head.layer_norms or not head.scales else None
     scale = getattr(head, "scale", own)
-    return None if rows is None or scale is None else (scale * rows).detach()
+    if rows is None or scale is None:
+        return None
+    bias = _bias(head, rows)
+    return {"weight": (scale * rows).detach(), "bias": bias if shift is None else bias + shift}
+
+
+def _bias(head: HeadModule, rows: Tensor) -> Tensor:
+    bias = getattr(head, "bias", None)
+    return torch.zeros(len(rows)) if bias is None else bias.detach().clone()
 
 
 def check_linear(model: Classifier, library: str) -> None:
@@ -269,9 +277,9 @@ def linear_head(model: Classifier, features: Tensor, logits: Tensor) -> LinearHe
     The head has passed `check_linear`.
     """
     head, backbone = model.head, model.backbone
-    rows, bias = head.rows(), getattr(head, "bias", None)
+    rows = head.rows()
     assert rows is not None
-    bias = torch.zeros(len(rows)) if bias is None else bias.clone()
+    bias = _bias(head, rows)
     if isinstance(head, JointModule):
         if backbone.image_bias is not None:
             bias = rows @ backbone.image_bias

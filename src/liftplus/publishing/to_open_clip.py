@@ -35,9 +35,9 @@ from liftplus.publishing.moving import (
     Moving,
     Write,
     Written,
+    classifier_tensors,
     epsilon_notes,
     kinds_of_activations,
-    scaled_rows,
 )
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -106,15 +106,13 @@ def _about(config: RunConfig, backbone: Backbone) -> tuple[dict[str, Any], bool]
 def _classifier(model: Classifier) -> dict[str, Tensor]:
     """Rows [C, D] times the head's scale, and biases [C] with the prior."""
     head = model.head
-    rows = None if head.layer_norms else scaled_rows(head)
-    if rows is None:
+    tensors = None if head.layer_norms else classifier_tensors(head, model.shift)
+    if tensors is None:
         raise UserError(
             f"open_clip compares unit vectors with rows, and the logits of the run's head ({type(head).__name__}) are "
             f"something else. {OTHERWISE}, or train with head=cosine."
         )
-    bias = getattr(head, "bias", None)
-    bias = torch.zeros(len(rows)) if bias is None else bias.detach()
-    return {"weight": rows, "bias": bias + (0 if model.shift is None else model.shift)}
+    return tensors
 
 
 def _fill_image(visual: nn.Module, backbone: Backbone) -> None:

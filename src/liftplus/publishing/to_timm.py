@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -33,6 +33,7 @@ from liftplus.publishing.moving import (
     Written,
     check_linear,
     epsilon_notes,
+    epsilons,
     kinds_of_activations,
 )
 
@@ -47,7 +48,8 @@ _NORMS = r"(blocks\.\d+\.norm[12]|norm|fc_norm)"
 LARGEST_STREAM = 32
 """Most times that an export enlarges the residual stream, or makes it smaller.
 
-fp16 overflows at 65504, and streams reach hundreds."""
+fp16 overflows at 65504, and streams reach hundreds.
+"""
 
 
 def check(moving: Moving) -> Write:
@@ -63,11 +65,8 @@ def check(moving: Moving) -> Write:
     def write(folder: Path, linear: Callable[[], LinearHead]) -> Written:
         head = linear()
         weights = _weights(backbone, made, {f"{name}.weight": head.weight, f"{name}.bias": head.bias})
-        factor = stream_factor(backbone.image, made)
-        notes = epsilon_notes(backbone.image, made, "timm")
-        if factor != 1:
-            weights = _with_stream(weights, factor)
-            notes = (_stream_note(backbone.image, made, factor),)
+        factor, notes = _stream(backbone.image, made)
+        weights = _with_stream(weights, factor)
         write_bytes(folder / WEIGHTS, save(weights, {"format": "pt"}))
         write_json(folder / CONFIG, _config(moving, architecture, options, made))
         how = 'timm.create_model("local-dir:{folder}", pretrained=True)'
@@ -177,24 +176,31 @@ def _weights(backbone: Backbone, made: nn.Module, head: dict[str, Tensor]) -> di
     return {key: value.detach().to(own[key].dtype).contiguous().clone() for key, value in tensors.items()}
 
 
-def stream_factor(ours: nn.Module, made: nn.Module) -> float:
-    """How many times as large the residual stream has to be for the other epsilon of timm's norms to act as ours.
+def _stream(ours: nn.Module, made: nn.Module) -> tuple[float, tuple[str, ...]]:
+    """How many times as large the residual stream has to be for timm's epsilon to act as ours, and notes on epsilons.
 
     (c x - c mean) / sqrt(c^2 var + eps) = (x - mean) / sqrt(var + eps / c^2), so that norms which read the stream c
     times as large give the same output with c^2 times the epsilon. 1 where the epsilons are equal, and where the tower
     is no pre-norm ViT or has norms elsewhere. At most `LARGEST_STREAM`, and at least one over that.
     """
-    own, other = _epsilons(ours), _epsilons(made)
-    if own is None or other is None:
-        return 1.0
-    return max(min(math.sqrt(other / own), LARGEST_STREAM), 1 / LARGEST_STREAM)
+    own, other = _epsilon(ours), _epsilon(made)
+    if own is None or other is None or own == other:
+        return 1.0, epsilon_notes(ours, made, "timm")
+    factor = max(min(math.sqrt(other / own), LARGEST_STREAM), 1 / LARGEST_STREAM)
+    note = (
+        f"The epsilon of norms is {own:g} in the run and {other:g} in timm's model. So weights that add to the "
+        f"residual stream are written times {factor:g}, with which timm's epsilon acts as {other / factor**2:.2g} and "
+        f"outputs stay as they are.{' In fp16 the stream overflows that much earlier.' if factor > 1 else ''}"
+    )
+    return factor, (note,)
 
 
-def _epsilons(tower: nn.Module) -> float | None:
-    """The one epsilon of the norms that read the residual stream; None where that is not all there is."""
-    norms = {name: part.eps for name, part in tower.named_modules() if isinstance(part, nn.LayerNorm)}
-    plain = isinstance(tower, VisionTransformer | Beit) and all(re.fullmatch(_NORMS, name) for name in norms)
-    return next(iter(norms.values())) if plain and len(set(norms.values())) == 1 else None
+def _epsilon(tower: nn.Module) -> float | None:
+    """That of the norms that read the residual stream; None where there are others, or it is no pre-norm ViT."""
+    names = [name for name, part in tower.named_modules() if isinstance(part, nn.LayerNorm)]
+    plain = isinstance(tower, VisionTransformer | Beit) and all(re.fullmatch(_NORMS, name) for name in names)
+    found = epsilons(tower)
+    return found.pop() if plain and len(found) == 1 else None
 
 
 def _with_stream(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
@@ -202,15 +208,6 @@ def _with_stream(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]
     scaled = any(re.fullmatch(_LAYER_SCALES, name) for name in weights)
     added = re.compile(f"{_EMBEDDINGS}|{_LAYER_SCALES if scaled else _LAST_LINEARS}")
     return {name: value * factor if added.fullmatch(name) else value for name, value in weights.items()}
-
-
-def _stream_note(ours: nn.Module, made: nn.Module, factor: float) -> str:
-    own, other = cast(float, _epsilons(ours)), cast(float, _epsilons(made))
-    return (
-        f"The epsilon of norms is {own:g} in the run and {other:g} in timm's model. So weights that add to the "
-        f"residual stream are written times {factor:g}, with which timm's epsilon acts as {other / factor**2:.2g} and "
-        f"outputs stay as they are.{' In fp16 the stream overflows that much earlier.' if factor > 1 else ''}"
-    )
 
 
 def _shape(tensors: dict[str, Tensor], key: str) -> torch.Size | None:
